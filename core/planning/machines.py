@@ -1,0 +1,82 @@
+"""What a machine can do: the rates by which a plan becomes hours and money. Pure data.
+
+A rate is an *effective* rate: floating point operations by the convention of this package, divided by measured seconds.
+The convention counts an eigendecomposition as 9 n^3 and a singular value decomposition as 22 n^3 (n the smaller side),
+whatever the library really does, so that one number fits all sizes of interest.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+EIGH_FLOPS_PER_CUBE = 9.0
+SVD_FLOPS_PER_CUBE = 22.0
+
+
+class MachineModel(BaseModel):
+    """One worker (a GPU with its share of the host, or a few CPU cores) and its way to the store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="what the numbers describe")
+    matmul_flops: float = Field(gt=0, description="matrix product in the arithmetic dtype, FLOP/s")
+    eigh_flops: float = Field(gt=0, description="symmetric eigendecomposition, FLOP/s by the 9 n^3 convention")
+    eigh_seconds_per_row: float = Field(
+        default=0.0, ge=0, description="latency of one of the n sequential steps of an eigendecomposition, seconds"
+    )
+    svd_flops: float = Field(gt=0, description="singular value decomposition, FLOP/s by the 22 n^3 convention")
+    elementwise_flops: float = Field(gt=0, description="element by element work (ties, means, casts), FLOP/s")
+    read_bandwidth: float = Field(gt=0, description="store to worker, bytes/s, one worker alone")
+    write_bandwidth: float = Field(gt=0, description="worker to store, bytes/s, one worker alone")
+    store_bandwidth: float | None = Field(
+        default=None, gt=0, description="what the store gives all workers together, bytes/s; none: no common limit"
+    )
+    copy_bandwidth: float | None = Field(
+        default=None, gt=0, description="server-side copy when the parts become files, bytes/s in all; none: free"
+    )
+    memory_bytes: int = Field(gt=0, description="memory for one shard, bytes")
+    price_per_hour: float = Field(default=0.0, ge=0, description="of one worker, any currency")
+    shard_overhead_seconds: float = Field(
+        default=1.0, ge=0, description="scheduling, opening files, warming up, per shard"
+    )
+    overlapped: bool = Field(default=True, description="reading, computing and writing of a shard overlap")
+    source: str = Field(description="where the numbers come from: measured by which script, or assumed and why")
+
+
+_CPU = MachineModel(
+    name="cpu-2core",
+    matmul_flops=227e9,
+    eigh_flops=150e9,
+    svd_flops=150e9,
+    elementwise_flops=2e9,
+    read_bandwidth=1.0e9,
+    write_bandwidth=0.5e9,
+    memory_bytes=16 * 2**30,
+    price_per_hour=0.10,
+    shard_overhead_seconds=0.1,
+    source="measured: two x86 cores, MKL float32, tests/benchmarks/layer_costs.py; local disk and price assumed",
+)
+
+_H100 = MachineModel(
+    name="h100-80gb",
+    matmul_flops=40e12,
+    eigh_flops=8e12,
+    eigh_seconds_per_row=40e-6,
+    svd_flops=4e12,
+    elementwise_flops=0.3e12,
+    read_bandwidth=2.0e9,
+    write_bandwidth=1.0e9,
+    store_bandwidth=50e9,
+    copy_bandwidth=5e9,
+    memory_bytes=72 * 2**30,
+    price_per_hour=4.0,
+    shard_overhead_seconds=3.0,
+    source=(
+        "assumed, not measured: 60% of 67 TFLOP/s float32 without TF32; eigh limited by memory in the tridiagonal step"
+        " (arXiv:2410.02170 finds under 3% of the GPU used); object store and price are round numbers."
+        " tests/benchmarks/layer_costs.py measures your GPU"
+    ),
+)
+
+#: machines that `--machine NAME` knows; a file with the fields of MachineModel describes any other
+MACHINES: dict[str, MachineModel] = {machine.name: machine for machine in (_CPU, _H100)}
