@@ -1,0 +1,53 @@
+# Everything runs in .venv, made here: nothing needs to be installed by hand but Python 3.11+ and make.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# Thread pools of two processes on the same cores slow each other down severalfold.
+export OMP_NUM_THREADS ?= 1
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+export DO_NOT_TRACK = 1
+
+.PHONY: install demo test lint format types contracts unit slow soak bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)" -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	OMP_NUM_THREADS=2 $(BIN)/python tests/demo/run.py
+
+test: lint types contracts unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
+
+contracts: $(STAMP)
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not soak and not benchmark"
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m soak --timeout 7200
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest -m benchmark --timeout 3600 -s
+
+clean:
+	rm -rf $(VENV) .demo build *.egg-info

@@ -1,0 +1,69 @@
+"""Parts: the merged tensors of one shard as an object in the store, with a record that says it is whole.
+
+A part is a safetensors file whose data section goes into the output file as it is. The record (`.json` beside it) is
+written after it: its presence is the commit. The record carries size, etag and sha256 of the part, and a checksum of
+itself, so that a part that was truncated, changed or replaced is noticed and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+from ..errors import ObjectNotFoundError
+from ..planning.plan import LayerShard
+from ..storage.store import Store
+from .reports import ShardReport
+
+CHUNK_BYTES = 16 * 2**20
+
+
+def record_key(part_key: str) -> str:
+    return part_key.removesuffix(".safetensors") + ".json"
+
+
+def write_record(store: Store, report: ShardReport) -> None:
+    """Commit a part that is already in the store."""
+    body = json.dumps(report.to_dict(), sort_keys=True)
+    store.write(record_key(report.part_key), json.dumps({"sha256": _digest(body), "report": body}).encode())
+
+
+def find_part(store: Store, shard: LayerShard) -> tuple[ShardReport | None, str | None]:
+    """The report of a whole, committed part of this shard, or None with the reason if something unfit lies there.
+
+    An unchanged etag (on a disk: modification time) says that nobody wrote there since. Where it differs, as in a store
+    that was copied to another place, the bytes are hashed.
+    """
+    try:
+        envelope = json.loads(store.read(record_key(shard.part_key)))
+        if _digest(envelope["report"]) != envelope["sha256"]:
+            raise ValueError("checksum does not fit")
+        report = ShardReport.from_dict(json.loads(envelope["report"]))
+        if report.part_key != shard.part_key or [t.name for t in report.tensors] != [t.name for t in shard.tensors]:
+            raise ValueError("it is another part's record")
+    except ObjectNotFoundError:
+        return None, None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return None, f"the record of part {shard.part_key} is damaged ({error}); made again"
+    try:
+        info = store.info(shard.part_key)
+    except ObjectNotFoundError:
+        return None, f"part {shard.part_key} is gone; made again"
+    if info.size != report.num_bytes:
+        return None, f"part {shard.part_key} has {info.size} bytes, expected {report.num_bytes}; made again"
+    unchanged = bool(info.etag) and info.etag == report.etag
+    if not unchanged and _hash_object(store, shard.part_key, info.size) != report.sha256:
+        return None, f"part {shard.part_key} fails its checksum; made again"
+    return replace(report, index=shard.index, reused=True), None
+
+
+def _hash_object(store: Store, key: str, size: int) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, size, CHUNK_BYTES):
+        digest.update(store.read_range(key, start, min(size, start + CHUNK_BYTES)))
+    return digest.hexdigest()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,76 @@
+"""What a shard says of itself when it is done: JSON-able, stored beside the part, read again when a run resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+Origin = Literal["computed", "reused", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """One merged tensor.
+
+    rank : directions the method kept (K), None where the method has no spectrum
+    energy : share of the eigenvalue sum in those directions, 0 to 1
+    spectrum : where the decomposition came from
+    sha256 : of the tensor's bytes in the output
+    """
+
+    name: str
+    action: str
+    method: str | None
+    seconds: float
+    sha256: str
+    rank: int | None = None
+    energy: float | None = None
+    spectrum: Origin = "none"
+    spectrum_key: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """One finished shard. `reused` tells whether this run found the part (True) or made it (False)."""
+
+    index: int
+    part_key: str
+    num_bytes: int  # of the whole part object
+    header_bytes: int  # the data section starts here
+    sha256: str  # of the whole part object
+    etag: str  # as the store gave it after the write; "" where it has none
+    seconds: float
+    bytes_read: int
+    tensors: tuple[TensorReport, ...]
+    reused: bool = False
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def decompositions_computed(self) -> int:
+        """By this run: a part that was found decomposed nothing."""
+        return 0 if self.reused else sum(tensor.spectrum == "computed" for tensor in self.tensors)
+
+    @property
+    def decompositions_reused(self) -> int:
+        """Spectra found in the store, or not even needed because the whole part was there."""
+        if self.reused:
+            return sum(tensor.spectrum != "none" for tensor in self.tensors)
+        return sum(tensor.spectrum == "reused" for tensor in self.tensors)
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, object]) -> ShardReport:
+        """Raises KeyError, TypeError or ValueError where `data` is not such a record; callers treat that as corrupt."""
+        fields = dict(data)
+        tensors = fields.pop("tensors")
+        if not isinstance(tensors, (list, tuple)):
+            raise TypeError("tensors is not a list")
+        reports = tuple(TensorReport(**{**tensor, "notes": tuple(tensor["notes"])}) for tensor in tensors)
+        notes = fields.pop("notes")
+        if not isinstance(notes, (list, tuple)):
+            raise TypeError("notes is not a list")
+        return ShardReport(tensors=reports, notes=tuple(str(note) for note in notes), **fields)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,76 @@
+"""A merge as it is watched: a progress bar on a terminal, nothing at all elsewhere."""
+
+from __future__ import annotations
+
+import threading
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ...core.planning.plan import Plan
+from ...core.steps.reports import ShardReport
+from ...flows.run_context import Listener
+from .options import show_bytes
+
+
+class QuietListener(Listener):
+    """Says nothing."""
+
+    def close(self) -> None:
+        """Nothing to put away."""
+
+
+class TerminalListener(QuietListener):
+    """Shards done, bytes read, rate, time left; drawn on standard error so that standard output stays clean."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes_read = 0
+        self._shards = 0
+        self._num_shards = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task("planning", total=None, detail="")
+        self._progress.start()
+
+    def planned(self, plan: Plan, workers: int) -> None:
+        self._num_shards = len(plan.shards)
+        self._progress.update(self._task, description=f"merging ({workers} at once)", total=plan.num_tensors)
+
+    def tensor_done(self, name: str, bytes_read: int) -> None:
+        with self._lock:
+            self._bytes_read += bytes_read
+            self._progress.advance(self._task)
+            self._show()
+
+    def shard_done(self, report: ShardReport) -> None:
+        with self._lock:
+            self._shards += 1
+            if report.reused:
+                self._progress.advance(self._task, len(report.tensors))
+            self._show()
+
+    def _show(self) -> None:
+        elapsed = self._progress.tasks[0].elapsed or 0.0
+        rate = f", {show_bytes(self._bytes_read / elapsed)}/s" if elapsed > 0 else ""
+        detail = f"tensors, {self._shards}/{self._num_shards} shards, {show_bytes(self._bytes_read)} read{rate}"
+        self._progress.update(self._task, detail=detail)
+
+    def assembling(self, plan: Plan) -> None:
+        self._progress.update(self._task, description="assembling")
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def make_listener(*, quiet: bool, terminal: bool) -> QuietListener:
+    return TerminalListener() if terminal and not quiet else QuietListener()

@@ -1,0 +1,72 @@
+"""The merge, in order: plan, one task per layer shard, assemble."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from prefect import flow
+
+from ..core.config import Recipe, load_recipe
+from ..core.steps.assemble import assemble, prepare_destination
+from ..core.steps.make_plan import make_plan
+from ..core.steps.result import MergeResult
+from .fan_out import choose_workers, merge_shards
+from .run_context import current_run
+from .runners import RunnerName
+
+DEFAULT_STORE = "~/.cache/eigenmerge"
+
+
+@flow(name="merge", flow_run_name="merge into {destination}", validate_parameters=False, persist_result=False)
+def merge(
+    recipe: Recipe | str | Path,
+    destination: str | Path,
+    store: str | None = None,
+    device: str = "cpu",
+    max_memory: int | None = None,
+    workers: int | None = None,
+    runner: RunnerName | None = None,
+    runner_address: str | None = None,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    time_limit: float | None = None,
+) -> MergeResult:
+    """Merge the experts that a recipe names into one checkpoint.
+
+    Parameters
+    ----------
+    recipe : a Recipe, or the path of a recipe file
+    destination : directory or URI of the merged checkpoint; must be empty unless `overwrite`
+    store : directory or URI where spectra and finished parts are kept; a run with the same store resumes
+    device : "cpu", "cuda", "cuda:1"
+    max_memory : bytes that all workers of this machine together may use
+    workers : shards computed at once; None picks by cores (or GPUs) and by `max_memory`
+    runner, runner_address : "threads" (default), "dask" or "ray", and the address of a running cluster
+    time_limit : seconds after which the run stops cleanly, to be resumed
+
+    Raises
+    ------
+    EigenmergeError : for everything that a user can cure
+    """
+    run = current_run()
+    started = time.monotonic()
+    if time_limit is not None:
+        run.stop.deadline = started + time_limit
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    store_uri = store or recipe.store or DEFAULT_STORE
+    options = recipe.plain_storage_options()
+
+    plan = make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
+    target = prepare_destination(plan, str(destination), options, overwrite=overwrite)
+    slots = choose_workers(plan, workers, max_memory, device)
+    run.listener.planned(plan, slots)
+
+    reports = merge_shards(
+        plan, store_uri, options, workers=slots, runner=runner or recipe.runner, address=runner_address, run=run
+    )
+
+    run.listener.assembling(plan)
+    result = assemble(plan, reports, target, store_uri, options, seconds=time.monotonic() - started)
+    run.listener.finished(result)
+    return result

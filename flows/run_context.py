@@ -1,0 +1,48 @@
+"""How the process that starts a flow watches it: callbacks and the stop signal, which are no parameters of a flow run.
+
+A flow's parameters are recorded by Prefect and must be plain data. The command line sets a RunContext around the call;
+a run that was started by a worker has the silent default.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from ..core.planning.plan import Plan
+from ..core.steps.reports import ShardReport
+from ..core.steps.result import MergeResult
+from ..core.steps.stop import StopSignal
+
+
+class Listener:
+    """Hears what a run does. Override what is of interest; calls may come from worker threads."""
+
+    def planned(self, plan: Plan, workers: int) -> None:
+        """The plan is made and fits; nothing is read yet."""
+
+    def tensor_done(self, name: str, bytes_read: int) -> None:
+        """One output tensor is in its part (runner "threads" only)."""
+
+    def shard_done(self, report: ShardReport) -> None:
+        """One shard's part is in the store, made now or found."""
+
+    def assembling(self, plan: Plan) -> None:
+        """All parts are there."""
+
+    def finished(self, result: MergeResult) -> None:
+        """The checkpoint is committed."""
+
+
+@dataclass(slots=True)
+class RunContext:
+    listener: Listener = field(default_factory=Listener)
+    stop: StopSignal = field(default_factory=StopSignal)
+
+
+RUN_CONTEXT: ContextVar[RunContext | None] = ContextVar("eigenmerge_run_context", default=None)
+
+
+def current_run() -> RunContext:
+    """The context of the caller, or a silent one."""
+    return RUN_CONTEXT.get() or RunContext()

@@ -1,0 +1,55 @@
+"""The layout of the repository is what the documentation says it is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("core", "tasks", "flows", "deployments")
+MAX_LINES = 400
+
+
+def source_files() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def test_architecture_map_names_every_source_file() -> None:
+    """docs/architecture.md lists each file once, and none that does not exist."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    listed = set(re.findall(r"^\| `((?:core|tasks|flows|deployments)/[\w/]+\.py)`", text, re.MULTILINE))
+    real = {str(path.relative_to(ROOT)) for path in source_files() if path.name != "__init__.py"}
+    assert sorted(real - listed) == [], "files that the map does not name"
+    assert sorted(listed - real) == [], "files that the map names but that do not exist"
+
+
+def test_every_subpackage_is_installed() -> None:
+    """A folder that pyproject does not list works in an editable install and is missing from a wheel."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {"eigenmerge." + ".".join(path.parent.relative_to(ROOT).parts) for path in source_files()}
+    assert sorted(folders) == sorted(listed)
+
+
+def test_no_file_holds_two_ideas() -> None:
+    """Past 400 lines a file is two files."""
+    long = [(str(p.relative_to(ROOT)), n) for p in source_files() if (n := len(p.read_text().splitlines())) > MAX_LINES]
+    assert long == []
+
+
+def test_no_catch_all_names() -> None:
+    names = {path.stem for path in source_files()}
+    assert names.isdisjoint({"utils", "helpers", "common", "misc", "util", "helper"})
+
+
+def test_top_level_is_as_agreed() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    top = {line.split("/")[0] for line in tracked if line}
+    agreed = {"pyproject.toml", "flows", "tasks", "core", "deployments", "tests", "docs"}
+    agreed |= {"README.md", "CHANGELOG.md", "LICENSE", "Makefile", "constraints.txt"}
+    assert {name for name in top - agreed if not name.startswith(".")} == set()
