@@ -33,7 +33,7 @@ def choose_workers(plan: Plan, workers: int | None, max_memory: int | None, devi
 def merge_shards(
     plan: Plan,
     store_uri: str,
-    storage_options: Mapping[str, Any],
+    storage_options: Mapping[str, Any] | None,
     *,
     workers: int,
     runner: RunnerName,
@@ -57,7 +57,7 @@ def merge_shards(
                     "shard": quote(plan.shards[index]),
                     "settings": quote(plan.settings),
                     "store_uri": store_uri,
-                    "storage_options": quote(dict(storage_options)),
+                    "storage_options": quote(storage_options),
                     "stop": quote(run.stop) if in_process else None,
                     "on_tensor": quote(run.listener.tensor_done) if in_process else None,
                     "num_threads": threads if in_process else None,

@@ -55,18 +55,25 @@ def merge(
         run.stop.deadline = started + time_limit
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     store_uri = store or recipe.store or DEFAULT_STORE
-    options = recipe.plain_storage_options()
+    options = recipe.storage_options
+    max_memory = max_memory or recipe.max_memory
 
     plan = make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
     target = prepare_destination(plan, str(destination), options, overwrite=overwrite)
-    slots = choose_workers(plan, workers, max_memory, device)
+    slots = choose_workers(plan, workers or recipe.runner.workers, max_memory, device)
     run.listener.planned(plan, slots)
 
     reports = merge_shards(
-        plan, store_uri, options, workers=slots, runner=runner or recipe.runner, address=runner_address, run=run
+        plan,
+        store_uri,
+        options,
+        workers=slots,
+        runner=runner or recipe.runner.kind,
+        address=runner_address or recipe.runner.address,
+        run=run,
     )
 
     run.listener.assembling(plan)
-    result = assemble(plan, reports, target, store_uri, options, seconds=time.monotonic() - started)
+    result = assemble(plan, reports, target, store_uri, options, started=started)
     run.listener.finished(result)
     return result

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
 
+from ...core.config import parse_bytes
 from ...core.errors import RecipeError
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe: mergekit YAML and more keys.")]
@@ -31,8 +31,6 @@ AllowNonfiniteOption = Annotated[
     bool, typer.Option("--allow-nonfinite", help="Where an expert holds NaN or Inf, keep the base's tensor and say so.")
 ]
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-
 
 def parse_size(text: str | None) -> int | None:
     """Bytes of "16GB", "500MiB" or "1000000"; None stays None.
@@ -43,10 +41,10 @@ def parse_size(text: str | None) -> int | None:
     """
     if text is None:
         return None
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].lower() not in _UNITS:
-        raise RecipeError(f"{text!r} is not a size; write a number with B, KB, MB, GB, TB, KiB, MiB, GiB or TiB, e.g. 16GB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise RecipeError(f"--max-memory {error}") from None
 
 
 def show_bytes(count: float) -> str:

@@ -1,0 +1,103 @@
+"""The reduce: parts become the files of a checkpoint, and the last object written is the commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..planning.plan import OutputFile, Plan, SideFile
+from ..storage.assemble import assemble_file
+from ..storage.safetensors_header import build_header
+from ..storage.store import Store, resolve
+from .destination import INDEX_NAME, MARKER_NAME, Destination
+from .manifest import MANIFEST_NAME, build_manifest
+from .model_card import build_model_card
+from .reports import ShardReport
+from .result import MergeResult, count_shards
+
+
+def assemble(
+    plan: Plan,
+    reports: Sequence[ShardReport],
+    destination: Destination,
+    store_uri: str,
+    storage_options: Mapping[str, Any] | None,
+    *,
+    started: float,
+) -> MergeResult:
+    """Write weight files, config and tokenizer files, model card and manifest, and last the index.
+
+    The weights do not pass through this process where the store can copy on its own side. A run that is killed here and
+    started again writes the files again: they cost a copy, not a computation.
+
+    Parameters
+    ----------
+    reports : one per shard, in the order of the plan
+    started : of the whole run, on `time.monotonic`'s clock
+    """
+    store = Store(store_uri, storage_options)
+    target = destination.store
+    hashes: dict[str, str | None] = {}
+    through = 0
+    for file in plan.files:
+        header = _header(plan, file)
+        parts = [reports[index] for index in file.shards]
+        ranges = [(report.part_key, report.header_bytes, report.num_bytes) for report in parts]
+        written = assemble_file(target, file.name, header, store, ranges)
+        hashes[file.name] = written.sha256
+        through += written.bytes_through
+    for side in plan.side_files:
+        hashes[side.name] = _write(target, side.name, _content(side, storage_options))
+    hashes["README.md"] = _write(target, "README.md", build_model_card(plan, reports))
+    _write(target, MANIFEST_NAME, build_manifest(plan, reports, hashes))
+    if len(plan.files) > 1:
+        _write(target, INDEX_NAME, _index(plan))
+    target.delete([MARKER_NAME])
+    return MergeResult(
+        destination=destination.uri,
+        run_key=plan.run_key,
+        files=tuple(file.name for file in plan.files),
+        num_tensors=plan.num_tensors,
+        num_experts=len(plan.experts),
+        method=str(plan.recipe.get("merge_method")),
+        bytes_written=plan.bytes_written,
+        bytes_through_reduce=through,
+        seconds=time.monotonic() - started,
+        warnings=plan.warnings + tuple(note for report in reports for note in _notes(report)),
+        **count_shards(reports),
+    )
+
+
+def _header(plan: Plan, file: OutputFile) -> bytes:
+    tensors = [tensor for index in file.shards for tensor in plan.shards[index].tensors]
+    return build_header([(tensor.name, tensor.out_dtype, tensor.shape) for tensor in tensors], {"format": "pt"})
+
+
+def _index(plan: Plan) -> bytes:
+    weight_map = {
+        tensor.name: file.name for file in plan.files for index in file.shards for tensor in plan.shards[index].tensors
+    }
+    total = sum(shard.bytes_written for shard in plan.shards)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return (json.dumps(index, indent=2) + "\n").encode()
+
+
+def _content(side: SideFile, storage_options: Mapping[str, Any] | None) -> bytes:
+    if side.content is not None:
+        return side.content
+    assert side.source_uri is not None
+    source, key = resolve(side.source_uri, storage_options)
+    return source.read(key)
+
+
+def _write(target: Store, name: str, data: bytes) -> str:
+    target.write(name, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _notes(report: ShardReport) -> list[str]:
+    found = [] if report.reused else list(report.notes)
+    return found + [f"{tensor.name}: {note}" for tensor in report.tensors for note in tensor.notes]

@@ -1,0 +1,130 @@
+"""Who works on a shard: so that two runs on one store share the work instead of doing it twice.
+
+A claim is an advisory object, created only if absent. It never guards correctness (parts are content-addressed and
+written whole; two workers at one shard write the same bytes), only effort. A claim counts as dead when its owner is a
+process of this machine that is gone, or when it did not change for `STALE_SECONDS` of the observer's own clock: no two
+clocks are ever compared. Where the store ignores conditional writes, both runs do the work and the result is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from types import TracebackType
+
+from ..errors import ObjectNotFoundError, StoreError
+from ..storage.store import Store
+
+HEARTBEAT_SECONDS = 15.0
+STALE_SECONDS = 60.0
+POLL_SECONDS = 1.0
+
+
+def claim_key(part_key: str) -> str:
+    return "claims/" + part_key.rsplit("/", 1)[-1].removesuffix(".safetensors") + ".json"
+
+
+class Claim:
+    """A held claim, refreshed by a thread until `release`. Use as a context manager."""
+
+    def __init__(self, store: Store, key: str, owner: dict[str, object]) -> None:
+        self._store, self._key, self._owner = store, key, owner
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, name="eigenmerge-claim", daemon=True)
+        self._thread.start()
+
+    def _refresh(self) -> None:
+        beat = 0
+        while not self._done.wait(HEARTBEAT_SECONDS):
+            beat += 1
+            try:
+                self._store.write(self._key, _body(self._owner, beat))
+            except StoreError:
+                continue  # advisory: the shard's own writes will say what is wrong
+
+    def release(self) -> None:
+        self._done.set()
+        self._thread.join()
+        try:
+            self._store.delete([self._key])
+        except StoreError:
+            pass  # it goes stale by itself
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+
+class ClaimWatcher:
+    """Tries to take a claim, and remembers how long a foreign one has not moved."""
+
+    def __init__(self, store: Store, part_key: str) -> None:
+        self._store = store
+        self._key = claim_key(part_key)
+        self._seen: bytes | None = None
+        self._seen_at = 0.0
+
+    def acquire(self) -> Claim | None:
+        """The claim, or None while somebody else is alive and at it."""
+        owner = _this_process()
+        if self._store.create(self._key, _body(owner, 0)):
+            return Claim(self._store, self._key, owner)
+        try:
+            content = self._store.read(self._key)
+        except ObjectNotFoundError:
+            return None  # released this moment; the next look finds the part
+        if content != self._seen:
+            self._seen, self._seen_at = content, time.monotonic()
+        if _owner_is_gone(content) or time.monotonic() - self._seen_at > STALE_SECONDS:
+            self._store.write(self._key, _body(owner, 0))
+            return Claim(self._store, self._key, owner)
+        return None
+
+
+def _body(owner: dict[str, object], beat: int) -> bytes:
+    return json.dumps(owner | {"beat": beat}).encode()
+
+
+def _this_process() -> dict[str, object]:
+    return {
+        "id": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "boot": _boot_id(),
+        "pid": os.getpid(),
+        "started": _process_start(os.getpid()),
+    }
+
+
+def _owner_is_gone(content: bytes) -> bool:
+    """True only where it is certain: same machine, same boot, and that process is not there any more."""
+    try:
+        owner = json.loads(content)
+        same_machine = owner["host"] == socket.gethostname() and owner["boot"] == _boot_id() and owner["boot"]
+        return bool(same_machine) and _process_start(int(owner["pid"])) != owner["started"]
+    except (ValueError, KeyError, TypeError):
+        return True  # damaged: nobody can be refreshing it
+
+
+def _boot_id() -> str:
+    """Identifies this boot of this kernel; with the pid's start time it names a process. "" where there is no /proc."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _process_start(pid: int) -> str:
+    """Start time of a process in clock ticks since boot, "" when it does not exist."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+            fields = file.read().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except OSError:
+        return ""

@@ -1,0 +1,111 @@
+"""One shard: find its part in the store, or merge its tensors one by one and leave the part there."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ..planning.plan import LayerShard, RunSettings
+from ..storage.safetensors_header import build_header
+from ..storage.store import Store
+from ..storage.tensors import TensorReader
+from .claims import POLL_SECONDS, ClaimWatcher
+from .merge_tensor import TensorMerger
+from .part import find_part, write_record
+from .reports import ShardReport
+from .stop import StopSignal
+
+
+def merge_shard(
+    shard: LayerShard,
+    settings: RunSettings,
+    store_uri: str,
+    storage_options: Mapping[str, Any] | None,
+    *,
+    stop: StopSignal | None = None,
+    on_tensor: Callable[[str, int], None] | None = None,
+    num_threads: int | None = None,
+) -> ShardReport:
+    """Merge one shard; idempotent, and safe to run in several places at once.
+
+    Peak memory is what the plan projected: base, one expert and the work space of one tensor.
+
+    Parameters
+    ----------
+    stop : looked at between two tensors; the part is then dropped whole
+    on_tensor : called with the name and the bytes read after each tensor
+    num_threads : of torch in this thread; None leaves it alone
+
+    Raises
+    ------
+    InterruptedRunError : `stop` was set
+    NonFiniteError : an expert holds NaN or Inf and `settings.allow_nonfinite` is false
+    StoreError : the store refused or stayed unreachable
+    """
+    stop = stop or StopSignal()
+    store = Store(store_uri, storage_options)
+    if num_threads is not None and torch.get_num_threads() != num_threads:
+        torch.set_num_threads(num_threads)
+    watcher = ClaimWatcher(store, shard.part_key)
+    while True:
+        stop.check()
+        found, reason = find_part(store, shard)
+        if found is not None:
+            return found
+        claim = watcher.acquire()
+        if claim is not None:
+            break
+        time.sleep(POLL_SECONDS)
+    with claim:
+        notes = (reason,) if reason else ()
+        return _make_part(shard, settings, store, storage_options, stop, on_tensor, notes)
+
+
+def _make_part(
+    shard: LayerShard,
+    settings: RunSettings,
+    store: Store,
+    storage_options: Mapping[str, Any] | None,
+    stop: StopSignal,
+    on_tensor: Callable[[str, int], None] | None,
+    notes: tuple[str, ...],
+) -> ShardReport:
+    started = time.monotonic()
+    with TensorReader(storage_options) as reader:
+        merger = TensorMerger(settings, store, reader)
+        header = build_header([(tensor.name, tensor.out_dtype, tensor.shape) for tensor in shard.tensors], {"format": "pt"})
+        digest = hashlib.sha256(header)
+        reports = []
+        with store.open_write(shard.part_key) as writer:
+            writer.write(header)
+            for tensor in shard.tensors:
+                stop.check()
+                bytes_before = reader.bytes_read
+                merged, report = merger.merge(tensor)
+                data = merged.contiguous().view(torch.uint8).reshape(-1).numpy().data if merged.numel() else b""
+                writer.write(data)
+                digest.update(data)
+                reports.append(report)
+                if on_tensor is not None:
+                    on_tensor(tensor.name, reader.bytes_read - bytes_before)
+        info = store.info(shard.part_key)
+        report = ShardReport(
+            index=shard.index,
+            part_key=shard.part_key,
+            num_bytes=info.size,
+            header_bytes=len(header),
+            sha256=digest.hexdigest(),
+            etag=info.etag,
+            seconds=time.monotonic() - started,
+            bytes_read=reader.bytes_read,
+            tensors=tuple(reports),
+            notes=notes + tuple(merger.notes),
+        )
+    write_record(store, report)
+    return report
+
+
