@@ -1,0 +1,112 @@
+"""Fixtures for every test: real S3 servers on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# moto and ministack accept any credentials; these are recognisable, so that a test can look for them where they must
+# not appear.
+ACCESS_KEY = "PLANTEDACCESSKEY"
+SECRET_KEY = "planted-secret-that-must-not-leak"
+
+
+@dataclass(frozen=True)
+class S3Root:
+    """A fresh prefix in a fresh bucket, and how to reach it."""
+
+    uri: str
+    storage_options: dict[str, object]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def server_process(command: list[str], port: int, environment: dict[str, str], folder: Path) -> Iterator[str]:
+    """A server that listens on `port`, ended by its own process id; its URL."""
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=output, cwd=folder)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command[:3]} did not start: {log.read_text()[-2000:]}")
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def s3_options(endpoint: str) -> dict[str, object]:
+    return {"endpoint_url": endpoint, "key": ACCESS_KEY, "secret": SECRET_KEY, "region": "us-east-1"}
+
+
+def fresh_s3_root(endpoint: str) -> S3Root:
+    import fsspec
+
+    options = s3_options(endpoint)
+    bucket = f"test-{uuid.uuid4().hex[:16]}"
+    fs = fsspec.filesystem("s3", endpoint_url=endpoint, key=ACCESS_KEY, secret=SECRET_KEY)
+    fs.call_s3("create_bucket", Bucket=bucket)
+    return S3Root(f"s3://{bucket}/some/prefix", options)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """ministack: right on ranges, multipart uploads, conditional writes and batch deletes, and quick."""
+    folder, port = tmp_path_factory.mktemp("ministack"), free_port()
+    environment = {
+        "GATEWAY_PORT": str(port),
+        "BIND_HOST": "127.0.0.1",
+        "SERVICES": "s3",
+        "S3_PERSIST": "0",
+        "LOG_LEVEL": "WARNING",
+        "TMPDIR": str(folder),
+    }
+    with server_process([sys.executable, "-m", "ministack"], port, environment, folder) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """moto's server: a second opinion; slow."""
+    folder, port = tmp_path_factory.mktemp("moto"), free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with server_process(command, port, {}, folder) as url:
+        yield url
+
+
+@pytest.fixture
+def s3_root(s3_endpoint: str) -> S3Root:
+    """A fresh bucket and prefix on ministack."""
+    return fresh_s3_root(s3_endpoint)
+
+
+@pytest.fixture
+def moto_root(moto_endpoint: str) -> S3Root:
+    """A fresh bucket and prefix on moto."""
+    return fresh_s3_root(moto_endpoint)

@@ -1,0 +1,51 @@
+"""Small checkpoints on local disk and on S3."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from eigenmerge.core.storage.store import Store
+from safetensors.torch import save
+
+
+def tensors_of(layers: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, torch.Tensor] = {"embed.weight": torch.randn(11, 4, generator=generator).to(torch.bfloat16)}
+    for layer in range(layers):
+        found[f"layers.{layer}.weight"] = torch.randn(6, 4, generator=generator)
+        found[f"layers.{layer}.bias"] = torch.randn(6, generator=generator).half()
+    return found
+
+
+def write_model(store: Store, tensors: Mapping[str, torch.Tensor], *, files: int = 1, config: object = None) -> None:
+    """A Hugging Face directory: one file, or several with an index."""
+    names = list(tensors)
+    if files == 1:
+        store.write("model.safetensors", save(dict(tensors), {"format": "pt"}))
+    else:
+        weight_map = {}
+        for number in range(files):
+            file = f"model-{number + 1:05d}-of-{files:05d}.safetensors"
+            store.write(file, save({name: tensors[name] for name in names[number::files]}, {"format": "pt"}))
+            weight_map.update(dict.fromkeys(names[number::files], file))
+        index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+        store.write("model.safetensors.index.json", json.dumps(index).encode())
+    store.write("config.json", json.dumps(config or {"model_type": "test"}).encode())
+    store.write("tokenizer.json", b"{}")
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Store]:
+    """Name to an empty store of that name, on one of three kinds of storage."""
+    if request.param == "local":
+        return lambda name: Store(str(tmp_path / name))
+    if request.param == "memory":
+        root = uuid.uuid4().hex
+        return lambda name: Store(f"memory://{root}/{name}")
+    s3 = request.getfixturevalue("s3_root")
+    return lambda name: Store(f"{s3.uri}/{name}", s3.storage_options)
