@@ -24,7 +24,9 @@ def choose_workers(plan: Plan, workers: int | None, max_memory: int | None, devi
     sooner than one after the other with two.
     """
     if workers is None:
-        workers = torch.cuda.device_count() if device == "cuda" else 1 if device.startswith("cuda") else available_cores()
+        workers = (
+            torch.cuda.device_count() if device == "cuda" else 1 if device.startswith("cuda") else available_cores()
+        )
     if max_memory is not None and plan.peak_bytes > 0:
         workers = min(workers, max_memory // plan.peak_bytes)
     return max(1, min(workers, len(plan.shards)))

@@ -13,6 +13,7 @@ QUIET = {
     "PREFECT_CLI_PROMPT": "false",
 }
 
+
 def quiet_prefect() -> None:
     """No telemetry and no log lines unless the user's environment says otherwise. Call before importing prefect."""
     for name, value in QUIET.items():

@@ -73,7 +73,7 @@ def assemble(
 
 def _header(plan: Plan, file: OutputFile) -> bytes:
     tensors = [tensor for index in file.shards for tensor in plan.shards[index].tensors]
-    return build_header([(tensor.name, tensor.out_dtype, tensor.shape) for tensor in tensors], {"format": "pt"})
+    return build_header({tensor.name: (tensor.out_dtype, tensor.shape) for tensor in tensors}, {"format": "pt"})
 
 
 def _index(plan: Plan) -> bytes:

@@ -32,7 +32,9 @@ class Destination:
     store: Store
 
 
-def prepare_destination(plan: Plan, uri: str, storage_options: Mapping[str, Any] | None, *, overwrite: bool) -> Destination:
+def prepare_destination(
+    plan: Plan, uri: str, storage_options: Mapping[str, Any] | None, *, overwrite: bool
+) -> Destination:
     """Check the destination and mark it as incomplete; called before any weight is read.
 
     A destination that holds an unfinished run of the same plan is taken over: that is what resuming is. With `overwrite`
@@ -74,5 +76,9 @@ def _not_empty(store: Store, uri: str, present: list[str], plan: Plan) -> str:
             return f"{uri}: already holds the result of this very recipe; pass --overwrite to write it again"
     except (ObjectNotFoundError, ValueError, AttributeError):
         pass
-    what = "an unfinished merge of another recipe" if MARKER_NAME in present else f"{len(present)} files, e.g. {present[0]!r}"
+    what = (
+        "an unfinished merge of another recipe"
+        if MARKER_NAME in present
+        else f"{len(present)} files, e.g. {present[0]!r}"
+    )
     return f"{uri}: is not empty ({what}); choose an empty destination or pass --overwrite"

@@ -28,7 +28,8 @@ def build_manifest(plan: Plan, reports: Sequence[ShardReport], file_hashes: Mapp
     manifest = {
         "format": FORMAT_VERSION,
         "eigenmerge": version("eigenmerge"),
-        "versions": {name: version(name) for name in ("torch", "safetensors", "pyarrow")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("torch", "safetensors", "pyarrow")}
+        | {"python": platform.python_version()},
         "run_key": plan.run_key,
         "recipe": dict(plan.recipe),
         "arithmetic": plan.settings.arithmetic,
@@ -40,11 +41,15 @@ def build_manifest(plan: Plan, reports: Sequence[ShardReport], file_hashes: Mapp
                 "name": file.name,
                 "num_bytes": file.num_bytes,
                 "sha256": file_hashes.get(file.name),
-                "parts": [{"sha256": by_index[index].sha256, "num_bytes": by_index[index].num_bytes} for index in file.shards],
+                "parts": [
+                    {"sha256": by_index[index].sha256, "num_bytes": by_index[index].num_bytes} for index in file.shards
+                ],
             }
             for file in plan.files
         ],
-        "side_files": {name: digest for name, digest in sorted(file_hashes.items()) if name not in {f.name for f in plan.files}},
+        "side_files": {
+            name: digest for name, digest in sorted(file_hashes.items()) if name not in {f.name for f in plan.files}
+        },
         "tensors": _tensors(plan, by_index),
     }
     return (json.dumps(manifest, indent=1, sort_keys=False) + "\n").encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -75,37 +74,32 @@ def _make_part(
     notes: tuple[str, ...],
 ) -> ShardReport:
     started = time.monotonic()
-    with TensorReader(storage_options) as reader:
-        merger = TensorMerger(settings, store, reader)
-        header = build_header([(tensor.name, tensor.out_dtype, tensor.shape) for tensor in shard.tensors], {"format": "pt"})
-        digest = hashlib.sha256(header)
-        reports = []
-        with store.open_write(shard.part_key) as writer:
-            writer.write(header)
-            for tensor in shard.tensors:
-                stop.check()
-                bytes_before = reader.bytes_read
-                merged, report = merger.merge(tensor)
-                data = merged.contiguous().view(torch.uint8).reshape(-1).numpy().data if merged.numel() else b""
-                writer.write(data)
-                digest.update(data)
-                reports.append(report)
-                if on_tensor is not None:
-                    on_tensor(tensor.name, reader.bytes_read - bytes_before)
-        info = store.info(shard.part_key)
-        report = ShardReport(
-            index=shard.index,
-            part_key=shard.part_key,
-            num_bytes=info.size,
-            header_bytes=len(header),
-            sha256=digest.hexdigest(),
-            etag=info.etag,
-            seconds=time.monotonic() - started,
-            bytes_read=reader.bytes_read,
-            tensors=tuple(reports),
-            notes=notes + tuple(merger.notes),
-        )
+    reader = TensorReader(storage_options)
+    merger = TensorMerger(settings, store, reader)
+    header = build_header({t.name: (t.out_dtype, t.shape) for t in shard.tensors}, {"format": "pt"})
+    reports = []
+    with store.open_write(shard.part_key) as writer:
+        writer.write(header)
+        for tensor in shard.tensors:
+            stop.check()
+            bytes_before = reader.bytes_read
+            data, report = merger.merge(tensor)
+            writer.write(data)
+            reports.append(report)
+            if on_tensor is not None:
+                on_tensor(tensor.name, reader.bytes_read - bytes_before)
+    info = store.info(shard.part_key)
+    report = ShardReport(
+        index=shard.index,
+        part_key=shard.part_key,
+        num_bytes=writer.num_bytes,
+        header_bytes=len(header),
+        sha256=writer.sha256,
+        etag=info.etag,
+        seconds=time.monotonic() - started,
+        bytes_read=reader.bytes_read,
+        tensors=tuple(reports),
+        notes=notes + tuple(merger.notes),
+    )
     write_record(store, report)
     return report
-
-

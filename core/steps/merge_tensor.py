@@ -11,13 +11,13 @@ import torch
 from ..errors import NonFiniteError
 from ..numerics.method import DirectMethod, SpectralMethod
 from ..numerics.registry import get_method
-from ..planning.plan import RunSettings, TensorPlan
+from ..numerics.spectral_merge import merged_delta
+from ..planning.plan import MatrixView, RunSettings, TensorPlan
 from ..storage.store import Store
-from ..storage.tensors import TensorReader
+from ..storage.tensors import TensorReader, torch_dtype
 from .reports import Origin, TensorReport
 from .spectrum_cache import SpectrumCache
 from .stream import ExpertStream
-from .torch_types import torch_dtype
 
 
 class TensorMerger:
@@ -40,8 +40,8 @@ class TensorMerger:
         return self._spectra.notes
 
     @torch.inference_mode()
-    def merge(self, tensor: TensorPlan) -> tuple[torch.Tensor, TensorReport]:
-        """The tensor in its output dtype, contiguous, on the CPU, and what to say of it.
+    def merge(self, tensor: TensorPlan) -> tuple[memoryview, TensorReport]:
+        """The tensor's bytes in its output dtype, and what to say of it.
 
         Raises
         ------
@@ -58,9 +58,8 @@ class TensorMerger:
             result = self._reader.read(tensor.base)
             facts = {"action": "copy", "method": None}
             notes.append(f"kept the base: {error}")
-        merged = self._cast(result, tensor, notes)
-        data = merged.view(torch.uint8).reshape(-1).numpy().data if merged.numel() else b""
-        return merged, TensorReport(
+        data = _bytes_of(_cast(result, tensor, facts["action"] != "copy"))
+        return data, TensorReport(
             name=tensor.name,
             seconds=time.monotonic() - started,
             sha256=hashlib.sha256(data).hexdigest(),
@@ -70,25 +69,87 @@ class TensorMerger:
 
     def _compute(self, tensor: TensorPlan, facts: dict[str, Any]) -> torch.Tensor:
         if tensor.action == "copy":
-            assert tensor.base is not None
+            assert tensor.base is not None, "the planner copies only what is there"
             return self._reader.read(tensor.base)
-        stream = ExpertStream(tensor, self._reader.read, self._dtype, self._device, self._settings.seed)
         if tensor.action == "mean":
-            return self._mean(stream, tensor)
-        assert tensor.method is not None
+            return _add_mean(self._stream(tensor), tensor)
+        assert tensor.method is not None, "the planner names a method for what is merged"
         method = get_method(tensor.method)
         parameters = method.Parameters.model_validate(dict(tensor.parameters))
         if isinstance(method, DirectMethod):
             experts = [method.Expert.model_validate(dict(expert.parameters)) for expert in tensor.experts]
-            return method.merge(stream, parameters, experts)
-        return self._spectral(method, parameters, stream, tensor, facts)
+            return method.merge(self._stream(tensor), parameters, experts)
+        if not tensor.views:
+            assert tensor.spectrum_key is not None, "the planner keys every decomposition"
+            merged = self._spectral(method, parameters, tensor, tensor.spectrum_key, None, facts)
+            return merged.reshape(tensor.shape)
+        assert tensor.matrix_shape is not None or len(tensor.shape) == 2, "views are cut from a matrix"
+        pieces = [self._spectral(method, parameters, tensor, view.spectrum_key, view, facts) for view in tensor.views]
+        return torch.cat(pieces, dim=tensor.views[0].axis).reshape(tensor.shape)
+
+    def _stream(self, tensor: TensorPlan, view: MatrixView | None = None) -> ExpertStream:
+        return ExpertStream(tensor, self._reader, self._dtype, self._device, self._settings.seed, view)
 
     def _spectral(
         self,
         method: SpectralMethod[Any, Any],
         parameters: Any,
-        stream: ExpertStream,
         tensor: TensorPlan,
+        key: str,
+        view: MatrixView | None,
         facts: dict[str, Any],
     ) -> torch.Tensor:
-        raise NotImplementedError
+        stream = self._stream(tensor, view)
+        spectrum, origin = self._spectra.get(key, tensor, lambda: method.decompose(stream, parameters))
+        delta, rank = merged_delta(method, spectrum, parameters)
+        total = float(spectrum.values.sum())
+        energy = float(spectrum.values[:rank].sum()) / total if total > 0 else 0.0
+        del spectrum
+        _add_facts(facts, rank, energy, origin, key)
+        return delta if stream.base is None else delta.add_(stream.base)
+
+
+def _add_facts(facts: dict[str, Any], rank: int, energy: float, origin: Origin, key: str) -> None:
+    """Of several matrices in one tensor: the ranks added up, the smallest energy, "computed" if any was."""
+    facts["rank"] = facts.get("rank", 0) + rank
+    facts["energy"] = min(facts.get("energy", 1.0), energy)
+    facts["spectrum"] = "computed" if "computed" in (origin, facts.get("spectrum")) else origin
+    facts.setdefault("spectrum_key", key)
+
+
+def _add_mean(stream: ExpertStream, tensor: TensorPlan) -> torch.Tensor:
+    """base + scale * mean of the weighted deltas, for any shape."""
+    total: torch.Tensor | None = None
+    for delta, expert in zip(stream.task_vectors(), tensor.experts, strict=True):
+        weighted = delta * expert.parameters.get("weight", 1.0)
+        total = weighted if total is None else total.add_(weighted)
+    assert total is not None, "a mean needs an expert"
+    scale = tensor.parameters.get("scale", 1.0)
+    assert isinstance(scale, (int, float))
+    mean = total.mul_(scale / stream.num_experts)
+    return mean if stream.base is None else stream.base + mean
+
+
+def _cast(result: torch.Tensor, tensor: TensorPlan, check: bool) -> torch.Tensor:
+    """The one cast.
+
+    Raises
+    ------
+    NonFiniteError : a merged value does not fit the output dtype
+    """
+    assert tuple(result.shape) == tensor.shape, (tensor.name, result.shape, tensor.shape)
+    merged = result.to(torch_dtype(tensor.out_dtype))
+    if check and merged.numel() and merged.is_floating_point() and not bool(torch.isfinite(merged.float().sum())):
+        bad = int(merged.numel() - torch.isfinite(merged).sum())
+        if bad:
+            largest = float(result.abs().max())
+            raise NonFiniteError(
+                f"merged tensor {tensor.name!r} has {bad} values that do not fit {tensor.out_dtype} (largest {largest:.3g});"
+                " set out_dtype to float32 or bfloat16, or lower the scale"
+            )
+    return merged
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from ..errors import NonFiniteError
 from ..numerics.task_vectors import LowRank
-from ..planning.plan import ExpertTensor, LoraSource, TensorPlan, TensorSource
+from ..planning.plan import ExpertTensor, LoraSource, MatrixView, TensorPlan, TensorSource
+from ..storage.read_ahead import read_ahead
+from ..storage.tensors import TensorReader
 
-ReadTensor = Callable[[TensorSource], torch.Tensor]
+
+@dataclass(slots=True)
+class _Stored:
+    """One expert's bytes, not yet computed with."""
+
+    entry: ExpertTensor
+    full: torch.Tensor | None
+    up: torch.Tensor | None
+    down: torch.Tensor | None
 
 
 @dataclass(slots=True)
 class ExpertStream:
-    """Reads base and experts of one tensor in the arithmetic dtype; at most the base and one expert are held.
+    """Base and experts of one tensor in the arithmetic dtype; base and one expert are held, the next one is being read.
 
     It is both what a spectral method iterates (TaskVectors) and what a direct method reads (TensorInputs).
+
+    Parameters
+    ----------
+    view : one matrix inside the tensor (q of a fused QKV weight, one expert of a mixture); only its bytes are read where
+        they lie together
     """
 
     tensor: TensorPlan
-    read: ReadTensor
+    reader: TensorReader
     dtype: torch.dtype
     device: torch.device
     seed: int = 0
-    view: Callable[[torch.Tensor], torch.Tensor] = field(default=lambda stored: stored)  # a sub-matrix or 2-D form
+    view: MatrixView | None = None
     _base: torch.Tensor | None = None
 
     @property
@@ -42,22 +57,24 @@ class ExpertStream:
         if self.tensor.base is None:
             return None
         if self._base is None:
-            self._base = self.view(self._load(self.tensor.base))
+            self._base = self._finite(self._read(self.tensor.base), self.tensor.base)
         return self._base
 
     @property
     def shape(self) -> tuple[int, int]:
-        if self._base is None and self.tensor.base is None:
-            rows, columns = self.view(torch.empty(self.tensor.shape, device="meta")).shape
-        else:
-            assert self.base is not None
-            rows, columns = self.base.shape
-        return rows, columns
+        rows, columns = self.tensor.matrix_shape or self.tensor.shape
+        if self.view is None:
+            return rows, columns
+        length = self.view.stop - self.view.start
+        return (length, columns) if self.view.axis == 0 else (rows, length)
 
     @property
     def max_ranks(self) -> Sequence[int]:
         full = min(self.shape)
-        return [full if expert.full is not None else expert.lora.down.shape[0] if expert.lora else 0 for expert in self.tensor.experts]
+        return [
+            full if expert.full is not None else min(full, expert.lora.down.shape[0]) if expert.lora else 0
+            for expert in self.tensor.experts
+        ]
 
     @property
     def all_low_rank(self) -> bool:
@@ -68,59 +85,101 @@ class ExpertStream:
 
     def experts(self) -> Iterator[torch.Tensor]:
         """Full expert tensors, no weight applied."""
-        for expert in self.tensor.experts:
-            yield self._full(expert)
+        for stored in self._read_experts():
+            yield self._full(stored)
 
     def task_vectors(self) -> Iterator[torch.Tensor]:
         """Dense deltas, no weight applied."""
-        for expert in self.tensor.experts:
-            delta = self._delta(expert)
+        for stored in self._read_experts():
+            delta = self._delta(stored)
             yield delta.dense() if isinstance(delta, LowRank) else delta
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         """Deltas with each expert's weight folded in; factors stay factors."""
-        for expert in self.tensor.experts:
-            weight = expert.parameters.get("weight", 1.0)
+        for stored in self._read_experts():
+            weight = stored.entry.parameters.get("weight", 1.0)
             assert isinstance(weight, (int, float))
-            delta = self._delta(expert)
+            delta = self._delta(stored)
             if weight != 1.0:
                 delta = LowRank(delta.left * weight, delta.right) if isinstance(delta, LowRank) else delta * weight
             yield delta
 
-    def _full(self, expert: ExpertTensor) -> torch.Tensor:
-        if expert.full is None:
-            assert self.base is not None
-            delta = self._delta(expert)
+    def _read_experts(self) -> Iterator[_Stored]:
+        return read_ahead(self._read_expert, self.tensor.experts)
+
+    def _read_expert(self, expert: ExpertTensor) -> _Stored:
+        full = self._read(expert.full) if expert.full is not None else None
+        if expert.lora is None:
+            return _Stored(expert, full, None, None)
+        return _Stored(expert, full, self.reader.read(expert.lora.up), self.reader.read(expert.lora.down))
+
+    def _full(self, stored: _Stored) -> torch.Tensor:
+        if stored.full is None:
+            assert self.base is not None, "the planner gives every adapter a base"
+            delta = self._delta(stored)
             return self.base + (delta.dense() if isinstance(delta, LowRank) else delta)
-        stored = self.view(self._load(expert.full))
-        return stored + self._low_rank(expert.lora).dense() if expert.lora else stored
+        assert stored.entry.full is not None
+        full = self._finite(stored.full, stored.entry.full)
+        return full + self._low_rank(stored).dense() if stored.entry.lora else full
 
-    def _delta(self, expert: ExpertTensor) -> torch.Tensor | LowRank:
-        if expert.full is None:
-            if expert.lora is not None:
-                return self._low_rank(expert.lora)
-            rows, columns = self.shape if len(self.tensor.shape) == 2 else (0, 0)
-            if len(self.tensor.shape) == 2:
-                empty = torch.zeros((rows, 0), dtype=self.dtype, device=self.device)
-                return LowRank(empty, torch.zeros((0, columns), dtype=self.dtype, device=self.device))
-            assert self.base is not None
-            return torch.zeros_like(self.base)
-        full = self._full(expert)
-        return full if self.base is None else full - self.base
+    def _delta(self, stored: _Stored) -> torch.Tensor | LowRank:
+        if stored.full is not None:
+            full = self._full(stored)
+            return full if self.base is None else full - self.base
+        if stored.entry.lora is not None:
+            return self._low_rank(stored)
+        if len(self.tensor.matrix_shape or self.tensor.shape) == 2:  # an adapter that leaves this weight alone
+            rows, columns = self.shape
+            nothing = torch.zeros((rows, 0), dtype=self.dtype, device=self.device)
+            return LowRank(nothing, torch.zeros((0, columns), dtype=self.dtype, device=self.device))
+        assert self.base is not None, "the planner gives every adapter a base"
+        return torch.zeros_like(self.base)
 
-    def _low_rank(self, lora: LoraSource) -> LowRank:
-        up, down = self._load(lora.up), self._load(lora.down)
-        if lora.fan_in_fan_out:  # the weight is stored (in, out), the adapter is not
-            return LowRank(down.T * lora.scaling, up.T)
-        return LowRank(up * lora.scaling, down)
+    def _low_rank(self, stored: _Stored) -> LowRank:
+        lora = stored.entry.lora
+        assert lora is not None and stored.up is not None and stored.down is not None
+        up, down = self._finite(stored.up, lora.up), self._finite(stored.down, lora.down)
+        left, right = self._oriented(up, down, lora)
+        if self.view is not None and self.view.axis == 0:
+            left = left[self.view.start : self.view.stop]
+        elif self.view is not None:
+            right = right[:, self.view.start : self.view.stop]
+        return LowRank(left, right)
 
-    def _load(self, source: TensorSource) -> torch.Tensor:
-        tensor = self.read(source).to(self.device, self.dtype)
-        finite = torch.isfinite(tensor)
-        if not bool(finite.all()):
-            bad = int(finite.numel() - finite.sum())
-            raise NonFiniteError(
-                f"{source.uri}: tensor {self.tensor.name!r} has {bad} NaN or Inf among {tensor.numel()} values;"
-                " remove this expert, or pass --allow-nonfinite to keep the base's tensor there"
+    @staticmethod
+    def _oriented(up: torch.Tensor, down: torch.Tensor, lora: LoraSource) -> tuple[torch.Tensor, torch.Tensor]:
+        if lora.fan_in_fan_out:  # the weight is stored (in, out), its adapter as (out, in)
+            return down.T * lora.scaling, up.T
+        return up * lora.scaling, down
+
+    def _read(self, source: TensorSource) -> torch.Tensor:
+        """The stored tensor in its 2-D form and cut, in its stored dtype."""
+        matrix_shape = self.tensor.matrix_shape
+        if self.view is not None and self.view.axis == 0 and source.scale is None:
+            rows, columns = matrix_shape or self.tensor.shape
+            row_bytes = source.num_bytes // rows
+            cut = TensorSource(
+                source.uri,
+                source.start + self.view.start * row_bytes,
+                source.start + self.view.stop * row_bytes,
+                source.dtype,
+                (self.view.stop - self.view.start, columns),
             )
+            return self.reader.read(cut)
+        stored = self.reader.read(source)
+        stored = stored if matrix_shape is None else stored.reshape(matrix_shape)
+        if self.view is None:
+            return stored
+        return stored.narrow(self.view.axis, self.view.start, self.view.stop - self.view.start)
+
+    def _finite(self, stored: torch.Tensor, source: TensorSource) -> torch.Tensor:
+        tensor = stored.to(self.device, self.dtype)
+        # A sum is Inf or NaN if any term is; only then are the terms looked at one by one.
+        if tensor.numel() and not bool(torch.isfinite(tensor.sum())):
+            bad = int(tensor.numel() - torch.isfinite(tensor).sum())
+            if bad:
+                raise NonFiniteError(
+                    f"{source.uri}: tensor {self.tensor.name!r} has {bad} NaN or Inf among {tensor.numel()} values;"
+                    " remove this expert, or pass --allow-nonfinite to keep the base's tensor there"
+                )
         return tensor

@@ -42,7 +42,8 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that stands in OUT.")] = False,
     allow_nonfinite: AllowNonfiniteOption = False,
     time_limit: Annotated[
-        float | None, typer.Option("--time-limit", min=0, metavar="SECONDS", help="Stop cleanly after this time, to be resumed.")
+        float | None,
+        typer.Option("--time-limit", min=0, metavar="SECONDS", help="Stop cleanly after this time, to be resumed."),
     ] = None,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")] = False,

@@ -20,12 +20,20 @@ StoreOption = Annotated[
         " Default: the recipe's `store`, else ~/.cache/eigenmerge.",
     ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1. `cuda` uses every GPU of this machine.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="cpu, cuda, cuda:1. `cuda` uses every GPU of this machine.")
+]
 MaxMemoryOption = Annotated[
     str | None,
-    typer.Option("--max-memory", metavar="SIZE", help="What all workers together may use, e.g. 16GB. The plan fails if it cannot."),
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="What all workers together may use, e.g. 16GB. The plan fails if it cannot.",
+    ),
 ]
-WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Shards computed at once. Default: one per core or GPU.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Shards computed at once. Default: one per core or GPU.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output instead of text.")]
 AllowNonfiniteOption = Annotated[
     bool, typer.Option("--allow-nonfinite", help="Where an expert holds NaN or Inf, keep the base's tensor and say so.")

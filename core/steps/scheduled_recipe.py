@@ -1,0 +1,61 @@
+"""The recipe of a scheduled merge: a recipe file without its experts, which the registry supplies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import Recipe, recipe_from_mapping
+from ..errors import RecipeError
+from ..planning.fingerprints import digest
+from ..recipe_yaml import parse_yaml_mapping
+from ..storage.redaction import redact
+from ..storage.store import resolve
+from .expert_registry import RegistryScan
+
+
+def read_template(recipe: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The mapping that a recipe holds.
+
+    Parameters
+    ----------
+    recipe : path or URI of a YAML file, or the YAML itself (anything with a line break)
+
+    Raises
+    ------
+    RecipeError : not a YAML mapping
+    StoreError : the file cannot be read
+    """
+    if "\n" in recipe:
+        return parse_yaml_mapping(recipe, "recipe")
+    store, key = resolve(recipe, storage_options)
+    try:
+        text = store.read(key).decode()
+    except UnicodeDecodeError:
+        raise RecipeError(f"{redact(recipe)}: is not text in UTF-8; expected a YAML file") from None
+    return parse_yaml_mapping(text, redact(recipe))
+
+
+def complete_recipe(template: Mapping[str, Any], scan: RegistryScan) -> Recipe:
+    """The template with every registered expert after the experts that it names itself.
+
+    The sums over experts are kept unless the template says otherwise: they make the next merge incremental.
+
+    Raises
+    ------
+    RecipeError : the template, completed, is no valid recipe
+    """
+    for key in ("slices", "modules"):
+        if template.get(key):
+            raise RecipeError(f"a scheduled merge takes its experts from a registry: {key} has no place in its recipe")
+    registered = [{"model": expert.uri} for expert in scan.experts]
+    data = {"keep_operators": True, **template, "models": [*(template.get("models") or []), *registered]}
+    return recipe_from_mapping(data, "the scheduled recipe")
+
+
+def template_digest(template: Mapping[str, Any], recipe: Recipe) -> str:
+    """Identifies a recipe without its registered experts, secrets, and what only says where it runs."""
+    fixed = len(template.get("models") or [])
+    canonical = recipe.canonical()
+    canonical["models"] = canonical["models"][:fixed]
+    return digest(canonical)

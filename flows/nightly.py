@@ -1,0 +1,100 @@
+"""The scheduled merge, in order: scan the registry, decide, merge, move the pointer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from prefect import flow
+from prefect.logging import get_run_logger
+
+from ..core.steps.expert_registry import scan_registry
+from ..core.steps.publication import (
+    MergeInputs,
+    Outcome,
+    Publication,
+    decide,
+    folder_name,
+    read_publication,
+    write_publication,
+)
+from ..core.steps.result import MergeResult
+from ..core.steps.scheduled_recipe import complete_recipe, read_template, template_digest
+from ..core.storage.checkpoint import list_model
+from .merge import merge
+from .runners import RunnerName
+
+
+@dataclass(frozen=True, slots=True)
+class NightlyResult:
+    """What a scheduled run did. `destination` is what is published now; `merged` is None when nothing was new."""
+
+    outcome: Outcome
+    reason: str
+    destination: str | None
+    merged: MergeResult | None
+
+
+@flow(name="nightly", flow_run_name="nightly merge of {registry}", persist_result=False)
+def nightly(
+    recipe: str,
+    registry: str,
+    publish: str,
+    *,
+    store: str | None = None,
+    device: str = "cpu",
+    max_memory: int | None = None,
+    workers: int | None = None,
+    runner: RunnerName | None = None,
+    runner_address: str | None = None,
+) -> NightlyResult:
+    """Merge the registered experts if anything changed since the last published merge.
+
+    Parameters
+    ----------
+    recipe : path or URI of a recipe without experts, or its text; `registry` supplies them
+    registry : prefix with one folder per expert
+    publish : prefix that receives a dated folder per merge and the pointer `latest.json`
+    store, device, max_memory, workers, runner, runner_address : as for `merge`
+    """
+    log = get_run_logger()
+    template = read_template(recipe)
+    options = template.get("storage_options")
+    scan = scan_registry(registry, options)
+    for name, reason in scan.skipped.items():
+        log.warning("skipped %s: %s", name, reason)
+    if not scan.experts:
+        return NightlyResult("nothing new", "no expert is registered", None, None)
+
+    completed = complete_recipe(template, scan)
+    last = read_publication(publish, options)
+    inputs = MergeInputs(
+        recipe=template_digest(template, completed),
+        base=list_model(completed.base_model, options).fingerprint if completed.base_model else "",
+        version=version("eigenmerge"),
+        experts=scan.fingerprints,
+    )
+    decision = decide(inputs, last)
+    log.info("%s: %s", decision.outcome, decision.reason)
+    place = publish.rstrip("/")
+    if decision.outcome == "nothing new":
+        assert last is not None
+        return NightlyResult(decision.outcome, decision.reason, f"{place}/{last.folder}", None)
+
+    folder = folder_name(datetime.now(UTC), inputs)
+    destination = f"{place}/{folder}"
+    # overwrite: the folder is named after its inputs, so what a killed run left there is the same merge
+    merged = merge(
+        completed,
+        destination,
+        store=store,
+        device=device,
+        max_memory=max_memory,
+        workers=workers,
+        runner=runner,
+        runner_address=runner_address,
+        overwrite=True,
+    )
+    write_publication(publish, Publication(folder, inputs), options)
+    return NightlyResult(decision.outcome, decision.reason, destination, merged)
