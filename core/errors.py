@@ -40,6 +40,12 @@ class DestinationError(EigenmergeError, OSError):
     """The destination cannot be written, is not empty, or is one of the inputs."""
 
 
+class DeployError(EigenmergeError, ValueError):
+    """A deployment cannot be applied as asked; says what to change."""
+
+    exit_code = 2
+
+
 class StoreError(EigenmergeError, OSError):
     """An object store refused, or stayed unreachable after all retries; names the object."""
 

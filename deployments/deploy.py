@@ -1,0 +1,257 @@
+"""Put the flows on a Prefect server: a work pool with our job template and limit, and the deployments of prefect.yaml.
+
+Applying it again changes nothing but what was asked for: a pool that exists keeps its template, which its operator may
+have edited, unless `update_pool`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version as installed_version
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from ..core.errors import DeployError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+Target = Literal["process", "kubernetes", "ecs"]
+
+_PLACEHOLDER = re.compile(r"\{\{ \$EIGENMERGE_([A-Z]+) \}\}")
+_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY", re.IGNORECASE)
+_VERSIONED_IMAGE = re.compile(r".+(@sha256:[0-9a-f]{64}|:[\w][\w.-]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class DeployOptions:
+    """What a deployment depends on.
+
+    store : where spectra and parts are kept; every worker must reach it
+    image : versioned image for containers; None for a process pool
+    recipe, registry, publish : for the nightly merge, all three or none of them
+    pool : name of the work pool; default eigenmerge-<target>
+    limit : flow runs of this pool at once, that is, machines (or GPU groups) that it has; None leaves it as it is
+    cron : of the nightly merge, UTC; default that of prefect.yaml
+    job_variables : overrides of the pool's variables, e.g. {"gpus": 8, "namespace": "merge"}
+    update_pool : replace the job template of an existing pool by ours
+    """
+
+    store: str
+    image: str | None = None
+    recipe: str | None = None
+    registry: str | None = None
+    publish: str | None = None
+    pool: str | None = None
+    limit: int | None = None
+    cron: str | None = None
+    job_variables: Mapping[str, Any] | None = None
+    update_pool: bool = False
+
+
+def base_job_template(target: Target) -> dict[str, Any]:
+    """Our template of a work pool's jobs."""
+    return json.loads(files(__spec__.parent).joinpath(f"{target}_pool.json").read_text(encoding="utf-8"))
+
+
+def deployment_settings(target: Target, options: DeployOptions) -> list[dict[str, Any]]:
+    """The deployments of prefect.yaml that belong to the target, with the options filled in.
+
+    Raises
+    ------
+    DeployError : an option is missing or unfit
+    """
+    _check(target, options)
+    document = yaml.safe_load(files(__spec__.parent).joinpath("prefect.yaml").read_text(encoding="utf-8"))
+    values = {name: getattr(options, name.lower()) for name in ("IMAGE", "STORE", "RECIPE", "REGISTRY", "PUBLISH")}
+    chosen: list[dict[str, Any]] = []
+    for entry in document["deployments"]:
+        kind, _, entry_target = entry["name"].partition("-")
+        if entry_target != target or (kind == "nightly" and options.registry is None):
+            continue
+        settings = _fill(entry, values)
+        settings["work_pool"] = {
+            "name": options.pool or settings["work_pool"]["name"],
+            "job_variables": {**settings["work_pool"].get("job_variables", {}), **(options.job_variables or {})},
+        }
+        if options.cron is not None and settings.get("schedules"):
+            settings["schedules"] = [{**settings["schedules"][0], "cron": options.cron}]
+        chosen.append(settings)
+    return chosen
+
+
+def deploy(target: Target, options: DeployOptions, *, api_url: str) -> str:
+    """Apply everything to the Prefect server at `api_url` and return what to do next, as text.
+
+    Raises
+    ------
+    DeployError : an option is missing or unfit, no server answers, or the pool exists with another type
+    """
+    settings = deployment_settings(target, options)
+
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: api_url}):
+        try:
+            with get_client(sync_client=True) as client:
+                pool = settings[0]["work_pool"]["name"]
+                pool_line = _apply_pool(client, target, replace(options, pool=pool))
+            names = [_apply_deployment(entry) for entry in settings]
+        except httpx.ConnectError as error:
+            raise DeployError(
+                f"no Prefect server answers at {api_url} ({error}); start one with `prefect server start`,"
+                " or name yours with --api-url or PREFECT_API_URL"
+            ) from error
+    return _instructions(target, api_url, pool=pool, pool_line=pool_line, names=names)
+
+
+def _check(target: Target, options: DeployOptions) -> None:
+    if target == "process" and options.image is not None:
+        raise DeployError("a process pool runs no image: its worker's own environment is used; leave --image out")
+    if target != "process":
+        tag = (options.image or "").rpartition("/")[2]
+        if not _VERSIONED_IMAGE.fullmatch(tag) or tag.endswith(":latest"):
+            raise DeployError(
+                f"image is {options.image!r}; expected a versioned one such as registry.example/eigenmerge:0.1.0-cuda,"
+                " because flow code and library must not change under a run"
+            )
+    nightly = {"recipe": options.recipe, "registry": options.registry, "publish": options.publish}
+    missing = [name for name, value in nightly.items() if value is None]
+    if 0 < len(missing) < len(nightly):
+        raise DeployError(f"the nightly merge needs --recipe, --registry and --publish; missing: {', '.join(missing)}")
+    if options.limit is not None and options.limit < 1:
+        raise DeployError(
+            f"limit is {options.limit}; expected the number of runs that may be in work at once, 1 or more"
+        )
+    known = base_job_template(target)["variables"]["properties"]
+    for name, value in (options.job_variables or {}).items():
+        if name not in known:
+            raise DeployError(
+                f"job variable {name!r} is unknown to the {target} pool; it has {', '.join(sorted(known))}"
+            )
+        secrets = [key for key in value if _SECRET_NAME.search(key)] if name == "env" else []
+        if secrets:
+            raise DeployError(
+                f"env holds {secrets[0]}, which everybody who can see the deployment could read;"
+                " give secrets by reference (docs/operations.md)"
+            )
+
+
+def _fill(value: Any, values: Mapping[str, str | None]) -> Any:
+    if isinstance(value, str):
+        return _PLACEHOLDER.sub(lambda match: values[match[1]] or "", value)
+    if isinstance(value, dict):
+        return {key: _fill(entry, values) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_fill(entry, values) for entry in value]
+    return value
+
+
+def _apply_pool(client: SyncPrefectClient, target: Target, options: DeployOptions) -> str:
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    assert options.pool is not None
+    template = base_job_template(target)
+    try:
+        pool = client.read_work_pool(options.pool)
+    except ObjectNotFound:
+        client.create_work_pool(
+            WorkPoolCreate(
+                name=options.pool,
+                type=target,
+                description="eigenmerge: made by `eigenmerge deploy`",
+                base_job_template=template,
+                concurrency_limit=options.limit or 1,
+            )
+        )
+        return f"created, at most {options.limit or 1} run(s) at once"
+    if pool.type != target:
+        raise DeployError(f"work pool {options.pool!r} exists with type {pool.type!r}, not {target!r}; name another")
+    update: dict[str, Any] = {}
+    if options.limit is not None and options.limit != pool.concurrency_limit:
+        update["concurrency_limit"] = options.limit
+    if options.update_pool:
+        update["base_job_template"] = template
+    if update:
+        client.update_work_pool(options.pool, WorkPoolUpdate(**update))
+    limit = update.get("concurrency_limit", pool.concurrency_limit)
+    kept = "" if options.update_pool or pool.base_job_template == template else "; its own job template is kept"
+    return f"exists, at most {limit or 'any number of'} run(s) at once{kept}"
+
+
+def _apply_deployment(settings: Mapping[str, Any]) -> str:
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.events import DeploymentEventTrigger
+    from prefect.flows import load_flow_from_entrypoint
+    from prefect.types.entrypoint import EntrypointType
+
+    flow = load_flow_from_entrypoint(settings["entrypoint"], use_placeholder_flow=False)
+    limit = settings.get("concurrency_limit")
+    deployment = RunnerDeployment.from_flow(
+        flow,
+        settings["name"],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        description=settings["description"],
+        tags=list(settings["tags"]),
+        version=installed_version("eigenmerge"),
+        parameters=dict(settings["parameters"]),
+        work_pool_name=settings["work_pool"]["name"],
+        job_variables=dict(settings["work_pool"]["job_variables"]),
+        concurrency_limit=ConcurrencyLimitConfig(**limit) if limit else None,
+        triggers=[DeploymentEventTrigger.model_validate(trigger) for trigger in settings.get("triggers", [])],
+    )
+    schedules = [
+        {
+            "schedule": CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"]),
+            "active": schedule["active"],
+            "slug": schedule["slug"],
+        }
+        for schedule in settings.get("schedules", [])
+    ]
+    deployment.apply(schedules=schedules or None)
+    when = f" (cron {settings['schedules'][0]['cron']} UTC, and when an expert appears)" if schedules else ""
+    return f"{deployment.full_name}{when}"
+
+
+_BEFORE: dict[Target, tuple[str, str]] = {
+    "process": (
+        "credentials of the store go into the worker's environment",
+        "prefect worker start --pool {pool}",
+    ),
+    "kubernetes": (
+        "kubectl create secret generic eigenmerge --from-env-file=FILE   # store credentials, by reference",
+        "pip install prefect-kubernetes && prefect worker start --pool {pool}   # or the Helm chart prefect-worker",
+    ),
+    "ecs": (
+        "give the deployments execution_role_arn and task_role_arn (--set); the task role reads and writes the store",
+        "pip install prefect-aws && prefect worker start --pool {pool}",
+    ),
+}
+
+
+def _instructions(target: Target, api_url: str, *, pool: str, pool_line: str, names: list[str]) -> str:
+    credentials, worker = (line.format(pool=pool) for line in _BEFORE[target])
+    merge_name = names[0].partition(" ")[0]
+    lines = [
+        f"Prefect server {api_url}",
+        f"  work pool   {pool}: {pool_line}",
+        *(f"  deployment  {name}" for name in names),
+        "Next:",
+        f"  export PREFECT_API_URL={api_url}",
+        f"  {credentials}",
+        f"  {worker}",
+        f"  prefect deployment run {merge_name} -p recipe=RECIPE -p destination=OUT",
+    ]
+    if len(names) > 1:
+        lines.append(f"  prefect deployment run {names[1].partition(' ')[0]}   # the nightly merge, now")
+    return "\n".join(lines)
