@@ -24,7 +24,9 @@ def all_methods() -> dict[str, SpectralMethod[Any, Any] | DirectMethod[Any, Any]
     for module_info in pkgutil.iter_modules(methods_package.__path__, methods_package.__name__ + "."):
         module = importlib.import_module(module_info.name)
         for member in vars(module).values():
-            is_method = inspect.isclass(member) and issubclass(member, (SpectralMethod, DirectMethod))
+            # `isinstance(member, type)` would ask the lazy torch module for its __class__, and so import torch.
+            is_class = issubclass(type(member), type)
+            is_method = is_class and issubclass(member, (SpectralMethod, DirectMethod))
             if is_method and member.__module__ == module.__name__ and not inspect.isabstract(member):
                 method = member()
                 assert method.name not in found, f"two methods are named {method.name}"

@@ -1,6 +1,7 @@
 """The plan: everything that is decided before a weight is read. Pure data, JSON-able, the same on every machine.
 
-A worker gets one `LayerShard` (plus the store's URI and `RunSettings`) and needs nothing else: no recipe, no listing, no database.
+A worker gets one `LayerShard` (plus the store's URI and `RunSettings`) and needs nothing else: no recipe, no listing, no
+database.
 """
 
 from __future__ import annotations
@@ -56,13 +57,34 @@ class ExpertTensor:
     expert: int  # index into Plan.experts
     full: TensorSource | None
     lora: LoraSource | None = None
-    parameters: Mapping[str, object] = field(default_factory=dict)  # per-expert, resolved for this tensor (weight, density)
+    parameters: Mapping[str, object] = field(
+        default_factory=dict
+    )  # per-expert, resolved for this tensor (weight, density)
     is_base: bool = False
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixView:
+    """One matrix inside a stored tensor: q of a fused QKV weight, one expert of a mixture.
+
+    The tensor is first reshaped to `TensorPlan.matrix_shape`, if that is set, then cut: rows (axis 0) or columns
+    (axis 1) [start, stop).
+    """
+
+    label: str  # "q", "expert 3"
+    start: int
+    stop: int
+    spectrum_key: str
+    axis: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """One output tensor: what happens to it and from what."""
+    """One output tensor: what happens to it and from what.
+
+    A spectral method decomposes the tensor as it is (`spectrum_key` set), reshaped to `matrix_shape` (a convolution as
+    (out, in * kernel), `spectrum_key` set), or each of `views` by itself (`spectrum_key` None, one key in each view).
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -79,6 +101,8 @@ class TensorPlan:
     flops: float = 0.0
     peak_bytes: int = 0  # projected, weights and work space of this tensor alone
     spectrum_bytes: int = 0
+    matrix_shape: tuple[int, int] | None = None  # None: the tensor's own shape
+    views: tuple[MatrixView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +146,7 @@ class ModelSummary:
 
 @dataclass(frozen=True, slots=True)
 class SideFile:
-    """A small file that goes into the output: config.json, tokenizer files. Either copied from `source_uri` or given."""
+    """A small file that goes into the output: config.json, tokenizer files. Copied from `source_uri`, or given."""
 
     name: str
     source_uri: str | None

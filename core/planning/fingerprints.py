@@ -1,0 +1,95 @@
+"""Keys: an object that exists under its key means that the same computation is done.
+
+    spectrum key = H(decomposition, algorithm version, arithmetic, base, experts and weights, tensor)
+    part key     = H(per tensor: spectrum keys or inputs, method, parameters, calibration, output dtype)
+
+A model enters by its fingerprint and a tensor by its stored name, never by a place: the same weights elsewhere have the
+same keys. Device, workers and memory limits are not part of a key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .plan import LayerShard, OutputFile, RunSettings, SideFile, TensorPlan
+
+# Bump when the bytes of a part change although no method did (rounding of the cast, order of the sums).
+PART_VERSION = 1
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
+def digest(content: object) -> str:
+    """Hash of JSON-able content; equal content gives equal text whatever the order of its mappings."""
+    return hashlib.sha256(_ENCODER.encode(content).encode()).hexdigest()
+
+
+def spectrum_key(
+    decomposition: Mapping[str, object], algorithm_version: int, arithmetic: str, inputs: str, matrix: str
+) -> str:
+    """Object key of one matrix' decomposition.
+
+    Parameters
+    ----------
+    decomposition : what `SpectralMethod.decomposition` returns
+    inputs : digest of the base's tensor, and each expert's tensor with its parameters in canonical order
+    matrix : shape and, for a part of a tensor, which part
+    """
+    hashed = digest(["spectrum", dict(decomposition), algorithm_version, arithmetic, inputs, matrix])
+    return f"spectra/{hashed[:2]}/{hashed}.arrow"  # two levels: some disks are slow with 100,000 files in a folder
+
+
+def tensor_identity(tensor: TensorPlan, base: str | None, experts: Sequence[str], *, random: bool) -> str:
+    """Hash of everything that decides the bytes of one output tensor.
+
+    `random` is true for direct methods: they may draw masks seeded by the output's name.
+    """
+    content: dict[str, Any] = {
+        "action": tensor.action,
+        "shape": tensor.shape,
+        "out_dtype": tensor.out_dtype,
+        "base": base,
+        "method": tensor.method,
+        "parameters": tensor.parameters,
+        "calibration": tensor.calibration,
+        "spectra": [tensor.spectrum_key, *(view.spectrum_key for view in tensor.views)],
+        "experts": [
+            [name, expert.parameters, expert.is_base] for name, expert in zip(experts, tensor.experts, strict=True)
+        ],
+    }
+    if random:
+        content["name"] = tensor.name
+    return digest(content)
+
+
+def part_key(identities: Sequence[tuple[str, str]], settings: RunSettings) -> str:
+    """Object key of one shard's part.
+
+    Parameters
+    ----------
+    identities : (output name, `tensor_identity`) in the order of the part
+    """
+    content: list[object] = ["part", PART_VERSION, settings.arithmetic, settings.seed, identities]
+    if settings.allow_nonfinite:
+        content.append("allow_nonfinite")  # a strict run must not take a part in which NaN was passed over
+    if settings.allow_tf32:
+        content.append("tf32")
+    return f"parts/{digest(content)}.safetensors"
+
+
+def run_key(
+    recipe: Mapping[str, object],
+    shards: Sequence[LayerShard],
+    files: Sequence[OutputFile],
+    side_files: Sequence[SideFile],
+) -> str:
+    """Hash of everything that decides the output's bytes."""
+    sides = [
+        [side.name, hashlib.sha256(side.content).hexdigest() if side.content is not None else None]
+        for side in side_files
+    ]
+    layout = [[file.name, file.shards] for file in files]
+    return digest(["run", dict(recipe), [shard.part_key for shard in shards], layout, sides])

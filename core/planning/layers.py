@@ -1,0 +1,106 @@
+"""What a tensor is, read off its name, shape and dtype: which layer it belongs to, and which kind of tensor it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Literal
+
+Kind = Literal[
+    "matrix",  # 2-D weight
+    "expert_stack",  # 3-D, one matrix per expert of a mixture
+    "conv",  # convolution kernel, 3-D and more
+    "embedding",  # rows indexed by tokens or positions
+    "lm_head",  # output projection, rows indexed by tokens
+    "vector",  # norms, biases, scalars, and anything that is not a matrix
+    "buffer",  # not trained: integers, switches, precomputed tables
+    "empty",  # no elements
+]
+
+FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+FLOAT8_DTYPES = frozenset({"F8_E4M3", "F8_E5M2"})
+DTYPE_BYTES: Mapping[str, int] = {
+    "F64": 8, "I64": 8, "U64": 8, "C64": 8,
+    "F32": 4, "I32": 4, "U32": 4,
+    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+# The words before a layer's number in the names that Hugging Face, timm and OpenAI checkpoints use. A number behind any
+# other word (mlp1.0, classifier.2) counts places in a small module, not layers of a stack.
+_LAYER = re.compile(
+    r"^(?P<stack>(?:.*?\.)?(?:layers|layer|h|blocks|block|resblocks|decoder_layers|encoder_layers))\.(?P<index>\d+)\."
+)
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed_tokens\w*|\w*_?embeddings?|wte|wpe|tok_embeddings|shared|embed_in|embed_positions|pos_embed|"
+    r"relative_attention_bias|word_embeddings_for_head)(\.weight)?$"
+)
+_LM_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|cls\.predictions\.decoder|vocab_projector|proj_out)\.weight$")
+# Tables that some versions of a library save and others recompute.
+_FLOAT_BUFFER = re.compile(r"(inv_freq|masked_bias|rotary_emb\.(cos|sin)_cached|position_ids)$|\.attn\.bias$")
+_DIGITS = re.compile(r"(\d+)")
+
+
+def layer_of(name: str) -> tuple[str, int] | None:
+    """("model.layers", 7) for model.layers.7.mlp.up_proj.weight; None outside of any stack of layers."""
+    match = _LAYER.match(name)
+    return (match["stack"], int(match["index"])) if match else None
+
+
+def with_layer(name: str, index: int) -> str:
+    """The same tensor's name in another layer."""
+    match = _LAYER.match(name)
+    assert match, f"{name} stands in no layer"
+    return f"{match['stack']}.{index}.{name[match.end() :]}"
+
+
+def stack_depths(names: Iterable[str]) -> dict[str, int]:
+    """Number of layers of each stack: the largest index that occurs, plus one."""
+    depths: dict[str, int] = {}
+    for name in names:
+        found = layer_of(name)
+        if found is not None and found[1] >= depths.get(found[0], 0):
+            depths[found[0]] = found[1] + 1
+    return depths
+
+
+def gradient_position(name: str, depths: Mapping[str, int]) -> float:
+    """The place t in [0, 1] at which gradients are read. mergekit's count: 0 outside of layers, 1 in an only layer."""
+    found = layer_of(name)
+    if found is None:
+        return 0.0
+    depth = depths[found[0]]
+    return found[1] / (depth - 1) if depth > 1 else 1.0
+
+
+def tensor_kind(name: str, shape: tuple[int, ...], dtype: str) -> Kind:
+    """The kind that decides what a spectral method does with a tensor when no rule does."""
+    if 0 in shape:
+        return "empty"
+    if dtype not in FLOAT_DTYPES:
+        return "buffer"
+    return _kind_by_template(_DIGITS.sub("0", name), len(shape))
+
+
+@lru_cache(maxsize=65536)  # 10,000 tensors of a model have a few hundred names apart from their numbers
+def _kind_by_template(name: str, ndim: int) -> Kind:
+    if _FLOAT_BUFFER.search(name) and not (name.endswith(".attn.bias") and ndim == 1):
+        return "buffer"
+    if ndim < 2 or name.endswith("bias"):
+        # relative_attention_bias.weight ends in "weight"; gate_up_proj_bias (E, M) is a stack of vectors
+        return "vector"
+    if ndim == 2:
+        if _LM_HEAD.search(name) and "attention" not in name and _LAYER.match(name) is None:
+            return "lm_head"
+        return "embedding" if _EMBEDDING.search(name) else "matrix"
+    if _EMBEDDING.search(name) or not name.endswith(("weight", "kernel", "proj", "w1", "w2", "w3", "wi", "wo")):
+        return "vector"  # class tokens, (1, N, D) position tables
+    if ndim == 3 and ".experts." in f".{name}":
+        return "expert_stack"
+    return "conv" if name.endswith(("weight", "kernel")) else "vector"
+
+
+def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key that puts layers.2 before layers.10."""
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in _DIGITS.split(name))

@@ -1,0 +1,206 @@
+"""The plan of a merge, from the recipe and what is known of the models without their weights. Pure: no I/O, no torch.
+
+Everything that can be wrong without looking at a weight is refused here, in one line that names tensor and models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from ..config import Recipe
+from ..errors import CheckpointError, RecipeError
+from ..numerics.registry import get_method
+from .cost import check_budget
+from .experts import averages_unlisted_base, groups_of, is_same_model
+from .fingerprints import part_key, run_key
+from .layers import natural_key
+from .listing import ModelListing
+from .output_layers import layers_of_models, layers_of_slices
+from .plan import LayerShard, Plan, RunSettings, TensorPlan, TensorSource
+from .rules import RuleBook, check_filters
+from .shards import Layout, lay_out, written_bytes
+from .side_files import side_files
+from .sources import Checkpoint, MatchCache, reference_tensors, summarize
+from .tensors import PlannedTensor, TensorPlanner, check_needs_base
+
+_LONGEST_TENSOR_NAME = 1000
+_MOST_EXTRA_SHOWN = 3
+
+
+def run_settings(
+    recipe: Recipe, *, device: str = "cpu", allow_tf32: bool = False, allow_nonfinite: bool = False
+) -> RunSettings:
+    """What a worker must know beside its shard: the recipe's part of it, and what the command line adds."""
+    return RunSettings(
+        arithmetic=recipe.arithmetic_dtype,
+        device=device,
+        allow_tf32=allow_tf32,
+        spectra=recipe.spectra,
+        spectra_dtype=recipe.spectra_dtype,
+        allow_nonfinite=allow_nonfinite,
+        keep_operators=recipe.keep_operators,
+        seed=recipe.seed,
+    )
+
+
+def plan_merge(
+    recipe: Recipe,
+    base: ModelListing | None,
+    experts: Sequence[ModelListing],
+    settings: RunSettings | None = None,
+    *,
+    max_memory: int | None = None,
+    shard_bytes: int | None = None,
+    side_file_contents: Mapping[str, bytes] | None = None,
+) -> Plan:
+    """Decide everything that is decided before a weight is read.
+
+    Cost: O(T N) for T tensors and N experts; under half a second for a 70B model with 8 experts.
+
+    Parameters
+    ----------
+    base : listing of `recipe.base_model`, None where the recipe has none
+    experts : listings of `recipe.expert_references`, in that order
+    settings : by default `run_settings(recipe)`
+    max_memory : bytes of one worker; by default the recipe's
+    shard_bytes : bytes of the output in one shard; by default from the size of the model
+    side_file_contents : URI to content of the tokenizer files that `tokenizer_files_needed` asked for
+
+    Raises
+    ------
+    RecipeError : the recipe does not fit the models: a pattern that matches nothing, too few models, no base
+    CheckpointError, ShapeError : the models do not fit each other
+    BudgetError : a tensor needs more than max_memory
+    """
+    settings = settings or run_settings(recipe)
+    method = get_method(recipe.merge_method)
+    check_needs_base(recipe, method, base is not None)
+    references = recipe.expert_references
+    assert len(experts) == len(references), f"{len(experts)} listings for {len(references)} experts"
+    warnings: list[str] = []
+    if averages_unlisted_base(recipe, method, base, experts):
+        assert base is not None
+        experts = [*experts, base]
+        warnings.append("models: base_model is averaged too, as mergekit does where a weight is set for all models")
+    reference = base if base is not None else experts[0]
+    role = "stands as base_model" if base is not None else "stands first, and there is no base_model"
+    if reference.kind == "full+adapter" and base is not None:
+        raise RecipeError(f"base_model: {base.name} has an adapter on top; merge it into the model first")
+    tensors = reference_tensors(reference, role)
+    _check_names(tensors, reference.name)
+    shapes = {name: source.shape for name, source in tensors.items()}
+    cache = MatchCache()
+    checkpoints = [Checkpoint(listing, shapes, base, cache) for listing in experts]
+    groups, lengths = groups_of(recipe, method, base, experts, warnings)
+    names = list(tensors)
+    if lengths is None:
+        layers = layers_of_models(names, groups[0])
+    else:
+        layers = layers_of_slices(names, groups, lengths, reference.config)
+    output_names = [slot.name for slot in layers.slots]
+    rules = RuleBook(recipe, output_names)
+    warnings += rules.warnings + check_filters(recipe, output_names)
+    planner = TensorPlanner(
+        recipe,
+        settings,
+        rules=rules,
+        reference=tensors,
+        base_fingerprint=base.fingerprint if base is not None else None,
+        experts=checkpoints,
+        config=reference.config,
+    )
+    planned = [planner.plan(slot) for slot in layers.slots]
+    warnings += _warnings(planner, base, experts, checkpoints)
+    if recipe.qkv == "split" and not planner.split_qkv:
+        raise RecipeError("qkv: split: no fused QKV weight is merged; remove it")
+    check_budget((item.plan for item in planned), max_memory if max_memory is not None else recipe.max_memory)
+    layout = lay_out([item.plan for item in planned], recipe.output.max_shard_size, shard_bytes)
+    shards = _shards(planned, layout, settings)
+    sides = side_files(recipe, reference, layers.config_changes)
+    canonical = recipe.canonical()
+    return Plan(
+        run_key=run_key(canonical, shards, layout.files, sides),
+        recipe=canonical,
+        settings=settings,
+        base=summarize(base) if base is not None else None,
+        experts=tuple(map(summarize, experts)),
+        shards=shards,
+        files=layout.files,
+        side_files=sides,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _shards(planned: Sequence[PlannedTensor], layout: Layout, settings: RunSettings) -> tuple[LayerShard, ...]:
+    identities = {item.plan.name: item.identity for item in planned}
+    return tuple(_shard(index, group, identities, settings) for index, group in enumerate(layout.shards))
+
+
+def _shard(
+    index: int, tensors: tuple[TensorPlan, ...], identities: Mapping[str, str], settings: RunSettings
+) -> LayerShard:
+    return LayerShard(
+        index=index,
+        tensors=tensors,
+        part_key=part_key([(tensor.name, identities[tensor.name]) for tensor in tensors], settings),
+        bytes_read=sum(tensor.bytes_read for tensor in tensors),
+        bytes_written=sum(map(written_bytes, tensors)),
+        flops=sum(tensor.flops for tensor in tensors),
+        peak_bytes=max(tensor.peak_bytes for tensor in tensors),
+    )
+
+
+def _check_names(tensors: Mapping[str, TensorSource], model: str) -> None:
+    """Names come from outside and go into headers, reports and keys."""
+    for name in tensors:
+        bad = (
+            not name
+            or len(name) > _LONGEST_TENSOR_NAME
+            or not name.isprintable()
+            or name == "__metadata__"
+            or name.startswith("/")
+            or "\\" in name
+            or ".." in name.split("/")
+        )
+        if bad:
+            raise CheckpointError(
+                f"{model}: tensor name {name[:100]!r} is refused: expected a printable name without '..', at most"
+                f" {_LONGEST_TENSOR_NAME} characters"
+            )
+
+
+def _warnings(
+    planner: TensorPlanner,
+    base: ModelListing | None,
+    experts: Sequence[ModelListing],
+    checkpoints: Sequence[Checkpoint],
+) -> list[str]:
+    found = [warning for checkpoint in checkpoints for warning in checkpoint.warnings]
+    if planner.untouched:
+        found.append(
+            f"{planner.untouched} tensors are in no expert and stay the base's, the first {planner.first_untouched}"
+        )
+    extra = Counter[tuple[str, ...]]()
+    for checkpoint in checkpoints:
+        names = checkpoint.extra_names()
+        if names:
+            extra[tuple(sorted(names, key=natural_key))] += 1
+    for names, count in extra.items():
+        shown = ", ".join(names[:_MOST_EXTRA_SHOWN]) + (", ..." if len(names) > _MOST_EXTRA_SHOWN else "")
+        who = "an expert has" if count == 1 else f"{count} experts have"
+        found.append(
+            f"{who} {len(names)} tensors that the {'base' if base else 'first model'} does not have; left out: {shown}"
+        )
+    by_fingerprint: dict[str, list[str]] = {}
+    for listing in experts:
+        by_fingerprint.setdefault(listing.fingerprint, []).append(listing.name)
+    for names in by_fingerprint.values():
+        if len(names) > 1:
+            others = f" and {len(names) - 2} more" if len(names) > 2 else ""
+            found.append(f"identical experts: {names[0]} and {names[1]}{others} have the same weights")
+    if base is not None:
+        same = [item.name for item in experts if item.fingerprint == base.fingerprint and not is_same_model(item, base)]
+        if same:
+            found.append(f"{same[0]} has the same weights as the base: its task vector is zero")
+    return found

@@ -1,0 +1,140 @@
+"""Tensors into layer shards and shards into output files.
+
+A file is a run of shards, a shard is a run of tensors. Shards are bounded in bytes and in operations, so that no worker
+is stuck with one long one; the bounds come from the model alone. They do not depend on workers or memory, or a second
+run with other settings would have other parts and could not resume.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .layers import DTYPE_BYTES, natural_key
+from .plan import OutputFile, TensorPlan
+
+_SHARDS_AIMED_AT = 200  # Prefect records a few hundred tasks a flow without losing any
+_SMALLEST_SHARD_BYTES = 4 * 2**20
+_LARGEST_SHARD_BYTES = 1024 * 2**20
+_METADATA = {"format": "pt"}  # what transformers asks of a file
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One stored tensor of the output."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The packing: tensors of each shard, and the files with their shards."""
+
+    shards: tuple[tuple[TensorPlan, ...], ...]
+    files: tuple[OutputFile, ...]
+
+
+def output_entries(tensor: TensorPlan) -> tuple[Entry, ...]:
+    """What one planned tensor stores in the output."""
+    return (Entry(tensor.name, tensor.out_dtype, tensor.shape, written_bytes(tensor)),)
+
+
+def written_bytes(tensor: TensorPlan) -> int:
+    """Bytes of the tensor in the output."""
+    size = DTYPE_BYTES.get(tensor.out_dtype)
+    if size is None:  # a dtype that is only ever copied
+        assert tensor.base is not None
+        return tensor.base.num_bytes
+    total = size
+    for side in tensor.shape:
+        total *= side
+    return total
+
+
+def header_bytes(entries: Iterable[Entry]) -> int:
+    """Length of the safetensors header in front of these tensors, its 8-byte length field included."""
+    content: dict[str, object] = {"__metadata__": _METADATA}
+    offset = 0
+    for entry in entries:
+        content[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.num_bytes],
+        }
+        offset += entry.num_bytes
+    length = 8 + len(json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode())
+    return length + -length % 8
+
+
+def default_shard_bytes(total_bytes: int) -> int:
+    """About 200 shards for a large model, never smaller than 4 MiB or larger than 1 GiB."""
+    return max(_SMALLEST_SHARD_BYTES, min(_LARGEST_SHARD_BYTES, -(-total_bytes // _SHARDS_AIMED_AT)))
+
+
+def lay_out(
+    tensors: Sequence[TensorPlan],
+    max_file_bytes: int,
+    shard_bytes: int | None = None,
+    single_name: str = "model.safetensors",
+) -> Layout:
+    """Order the tensors, cut the run into files and the files into shards.
+
+    The order is by layer, in the number's sense; within a file wider dtypes come first, so that every tensor lies at a
+    multiple of its element size as the format asks. A file is closed when the next tensor would make it too large; a
+    tensor that is larger than a file has one alone.
+    """
+    ordered = sorted(tensors, key=lambda tensor: natural_key(tensor.name))
+    limit = shard_bytes or default_shard_bytes(sum(map(written_bytes, tensors)))
+    longest = max((tensor.flops for tensor in tensors), default=0.0)
+    flops_limit = max(longest, sum(tensor.flops for tensor in tensors) / _SHARDS_AIMED_AT)
+    file_groups = [_aligned(group) for group in _runs_by_bytes(ordered, max_file_bytes)]
+    shards: list[tuple[TensorPlan, ...]] = []
+    files: list[OutputFile] = []
+    for number, group in enumerate(file_groups, 1):
+        first = len(shards)
+        shards.extend(_pack(group, limit, flops_limit))
+        entries = [entry for tensor in group for entry in output_entries(tensor)]
+        name = single_name
+        if len(file_groups) > 1:
+            stem, _, suffix = single_name.rpartition(".")
+            name = f"{stem}-{number:05d}-of-{len(file_groups):05d}.{suffix}"
+        size = header_bytes(entries) + sum(entry.num_bytes for entry in entries)
+        files.append(OutputFile(name, tuple(range(first, len(shards))), size))
+    return Layout(tuple(shards), tuple(files))
+
+
+def _runs_by_bytes(tensors: Sequence[TensorPlan], limit: int) -> Iterator[list[TensorPlan]]:
+    group: list[TensorPlan] = []
+    size = 0
+    for tensor in tensors:
+        more = written_bytes(tensor)
+        if group and size + more > limit:
+            yield group
+            group, size = [], 0
+        group.append(tensor)
+        size += more
+    if group:
+        yield group
+
+
+def _aligned(group: list[TensorPlan]) -> list[TensorPlan]:
+    return sorted(group, key=lambda tensor: -DTYPE_BYTES.get(tensor.out_dtype, 1))
+
+
+def _pack(group: Sequence[TensorPlan], byte_limit: int, flops_limit: float) -> Iterator[tuple[TensorPlan, ...]]:
+    shard: list[TensorPlan] = []
+    size, flops = 0, 0.0
+    for tensor in group:
+        more = written_bytes(tensor)
+        if shard and (size + more > byte_limit or flops + tensor.flops > flops_limit):
+            yield tuple(shard)
+            shard, size, flops = [], 0, 0.0
+        shard.append(tensor)
+        size += more
+        flops += tensor.flops
+    if shard:
+        yield tuple(shard)

@@ -1,0 +1,104 @@
+"""What `eigenmerge plan` shows: what will be read, computed, written and kept, as plain data for tables and JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from .plan import Plan, TensorPlan
+
+
+def summarize_plan(plan: Plan) -> dict[str, Any]:
+    """Totals, models, treatments, shards and files; JSON-able. Bytes are bytes, operations are operations."""
+    tensors = [tensor for shard in plan.shards for tensor in shard.tensors]
+    return {
+        "run_key": plan.run_key,
+        "method": plan.recipe.get("merge_method"),
+        "base": _model(plan.base) if plan.base is not None else None,
+        "experts": [_model(expert) for expert in plan.experts],
+        "num_experts": len(plan.experts),
+        "num_tensors": len(tensors),
+        "num_shards": len(plan.shards),
+        "bytes_read": plan.bytes_read,
+        "bytes_written": plan.bytes_written,
+        "spectrum_bytes": plan.spectrum_bytes,
+        "flops": plan.flops,
+        "peak_bytes": plan.peak_bytes,
+        "largest_tensor": largest_tensor(plan),
+        "treatments": treatments(tensors),
+        "shards": shard_rows(plan),
+        "files": [
+            {"name": file.name, "num_bytes": file.num_bytes, "num_shards": len(file.shards)} for file in plan.files
+        ],
+        "side_files": [side.name for side in plan.side_files],
+        "warnings": list(plan.warnings),
+    }
+
+
+def largest_tensor(plan: Plan) -> dict[str, Any] | None:
+    """The tensor that decides how much memory a worker needs."""
+    tensors = (tensor for shard in plan.shards for tensor in shard.tensors)
+    tensor = max(tensors, key=lambda one: one.peak_bytes, default=None)
+    return {"name": tensor.name, "shape": list(tensor.shape), "peak_bytes": tensor.peak_bytes} if tensor else None
+
+
+def treatments(tensors: list[TensorPlan]) -> list[dict[str, Any]]:
+    """How many tensors are treated in which way and why, most frequent first."""
+    counts = Counter((tensor.action, tensor.method, tensor.reason) for tensor in tensors)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
+    return [
+        {"action": action, "method": method, "reason": reason, "num_tensors": count}
+        for (action, method, reason), count in ordered
+    ]
+
+
+def shard_rows(plan: Plan) -> list[dict[str, Any]]:
+    """One row per shard."""
+    file_of = {index: file.name for file in plan.files for index in file.shards}
+    return [
+        {
+            "index": shard.index,
+            "name": shard.name,
+            "file": file_of[shard.index],
+            "num_tensors": len(shard.tensors),
+            "bytes_read": shard.bytes_read,
+            "bytes_written": shard.bytes_written,
+            "spectrum_bytes": sum(tensor.spectrum_bytes for tensor in shard.tensors),
+            "flops": shard.flops,
+            "peak_bytes": shard.peak_bytes,
+        }
+        for shard in plan.shards
+    ]
+
+
+def tensor_rows(plan: Plan) -> list[dict[str, Any]]:
+    """One row per output tensor."""
+    return [
+        {
+            "name": tensor.name,
+            "shape": list(tensor.shape),
+            "dtype": tensor.out_dtype,
+            "action": tensor.action,
+            "method": tensor.method,
+            "reason": tensor.reason,
+            "num_experts": len(tensor.experts),
+            "num_matrices": len(tensor.views) or int(tensor.spectrum_key is not None),
+            "bytes_read": tensor.bytes_read,
+            "spectrum_bytes": tensor.spectrum_bytes,
+            "flops": tensor.flops,
+            "peak_bytes": tensor.peak_bytes,
+        }
+        for shard in plan.shards
+        for tensor in shard.tensors
+    ]
+
+
+def _model(model: Any) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "uri": model.uri,
+        "kind": model.kind,
+        "num_tensors": model.num_tensors,
+        "num_bytes": model.num_bytes,
+        "fingerprint": model.fingerprint,
+    }

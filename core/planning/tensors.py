@@ -1,0 +1,373 @@
+"""One output tensor: its sources checked and put in order, what happens to it, its parameters, keys and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, final
+
+from ..config import Recipe
+from ..errors import CheckpointError, RecipeError, ShapeError
+from ..numerics.method import DirectMethod, MethodParameters, SpectralMethod
+from ..parameter_settings import adapters_of
+from . import cost
+from .experts import needs_base
+from .fingerprints import digest, spectrum_key, tensor_identity
+from .layers import FLOAT_DTYPES, Kind, tensor_kind
+from .matrices import AS_STORED, Matrices, is_fused_qkv, matrices_of
+from .output_layers import Group, Member, Slot
+from .parameters import Resolver, Resolvers, scope
+from .plan import ExpertTensor, MatrixView, RunSettings, TensorPlan, TensorSource
+from .rules import AnyMethod, Decision, RuleBook
+from .sources import Checkpoint, Contribution
+
+_OUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A tensor of the plan and the hash of all that decides its bytes."""
+
+    plan: TensorPlan
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Readers:
+    """Resolvers of one method in one group under one rule."""
+
+    method: AnyMethod
+    shared: Resolver
+    own: tuple[Resolver, ...]  # one per member of the group
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What one member gives to the tensor at hand."""
+
+    identity: str
+    expert: ExpertTensor
+
+
+@final
+class TensorPlanner:
+    """Plans the tensors of one output, one after the other; what they share is computed once."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        settings: RunSettings,
+        *,
+        rules: RuleBook,
+        reference: Mapping[str, TensorSource],
+        base_fingerprint: str | None,
+        experts: Sequence[Checkpoint],
+        config: Mapping[str, object] | None,
+    ) -> None:
+        self._recipe = recipe
+        self._settings = settings
+        self._rules = rules
+        self._reference = reference
+        self._base = base_fingerprint
+        self._experts = experts
+        self._config = config
+        self._resolvers = Resolvers()
+        self._readers: dict[tuple[int, str, int | None], _Readers] = {}
+        self._decompositions: dict[tuple[str, int], tuple[Mapping[str, object], Mapping[str, object]]] = {}
+        self._costs: dict[object, tuple[float, int, int]] = {}
+        self._order: dict[int, tuple[int, ...]] = {}
+        self._rule_scopes = [
+            scope(f"rules[{index}].parameters", rule.parameters) for index, rule in enumerate(recipe.rules)
+        ]
+        self._calibration: Mapping[str, object] = (
+            recipe.calibration.model_dump(mode="json", exclude_none=True) if recipe.calibration is not None else {}
+        )
+        self._element = cost.element_bytes(settings)
+        self.untouched = 0  # tensors that no expert has
+        self.first_untouched = ""
+        self.split_qkv = 0
+
+    def plan(self, slot: Slot) -> PlannedTensor:
+        """Plan one tensor.
+
+        Raises
+        ------
+        ShapeError, CheckpointError : a source does not fit
+        RecipeError : the parameters do not
+        """
+        reference = self._reference[slot.template]
+        kind = tensor_kind(slot.template, reference.shape, reference.dtype)
+        decision = self._rules.decide(slot.name, kind)
+        if decision.action == "copy":
+            return self._copy(slot, reference, decision.reason)
+        assert decision.method is not None
+        sources = self._sources(slot, reference)
+        if all(source is None for source in sources):
+            if self._base is None:
+                raise CheckpointError(f"{slot.name}: none of the models has it; remove it from the first model")
+            self.untouched += 1
+            self.first_untouched = self.first_untouched or slot.name
+            return self._copy(slot, reference, "no expert has it: base kept")
+        if needs_base(decision.method) and all(source is None or source.identity == "base" for source in sources):
+            return self._copy(slot, reference, "no expert changes it: base kept")
+        if any(source is None for source in sources) and self._recipe.missing == "error":
+            raise self._missing(slot, sources)
+        return self._merge(slot, reference, kind, decision, sources)
+
+    def _copy(self, slot: Slot, reference: TensorSource, reason: str) -> PlannedTensor:
+        out_dtype = self._out_dtype(reference)
+        size = cost.source_bytes(reference)
+        written = size if out_dtype == reference.dtype else cost.output_bytes(reference.shape, out_dtype)
+        plan = TensorPlan(
+            name=slot.name,
+            shape=reference.shape,
+            out_dtype=out_dtype,
+            action="copy",
+            reason=reason,
+            base=reference,
+            bytes_read=size,
+            peak_bytes=size + written + (0 if out_dtype == reference.dtype else 4 * prod(reference.shape)),
+        )
+        return PlannedTensor(plan, tensor_identity(plan, self._base_identity(slot), (), random=False))
+
+    def _base_identity(self, slot: Slot) -> str:
+        fingerprint = self._base or self._experts[slot.group.members[0].expert].fingerprint
+        return f"{fingerprint}/{slot.template}"
+
+    def _out_dtype(self, reference: TensorSource) -> str:
+        if reference.dtype not in FLOAT_DTYPES:
+            return reference.dtype
+        chosen = self._recipe.out_dtype or self._recipe.dtype
+        if chosen is not None:
+            return _OUT_DTYPES[chosen]
+        return "BF16" if reference.dtype.startswith("F8_") else reference.dtype
+
+    def _sources(self, slot: Slot, reference: TensorSource) -> list[Contribution | None]:
+        found: list[Contribution | None] = []
+        for member in slot.group.members:
+            checkpoint = self._experts[member.expert]
+            contribution = checkpoint.contribution(slot.source_name(member), reference)
+            if contribution is not None and contribution.full is not None:
+                self._check_fit(slot, reference, contribution.full, checkpoint)
+            found.append(contribution)
+        return found
+
+    def _check_fit(self, slot: Slot, reference: TensorSource, full: TensorSource, checkpoint: Checkpoint) -> None:
+        if full.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                f"{slot.name}: {checkpoint.name} stores it as {full.dtype}, expected a float as in the base"
+                f" ({reference.dtype}); give the unquantised model"
+            )
+        if full.shape != reference.shape:
+            role = "the base" if self._base is not None else "the first model"
+            hint = "give experts that were fine-tuned from this base"
+            if full.shape == reference.shape[::-1]:
+                hint = "it is stored transposed; " + hint
+            raise ShapeError(
+                f"{slot.name}: {checkpoint.name} has shape {list(full.shape)}, {role} has {list(reference.shape)};"
+                f" {hint}"
+            )
+
+    def _missing(self, slot: Slot, sources: Sequence[Contribution | None]) -> CheckpointError:
+        without = [
+            self._experts[member.expert].name
+            for member, source in zip(slot.group.members, sources, strict=True)
+            if source is None
+        ]
+        others = f" and {len(without) - 1} more" if len(without) > 1 else ""
+        return CheckpointError(
+            f"{slot.name}: {without[0]}{others} does not have it, other experts do; set `missing: base` to count the"
+            f" base's tensor there, or add a rule {{match: {slot.name!r}, action: keep_base}}"
+        )
+
+    def _merge(
+        self, slot: Slot, reference: TensorSource, kind: Kind, decision: Decision, found: Sequence[Contribution | None]
+    ) -> PlannedTensor:
+        method = decision.method
+        assert method is not None
+        readers = self._readers_of(slot.group, method, decision.rule)
+        parameters = readers.shared.resolve(slot.name, slot.t)
+        sources = self._in_order(slot, method, decision, readers, found)
+        experts = tuple(source.expert for source in sources)
+        identities = [source.identity for source in sources]
+        merges = decision.action == "merge"
+        if not merges:
+            parameters = {"scale": parameters.get("scale", 1.0)}
+        base = reference if self._base is not None else None
+        plan = TensorPlan(
+            name=slot.name,
+            shape=reference.shape,
+            out_dtype=self._out_dtype(reference),
+            action=decision.action,
+            reason=decision.reason,
+            base=base,
+            experts=experts,
+            method=method.name if merges else None,
+            parameters=parameters,
+        )
+        base_identity = self._base_identity(slot) if base is not None else None
+        if merges and isinstance(method, SpectralMethod):
+            assert base_identity is not None
+            matrices = self._matrices(slot, reference, kind, decision)
+            plan = self._spectral(plan, method, matrices, base_identity, identities)
+        elif merges:
+            assert isinstance(method, DirectMethod)
+            plan = self._direct(plan, method)
+        else:
+            plan = self._mean(plan)
+        random = merges and isinstance(method, DirectMethod)
+        return PlannedTensor(plan, tensor_identity(plan, base_identity, identities, random=random))
+
+    def _in_order(
+        self, slot: Slot, method: AnyMethod, decision: Decision, readers: _Readers, found: Sequence[Contribution | None]
+    ) -> list[_Source]:
+        """Experts in the recipe's order where it matters, else by fingerprint: then the sums, too, have equal bytes."""
+        sources: list[_Source] = []
+        for position in self._positions(slot.group, method):
+            member = slot.group.members[position]
+            own = readers.own[position].resolve(slot.source_name(member), slot.t)
+            if decision.action == "mean" and len(own) > 1:
+                own = {"weight": own.get("weight", 1.0)}
+            contribution = found[position]
+            full = contribution.full if contribution is not None else None
+            lora = contribution.lora if contribution is not None else None
+            identity = contribution.identity if contribution is not None else "base"
+            sources.append(_Source(identity, ExpertTensor(member.expert, full, lora, own, member.is_base)))
+        return sources
+
+    def _positions(self, group: Group, method: AnyMethod) -> Sequence[int]:
+        if method.order_matters:
+            return range(len(group.members))
+        order = self._order.get(id(group))
+        if order is None:
+
+            def key(position: int) -> tuple[str, str]:
+                member: Member = group.members[position]
+                settings = sorted((member.own.settings if member.own is not None else {}).items())
+                return self._experts[member.expert].fingerprint, repr(settings)
+
+            order = self._order[id(group)] = tuple(sorted(range(len(group.members)), key=key))
+        return order
+
+    def _readers_of(self, group: Group, method: AnyMethod, rule: int | None) -> _Readers:
+        key = (id(group), method.name, rule)
+        readers = self._readers.get(key)
+        if readers is None:
+            own_method = method.name == self._rules.method.name
+            rule_scope = self._rule_scopes[rule] if rule is not None else None
+            # The global parameters belong to merge_method; a rule's other method has only the rule's.
+            shared = self._resolvers.get(method.Parameters, [rule_scope, *(group.scopes if own_method else ())])
+            own = tuple(
+                self._resolvers.get(method.Expert, [rule_scope, member.own, *group.scopes]) for member in group.members
+            )
+            readers = self._readers[key] = _Readers(method, shared, own)
+        return readers
+
+    def _matrices(self, slot: Slot, reference: TensorSource, kind: Kind, decision: Decision) -> Matrices:
+        if kind == "matrix" and not (decision.split_qkv and is_fused_qkv(slot.template)):
+            return AS_STORED
+        split = decision.split_qkv and kind == "matrix"
+        self.split_qkv += split
+        return matrices_of(slot.template, reference.shape, kind, split, self._config)
+
+    def _decomposition(
+        self, method: SpectralMethod[Any, Any], parameters: Mapping[str, object], name: str
+    ) -> Mapping[str, object]:
+        # By identity: the resolver hands out one mapping for one outcome, and the entry keeps it alive.
+        key = (method.name, id(parameters))
+        known = self._decompositions.get(key)
+        if known is None:
+            model = method.Parameters.model_validate(dict(parameters))
+            assert isinstance(model, MethodParameters)
+            known = self._decompositions[key] = (method.decomposition(model), parameters)
+        assert known[1] is parameters, name
+        return known[0]
+
+    def _spectral(
+        self,
+        plan: TensorPlan,
+        method: SpectralMethod[Any, Any],
+        matrices: Matrices,
+        base_identity: str,
+        identities: Sequence[str],
+    ) -> TensorPlan:
+        decomposition = self._decomposition(method, plan.parameters, plan.name)
+        experts = [(identity, expert.parameters) for identity, expert in zip(identities, plan.experts, strict=True)]
+        inputs = digest([base_identity, experts])  # once, also for a stack of hundreds of matrices
+
+        def key(matrix: str) -> str:
+            return spectrum_key(decomposition, method.algorithm_version, self._settings.arithmetic, inputs, matrix)
+
+        flops, work, spectrum = 0.0, 0, 0
+        for shape in matrices.shapes(plan.shape):
+            one_flops, one_work, directions = self._spectral_cost(method, shape, plan.experts)
+            flops += one_flops
+            work = max(work, one_work)
+            spectrum += cost.spectrum_bytes(shape, directions, len(plan.experts), self._settings)
+        form = f"{list(matrices.matrix_shape or plan.shape)}"
+        views = tuple(
+            MatrixView(cut.label, cut.start, cut.stop, key(f"{form}/{cut.axis}:{cut.start}:{cut.stop}"), cut.axis)
+            for cut in matrices.cuts
+        )
+        stored = cost.stored_working_set(plan.base, plan.experts)
+        held = prod(plan.shape) * self._element  # the base; the method's work space counts its own task vectors
+        return replace(
+            plan,
+            calibration=self._calibration,
+            spectrum_key=None if views else key(form),
+            matrix_shape=matrices.matrix_shape,
+            views=views,
+            bytes_read=cost.bytes_read(plan.base, plan.experts, getattr(method, "passes", 1)),
+            flops=flops,
+            peak_bytes=work + held + stored + cost.output_bytes(plan.shape, plan.out_dtype),
+            spectrum_bytes=spectrum,
+        )
+
+    def _spectral_cost(
+        self, method: SpectralMethod[Any, Any], shape: tuple[int, int], experts: Sequence[ExpertTensor]
+    ) -> tuple[float, int, int]:
+        ranks = tuple(cost.max_rank(expert, shape) for expert in experts)
+        low_rank = all(cost.is_low_rank(expert) for expert in experts)
+        key = (method.name, shape, ranks, low_rank)
+        if key not in self._costs:
+            self._costs[key] = cost.spectral_cost(method, shape, ranks, low_rank, self._element)
+        return self._costs[key]
+
+    def _direct(self, plan: TensorPlan, method: DirectMethod[Any, Any]) -> TensorPlan:
+        work = method.peak_tensors(len(plan.experts)) * prod(plan.shape) * self._element
+        return replace(
+            plan,
+            bytes_read=cost.bytes_read(plan.base, plan.experts, method.passes),
+            flops=cost.direct_cost(method, plan.shape, len(plan.experts)),
+            peak_bytes=int(work) + cost.output_bytes(plan.shape, plan.out_dtype),
+        )
+
+    def _mean(self, plan: TensorPlan) -> TensorPlan:
+        held = 4 * prod(plan.shape) * self._element  # base, sum, expert, task vector
+        stored = cost.stored_working_set(plan.base, plan.experts)
+        return replace(
+            plan,
+            bytes_read=cost.bytes_read(plan.base, plan.experts, 1),
+            flops=cost.mean_cost(plan.shape, len(plan.experts)),
+            peak_bytes=held + stored + cost.output_bytes(plan.shape, plan.out_dtype),
+        )
+
+
+def has_parameter(method: AnyMethod, name: str) -> bool:
+    """True when a recipe may set it for this method."""
+    return name in adapters_of(method.Parameters) or name in adapters_of(method.Expert)
+
+
+def check_needs_base(recipe: Recipe, method: AnyMethod, has_base: bool) -> None:
+    """
+    Raises
+    ------
+    RecipeError : the method, or a rule's, works on task vectors and the recipe has no base_model
+    """
+    if has_base:
+        return
+    if needs_base(method):
+        raise RecipeError(f"base_model: is missing; {method.name} works on the difference of each expert to it")
+    if any(rule.action in ("keep_base", "mean") or rule.method for rule in recipe.rules):
+        raise RecipeError("base_model: is missing; rules with keep_base, mean or a method need it")
