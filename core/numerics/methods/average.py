@@ -1,0 +1,29 @@
+"""The plain mean of the task vectors: the baseline every merge has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..lazy_torch import torch
+from ..method import DirectMethod, ExpertParameters, SpectralParameters, TensorInputs
+
+
+class Average(DirectMethod[SpectralParameters, ExpertParameters]):
+    name = "average"
+    summary = "base + scale * mean of the task vectors"
+    source = "Model soups, arXiv:2203.05482"
+    Parameters = SpectralParameters
+    Expert = ExpertParameters
+
+    def merge(
+        self, inputs: TensorInputs, parameters: SpectralParameters, experts: Sequence[ExpertParameters]
+    ) -> torch.Tensor:
+        base = inputs.base
+        assert base is not None, "the average is taken of task vectors, which need a base"
+        total = torch.zeros_like(base)
+        for task_vector, expert in zip(inputs.task_vectors(), experts, strict=True):
+            total.add_(task_vector, alpha=expert.weight)
+        return base + total * (parameters.scale / inputs.num_experts)
+
+    def peak_tensors(self, num_experts: int) -> float:
+        return 5.0

@@ -1,0 +1,116 @@
+"""OptMerge: WUDI on denoised experts. The published iterations, and its closed form under the spectral filters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from ..filters import heavy_ball
+from ..interference_method import (
+    Anchor,
+    FilterParameters,
+    InterferenceMethod,
+    anchor_factor,
+    factors_on_top,
+    filtered,
+    keep_by_ratio,
+)
+from ..iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
+from ..optmerge_operator import optmerge_operator, optmerge_spectrum, truncation_rank
+from ..spectrum import Factors, Spectrum
+from ..task_vectors import TaskVectors
+
+_ITERATE = "optmerge_iterate"
+_LORA_MOMENTUM = 0.9
+
+
+class OptMergeParameters(FilterParameters):
+    anchor: Anchor | None = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None,
+        description="where the solver starts: sum, mean or zero of the experts (default: sum for full, mean for lora)",
+    )
+    variant: Literal["full", "lora"] = Field(
+        "full",
+        description="full: targets denoised around the mean, Adam from the sum;"
+        " lora: targets denoised one by one, SGD with momentum 0.9 from the mean",
+    )
+    solver: Literal["iteration", "closed_form"] = Field(
+        "iteration",
+        description="iteration: as published; closed_form: the filter on the spectrum of the same equations",
+    )
+    iterations: int = Field(300, ge=0, description="gradient steps of the iteration")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="step size of the iteration (default: 1e-5 for full, 1e-4 for lora)",
+    )
+    rank_ratio: float | None = Field(
+        None, gt=0, le=1, description="closed form: fraction of the input dimensions to keep; null keeps all"
+    )
+
+
+class OptMerge(InterferenceMethod[OptMergeParameters]):
+    name = "optmerge"
+    aliases = ("wudi2",)
+    summary = "WUDI on experts reduced to their top singular directions; iterated as published, or in closed form"
+    source = "OptMerge, ICLR 2026"
+    Parameters = OptMergeParameters
+
+    def decomposition(self, parameters: OptMergeParameters) -> Mapping[str, object]:
+        if not _is_adam(parameters):
+            return {"kind": "optmerge", "variant": parameters.variant}
+        return {
+            "kind": _ITERATE,
+            "iterations": parameters.iterations,
+            "learning_rate": _learning_rate(parameters),
+            "anchor": _anchor(parameters),
+        }
+
+    def decompose(self, task_vectors: TaskVectors, parameters: OptMergeParameters) -> Spectrum:
+        if not _is_adam(parameters):
+            return optmerge_spectrum(task_vectors, parameters.variant)
+        rank = truncation_rank(task_vectors.shape, task_vectors.num_experts)
+        return spectrum_of_iterate(
+            _ITERATE,
+            optmerge_operator(task_vectors, parameters.variant, rank),
+            anchor_factor(_anchor(parameters), task_vectors.num_experts),
+            iterations=parameters.iterations,
+            learning_rate=_learning_rate(parameters),
+            one_expert_is_solution=task_vectors.num_experts == 1,
+        )
+
+    def factors(self, spectrum: Spectrum, parameters: OptMergeParameters) -> Factors:
+        if spectrum.kind == _ITERATE:
+            return factors_of_iterate(spectrum, parameters.scale)
+        if parameters.solver == "iteration":
+            chosen = heavy_ball(spectrum.values, _learning_rate(parameters), _LORA_MOMENTUM, parameters.iterations)
+            return factors_on_top(spectrum, chosen, spectrum.shape[1], _anchor(parameters), parameters.scale)
+        rank = keep_by_ratio(parameters.rank_ratio, spectrum.shape[1])
+        return factors_on_top(
+            spectrum, filtered(spectrum, parameters, rank), rank, _anchor(parameters), parameters.scale
+        )
+
+    def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
+        svds = 2.0 * len(max_ranks) * 25.0 * min(shape) ** 2 * max(shape)
+        return svds + iterate_flops(shape, len(max_ranks), OptMergeParameters().iterations)  # pyright: ignore[reportCallIssue]
+
+    def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
+        rows, columns = shape
+        building = 9 * rows * columns + columns**2 + 4 * min(shape) ** 2
+        decomposing = super().peak_elements(shape, max_ranks, all_low_rank)
+        return max(building, decomposing, iterate_elements(shape))
+
+
+def _is_adam(parameters: OptMergeParameters) -> bool:
+    return parameters.solver == "iteration" and parameters.variant == "full"
+
+
+def _anchor(parameters: OptMergeParameters) -> Anchor:
+    return parameters.anchor or ("sum" if parameters.variant == "full" else "mean")
+
+
+def _learning_rate(parameters: OptMergeParameters) -> float:
+    return parameters.learning_rate or (1e-5 if parameters.variant == "full" else 1e-4)

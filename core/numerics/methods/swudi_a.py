@@ -1,0 +1,54 @@
+"""SWUDI-A: the truncated pseudo-inverse, its rank chosen per layer by a rule on the eigenvalues. Nothing to tune."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from ..filters import FilterName
+from ..interference_method import (
+    FilterParameters,
+    InterferenceMethod,
+    anchor_factor,
+    factors_on_top,
+    filtered,
+)
+from ..rank_rules import find_rule, select_rank
+from ..spectrum import Factors, Spectrum
+
+
+def _known_rule(rule: str) -> str:
+    find_rule(rule)
+    return rule
+
+
+class SwudiAParameters(FilterParameters):
+    filter: FilterName = Field("none", description="none | exponential | tikhonov | landweber | wiener")
+    rank_rule: Annotated[str, AfterValidator(_known_rule)] = Field(
+        "participation_sqrt", description="how many directions to keep, per layer: `docs/methods.md` lists the rules"
+    )
+    rank_scale: float = Field(1.0, gt=0, allow_inf_nan=False, description="factor on the rule's rank")
+    min_rank: int = Field(1, ge=0, description="keep at least so many directions")
+    max_rank_ratio: float = Field(1.0, gt=0, le=1, description="keep at most this fraction of the input dimensions")
+
+
+class SwudiA(InterferenceMethod[SwudiAParameters]):
+    name = "swudi_a"
+    aliases = ("aswudi",)
+    summary = "WUDI's closed form on the top K directions, K from a rank rule per layer"
+    source = "arXiv:2606.07289"
+    Parameters = SwudiAParameters
+
+    def factors(self, spectrum: Spectrum, parameters: SwudiAParameters) -> Factors:
+        rank = select_rank(
+            parameters.rank_rule,
+            spectrum.values,
+            spectrum.statistics,
+            spectrum.shape,
+            anchor_factor=anchor_factor(parameters.anchor, spectrum.num_experts),
+            rank_scale=parameters.rank_scale,
+            min_rank=parameters.min_rank,
+            max_rank_ratio=parameters.max_rank_ratio,
+        )
+        return factors_on_top(spectrum, filtered(spectrum, parameters, rank), rank, parameters.anchor, parameters.scale)

@@ -1,0 +1,67 @@
+"""WUDI as published: gradient steps from the sum of the experts. The slow baseline that the closed forms replace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from ..filters import landweber
+from ..interference import accumulate
+from ..interference_method import AnchorParameters, InterferenceMethod, anchor_factor, factors_on_top
+from ..iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
+from ..spectrum import Factors, Spectrum
+from ..task_vectors import TaskVectors
+
+_ITERATE = "wudi_iterate"
+
+
+class WudiParameters(AnchorParameters):
+    iterations: int = Field(300, ge=0, description="gradient steps")
+    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False, description="step size of the optimizer")
+    optimizer: Literal["adam", "sgd"] = Field(
+        "adam",
+        description="adam: the published solver, iterated; sgd: the same as a Landweber filter, computed at once",
+    )
+
+
+class Wudi(InterferenceMethod[WudiParameters]):
+    name = "wudi"
+    summary = "WUDI's objective by 300 Adam (or SGD) steps: the published baseline"
+    source = "arXiv:2503.08099"
+    Parameters = WudiParameters
+
+    def decomposition(self, parameters: WudiParameters) -> Mapping[str, object]:
+        if parameters.optimizer == "sgd":
+            return {"kind": "interference"}
+        return {
+            "kind": _ITERATE,
+            "iterations": parameters.iterations,
+            "learning_rate": parameters.learning_rate,
+            "anchor": parameters.anchor,
+        }
+
+    def decompose(self, task_vectors: TaskVectors, parameters: WudiParameters) -> Spectrum:
+        if parameters.optimizer == "sgd":
+            return super().decompose(task_vectors, parameters)
+        return spectrum_of_iterate(
+            _ITERATE,
+            accumulate(task_vectors),
+            anchor_factor(parameters.anchor, task_vectors.num_experts),
+            iterations=parameters.iterations,
+            learning_rate=parameters.learning_rate,
+        )
+
+    def factors(self, spectrum: Spectrum, parameters: WudiParameters) -> Factors:
+        if spectrum.kind == _ITERATE:
+            return factors_of_iterate(spectrum, parameters.scale)
+        # the gradient is 2 (theta C - D)
+        chosen = landweber(spectrum.values, 2.0 * parameters.learning_rate, parameters.iterations)
+        return factors_on_top(spectrum, chosen, spectrum.shape[1], parameters.anchor, parameters.scale)
+
+    def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
+        return iterate_flops(shape, len(max_ranks), WudiParameters().iterations)  # pyright: ignore[reportCallIssue]
+
+    def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
+        return max(super().peak_elements(shape, max_ranks, all_low_rank), iterate_elements(shape))

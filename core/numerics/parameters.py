@@ -1,0 +1,82 @@
+"""Parameters given by name: sorted to the method's own and its experts', checked, misspelled names corrected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ..errors import RecipeError
+from .method import Method, MethodParameters
+
+
+def parse_parameters(
+    method: Method[Any, Any], given: Mapping[str, Any], num_experts: int
+) -> tuple[MethodParameters, list[MethodParameters]]:
+    """The method's parameters and one set per expert.
+
+    Parameters
+    ----------
+    method : Method
+    given : mapping
+        Names as in a recipe. A per-expert parameter (weight, density) is one value for all or a list of `num_experts`.
+
+    Raises
+    ------
+    RecipeError : unknown name (suggests the nearest), a value out of range, or a list of another length
+    """
+    own, per_expert = _names(method.Parameters), _names(method.Expert)
+    shared: dict[str, Any] = {}
+    each: list[dict[str, Any]] = [{} for _ in range(num_experts)]
+    for name, value in given.items():
+        if name in own:
+            shared[own[name]] = value
+        elif name in per_expert:
+            for expert, its_value in zip(each, _per_expert(method, name, value, num_experts), strict=True):
+                expert[per_expert[name]] = its_value
+        else:
+            raise RecipeError(f"{method.name} has no parameter {name!r}{_suggestion(name, [*own, *per_expert])}")
+    return _validate(method, method.Parameters, shared), [_validate(method, method.Expert, one) for one in each]
+
+
+def _names(model: type[BaseModel]) -> dict[str, str]:
+    """Names that may be given (a field's own, or its alias where that is a Python keyword) -> name pydantic takes."""
+    names: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        names[name] = names[field.alias or name] = field.alias or name
+    return names
+
+
+def _per_expert(method: Method[Any, Any], name: str, value: Any, num_experts: int) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        return [value] * num_experts
+    if len(value) != num_experts:
+        raise RecipeError(
+            f"{method.name}: {name} has {len(value)} values for {num_experts} experts; give one each, or one for all"
+        )
+    return value
+
+
+def _validate(method: Method[Any, Any], model: type[MethodParameters], values: dict[str, Any]) -> MethodParameters:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise RecipeError(f"{method.name} needs the parameter {place!r}: {_description(model, place)}") from None
+        raise RecipeError(f"{method.name}: {place} is {first['input']!r}: {first['msg']}") from None
+
+
+def _description(model: type[BaseModel], name: str) -> str:
+    fields = {field.alias or own: field for own, field in model.model_fields.items()}
+    return (fields[name].description if name in fields else None) or "it has no default"
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; it takes {', '.join(sorted(set(known)))}" if known else "; it takes none"

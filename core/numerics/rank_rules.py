@@ -1,0 +1,234 @@
+"""Rank rules of SWUDI-A: eigenvalues (and small statistics) -> how many directions to keep.
+
+They read no vector: values, statistics, shape and number of experts are all, so a run-level table is enough.
+Eigenvalues that rounding cannot tell from zero count as the zeros they are: float32 picks the same K as float64.
+
+K = D2 of the tensor's shape throughout; eigenvalues that the spectrum left out are exact zeros and take part as such.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from ..errors import RecipeError
+from .filters import EIGENVALUE_FLOOR, pad_with_zeros
+from .lazy_torch import torch
+
+_TINY = 1e-30
+_D_AWARE_CUMVAR = 0.99
+_DEFAULTS = {"loss_elbow": 0.01, "wudi_risk": 1.0}  # parameters of the rules that may be named without one
+_PREFIXES = ("cumvar", "loss_elbow", "loss_residual", "wudi_risk")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTable:
+    """What a rank rule may read of one layer; float64, all D2 eigenvalues.
+
+    values : (D2,), descending, floored at 1e-8
+    target_energy : (D2,), ||D q_k||^2
+    anchor_energy : (D2,), ||theta_0 q_k||^2
+    shape : (D1, D2)
+    slack : relative error of the values: a count must not rise because of it
+    """
+
+    values: torch.Tensor
+    target_energy: torch.Tensor
+    anchor_energy: torch.Tensor
+    shape: tuple[int, int]
+    slack: float
+
+
+def select_rank(
+    rule: str,
+    values: torch.Tensor,
+    statistics: Mapping[str, torch.Tensor],
+    shape: tuple[int, int],
+    *,
+    anchor_factor: float = 1.0,
+    rank_scale: float = 1.0,
+    min_rank: int = 1,
+    max_rank_ratio: float = 1.0,
+) -> int:
+    """How many directions to keep: the rule's K times `rank_scale`, within [min_rank, round(max_rank_ratio D2)].
+
+    Parameters
+    ----------
+    rule : str
+        A name of METHODS: none, stable_rank, entropy, entropy_sq, participation, participation_sqrt,
+        participation_sqrt_plus, participation_sqrt_c2, participation_sqrt_c2_half, gavish_donoho, cumvar_F,
+        d_aware_participation_sqrt, d_aware_cumvar, d_aware_entropy, loss_elbow[_F], loss_residual_F, wudi_risk[_R].
+    values : Tensor, (R,), descending
+    statistics : mapping
+        "target_energy" and "sum_energy" for the rules that need them; "resolved" if some values are only noise.
+    anchor_factor : float
+        theta_0 as a multiple of the sum of the experts: 1, 1/N or 0.
+
+    Raises
+    ------
+    RecipeError : no such rule; suggests the nearest
+
+    References
+    ----------
+    SWUDI-A, arXiv:2606.07289, and its published code
+    """
+    compute = find_rule(rule)
+    columns = shape[1]
+    if columns == 0:
+        return 0
+    table = _layer_table(values, statistics, shape, anchor_factor)
+    chosen = compute(table)
+    if abs(rank_scale - 1.0) > 1e-8:
+        chosen = round(chosen * rank_scale)
+    limit = max(min_rank, round(max_rank_ratio * columns))
+    return min(max(min_rank, min(chosen, limit)), columns)
+
+
+def find_rule(rule: str) -> Callable[[LayerTable], int]:
+    """The function of a rule's name, its number filled in.
+
+    Raises
+    ------
+    RecipeError : unknown name or a number out of range
+    """
+    if rule in _RULES:
+        return _RULES[rule]
+    prefix = next((p for p in _PREFIXES if rule == p or rule.startswith(p + "_")), None)
+    if prefix is None:
+        known = [*_RULES, "loss_elbow", "wudi_risk", "cumvar_0.95", "loss_residual_0.99"]
+        near = get_close_matches(rule, known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+        raise RecipeError(f"unknown rank rule {rule!r}{hint}")
+    suffix = rule.removeprefix(prefix).removeprefix("_")
+    try:
+        number = float(suffix) if suffix else _DEFAULTS[prefix]
+    except (KeyError, ValueError):
+        raise RecipeError(f"rank rule {rule!r} needs a number, as in {prefix}_0.95") from None
+    if prefix == "wudi_risk":
+        if not (number > 0 and math.isfinite(number)):
+            raise RecipeError(f"rank rule {rule!r}: its number weighs the norm and must be above 0, found {number}")
+        return lambda table: _wudi_risk(table, number)
+    if not 0.0 < number < 1.0:
+        raise RecipeError(f"rank rule {rule!r}: its number is a fraction between 0 and 1, found {number}")
+    if prefix == "cumvar":
+        return lambda table: _cumvar(table.values, number)
+    fraction = number if prefix == "loss_elbow" else 1.0 - number
+    return lambda table: _loss_elbow(table, fraction)
+
+
+def _layer_table(
+    values: torch.Tensor, statistics: Mapping[str, torch.Tensor], shape: tuple[int, int], anchor_factor: float
+) -> LayerTable:
+    columns = shape[1]
+    zeros = torch.zeros(len(values), dtype=torch.float64, device=values.device)
+    resolved = statistics["resolved"] > 0 if "resolved" in statistics else values > 0
+    exact = torch.where(resolved, values.double(), zeros)
+    target_energy = torch.where(resolved, statistics.get("target_energy", zeros).double(), zeros)
+    anchor_energy = statistics.get("sum_energy", zeros).double() * anchor_factor**2
+    return LayerTable(
+        values=pad_with_zeros(exact, columns).clamp(min=EIGENVALUE_FLOOR).cpu(),
+        target_energy=pad_with_zeros(target_energy, columns).cpu(),
+        anchor_energy=pad_with_zeros(anchor_energy, columns).cpu(),
+        shape=shape,
+        slack=16 * torch.finfo(values.dtype).eps,
+    )
+
+
+def _ceil(number: float, slack: float) -> int:
+    # Four equal eigenvalues must count as 4, not as 5 because the quotient came out as 4.0000002.
+    return math.ceil(number * (1.0 - slack))
+
+
+def _participation(masses: torch.Tensor) -> float:
+    """(sum m)^2 / sum m^2."""
+    return float(masses.sum() ** 2 / (masses**2).sum().clamp(min=_TINY))
+
+
+def _exp_entropy(masses: torch.Tensor) -> float:
+    shares = (masses / masses.sum().clamp(min=_TINY)).clamp(min=_TINY)
+    return float((-(shares * shares.log()).sum()).exp())
+
+
+def _cumvar(masses: torch.Tensor, fraction: float) -> int:
+    held = masses.cumsum(0) / masses.sum().clamp(min=_TINY)
+    return int((held < fraction).sum()) + 1
+
+
+def _stable_rank(table: LayerTable) -> int:
+    return _ceil(float((table.values**2).sum() / table.values[0] ** 2), table.slack)
+
+
+def _participation_sqrt_plus(table: LayerTable) -> int:
+    correction = 1.0 + 1.0 / math.log(table.shape[1] + math.e)
+    return _ceil(_participation(table.values.sqrt()) * correction, table.slack)
+
+
+def _participation_sqrt_c2(table: LayerTable, share: float) -> int:
+    """participation_sqrt corrected by the squared coefficient of variation of the directions it keeps."""
+    roots = table.values.sqrt()
+    plain = _ceil(_participation(roots), table.slack)
+    kept = roots[:plain]
+    variation = float(kept.var(unbiased=False) / kept.mean() ** 2) if plain >= 2 else 0.0
+    return _ceil((1.0 + share * variation) * plain, table.slack)
+
+
+def _gavish_donoho(table: LayerTable) -> int:
+    """Singular values above the optimal hard threshold for unknown noise, with the published code's stand-in for mu.
+
+    References
+    ----------
+    Gavish and Donoho, arXiv:1305.5870
+    """
+    beta = min(table.shape) / max(table.shape)
+    numerator = 2.0 * (beta + 1.0) + 8.0 * beta / (beta + 1.0 + math.sqrt(beta**2 + 14.0 * beta + 1.0))
+    mu = math.sqrt(max((1.0 - beta) ** 2 + beta, 1e-3)) if beta < 0.9999 else math.sqrt(2.0 + math.sqrt(3.0))
+    roots = table.values.sqrt()
+    return max(1, int((roots > math.sqrt(numerator) / mu * float(roots.median())).sum()))
+
+
+def _solution_energy(table: LayerTable) -> torch.Tensor:
+    """||D q_k||^2 / lambda_k^2: the energy of the least-squares solution in each direction."""
+    return table.target_energy / table.values**2
+
+
+def _d_aware_participation_sqrt(table: LayerTable) -> int:
+    return _ceil(_participation(_solution_energy(table).clamp(min=_TINY).sqrt()), table.slack)
+
+
+def _loss(table: LayerTable) -> torch.Tensor:
+    """L(K), K = 0 .. D2: what the directions from K on add to the fit error when they are dropped."""
+    dropped = table.values**2 * table.anchor_energy + table.target_energy
+    # Summed from the small end: L(K) near D2 is then not a difference of large numbers.
+    return torch.cat([dropped.flip(0).cumsum(0).flip(0), dropped.new_zeros(1)])
+
+
+def _loss_elbow(table: LayerTable, fraction: float) -> int:
+    loss = _loss(table)
+    enough = loss / loss[0].clamp(min=_TINY) <= fraction * (1.0 + table.slack)
+    return int(enough.nonzero()[0])
+
+
+def _wudi_risk(table: LayerTable, weight: float) -> int:
+    zero = table.values.new_zeros(1)
+    inside = torch.cat([zero, _solution_energy(table).cumsum(0)])
+    outside = torch.cat([table.anchor_energy.flip(0).cumsum(0).flip(0), zero])
+    return int(torch.argmin(_loss(table) + weight * (inside + outside)))
+
+
+_RULES: dict[str, Callable[[LayerTable], int]] = {
+    "none": lambda table: table.shape[1],
+    "stable_rank": _stable_rank,
+    "entropy": lambda table: _ceil(_exp_entropy(table.values), table.slack),
+    "entropy_sq": lambda table: _ceil(_exp_entropy(table.values**2), table.slack),
+    "participation": lambda table: _ceil(_participation(table.values), table.slack),
+    "participation_sqrt": lambda table: _ceil(_participation(table.values.sqrt()), table.slack),
+    "participation_sqrt_plus": _participation_sqrt_plus,
+    "participation_sqrt_c2": lambda table: _participation_sqrt_c2(table, 1.0),
+    "participation_sqrt_c2_half": lambda table: _participation_sqrt_c2(table, 0.5),
+    "gavish_donoho": _gavish_donoho,
+    "d_aware_participation_sqrt": _d_aware_participation_sqrt,
+    "d_aware_cumvar": lambda table: _cumvar(_solution_energy(table), _D_AWARE_CUMVAR),
+    "d_aware_entropy": lambda table: _ceil(_exp_entropy(_solution_energy(table)), table.slack),
+}

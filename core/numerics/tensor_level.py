@@ -1,0 +1,214 @@
+"""Merging the task vectors of one weight, in memory: for notebooks, tests and other programs.
+
+Shapes: M = out features (D1), K = in features (D2), N = experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ..errors import CheckpointError, NonFiniteError, RecipeError, ShapeError
+from .lazy_torch import torch
+from .method import DirectMethod, Method, SpectralMethod
+from .parameters import parse_parameters
+from .registry import get_method
+from .spectral_merge import merged_delta
+from .task_vectors import InMemoryTaskVectors, LowRank
+
+_CALIBRATIONS = {"svc": ("alpha",)}
+
+
+def merge_task_vectors(
+    task_vectors: Iterable[torch.Tensor | LowRank],
+    method: str = "swudi",
+    *,
+    calibration: Mapping[str, Mapping[str, Any]] | None = None,
+    base: torch.Tensor | None = None,
+    seed: int = 0,
+    **parameters: Any,
+) -> torch.Tensor:
+    """The merged task vector of one weight: add it to the base weight to have the merged weight.
+
+    Cost: the method's; `eigenmerge methods` and docs/methods.md tell.
+
+    Parameters
+    ----------
+    task_vectors : iterable of Tensor (M, K) or LowRank
+        Expert minus base, one for each expert; a generator will do. All on one device.
+    method : str
+        A name that `eigenmerge methods` lists.
+    calibration : mapping, optional
+        {"svc": {"alpha": ...}} calibrates the merged delta, as the method and its scale made it; {"svc": {}} takes
+        SVC's own alpha.
+    base : Tensor (M, K), optional
+        The base weight, for methods that work on whole weights (slerp, linear, model_stock, ...). Without it the task
+        vectors are taken as they are, as if the base were zero.
+    seed : int
+        For methods that draw at random.
+    **parameters
+        The method's, named as in a recipe. Those that belong to one expert (weight, density) take one value for all or
+        a list of N.
+
+    Returns
+    -------
+    Tensor, (M, K), in the inputs' dtype: float64 is computed in float64, all else in float32 and cast once
+
+    Raises
+    ------
+    RecipeError : unknown method, parameter or calibration (suggests the nearest); a value out of range; too few or too
+        many experts
+    ShapeError : no task vector, or shapes that differ; a spectral method on anything but matrices
+    CheckpointError : a dtype that is not floating point, or tensors on several devices
+    NonFiniteError : NaN or Inf in a task vector
+
+    Examples
+    --------
+    >>> merge_task_vectors([v1, v2, v3], method="swudi", exp_time=300, rank_ratio=0.85)  # doctest: +SKIP
+    """
+    chosen = get_method(method)
+    given = list(task_vectors)
+    _check_count(chosen, len(given))
+    result_dtype = _common_dtype(given)
+    arithmetic = torch.float64 if result_dtype == torch.float64 else torch.float32
+    settings, experts = parse_parameters(chosen, parameters, len(given))
+    alpha = _parse_calibration(calibration)
+    vectors = [vector.to(_device(vector), arithmetic) for vector in given]
+    stacked = InMemoryTaskVectors(vectors)
+    for index, vector in enumerate(vectors):
+        _check_finite(index, vector)
+    if base is not None and tuple(base.shape) != tuple(stacked.shape):
+        raise ShapeError(f"base has shape {tuple(base.shape)}, task vector 0 has {tuple(stacked.shape)}")
+
+    with torch.no_grad():
+        if 0 in stacked.shape:
+            return torch.zeros(stacked.shape, dtype=result_dtype, device=_device(vectors[0]))
+        if isinstance(chosen, SpectralMethod):
+            merged, stacked = _merge_spectral(chosen, settings, experts, stacked)
+        else:
+            merged = _merge_direct(chosen, settings, experts, _InMemoryInputs(stacked, base, seed))
+        if alpha is not _NO_CALIBRATION:
+            from .calibration import apply_svc, default_alpha
+
+            merged = apply_svc(merged, stacked, default_alpha(chosen.name, len(given)) if alpha is None else alpha)
+        return merged.to(result_dtype)
+
+
+def _merge_spectral(
+    method: SpectralMethod[Any, Any], settings: Any, experts: list[Any], stacked: InMemoryTaskVectors
+) -> tuple[torch.Tensor, InMemoryTaskVectors]:
+    """The merged delta, and the task vectors with their weights folded in."""
+    if len(stacked.shape) != 2:
+        raise ShapeError(
+            f"{method.name} merges matrices; task vector 0 has shape {tuple(stacked.shape)}, expected (out, in)"
+        )
+    weighted = InMemoryTaskVectors(
+        _times(vector, expert.weight) for vector, expert in zip(stacked, experts, strict=True)
+    )
+    merged, _ = merged_delta(method, method.decompose(weighted, settings), settings)
+    return merged, weighted
+
+
+def _merge_direct(
+    method: DirectMethod[Any, Any], settings: Any, experts: list[Any], inputs: _InMemoryInputs
+) -> torch.Tensor:
+    return method.merge(inputs, settings, experts) - inputs.base
+
+
+class _InMemoryInputs:
+    """TensorInputs whose experts are base + task vector."""
+
+    name = "tensor"
+
+    def __init__(self, stacked: InMemoryTaskVectors, base: torch.Tensor | None, seed: int) -> None:
+        self._vectors = [_dense(vector) for vector in stacked]
+        first = self._vectors[0]
+        self._base = torch.zeros_like(first) if base is None else base.to(first.device, first.dtype)
+        self.seed = seed
+
+    @property
+    def base(self) -> torch.Tensor:
+        return self._base
+
+    @property
+    def num_experts(self) -> int:
+        return len(self._vectors)
+
+    def experts(self) -> Iterator[torch.Tensor]:
+        return (self._base + vector for vector in self._vectors)
+
+    def task_vectors(self) -> Iterator[torch.Tensor]:
+        # copies: a method may work in place
+        return (vector.clone() for vector in self._vectors)
+
+    def is_base(self, index: int) -> bool:
+        return False
+
+
+def _check_count(method: Method[Any, Any], found: int) -> None:
+    if found == 0:
+        raise ShapeError("no task vectors given; expected at least one expert")
+    most = method.max_experts
+    if found < method.min_experts or (most is not None and found > most):
+        expected = f"at least {method.min_experts}" if most is None else f"{method.min_experts} to {most}"
+        raise RecipeError(f"{method.name} merges {expected} experts, found {found}")
+
+
+def _common_dtype(vectors: list[torch.Tensor | LowRank]) -> torch.dtype:
+    dtype = _dtype(vectors[0])
+    for index, vector in enumerate(vectors):
+        if not _dtype(vector).is_floating_point:
+            raise CheckpointError(f"task vector {index} is {_dtype(vector)}; expected a floating point dtype")
+        if _device(vector) != _device(vectors[0]):
+            raise CheckpointError(
+                f"task vector {index} is on {_device(vector)}, task vector 0 on {_device(vectors[0])}; use one device"
+            )
+        if _dtype(vector) != dtype:
+            dtype = torch.promote_types(dtype, _dtype(vector))
+    return dtype
+
+
+def _check_finite(index: int, vector: torch.Tensor | LowRank) -> None:
+    tensors = (vector.left, vector.right) if isinstance(vector, LowRank) else (vector,)
+    bad = sum(tensor.numel() - int(torch.isfinite(tensor).sum()) for tensor in tensors)
+    if bad:
+        raise NonFiniteError(f"task vector {index} holds {bad} NaN or Inf values; expected finite numbers")
+
+
+_NO_CALIBRATION = object()
+
+
+def _parse_calibration(calibration: Mapping[str, Mapping[str, Any]] | None) -> Any:
+    """SVC's alpha, None for its default, or _NO_CALIBRATION."""
+    if not calibration:
+        return _NO_CALIBRATION
+    for name, settings in calibration.items():
+        if name not in _CALIBRATIONS:
+            raise RecipeError(f"unknown calibration {name!r}; known: {', '.join(_CALIBRATIONS)}")
+        for key in settings or {}:
+            if key not in _CALIBRATIONS[name]:
+                raise RecipeError(
+                    f"calibration {name} has no parameter {key!r}; it takes {', '.join(_CALIBRATIONS[name])}"
+                )
+    alpha = (calibration["svc"] or {}).get("alpha")
+    if alpha is not None and not (isinstance(alpha, (int, float)) and alpha > 0):
+        raise RecipeError(f"calibration svc: alpha is {alpha!r}; expected a number above 0")
+    return alpha
+
+
+def _times(vector: torch.Tensor | LowRank, weight: float) -> torch.Tensor | LowRank:
+    if weight == 1.0:
+        return vector
+    return LowRank(vector.left * weight, vector.right) if isinstance(vector, LowRank) else vector * weight
+
+
+def _dense(vector: torch.Tensor | LowRank) -> torch.Tensor:
+    return vector.dense() if isinstance(vector, LowRank) else vector
+
+
+def _dtype(vector: torch.Tensor | LowRank) -> torch.dtype:
+    return vector.left.dtype if isinstance(vector, LowRank) else vector.dtype
+
+
+def _device(vector: torch.Tensor | LowRank) -> torch.device:
+    return vector.left.device if isinstance(vector, LowRank) else vector.device
