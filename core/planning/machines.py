@@ -1,16 +1,16 @@
 """What a machine can do: the rates by which a plan becomes hours and money. Pure data.
 
 A rate is an *effective* rate: floating point operations by the convention of this package, divided by measured seconds.
-The convention counts an eigendecomposition as 9 n^3 and a singular value decomposition as 22 n^3 (n the smaller side),
-whatever the library really does, so that one number fits all sizes of interest.
+An eigendecomposition of order n counts as 10 n^3 and a singular value decomposition as 25 n^3 (n the smaller side), as
+in `numerics.decompositions`, whatever the library really does.
 """
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-EIGH_FLOPS_PER_CUBE = 9.0
-SVD_FLOPS_PER_CUBE = 22.0
+EIGH_FLOPS_PER_CUBE = 10.0
+SVD_FLOPS_PER_CUBE = 25.0
 
 
 class MachineModel(BaseModel):
@@ -20,11 +20,11 @@ class MachineModel(BaseModel):
 
     name: str = Field(description="what the numbers describe")
     matmul_flops: float = Field(gt=0, description="matrix product in the arithmetic dtype, FLOP/s")
-    eigh_flops: float = Field(gt=0, description="symmetric eigendecomposition, FLOP/s by the 9 n^3 convention")
+    eigh_flops: float = Field(gt=0, description="symmetric eigendecomposition, FLOP/s by the 10 n^3 convention")
     eigh_seconds_per_row: float = Field(
         default=0.0, ge=0, description="latency of one of the n sequential steps of an eigendecomposition, seconds"
     )
-    svd_flops: float = Field(gt=0, description="singular value decomposition, FLOP/s by the 22 n^3 convention")
+    svd_flops: float = Field(gt=0, description="singular value decomposition, FLOP/s by the 25 n^3 convention")
     elementwise_flops: float = Field(gt=0, description="element by element work (ties, means, casts), FLOP/s")
     read_bandwidth: float = Field(gt=0, description="store to worker, bytes/s, one worker alone")
     write_bandwidth: float = Field(gt=0, description="worker to store, bytes/s, one worker alone")
@@ -39,7 +39,7 @@ class MachineModel(BaseModel):
     shard_overhead_seconds: float = Field(
         default=1.0, ge=0, description="scheduling, opening files, warming up, per shard"
     )
-    overlapped: bool = Field(default=True, description="reading, computing and writing of a shard overlap")
+    overlapped: bool = Field(default=True, description="the next expert is read while the last one is accumulated")
     source: str = Field(description="where the numbers come from: measured by which script, or assumed and why")
 
 
@@ -70,7 +70,7 @@ _H100 = MachineModel(
     copy_bandwidth=5e9,
     memory_bytes=72 * 2**30,
     price_per_hour=4.0,
-    shard_overhead_seconds=3.0,
+    shard_overhead_seconds=1.0,
     source=(
         "assumed, not measured: 60% of 67 TFLOP/s float32 without TF32; eigh limited by memory in the tridiagonal step"
         " (arXiv:2410.02170 finds under 3% of the GPU used); object store and price are round numbers."

@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Literal
 
+from ..numerics.decompositions import choose_route
 from ..numerics.method import SpectralMethod
 from ..numerics.registry import get_method
+from .cost import max_rank
 from .machines import EIGH_FLOPS_PER_CUBE, SVD_FLOPS_PER_CUBE, MachineModel
-from .plan import ExpertTensor, LayerShard, Plan, TensorPlan
+from .plan import LayerShard, Plan, TensorPlan
 
 Limit = Literal["compute", "read bandwidth", "write bandwidth", "largest shard", "shard overhead", "assembling"]
 
@@ -29,7 +31,7 @@ _ELEMENTWISE_OPERATIONS = 64.0
 class WorkSplit:
     """The operations of one tensor by what carries them out; their sum is the plan's `flops`."""
 
-    eigh_side: int = 0  # n of the eigendecomposition, 0 if there is none
+    eigh_rows: int = 0  # sum of the orders of the eigendecompositions
     eigh: float = 0.0
     svd: float = 0.0
     matmul: float = 0.0
@@ -38,14 +40,23 @@ class WorkSplit:
 
 @dataclass(frozen=True, slots=True)
 class ShardCost:
-    """Seconds of one shard on one worker; `seconds` is what the schedule uses."""
+    """Seconds of one shard on one worker; `seconds` is what the schedule uses.
+
+    Experts are read while those before them are accumulated (products, element by element work); a decomposition needs
+    all of them, and writing needs the decomposition.
+    """
 
     index: int
-    compute: float
+    accumulate: float
+    decompose: float
     read: float
     write: float
     overhead: float
     seconds: float
+
+    @property
+    def compute(self) -> float:
+        return self.accumulate + self.decompose
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,57 +93,61 @@ class Simulation:
         return asdict(self)
 
 
-def _expert_rank(expert: ExpertTensor, full_rank: int) -> int:
-    """An upper bound on the rank of one expert's task vector."""
-    if expert.full is not None:
-        return full_rank
-    return 0 if expert.lora is None else min(full_rank, expert.lora.down.shape[0], expert.lora.down.shape[-1])
-
-
-def _gram_side(tensor: TensorPlan) -> int:
-    """Side of the matrix to decompose: in features, or the stacked rows of all experts where those are fewer."""
-    rows, columns = tensor.shape
-    stacked_rank = sum(_expert_rank(expert, min(rows, columns)) for expert in tensor.experts)
-    return min(columns, stacked_rank)
+def _matrix_shapes(tensor: TensorPlan) -> list[tuple[int, int]]:
+    rows, columns = tensor.matrix_shape or (tensor.shape[0], tensor.shape[1])
+    if not tensor.views:
+        return [(rows, columns)]
+    return [
+        (view.stop - view.start, columns) if view.axis == 0 else (rows, view.stop - view.start) for view in tensor.views
+    ]
 
 
 def split_work(tensor: TensorPlan) -> WorkSplit:
     """Divide the plan's operations of one tensor among eigendecomposition, SVD, products and elementwise work."""
     if tensor.action != "merge" or tensor.method is None:
         return WorkSplit(elementwise=tensor.flops)
-    if tensor.spectrum_key is None or len(tensor.shape) != 2:
+    if tensor.spectrum_key is None and not tensor.views:
         limit = _ELEMENTWISE_OPERATIONS * prod(tensor.shape) * (len(tensor.experts) + 1)
         elementwise = min(tensor.flops, limit)
         return WorkSplit(elementwise=elementwise, matmul=tensor.flops - elementwise)
-    side = _gram_side(tensor)
-    if _uses_svd(tensor):
-        svd = min(tensor.flops, SVD_FLOPS_PER_CUBE * min(side, *tensor.shape) ** 3)
-        return WorkSplit(svd=svd, matmul=tensor.flops - svd)
-    eigh = min(tensor.flops, EIGH_FLOPS_PER_CUBE * side**3)
-    return WorkSplit(eigh_side=side, eigh=eigh, matmul=tensor.flops - eigh)
+    eigh_sides: list[int] = []
+    svd_sides: list[int] = []
+    uses_operator = _uses_operator(tensor)
+    for shape in _matrix_shapes(tensor):
+        ranks = [max_rank(expert, shape) for expert in tensor.experts]
+        if uses_operator and choose_route(shape, ranks) == "gram":
+            eigh_sides.append(shape[1])
+        else:
+            svd_sides.append(min(shape[1], sum(ranks)) if uses_operator else min(*shape, sum(ranks)))
+    eigh = min(tensor.flops, EIGH_FLOPS_PER_CUBE * sum(side**3 for side in eigh_sides))
+    svd = min(tensor.flops - eigh, SVD_FLOPS_PER_CUBE * sum(side**3 for side in svd_sides))
+    return WorkSplit(eigh_rows=sum(eigh_sides), eigh=eigh, svd=svd, matmul=tensor.flops - eigh - svd)
 
 
-def _uses_svd(tensor: TensorPlan) -> bool:
+def _uses_operator(tensor: TensorPlan) -> bool:
+    """True for the WUDI family, which decomposes C = sum_i w_i v_i^T v_i; all other methods take SVDs."""
     assert tensor.method is not None
     method = get_method(tensor.method)
     assert isinstance(method, SpectralMethod), f"{tensor.method} has a spectrum key and is not spectral"
-    return "svd" in str(method.decomposition(method.Parameters(**tensor.parameters))["kind"])
+    kind = method.decomposition(method.Parameters(**tensor.parameters))["kind"]
+    return str(kind).startswith("interference")
 
 
 def shard_cost(shard: LayerShard, machine: MachineModel, num_workers: int = 1) -> ShardCost:
     """Seconds of one shard when `num_workers` share the store."""
-    compute = 0.0
+    accumulate = decompose = 0.0
     for tensor in shard.tensors:
         work = split_work(tensor)
-        compute += work.matmul / machine.matmul_flops + work.elementwise / machine.elementwise_flops
-        compute += work.svd / machine.svd_flops
-        compute += work.eigh / machine.eigh_flops + work.eigh_side * machine.eigh_seconds_per_row
+        accumulate += work.matmul / machine.matmul_flops + work.elementwise / machine.elementwise_flops
+        decompose += work.eigh / machine.eigh_flops + work.eigh_rows * machine.eigh_seconds_per_row
+        decompose += work.svd / machine.svd_flops
     share = machine.store_bandwidth / num_workers if machine.store_bandwidth else float("inf")
     read = shard.bytes_read / min(machine.read_bandwidth, share)
     write = _bytes_written(shard) / min(machine.write_bandwidth, share)
     overhead = machine.shard_overhead_seconds
-    seconds = overhead + (max(compute, read, write) if machine.overlapped else compute + read + write)
-    return ShardCost(shard.index, compute, read, write, overhead, seconds)
+    streamed = max(accumulate, read) if machine.overlapped else accumulate + read
+    seconds = overhead + streamed + decompose + write
+    return ShardCost(shard.index, accumulate, decompose, read, write, overhead, seconds)
 
 
 def _bytes_written(shard: LayerShard) -> int:
@@ -162,7 +177,8 @@ def simulate(plan: Plan, machine: MachineModel, num_workers: int, order: Iterabl
         Positions of the shards; default `schedule_order(plan.shards, machine)`.
     """
     assert num_workers >= 1, f"{num_workers} workers"
-    costs = [shard_cost(shard, machine, num_workers) for shard in plan.shards]
+    num_active = max(1, min(num_workers, len(plan.shards)))
+    costs = [shard_cost(shard, machine, num_active) for shard in plan.shards]
     positions = list(schedule_order(plan.shards, machine) if order is None else order)
     free_at = [(0.0, worker) for worker in range(num_workers)]
     end, critical = 0.0, -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from eigenmerge.core.planning.machines import MACHINES, MachineModel
@@ -10,6 +11,7 @@ from eigenmerge.core.planning.plan import (
     ExpertTensor,
     LayerShard,
     LoraSource,
+    MatrixView,
     OutputFile,
     Plan,
     RunSettings,
@@ -104,11 +106,19 @@ def test_largest_first_beats_plan_order() -> None:
     assert simulate(plan, UNIT, 2).seconds == 4
 
 
-def test_overlap_takes_the_longest_and_no_overlap_the_sum() -> None:
+def test_experts_are_read_while_others_are_accumulated() -> None:
     shard = make_shard(0, flops=5, bytes_read=7, bytes_written=3)
     machine = UNIT.model_copy(update={"shard_overhead_seconds": 2.0})
-    assert shard_cost(shard, machine).seconds == 2 + 7
+    assert shard_cost(shard, machine).seconds == 2 + 7 + 3
     assert shard_cost(shard, machine.model_copy(update={"overlapped": False})).seconds == 2 + 5 + 7 + 3
+
+
+def test_a_decomposition_waits_for_all_experts() -> None:
+    tensor = make_matrix((64, 128), experts=8, rank=None, method="swudi", flops=1e9)
+    shard = LayerShard(0, (tensor,), "parts/0", 5 * 10**9, 0, tensor.flops, 0)
+    cost = shard_cost(shard, UNIT)
+    assert cost.decompose == 10 * 128**3
+    assert cost.seconds == 5e9 + 10 * 128**3
 
 
 def test_the_limit_is_named() -> None:
@@ -155,14 +165,31 @@ def test_shards_that_do_not_fit_are_named() -> None:
 
 def test_the_split_adds_up_and_knows_the_smaller_space() -> None:
     full = split_work(make_matrix((64, 128), experts=8, rank=None, method="swudi", flops=1e9))
-    assert (full.eigh_side, full.eigh) == (128, 9 * 128**3)
+    assert (full.eigh_rows, full.eigh, full.svd) == (128, 10 * 128**3, 0)
     assert full.eigh + full.matmul == 1e9
-    few_rows = split_work(make_matrix((16, 128), experts=2, rank=None, method="swudi", flops=1e9))
-    assert few_rows.eigh_side == 32
+    few_rows = split_work(make_matrix((16, 512), experts=2, rank=None, method="swudi", flops=1e9))
+    assert (few_rows.eigh, few_rows.svd) == (0, 25 * 32**3)
     lora = split_work(make_matrix((64, 128), experts=4, rank=2, method="swudi_a", flops=1e6))
-    assert (lora.eigh_side, lora.eigh) == (8, 9 * 8**3)
+    assert (lora.eigh, lora.svd) == (0, 25 * 8**3)
     svd = split_work(make_matrix((64, 128), experts=8, rank=None, method="iso_c", flops=1e9))
-    assert (svd.eigh, svd.svd) == (0, 22 * 64**3)
+    assert (svd.eigh, svd.svd) == (0, 25 * 64**3)
+
+
+def test_the_split_of_several_matrices_in_one_tensor() -> None:
+    stack = make_matrix((6 * 64, 128), experts=8, rank=None, method="swudi", flops=1e9)
+    views = tuple(MatrixView(f"expert {i}", 64 * i, 64 * (i + 1), f"spectra/{i}") for i in range(6))
+    work = split_work(replace(stack, spectrum_key=None, views=views))
+    assert (work.eigh_rows, work.eigh) == (6 * 128, 6 * 10 * 128**3)
+    kernel = replace(stack, shape=(64, 32, 2, 2), matrix_shape=(64, 128))
+    assert split_work(kernel).eigh_rows == 128
+
+
+def test_direct_methods_are_elementwise_but_for_what_cannot_be() -> None:
+    ties = replace(make_matrix((64, 128), experts=8, rank=None, method="ties", flops=1e6), spectrum_key=None)
+    assert split_work(ties).elementwise == 1e6
+    iterated = replace(ties, flops=1e12)
+    assert split_work(iterated).elementwise == 64 * 64 * 128 * 9
+    assert split_work(iterated).matmul == 1e12 - 64 * 64 * 128 * 9
 
 
 def test_an_empty_plan_takes_no_time() -> None:
