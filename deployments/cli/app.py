@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ...core.errors import EigenmergeError
-from . import inspect_command, merge_command, methods_command, plan_command
+from . import deploy_command, inspect_command, merge_command, methods_command, plan_command
 
 app = typer.Typer(
     name="eigenmerge",
@@ -21,6 +21,8 @@ app.command("merge")(merge_command.merge)
 app.command("plan")(plan_command.plan)
 app.command("inspect")(inspect_command.inspect)
 app.command("methods")(methods_command.methods)
+app.command("deploy")(deploy_command.deploy)
+app.command("announce")(deploy_command.announce)
 
 
 @app.callback(invoke_without_command=True)
