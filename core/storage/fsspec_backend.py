@@ -60,6 +60,10 @@ class FsspecBackend:
     def read(self, key: str) -> bytes:
         return self._fs.cat_file(self._path(key))
 
+    def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
+        size = self.info(key).size
+        return self.read_range(key, 0, min(num_bytes, size)) if size else b"", size
+
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         data = self._fs.cat_file(self._path(key), start=start, end=stop)
         if len(data) != stop - start:

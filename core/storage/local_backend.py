@@ -51,6 +51,10 @@ class LocalBackend:
         with self._open(key) as descriptor:
             return _read_at(descriptor, 0, os.fstat(descriptor).st_size)
 
+    def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
+        with self._open(key) as descriptor:
+            return _read_at(descriptor, 0, num_bytes), os.fstat(descriptor).st_size
+
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         with self._open(key) as descriptor:
             data = _read_at(descriptor, start, stop - start)

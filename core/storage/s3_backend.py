@@ -62,17 +62,27 @@ class S3Backend:
     def read(self, key: str) -> bytes:
         return self._get(key)[0]
 
+    def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
+        try:
+            data, size = self._get(key, Range=f"bytes=0-{num_bytes - 1}")
+        except Exception as error:
+            if _is_beyond_end(error):  # S3 has no range of an empty object
+                return b"", 0
+            raise
+        if len(data) != min(num_bytes, size):
+            raise ShortReadError(f"asked for {min(num_bytes, size)} bytes, got {len(data)}")
+        return data, size
+
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         try:
-            data, content_range = self._get(key, Range=f"bytes={start}-{stop - 1}")
+            data, size = self._get(key, Range=f"bytes={start}-{stop - 1}")
         except Exception as error:
-            if http_status(error) == 416 or s3_code(error) == "InvalidRange":
+            if _is_beyond_end(error):
                 raise self._too_short(key, stop, self.info(key).size) from None
             raise
         if len(data) != stop - start:
-            size = (content_range or "").rpartition("/")[2]
-            if size.isdigit() and int(size) < stop:
-                raise self._too_short(key, stop, int(size))
+            if size < stop:
+                raise self._too_short(key, stop, size)
             raise ShortReadError(f"asked for {stop - start} bytes, got {len(data)}")
         return data
 
@@ -125,8 +135,10 @@ class S3Backend:
             arguments["KeyMarker"] = page["NextKeyMarker"]
             arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
 
-    def _get(self, key: str, **arguments: object) -> tuple[bytes, str | None]:
-        async def fetch() -> tuple[bytes, str | None]:
+    def _get(self, key: str, **arguments: object) -> tuple[bytes, int]:
+        """The bytes, and the size of the whole object."""
+
+        async def fetch() -> tuple[bytes, int]:
             answer = await self.fs._call_s3("get_object", Bucket=self.bucket, Key=self.object_key(key), **arguments)
             try:
                 data = await answer["Body"].read()
@@ -134,14 +146,19 @@ class S3Backend:
                 answer["Body"].close()
             if len(data) != answer["ContentLength"]:
                 raise ShortReadError(f"the server announced {answer['ContentLength']} bytes and sent {len(data)}")
-            return data, answer.get("ContentRange")
+            size = answer.get("ContentRange", "").rpartition("/")[2]
+            return data, int(size) if size.isdigit() else len(data)
 
-        return cast(tuple[bytes, str | None], sync(self.fs.loop, fetch))
+        return cast(tuple[bytes, int], sync(self.fs.loop, fetch))
 
     def _too_short(self, key: str, stop: int, size: int) -> CorruptObjectError:
         return CorruptObjectError(
             f"s3://{self.bucket}/{self.object_key(key)} is too short: {size} bytes, expected at least {stop}"
         )
+
+
+def _is_beyond_end(error: Exception) -> bool:
+    return http_status(error) == 416 or s3_code(error) == "InvalidRange"
 
 
 def _s3fs_options(options: Mapping[str, object]) -> dict[str, Any]:

@@ -130,6 +130,11 @@ class Store:
         check_key(key)
         return self._run(lambda: self.backend.read(key), "reading", key)
 
+    def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
+        """The first bytes, as many as there are up to `num_bytes`, and the size of the object; one request on S3."""
+        check_key(key)
+        return self._run(lambda: self.backend.read_head(key, num_bytes), "reading the beginning of", key)
+
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop). `CorruptObjectError` when the object is shorter than `stop`."""
         assert 0 <= start <= stop, (start, stop)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import final
 
 import torch
 
 from ..errors import CheckpointError, CorruptObjectError, ObjectNotFoundError
 from ..planning.plan import TensorSource
-from .backend import is_local
+from .backend import absolute_uri, is_local
 from .dequantise import dequantise
+from .mapped_file import map_bytes, view_as
 from .object_names import check_key
 from .read_ahead import read_ahead
 from .redaction import redact
@@ -107,7 +107,7 @@ class TensorReader:
         if start == stop:
             stored = torch.empty(shape, dtype=dtype)
         elif is_local(source.uri):
-            stored = _map_file(source.uri, start, stop, dtype).reshape(shape)
+            stored = view_as(self._map(source.uri, start, stop), dtype).reshape(shape)
         else:
             stored = self._fetch(source.uri, start, stop).view(dtype).reshape(shape)
         with self._lock:
@@ -119,6 +119,12 @@ class TensorReader:
     def read_ahead(self, sources: Iterable[TensorSource]) -> Iterator[torch.Tensor]:
         """The tensors in order, the next one being read while the current one is computed with."""
         return read_ahead(self.read, sources)
+
+    def _map(self, uri: str, start: int, stop: int) -> torch.Tensor:
+        try:
+            return map_bytes(Path(absolute_uri(uri)), start, stop)
+        except OSError as error:  # CorruptObjectError is one
+            raise _changed(uri, error.strerror or str(error)) from None
 
     def _fetch(self, uri: str, start: int, stop: int) -> torch.Tensor:
         store, key = self._resolve(uri)
@@ -157,33 +163,6 @@ def _byte_range(source: TensorSource, rows: tuple[int, int] | None) -> tuple[int
     assert 0 <= first <= last <= source.shape[0], (rows, source.shape)
     row_bytes = source.num_bytes // source.shape[0] if source.shape[0] else 0
     return source.start + first * row_bytes, source.start + last * row_bytes, (last - first, *source.shape[1:])
-
-
-def _map_file(path: str, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-    """Bytes [start, stop) of a local file as a flat tensor.
-
-    One map for each tensor, not one for each file: the pages of a map count as memory of this process as long as it
-    lives, and a file's map would keep every tensor that was ever read.
-    """
-    try:
-        descriptor = os.open(path.removeprefix("file://"), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _changed(path, error.strerror or str(error)) from None
-    try:
-        size = os.fstat(descriptor).st_size
-        if size < stop:
-            raise _changed(path, f"{size} bytes, expected at least {stop}")
-        page_start = start - start % mmap.ALLOCATIONGRANULARITY
-        # Private and writable: torch has no read-only tensors, and a write must not crash the process or change a file.
-        mapped = mmap.mmap(descriptor, stop - page_start, mmap.MAP_PRIVATE, offset=page_start)
-    finally:
-        os.close(descriptor)
-    if hasattr(mmap, "MADV_WILLNEED"):
-        mapped.madvise(mmap.MADV_WILLNEED)
-    offset, length = start - page_start, stop - start
-    if start % dtype.itemsize:  # legal in the format, but not for a processor that wants aligned numbers
-        return torch.frombuffer(bytearray(mapped[offset : offset + length]), dtype=dtype)
-    return torch.frombuffer(mapped, dtype=dtype, count=length // dtype.itemsize, offset=offset)
 
 
 def _changed(uri: str, found: str) -> CheckpointError:
