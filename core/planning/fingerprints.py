@@ -28,7 +28,13 @@ def digest(content: object) -> str:
 
 
 def spectrum_key(
-    decomposition: Mapping[str, object], algorithm_version: int, arithmetic: str, inputs: str, matrix: str
+    decomposition: Mapping[str, object],
+    algorithm_version: int,
+    arithmetic: str,
+    inputs: str,
+    matrix: str,
+    *,
+    incremental: bool = False,
 ) -> str:
     """Object key of one matrix' decomposition.
 
@@ -37,8 +43,36 @@ def spectrum_key(
     decomposition : what `SpectralMethod.decomposition` returns
     inputs : digest of the base's tensor, and each expert's tensor with its parameters in canonical order
     matrix : shape and, for a part of a tensor, which part
+    incremental : its sums may have been added up in another order, so that it differs in the last bits
     """
-    hashed = digest(["spectrum", dict(decomposition), algorithm_version, arithmetic, inputs, matrix])
+    content: list[object] = ["spectrum", dict(decomposition), algorithm_version, arithmetic, inputs, matrix]
+    return _spectra(digest([*content, "incremental"] if incremental else content))
+
+
+def calibration_key(spectrum: str, filtered: str) -> str:
+    """Object key of the calibration's own decomposition.
+
+    Parameters
+    ----------
+    spectrum : key of the method's decomposition
+    filtered : digest of the method, its parameters and the calibration's algorithm version
+    """
+    return _spectra(digest(["calibration", spectrum, filtered]))
+
+
+def alignment_key(spectra: Sequence[str]) -> str:
+    """Object key of the table of the largest eigenvalues of these decompositions."""
+    hashed = digest(["alignment", list(spectra)])
+    return f"alignments/{hashed}.json"
+
+
+def operators_key(algorithm_version: int, arithmetic: str, base: str, matrix: str, members: Sequence[str]) -> str:
+    """Object key of the sums C, D and S of one matrix. Sums over other experts lie in the same folder."""
+    shared = digest(["operators", algorithm_version, arithmetic, base, matrix])
+    return f"operators/{shared[:2]}/{shared}/{digest(sorted(members))}.safetensors"
+
+
+def _spectra(hashed: str) -> str:
     return f"spectra/{hashed[:2]}/{hashed}.arrow"  # two levels: some disks are slow with 100,000 files in a folder
 
 

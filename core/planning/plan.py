@@ -76,6 +76,8 @@ class MatrixView:
     stop: int
     spectrum_key: str
     axis: int = 0
+    calibration_key: str | None = None  # as TensorPlan's
+    operators_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,12 @@ class TensorPlan:
     spectrum_bytes: int = 0
     matrix_shape: tuple[int, int] | None = None  # None: the tensor's own shape
     views: tuple[MatrixView, ...] = ()
+    calibration_key: str | None = None  # spectrum of the merged delta with the experts' responses, which SVC filters
+    alignment_key: str | None = None  # table of the largest eigenvalues of all layers that are aligned with this one
+    operators_key: str | None = None  # sums over experts; its folder holds the sums of other sets of the same experts
+    members: tuple[
+        str, ...
+    ] = ()  # with operators: what identifies each expert and its weight, in the order of `experts`
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields
 from typing import Any
 
 from .plan import (
@@ -35,6 +35,9 @@ _SCALARS = (
     "reason",
     "method",
     "spectrum_key",
+    "calibration_key",
+    "alignment_key",
+    "operators_key",
     "bytes_read",
     "flops",
     "peak_bytes",
@@ -152,7 +155,8 @@ def _tensor_out(tensor: TensorPlan, uris: _Table, mappings: _Table) -> dict[str,
         "parameters": mappings.add_mapping(tensor.parameters),
         "calibration": mappings.add_mapping(tensor.calibration),
         "matrix_shape": list(tensor.matrix_shape) if tensor.matrix_shape is not None else None,
-        "views": [[view.label, view.start, view.stop, view.spectrum_key, view.axis] for view in tensor.views],
+        "views": [list(astuple(view)) for view in tensor.views],
+        "members": list(tensor.members),
     }
 
 
@@ -166,6 +170,7 @@ def _tensor_in(data: Mapping[str, Any], uris: list[str], mappings: list[Mapping[
         calibration=mappings[data["calibration"]],
         matrix_shape=tuple(data["matrix_shape"]) if data["matrix_shape"] is not None else None,
         views=tuple(MatrixView(*view) for view in data["views"]),
+        members=tuple(data["members"]),
     )
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ..config import Recipe
 from ..errors import CheckpointError, RecipeError
+from ..numerics.calibration import calibration_warning
 from ..numerics.registry import get_method
 from .cost import check_budget
 from .experts import averages_unlisted_base, groups_of, is_same_model
-from .fingerprints import part_key, run_key
+from .fingerprints import digest, part_key, run_key
 from .layers import natural_key
 from .listing import ModelListing
 from .output_layers import layers_of_models, layers_of_slices
@@ -22,6 +24,7 @@ from .rules import RuleBook, check_filters
 from .shards import Layout, lay_out, written_bytes
 from .side_files import side_files
 from .sources import Checkpoint, MatchCache, reference_tensors, summarize
+from .spectral import align
 from .tensors import PlannedTensor, TensorPlanner, check_needs_base
 
 _LONGEST_TENSOR_NAME = 1000
@@ -112,8 +115,11 @@ def plan_merge(
     )
     planned = [planner.plan(slot) for slot in layers.slots]
     warnings += _warnings(planner, base, experts, checkpoints)
+    if recipe.calibration is not None and recipe.calibration.svc is not None:
+        warnings += [warning for warning in [calibration_warning(method.name)] if warning is not None]
     if recipe.qkv == "split" and not planner.split_qkv:
         raise RecipeError("qkv: split: no fused QKV weight is merged; remove it")
+    planned = _aligned(planned)
     check_budget((item.plan for item in planned), max_memory if max_memory is not None else recipe.max_memory)
     layout = lay_out([item.plan for item in planned], recipe.output.max_shard_size, shard_bytes)
     shards = _shards(planned, layout, settings)
@@ -130,6 +136,18 @@ def plan_merge(
         side_files=sides,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _aligned(planned: Sequence[PlannedTensor]) -> list[PlannedTensor]:
+    """With the key of the other layers' eigenvalues where a filter depends on them."""
+    keys = align(item.plan for item in planned)
+    if not keys:
+        return list(planned)
+    return [
+        PlannedTensor(replace(item.plan, alignment_key=key), digest([item.identity, key])) if key is not None else item
+        for item in planned
+        for key in [keys.get(item.plan.name)]
+    ]
 
 
 def _shards(planned: Sequence[PlannedTensor], layout: Layout, settings: RunSettings) -> tuple[LayerShard, ...]:

@@ -9,18 +9,18 @@ from typing import Any, final
 
 from ..config import Recipe
 from ..errors import CheckpointError, RecipeError, ShapeError
-from ..numerics.method import DirectMethod, MethodParameters, SpectralMethod
-from ..parameter_settings import adapters_of
+from ..numerics.method import DirectMethod, SpectralMethod
 from . import cost
 from .experts import needs_base
-from .fingerprints import digest, spectrum_key, tensor_identity
+from .fingerprints import tensor_identity
 from .layers import FLOAT_DTYPES, Kind, tensor_kind
-from .matrices import AS_STORED, Matrices, is_fused_qkv, matrices_of
+from .matrices import matrices_of
 from .output_layers import Group, Member, Slot
 from .parameters import Resolver, Resolvers, scope
-from .plan import ExpertTensor, MatrixView, RunSettings, TensorPlan, TensorSource
+from .plan import ExpertTensor, RunSettings, TensorPlan, TensorSource
 from .rules import AnyMethod, Decision, RuleBook
 from .sources import Checkpoint, Contribution
+from .spectral import SpectralPlanner
 
 _OUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -74,15 +74,11 @@ class TensorPlanner:
         self._config = config
         self._resolvers = Resolvers()
         self._readers: dict[tuple[int, str, int | None], _Readers] = {}
-        self._decompositions: dict[tuple[str, int], tuple[Mapping[str, object], Mapping[str, object]]] = {}
-        self._costs: dict[object, tuple[float, int, int]] = {}
+        self._spectral = SpectralPlanner(recipe, settings)
         self._order: dict[int, tuple[int, ...]] = {}
         self._rule_scopes = [
             scope(f"rules[{index}].parameters", rule.parameters) for index, rule in enumerate(recipe.rules)
         ]
-        self._calibration: Mapping[str, object] = (
-            recipe.calibration.model_dump(mode="json", exclude_none=True) if recipe.calibration is not None else {}
-        )
         self._element = cost.element_bytes(settings)
         self.untouched = 0  # tensors that no expert has
         self.first_untouched = ""
@@ -132,8 +128,7 @@ class TensorPlanner:
         return PlannedTensor(plan, tensor_identity(plan, self._base_identity(slot), (), random=False))
 
     def _base_identity(self, slot: Slot) -> str:
-        fingerprint = self._base or self._experts[slot.group.members[0].expert].fingerprint
-        return f"{fingerprint}/{slot.template}"
+        return f"{self._base or self._experts[0].fingerprint}/{slot.template}"
 
     def _out_dtype(self, reference: TensorSource) -> str:
         if reference.dtype not in FLOAT_DTYPES:
@@ -209,8 +204,9 @@ class TensorPlanner:
         base_identity = self._base_identity(slot) if base is not None else None
         if merges and isinstance(method, SpectralMethod):
             assert base_identity is not None
-            matrices = self._matrices(slot, reference, kind, decision)
-            plan = self._spectral(plan, method, matrices, base_identity, identities)
+            matrices = matrices_of(slot.template, reference.shape, kind, decision.split_qkv, self._config)
+            self.split_qkv += bool(matrices.cuts) and kind == "matrix"
+            plan = self._spectral.complete(plan, method, matrices, base_identity, identities)
         elif merges:
             assert isinstance(method, DirectMethod)
             plan = self._direct(plan, method)
@@ -264,83 +260,13 @@ class TensorPlanner:
             readers = self._readers[key] = _Readers(method, shared, own)
         return readers
 
-    def _matrices(self, slot: Slot, reference: TensorSource, kind: Kind, decision: Decision) -> Matrices:
-        if kind == "matrix" and not (decision.split_qkv and is_fused_qkv(slot.template)):
-            return AS_STORED
-        split = decision.split_qkv and kind == "matrix"
-        self.split_qkv += split
-        return matrices_of(slot.template, reference.shape, kind, split, self._config)
-
-    def _decomposition(
-        self, method: SpectralMethod[Any, Any], parameters: Mapping[str, object], name: str
-    ) -> Mapping[str, object]:
-        # By identity: the resolver hands out one mapping for one outcome, and the entry keeps it alive.
-        key = (method.name, id(parameters))
-        known = self._decompositions.get(key)
-        if known is None:
-            model = method.Parameters.model_validate(dict(parameters))
-            assert isinstance(model, MethodParameters)
-            known = self._decompositions[key] = (method.decomposition(model), parameters)
-        assert known[1] is parameters, name
-        return known[0]
-
-    def _spectral(
-        self,
-        plan: TensorPlan,
-        method: SpectralMethod[Any, Any],
-        matrices: Matrices,
-        base_identity: str,
-        identities: Sequence[str],
-    ) -> TensorPlan:
-        decomposition = self._decomposition(method, plan.parameters, plan.name)
-        experts = [(identity, expert.parameters) for identity, expert in zip(identities, plan.experts, strict=True)]
-        inputs = digest([base_identity, experts])  # once, also for a stack of hundreds of matrices
-
-        def key(matrix: str) -> str:
-            return spectrum_key(decomposition, method.algorithm_version, self._settings.arithmetic, inputs, matrix)
-
-        flops, work, spectrum = 0.0, 0, 0
-        for shape in matrices.shapes(plan.shape):
-            one_flops, one_work, directions = self._spectral_cost(method, shape, plan.experts)
-            flops += one_flops
-            work = max(work, one_work)
-            spectrum += cost.spectrum_bytes(shape, directions, len(plan.experts), self._settings)
-        form = f"{list(matrices.matrix_shape or plan.shape)}"
-        views = tuple(
-            MatrixView(cut.label, cut.start, cut.stop, key(f"{form}/{cut.axis}:{cut.start}:{cut.stop}"), cut.axis)
-            for cut in matrices.cuts
-        )
-        stored = cost.stored_working_set(plan.base, plan.experts)
-        held = prod(plan.shape) * self._element  # the base; the method's work space counts its own task vectors
-        return replace(
-            plan,
-            calibration=self._calibration,
-            spectrum_key=None if views else key(form),
-            matrix_shape=matrices.matrix_shape,
-            views=views,
-            bytes_read=cost.bytes_read(plan.base, plan.experts, getattr(method, "passes", 1)),
-            flops=flops,
-            peak_bytes=work + held + stored + cost.output_bytes(plan.shape, plan.out_dtype),
-            spectrum_bytes=spectrum,
-        )
-
-    def _spectral_cost(
-        self, method: SpectralMethod[Any, Any], shape: tuple[int, int], experts: Sequence[ExpertTensor]
-    ) -> tuple[float, int, int]:
-        ranks = tuple(cost.max_rank(expert, shape) for expert in experts)
-        low_rank = all(cost.is_low_rank(expert) for expert in experts)
-        key = (method.name, shape, ranks, low_rank)
-        if key not in self._costs:
-            self._costs[key] = cost.spectral_cost(method, shape, ranks, low_rank, self._element)
-        return self._costs[key]
-
     def _direct(self, plan: TensorPlan, method: DirectMethod[Any, Any]) -> TensorPlan:
-        work = method.peak_tensors(len(plan.experts)) * prod(plan.shape) * self._element
+        work = method.peak_elements(prod(plan.shape), len(plan.experts)) * self._element
         return replace(
             plan,
             bytes_read=cost.bytes_read(plan.base, plan.experts, method.passes),
             flops=cost.direct_cost(method, plan.shape, len(plan.experts)),
-            peak_bytes=int(work) + cost.output_bytes(plan.shape, plan.out_dtype),
+            peak_bytes=work + cost.output_bytes(plan.shape, plan.out_dtype),
         )
 
     def _mean(self, plan: TensorPlan) -> TensorPlan:
@@ -352,11 +278,6 @@ class TensorPlanner:
             flops=cost.mean_cost(plan.shape, len(plan.experts)),
             peak_bytes=held + stored + cost.output_bytes(plan.shape, plan.out_dtype),
         )
-
-
-def has_parameter(method: AnyMethod, name: str) -> bool:
-    """True when a recipe may set it for this method."""
-    return name in adapters_of(method.Parameters) or name in adapters_of(method.Expert)
 
 
 def check_needs_base(recipe: Recipe, method: AnyMethod, has_base: bool) -> None:

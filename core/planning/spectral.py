@@ -1,0 +1,159 @@
+"""What only spectral methods have: the matrices of a tensor, the keys of their decompositions, and what those cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any, final
+
+from ..config import Recipe
+from ..numerics.calibration import ALGORITHM_VERSION as SVC_VERSION
+from ..numerics.calibration import svc_elements, svc_flops
+from ..numerics.method import MethodParameters, SpectralMethod
+from . import cost
+from .fingerprints import alignment_key, calibration_key, digest, operators_key, spectrum_key
+from .matrices import Matrices
+from .plan import ExpertTensor, MatrixView, RunSettings, TensorPlan
+
+_INTERFERENCE = "interference"  # the decomposition that is made of sums over experts, which can be kept
+
+
+@final
+class SpectralPlanner:
+    """Completes the plans of tensors that a spectral method merges."""
+
+    def __init__(self, recipe: Recipe, settings: RunSettings) -> None:
+        self._settings = settings
+        self._element = cost.element_bytes(settings)
+        self._calibration: Mapping[str, object] = (
+            recipe.calibration.model_dump(mode="json", exclude_none=True) if recipe.calibration is not None else {}
+        )
+        self._decompositions: dict[tuple[str, int], tuple[Mapping[str, object], Mapping[str, object]]] = {}
+        self._costs: dict[object, tuple[float, int, int]] = {}
+
+    def complete(
+        self,
+        plan: TensorPlan,
+        method: SpectralMethod[Any, Any],
+        matrices: Matrices,
+        base_identity: str,
+        identities: Sequence[str],
+    ) -> TensorPlan:
+        """The plan with keys, views and costs.
+
+        Parameters
+        ----------
+        identities : of each expert's tensor, in the order of `plan.experts`
+        """
+        decomposition = self._decomposition(method, plan.parameters)
+        experts = [(identity, expert.parameters) for identity, expert in zip(identities, plan.experts, strict=True)]
+        inputs = digest([base_identity, experts])  # once, also for a stack of hundreds of matrices
+        filtered = digest([method.name, plan.parameters, SVC_VERSION]) if self._calibration else ""
+        keeps = self._settings.keep_operators and decomposition.get("kind") == _INTERFERENCE
+        members = tuple(digest(expert) for expert in experts) if keeps else ()
+        form = f"{list(matrices.matrix_shape or plan.shape)}"
+
+        def keys(matrix: str) -> tuple[str, str | None, str | None]:
+            arithmetic = self._settings.arithmetic
+            own = spectrum_key(decomposition, method.algorithm_version, arithmetic, inputs, matrix, incremental=keeps)
+            calibrated = calibration_key(own, filtered) if self._calibration else None
+            operators = None
+            if keeps:
+                operators = operators_key(method.algorithm_version, arithmetic, base_identity, matrix, members)
+            return own, calibrated, operators
+
+        views = tuple(
+            MatrixView(cut.label, cut.start, cut.stop, own, cut.axis, calibrated, operators)
+            for cut in matrices.cuts
+            for own, calibrated, operators in [keys(f"{form}/{cut.axis}:{cut.start}:{cut.stop}")]
+        )
+        whole = (None, None, None) if views else keys(form)
+        flops, work, spectrum = 0.0, 0, 0
+        for shape in matrices.shapes(plan.shape):
+            one_flops, one_work, one_spectrum = self._cost(method, decomposition, shape, plan.experts)
+            flops += one_flops
+            work = max(work, one_work)
+            spectrum += one_spectrum
+        stored = cost.stored_working_set(plan.base, plan.experts)
+        held = prod(plan.shape) * self._element  # the base; the method's work space counts its own task vectors
+        passes = getattr(method, "passes", 1) + bool(self._calibration)
+        return replace(
+            plan,
+            calibration=self._calibration,
+            spectrum_key=whole[0],
+            calibration_key=whole[1],
+            operators_key=whole[2],
+            members=members,
+            matrix_shape=matrices.matrix_shape,
+            views=views,
+            bytes_read=cost.bytes_read(plan.base, plan.experts, passes),
+            flops=flops,
+            peak_bytes=work + held + stored + cost.output_bytes(plan.shape, plan.out_dtype),
+            spectrum_bytes=spectrum,
+        )
+
+    def _decomposition(
+        self, method: SpectralMethod[Any, Any], parameters: Mapping[str, object]
+    ) -> Mapping[str, object]:
+        # By identity: the resolver hands out one mapping for one outcome, and the entry keeps it alive.
+        key = (method.name, id(parameters))
+        known = self._decompositions.get(key)
+        if known is None:
+            model = method.Parameters.model_validate(dict(parameters))
+            assert isinstance(model, MethodParameters)
+            known = self._decompositions[key] = (method.decomposition(model), parameters)
+        return known[0]
+
+    def _cost(
+        self,
+        method: SpectralMethod[Any, Any],
+        decomposition: Mapping[str, object],
+        shape: tuple[int, int],
+        experts: Sequence[ExpertTensor],
+    ) -> tuple[float, int, int]:
+        """Operations, peak bytes of the work space, bytes of the spectra that the store keeps; of one matrix."""
+        ranks = tuple(cost.max_rank(expert, shape) for expert in experts)
+        low_rank = all(cost.is_low_rank(expert) for expert in experts)
+        # The WUDI family keeps two blocks of left vectors, the target's and the sum's; the others one.
+        blocks = 2 if decomposition.get("kind") == _INTERFERENCE else 1
+        key = (method.name, blocks, shape, ranks, low_rank)
+        known = self._costs.get(key)
+        if known is None:
+            flops, work, directions = cost.spectral_cost(method, shape, ranks, low_rank, self._element)
+            kept = cost.spectrum_bytes(shape, directions, len(ranks), self._settings, blocks)
+            if self._calibration:
+                rank = min(*shape, directions) if low_rank else None
+                flops += svc_flops(shape, ranks, low_rank, rank)
+                work = max(work, svc_elements(shape, ranks, low_rank, rank) * self._element)
+                kept += cost.spectrum_bytes(shape, min(*shape, directions), len(ranks), self._settings)
+            known = self._costs[key] = (flops, work, kept)
+        return known
+
+
+def align(tensors: Iterable[TensorPlan]) -> dict[str, str]:
+    """Alignment key by tensor name, for the tensors whose filter depends on the eigenvalues of other layers.
+
+    All layers that one method merges with `alignment_rho` are one group, as in the published code; its key is made of
+    their spectrum keys.
+    """
+    groups: dict[str, list[TensorPlan]] = {}
+    for tensor in tensors:
+        if (
+            tensor.method is not None
+            and tensor.parameters.get("alignment_rho")
+            and (tensor.spectrum_key or tensor.views)
+        ):
+            groups.setdefault(tensor.method, []).append(tensor)
+    found: dict[str, str] = {}
+    for group in groups.values():
+        keys = [key for tensor in group for key in spectrum_keys(tensor)]
+        key = alignment_key(sorted(keys))
+        found.update((tensor.name, key) for tensor in group)
+    return found
+
+
+def spectrum_keys(tensor: TensorPlan) -> list[str]:
+    """The keys of all decompositions of one tensor, in the order of its views."""
+    own = [tensor.spectrum_key] if tensor.spectrum_key is not None else []
+    return own + [view.spectrum_key for view in tensor.views]
