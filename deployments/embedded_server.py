@@ -1,8 +1,8 @@
 """Prefect's own server for one run, when the user has none.
 
-Prefect starts such a server by itself, but a flow that is killed leaves it behind, and Ctrl-C reaches it before the flow
-has reported its last state. Here it runs in its own session and ends when its standard input closes, which the kernel
-does however the parent dies.
+Prefect starts such a server by itself, but a flow that is killed leaves it behind, and Ctrl-C reaches it before the
+flow has reported its last state. Here it runs in its own session and ends when its standard input closes, which the
+kernel does however the parent dies.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class EmbeddedServer:
                     return address
             time.sleep(0.05)
         raise RuntimeError(
-            f"Prefect's embedded server did not start within {STARTUP_SECONDS:.0f} s; `prefect server start` shows why, "
-            "and PREFECT_API_URL names a server of your own"
+            f"Prefect's embedded server did not start within {STARTUP_SECONDS:.0f} s; `prefect server start` shows"
+            " why, and PREFECT_API_URL names a server of your own"
         )
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from prefect import flow
 
 from ..core.config import Recipe, load_recipe
-from ..core.steps.assemble import assemble, prepare_destination
+from ..core.steps.assemble import assemble
+from ..core.steps.destination import prepare_destination
 from ..core.steps.make_plan import make_plan
 from ..core.steps.result import MergeResult
 from .fan_out import choose_workers, merge_shards

@@ -33,6 +33,9 @@ class Listener:
     def finished(self, result: MergeResult) -> None:
         """The checkpoint is committed."""
 
+    def close(self) -> None:
+        """The run is over, well or badly."""
+
 
 @dataclass(slots=True)
 class RunContext:

@@ -92,9 +92,13 @@ class TensorInputs(Protocol):
     All tensors come in the arithmetic dtype (float32 or float64) on the device. `base` is None when the recipe has none.
     """
 
-    name: str  # output tensor name: seeds random methods, so that results do not depend on the order of work
-    seed: int
+    @property
+    def name(self) -> str:
+        """Output tensor name: seeds random methods, so that results do not depend on the order of work."""
+        ...
 
+    @property
+    def seed(self) -> int: ...
     @property
     def base(self) -> torch.Tensor | None: ...
     @property
@@ -125,6 +129,10 @@ class DirectMethod(Method[P, E]):
     def peak_tensors(self, num_experts: int) -> float:
         """Projected peak memory in full tensors of the arithmetic dtype, inputs and result included."""
         return 5.0
+
+    def peak_elements(self, num_elements: int, num_experts: int) -> int:
+        """The same in elements; override where it is not proportional to the tensor."""
+        return int(self.peak_tensors(num_experts) * num_elements)
 
 
 @dataclass(frozen=True, slots=True)

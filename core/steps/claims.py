@@ -8,6 +8,7 @@ clocks are ever compared. Where the store ignores conditional writes, both runs 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -49,10 +50,8 @@ class Claim:
     def release(self) -> None:
         self._done.set()
         self._thread.join()
-        try:
+        with contextlib.suppress(StoreError):  # it goes stale by itself
             self._store.delete([self._key])
-        except StoreError:
-            pass  # it goes stale by itself
 
     def __enter__(self) -> Claim:
         return self

@@ -37,8 +37,8 @@ def prepare_destination(
 ) -> Destination:
     """Check the destination and mark it as incomplete; called before any weight is read.
 
-    A destination that holds an unfinished run of the same plan is taken over: that is what resuming is. With `overwrite`
-    the old index is deleted first, so that at no moment an index points at files of another merge.
+    A destination that holds an unfinished run of the same plan is taken over: that is what resuming is. With
+    `overwrite` the old index is deleted first, so that at no moment an index points at files of another merge.
 
     Raises
     ------

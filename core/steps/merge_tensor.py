@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..errors import NonFiniteError
+from ..numerics.calibration import ALGORITHM_VERSION, default_alpha, svc_factors, svc_of_filtered
 from ..numerics.method import DirectMethod, SpectralMethod
 from ..numerics.registry import get_method
-from ..numerics.spectral_merge import merged_delta
+from ..numerics.spectrum import Factors, Spectrum, apply_factors
+from ..planning.fingerprints import digest
 from ..planning.plan import MatrixView, RunSettings, TensorPlan
 from ..storage.store import Store
 from ..storage.tensors import TensorReader, torch_dtype
@@ -100,13 +103,63 @@ class TensorMerger:
         facts: dict[str, Any],
     ) -> torch.Tensor:
         stream = self._stream(tensor, view)
-        spectrum, origin = self._spectra.get(key, tensor, lambda: method.decompose(stream, parameters))
-        delta, rank = merged_delta(method, spectrum, parameters)
-        total = float(spectrum.values.sum())
-        energy = float(spectrum.values[:rank].sum()) / total if total > 0 else 0.0
-        del spectrum
-        _add_facts(facts, rank, energy, origin, key)
+        values: list[torch.Tensor] = []
+
+        def factors_of(spectrum: Spectrum) -> Factors:
+            values[:] = [spectrum.values]
+            return method.factors(spectrum, parameters)
+
+        provenance = self._provenance(method, tensor, view)
+        spectrum, factors, origin = self._spectra.factored(
+            key, lambda: method.decompose(stream, parameters), factors_of, provenance
+        )
+        _add_facts(facts, factors.rank, _energy(values[0], factors.rank), origin, key)
+        if "svc" in tensor.calibration:
+            spectrum, factors = self._calibrated(method, parameters, tensor, key, stream, spectrum, factors)
+        delta = apply_factors(spectrum, factors)
         return delta if stream.base is None else delta.add_(stream.base)
+
+    def _calibrated(
+        self,
+        method: SpectralMethod[Any, Any],
+        parameters: Any,
+        tensor: TensorPlan,
+        key: str,
+        stream: ExpertStream,
+        spectrum: Spectrum,
+        factors: Factors,
+    ) -> tuple[Spectrum, Factors]:
+        """SVC on what the method made; its spectrum is kept too: another alpha needs no expert."""
+        svc = tensor.calibration["svc"]
+        assert isinstance(svc, Mapping)
+        alpha = svc.get("alpha")
+        alpha = default_alpha(method.name, stream.num_experts) if alpha is None else float(alpha)
+        made_by = [key, method.name, parameters.model_dump(mode="json"), ALGORITHM_VERSION]
+        found, calibrated, _ = self._spectra.factored(
+            f"spectra/{digest(['svc', *made_by])}.arrow",
+            lambda: svc_of_filtered(spectrum, factors, stream),
+            lambda one: svc_factors(one, alpha),
+            {"tensor": tensor.name, "kind": "svc", "of": key},
+        )
+        return found, calibrated
+
+    def _provenance(
+        self, method: SpectralMethod[Any, Any], tensor: TensorPlan, view: MatrixView | None
+    ) -> dict[str, object]:
+        return {
+            "tensor": tensor.name,
+            "part": view.label if view else None,
+            "method": method.name,
+            "algorithm_version": method.algorithm_version,
+            "arithmetic": self._settings.arithmetic,
+            "weights": [expert.parameters.get("weight", 1.0) for expert in tensor.experts],
+        }
+
+
+def _energy(values: torch.Tensor, rank: int) -> float:
+    """Share of the values' sum in the first `rank` directions."""
+    total = float(values.sum())
+    return float(values[:rank].sum()) / total if total > 0 else 0.0
 
 
 def _add_facts(facts: dict[str, Any], rank: int, energy: float, origin: Origin, key: str) -> None:
@@ -121,7 +174,9 @@ def _add_mean(stream: ExpertStream, tensor: TensorPlan) -> torch.Tensor:
     """base + scale * mean of the weighted deltas, for any shape."""
     total: torch.Tensor | None = None
     for delta, expert in zip(stream.task_vectors(), tensor.experts, strict=True):
-        weighted = delta * expert.parameters.get("weight", 1.0)
+        weight = expert.parameters.get("weight", 1.0)
+        assert isinstance(weight, (int, float))
+        weighted = delta * weight
         total = weighted if total is None else total.add_(weighted)
     assert total is not None, "a mean needs an expert"
     scale = tensor.parameters.get("scale", 1.0)
@@ -144,8 +199,8 @@ def _cast(result: torch.Tensor, tensor: TensorPlan, check: bool) -> torch.Tensor
         if bad:
             largest = float(result.abs().max())
             raise NonFiniteError(
-                f"merged tensor {tensor.name!r} has {bad} values that do not fit {tensor.out_dtype} (largest {largest:.3g});"
-                " set out_dtype to float32 or bfloat16, or lower the scale"
+                f"merged tensor {tensor.name!r} has {bad} values that do not fit {tensor.out_dtype}"
+                f" (largest {largest:.3g}); set out_dtype to float32 or bfloat16, or lower the scale"
             )
     return merged
 

@@ -1,4 +1,4 @@
-"""What a finished run says: the place of the checkpoint and the counts that show what was computed and what was reused."""
+"""What a finished run says: where the checkpoint is, and what was computed and what reused."""
 
 from __future__ import annotations
 

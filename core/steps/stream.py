@@ -32,8 +32,8 @@ class ExpertStream:
 
     Parameters
     ----------
-    view : one matrix inside the tensor (q of a fused QKV weight, one expert of a mixture); only its bytes are read where
-        they lie together
+    view : one matrix inside the tensor (q of a fused QKV weight, one expert of a mixture); only its bytes are read
+        where they lie together
     """
 
     tensor: TensorPlan

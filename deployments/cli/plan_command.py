@@ -1,5 +1,85 @@
-"""`eigenmerge plan`: what a merge will do, before any weight is read."""
+"""`eigenmerge plan`: what a merge will read, compute, write and keep, before any weight is read."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from .options import JsonOption, MaxMemoryOption, RecipeArgument, parse_size, show_bytes
+
+_MOST_SHARDS_SHOWN = 40
 
 
-def plan() -> None:
-    """Placeholder until the planner lands."""
+def plan(
+    recipe: RecipeArgument,
+    max_memory: MaxMemoryOption = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="One line per output tensor as well.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what RECIPE will do. Reads headers only, never a weight."""
+    from ...core.config import load_recipe
+    from ...core.planning.summary import summarize_plan, tensor_rows
+    from ...core.steps.make_plan import make_plan
+
+    made = make_plan(load_recipe(recipe), max_memory=parse_size(max_memory))
+    summary = summarize_plan(made)
+    rows = tensor_rows(made) if tensors else []
+    if as_json:
+        print(json.dumps(summary | ({"tensors": rows} if tensors else {}), indent=1))
+        return
+    for line in _totals(summary):
+        print(line)
+    _print_shards(summary["shards"])
+    for row in rows:
+        shape = "x".join(map(str, row["shape"]))
+        print(f"{row['name']}  {shape} {row['dtype']}  {row['method'] or row['action']}: {row['reason']}")
+    for warning in summary["warnings"]:
+        print(f"warning: {warning}")
+
+
+def _totals(summary: dict[str, Any]) -> list[str]:
+    largest = summary["largest_tensor"]
+    base = f" on {summary['base']['name']}" if summary["base"] else ""
+    lines = [
+        f"{summary['method']}: {summary['num_experts']} experts{base}; {summary['num_tensors']} tensors in"
+        f" {summary['num_shards']} shards, {_count(len(summary['files']), 'file')}",
+        f"  read     {show_bytes(summary['bytes_read'])}",
+        f"  compute  {summary['flops']:.3g} floating point operations",
+        f"  write    {show_bytes(summary['bytes_written'])}: {', '.join(f['name'] for f in summary['files'][:3])}"
+        + (", ..." if len(summary["files"]) > 3 else ""),
+        f"  keep     {show_bytes(summary['spectrum_bytes'])} of spectra in the store",
+        f"  memory   {show_bytes(summary['peak_bytes'])} per worker at most"
+        + (f", for {largest['name']} {'x'.join(map(str, largest['shape']))}" if largest else ""),
+    ]
+    for row in summary["treatments"]:
+        lines.append(f"  {row['num_tensors']:>6} tensors: {row['method'] or row['action']} ({row['reason']})")
+    return lines
+
+
+def _print_shards(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("shard", "tensors", "read", "flops", "peak memory", "writes", "spectra", "first tensor", box=None)
+    for column in table.columns:
+        column.no_wrap = True
+    for row in rows[:_MOST_SHARDS_SHOWN]:
+        table.add_row(
+            str(row["index"]),
+            str(row["num_tensors"]),
+            show_bytes(row["bytes_read"]),
+            f"{row['flops']:.2g}",
+            show_bytes(row["peak_bytes"]),
+            show_bytes(row["bytes_written"]),
+            show_bytes(row["spectrum_bytes"]),
+            row["name"].split(" .. ")[0],
+        )
+    Console().print(table)
+    if len(rows) > _MOST_SHARDS_SHOWN:
+        print(f"... and {len(rows) - _MOST_SHARDS_SHOWN} more shards; --json lists all")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -13,14 +13,7 @@ from ...flows.run_context import Listener
 from .options import show_bytes
 
 
-class QuietListener(Listener):
-    """Says nothing."""
-
-    def close(self) -> None:
-        """Nothing to put away."""
-
-
-class TerminalListener(QuietListener):
+class TerminalListener(Listener):
     """Shards done, bytes read, rate, time left; drawn on standard error so that standard output stays clean."""
 
     def __init__(self) -> None:
@@ -72,5 +65,6 @@ class TerminalListener(QuietListener):
         self._progress.stop()
 
 
-def make_listener(*, quiet: bool, terminal: bool) -> QuietListener:
-    return TerminalListener() if terminal and not quiet else QuietListener()
+def make_listener(*, quiet: bool, terminal: bool) -> Listener:
+    """A progress bar where somebody can see it, silence elsewhere."""
+    return TerminalListener() if terminal and not quiet else Listener()

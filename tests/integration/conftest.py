@@ -68,7 +68,9 @@ def expert_weights(base: Mapping[str, torch.Tensor], seed: int, size: float = 0.
 
 def save_model(folder: Path, weights: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     (folder / "config.json").write_text(json.dumps(config or llama_config()))
     (folder / "tokenizer.json").write_text("{}")
     return folder
@@ -148,7 +150,9 @@ def eigenmerge(prefect_server: str, tmp_path: Path) -> RunCommand:
     """Calls the installed command; keyword `env` adds to the environment."""
     executable = Path(sys.executable).parent / "eigenmerge"
 
-    def run(*arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         environment = {
             **os.environ,
             "PREFECT_API_URL": prefect_server,
@@ -157,7 +161,12 @@ def eigenmerge(prefect_server: str, tmp_path: Path) -> RunCommand:
             **(env or {}),
         }
         return subprocess.run(
-            [str(executable), *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=timeout, check=False
+            [str(executable), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=timeout,
+            check=False,
         )
 
     return run
