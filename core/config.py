@@ -7,13 +7,24 @@ A recipe that mergekit accepts is accepted where the method exists here too. Wha
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from .config_fields import ByteSize, Dtype, ModelReference, Parameters, Place, parse_bytes
+from .config_parts import (
+    Calibration,
+    InputModel,
+    OutputModule,
+    OutputOptions,
+    OutputSlice,
+    Rule,
+    RunnerOptions,
+    Strict,
+    TokenizerOptions,
+)
 from .errors import RecipeError
 from .numerics.method import DirectMethod, SpectralMethod
 from .numerics.registry import get_method
@@ -21,243 +32,18 @@ from .parameter_settings import adapters_of, check_values, parse_setting, sugges
 from .presets import apply_preset
 from .recipe_yaml import parse_yaml_mapping
 
-_BYTE_UNITS = {
-    "": 1,
-    "B": 1,
-    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
-    **{letter: 1000**power for power, letter in enumerate("KMGT", 1)},
-    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)},
-}
-_DTYPES = ("float64", "float32", "bfloat16", "float16")
-_CREDENTIALS = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@", re.IGNORECASE)
+__all__ = [
+    "InputModel",
+    "OutputSlice",
+    "Recipe",
+    "Rule",
+    "load_recipe",
+    "parse_bytes",
+    "recipe_from_mapping",
+]
 
 
-def parse_bytes(value: Any) -> int:
-    """A number of bytes from 5000000000, "5GB" (decimal, as Hugging Face counts) or "5GiB".
-
-    Raises
-    ------
-    ValueError : not a positive size
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"is {value!r}; expected a size such as 5GB or 512MiB")
-    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*", str(value))
-    unit = _BYTE_UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or float(match[1]) * unit < 1:
-        raise ValueError(f"is {value!r}; expected a size such as 5GB or 512MiB")
-    return int(float(match[1]) * unit)
-
-
-def _model_reference(value: Any) -> Any:
-    """mergekit also writes a model as {model: {path, revision}, lora: {path, revision}}; one string here."""
-
-    def path(part: Any) -> Any:
-        if isinstance(part, Mapping) and set(part) <= {"path", "revision"} and isinstance(part.get("path"), str):
-            return part["path"] + (f"@{part['revision']}" if part.get("revision") else "")
-        return part
-
-    if isinstance(value, Mapping) and "override_architecture" in value:
-        raise ValueError("override_architecture is not known here: the output keeps the base's config.json; remove it")
-    if isinstance(value, Mapping) and set(value) <= {"model", "lora"} and "model" in value:
-        model, lora = path(value["model"]), path(value.get("lora"))
-        if isinstance(model, str) and (lora is None or isinstance(lora, str)):
-            value = model + (f"+{lora}" if lora else "")
-    value = path(value)
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, str):
-        if not value.strip():
-            raise ValueError("is empty; expected a path, a URI or a Hub name")
-        if _CREDENTIALS.match(value):
-            raise ValueError("holds credentials in its address; put them into storage_options or the environment")
-    return value
-
-
-def _place(value: Any) -> Any:
-    value = str(value) if isinstance(value, Path) else value
-    if isinstance(value, str) and _CREDENTIALS.match(value):
-        raise ValueError("holds credentials in its address; put them into storage_options or the environment")
-    return value
-
-
-def _setting(value: Any) -> Any:
-    parse_setting(value)
-    return value
-
-
-def _dtype(value: Any) -> Any:
-    word = value.removeprefix("torch.") if isinstance(value, str) else value
-    word = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}.get(word, word)
-    if word not in _DTYPES:
-        raise ValueError(f"is {value!r}; expected one of {', '.join(_DTYPES)}")
-    return word
-
-
-ModelReference = Annotated[str, BeforeValidator(_model_reference)]
-Place = Annotated[str, BeforeValidator(_place)]
-Parameters = dict[str, Annotated[Any, BeforeValidator(_setting)]]
-Dtype = Annotated[Literal["float64", "float32", "bfloat16", "float16"], BeforeValidator(_dtype)]
-ByteSize = Annotated[int, BeforeValidator(parse_bytes)]
-
-
-class _Strict(BaseModel):
-    """Frozen, and an unknown key is an error that suggests the nearest known one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _suggest_known_keys(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            known = [field.alias or name for name, field in cls.model_fields.items()]
-            for key in data:
-                if key not in known:
-                    raise ValueError(f"unknown key {key!r}{suggestion(str(key), known)}")
-        return data
-
-
-class InputModel(_Strict):
-    """One expert."""
-
-    model: ModelReference = Field(description="path, URI or Hub name, as path@revision+adapter")
-    parameters: Parameters | None = Field(
-        default=None, description="this expert's own parameters: weight, density, ..."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, data: Any) -> Any:
-        return {"model": data} if isinstance(data, (str, Path)) else data
-
-
-class SliceSource(_Strict):
-    """Layers of one model that go into a slice of the output."""
-
-    model: ModelReference = Field(description="path, URI or Hub name, as path@revision+adapter")
-    layer_range: tuple[int, int] = Field(description="first layer and the one after the last, as [0, 16]")
-    parameters: Parameters | None = Field(default=None, description="this source's own parameters")
-
-
-class OutputSlice(_Strict):
-    """A run of layers of the output and the models it is merged from."""
-
-    sources: list[SliceSource] = Field(description="one or more models with as many layers each", min_length=1)
-    base_model: ModelReference | None = Field(default=None, description="must agree with the recipe's base_model")
-    residual_weight: float | None = Field(
-        default=None, description="not supported, as mergekit itself does not read it"
-    )
-    parameters: Parameters | None = Field(default=None, description="parameters for this slice")
-
-
-class OutputModule(_Strict):
-    """mergekit's grouping for models of several modules; here one module at most."""
-
-    models: list[InputModel] | None = Field(default=None, description="the experts")
-    slices: list[OutputSlice] | None = Field(default=None, description="output layers, slice by slice")
-    parameters: Parameters | None = Field(default=None, description="parameters for this module")
-
-
-class Rule(_Strict):
-    """What happens to the tensors whose name matches. The first rule that says something about a point decides it."""
-
-    match: str | list[str] = Field(
-        description="glob over the whole tensor name (model.layers.*.mlp.*), or re:REGEX searched in it; or several"
-    )
-    action: Literal["keep_base", "mean", "merge"] | None = Field(
-        default=None, description="keep the base's tensor, add the mean delta, or merge by the method"
-    )
-    method: str | None = Field(default=None, description="merge these tensors by this method instead of merge_method")
-    parameters: Parameters | None = Field(default=None, description="parameters for these tensors")
-    qkv: Literal["stored", "split"] | None = Field(
-        default=None, description="fused QKV weights: one matrix, or q, k, v apart"
-    )
-    conv: Literal["mean", "matrix", "base"] | None = Field(
-        default=None, description="convolution kernels: mean delta, one matrix (out, in * kernel), or the base's"
-    )
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        return (self.match,) if isinstance(self.match, str) else tuple(self.match)
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Rule:
-        if self.action in ("keep_base", "mean") and self.method is not None:
-            raise ValueError(f"has both action {self.action!r} and a method; a method goes with action merge")
-        if all(part is None for part in (self.action, self.method, self.parameters, self.qkv, self.conv)):
-            raise ValueError("says nothing; expected action, method, parameters, qkv or conv")
-        if not self.patterns or not all(self.patterns):
-            raise ValueError("has an empty pattern; expected a glob or re:REGEX")
-        for pattern in self.patterns:
-            if pattern.startswith("re:"):
-                try:
-                    re.compile(pattern[3:])
-                except re.error as error:
-                    raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
-        return self
-
-
-class SvcCalibration(_Strict):
-    """SVC after the method, arXiv:2602.05536."""
-
-    alpha: float | None = Field(
-        default=None, description="floor of the projections; 1/N by default, 1.0 after tsv_m", gt=0
-    )
-
-
-class Calibration(_Strict):
-    """What is done to the merged delta after the method."""
-
-    svc: SvcCalibration | None = Field(default=None, description="singular value calibration")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_means_defaults(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "svc" in data and data["svc"] is None:
-            return {**data, "svc": {}}  # `calibration: {svc: }` asks for it with its default
-        return data
-
-
-class TokenizerOptions(_Strict):
-    """mergekit's long form of tokenizer_source."""
-
-    source: ModelReference = Field(default="union", description="union, base, or a model")
-    tokens: dict[str, Any] | None = Field(default=None, description="not supported: embeddings chosen token by token")
-    pad_to_multiple_of: int | None = Field(
-        default=None, description="pad the vocabulary with rows of the mean embedding", gt=0
-    )
-
-
-class OutputOptions(_Strict):
-    """The form of the result."""
-
-    format: Literal["checkpoint", "adapter"] = Field(
-        default="checkpoint", description="full weights, or a PEFT adapter"
-    )
-    max_shard_size: ByteSize = Field(default=5 * 1000**3, description="largest size of one .safetensors file")
-    rank: int | None = Field(
-        default=None, description="rank of the adapter; by default the sum of the experts' ranks", gt=0
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_word(cls, data: Any) -> Any:
-        return {"format": data} if isinstance(data, str) else data
-
-
-class RunnerOptions(_Strict):
-    """Where the shards run."""
-
-    kind: Literal["threads", "dask", "ray"] = Field(default="threads", description="Prefect task runner")
-    workers: int | None = Field(default=None, description="shards at a time; by default one per GPU, or by cores", gt=0)
-    address: str | None = Field(default=None, description="of a Dask scheduler or Ray cluster; by default a local one")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_word(cls, data: Any) -> Any:
-        return {"kind": data} if isinstance(data, str) else data
-
-
-class Recipe(_Strict):
+class Recipe(Strict):
     """What to merge and how, validated. mergekit's keys first, then Eigenmerge's own."""
 
     merge_method: str = Field(description="one of `eigenmerge methods`")
@@ -338,8 +124,9 @@ class Recipe(_Strict):
                 raise ValueError("modules: exactly one of models, slices must be given inside a module")
         if self.tokenizer is not None and self.tokenizer_source is not None:
             raise ValueError("tokenizer and tokenizer_source say the same thing; keep one of them")
-        if self.tokenizer is not None and self.tokenizer.tokens:
-            raise ValueError("tokenizer.tokens is not supported; leave it out")
+        if self.tokenizer is not None and (self.tokenizer.tokens or self.tokenizer.pad_to_multiple_of):
+            key = "tokens" if self.tokenizer.tokens else "pad_to_multiple_of"
+            raise ValueError(f"tokenizer.{key} is not supported; leave it out")
         for index, part in enumerate(self.output_slices or ()):
             if part.residual_weight is not None:
                 raise ValueError(f"slices[{index}].residual_weight is not supported; remove it")

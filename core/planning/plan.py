@@ -1,7 +1,7 @@
 """The plan: everything that is decided before a weight is read. Pure data, JSON-able, the same on every machine.
 
-A worker gets one `LayerShard` (plus the store's URI and `RunSettings`) and needs nothing else: no recipe, no listing, no
-database.
+A worker gets one `LayerShard` (plus the store's URI and `RunSettings`) and needs nothing else: no recipe, no listing,
+no database.
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+# Runs of rows (first row in the output, first row as stored, number of rows), where vocabularies differ. A row that no
+# run covers is the base's; one that the base's runs do not cover either is the mean of the experts whose runs cover it.
+Rows = tuple[tuple[int, int, int], ...]
 
 Action = Literal[
     "merge",  # run `method` on the experts
@@ -51,7 +55,7 @@ class ExpertTensor:
     full : the expert's own stored tensor, or None when the expert is an adapter on the base (its delta is `lora` alone,
         or zero when `lora` is None too: the adapter does not touch this weight).
     lora : adapter factors to add on top.
-    row_range / column_range: the part of the stored tensor that is meant (fused QKV split, vocabulary intersection).
+    rows : where the rows of `full` belong, when its vocabulary is not the output's; None: all in place.
     """
 
     expert: int  # index into Plan.experts
@@ -61,6 +65,7 @@ class ExpertTensor:
         default_factory=dict
     )  # per-expert, resolved for this tensor (weight, density)
     is_base: bool = False
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +113,8 @@ class TensorPlan:
     calibration_key: str | None = None  # spectrum of the merged delta with the experts' responses, which SVC filters
     alignment_key: str | None = None  # table of the largest eigenvalues of all layers that are aligned with this one
     operators_key: str | None = None  # sums over experts; its folder holds the sums of other sets of the same experts
-    members: tuple[
-        str, ...
-    ] = ()  # with operators: what identifies each expert and its weight, in the order of `experts`
+    members: tuple[str, ...] = ()  # with operators: what identifies each expert and its weight, as `experts`
+    base_rows: Rows | None = None  # where the base's rows belong, when its vocabulary is not the output's
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from .plan import (
     ModelSummary,
     OutputFile,
     Plan,
+    Rows,
     RunSettings,
     SideFile,
     TensorPlan,
@@ -156,6 +157,7 @@ def _tensor_out(tensor: TensorPlan, uris: _Table, mappings: _Table) -> dict[str,
         "calibration": mappings.add_mapping(tensor.calibration),
         "matrix_shape": list(tensor.matrix_shape) if tensor.matrix_shape is not None else None,
         "views": [list(astuple(view)) for view in tensor.views],
+        "base_rows": tensor.base_rows,
         "members": list(tensor.members),
     }
 
@@ -170,6 +172,7 @@ def _tensor_in(data: Mapping[str, Any], uris: list[str], mappings: list[Mapping[
         calibration=mappings[data["calibration"]],
         matrix_shape=tuple(data["matrix_shape"]) if data["matrix_shape"] is not None else None,
         views=tuple(MatrixView(*view) for view in data["views"]),
+        base_rows=_rows_in(data["base_rows"]),
         members=tuple(data["members"]),
     )
 
@@ -197,17 +200,21 @@ def _expert_out(expert: ExpertTensor, uris: _Table, mappings: _Table) -> list[An
     if lora is not None:
         factors = [_source_out(lora.up, uris), _source_out(lora.down, uris), lora.scaling, lora.fan_in_fan_out]
     full = _source_out(expert.full, uris)
-    return [expert.expert, full, factors, mappings.add_mapping(expert.parameters), expert.is_base]
+    return [expert.expert, full, factors, mappings.add_mapping(expert.parameters), expert.is_base, expert.rows]
 
 
 def _expert_in(row: list[Any], uris: list[str], mappings: list[Mapping[str, object]]) -> ExpertTensor:
-    number, full, factors, parameters, is_base = row
+    number, full, factors, parameters, is_base, rows = row
     lora = None
     if factors is not None:
         up, down = _source_in(factors[0], uris), _source_in(factors[1], uris)
         assert up is not None and down is not None
         lora = LoraSource(up, down, factors[2], factors[3])
-    return ExpertTensor(number, _source_in(full, uris), lora, mappings[parameters], is_base)
+    return ExpertTensor(number, _source_in(full, uris), lora, mappings[parameters], is_base, _rows_in(rows))
+
+
+def _rows_in(rows: list[list[int]] | None) -> Rows | None:
+    return None if rows is None else tuple((start, origin, length) for start, origin, length in rows)
 
 
 def _side_out(side: SideFile) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from .side_files import side_files
 from .sources import Checkpoint, MatchCache, reference_tensors, summarize
 from .spectral import align
 from .tensors import PlannedTensor, TensorPlanner, check_needs_base
+from .vocabulary import VocabularyPlanner, is_row_by_token
 
 _LONGEST_TENSOR_NAME = 1000
 _MOST_EXTRA_SHOWN = 3
@@ -55,6 +56,7 @@ def plan_merge(
     *,
     max_memory: int | None = None,
     shard_bytes: int | None = None,
+    tokenizer: ModelListing | None = None,
     side_file_contents: Mapping[str, bytes] | None = None,
 ) -> Plan:
     """Decide everything that is decided before a weight is read.
@@ -68,6 +70,7 @@ def plan_merge(
     settings : by default `run_settings(recipe)`
     max_memory : bytes of one worker; by default the recipe's
     shard_bytes : bytes of the output in one shard; by default from the size of the model
+    tokenizer : listing of `recipe.vocabulary_source` where that is a model, and not one of the others
     side_file_contents : URI to content of the tokenizer files that `tokenizer_files_needed` asked for
 
     Raises
@@ -104,6 +107,7 @@ def plan_merge(
     output_names = [slot.name for slot in layers.slots]
     rules = RuleBook(recipe, output_names)
     warnings += rules.warnings + check_filters(recipe, output_names)
+    vocabulary = VocabularyPlanner(recipe, reference, experts, tokenizer, side_file_contents or {})
     planner = TensorPlanner(
         recipe,
         settings,
@@ -111,10 +115,11 @@ def plan_merge(
         reference=tensors,
         base_fingerprint=base.fingerprint if base is not None else None,
         experts=checkpoints,
+        vocabulary=vocabulary,
         config=reference.config,
     )
     planned = [planner.plan(slot) for slot in layers.slots]
-    warnings += _warnings(planner, base, experts, checkpoints)
+    warnings += vocabulary.warnings + _warnings(planner, base, experts, checkpoints)
     if recipe.calibration is not None and recipe.calibration.svc is not None:
         warnings += [warning for warning in [calibration_warning(method.name)] if warning is not None]
     if recipe.qkv == "split" and not planner.split_qkv:
@@ -123,7 +128,8 @@ def plan_merge(
     check_budget((item.plan for item in planned), max_memory if max_memory is not None else recipe.max_memory)
     layout = lay_out([item.plan for item in planned], recipe.output.max_shard_size, shard_bytes)
     shards = _shards(planned, layout, settings)
-    sides = side_files(recipe, reference, layers.config_changes)
+    changes = {**layers.config_changes, **_vocabulary_changes(reference, planned, vocabulary)}
+    sides = side_files(recipe, reference, changes, vocabulary.tokenizer, vocabulary.tokenizer_json())
     canonical = recipe.canonical()
     return Plan(
         run_key=run_key(canonical, shards, layout.files, sides),
@@ -148,6 +154,24 @@ def _aligned(planned: Sequence[PlannedTensor]) -> list[PlannedTensor]:
         for item in planned
         for key in [keys.get(item.plan.name)]
     ]
+
+
+def _vocabulary_changes(
+    reference: ModelListing, planned: Sequence[PlannedTensor], vocabulary: VocabularyPlanner
+) -> dict[str, object]:
+    """vocab_size of config.json, at the top or in text_config, where the merge changes it."""
+    config = reference.config
+    if config is None or not vocabulary.goes_by_token:
+        return {}
+    rows = next((item.plan.shape[0] for item in planned if is_row_by_token(item.plan.name)), None)
+    text = config.get("text_config")
+    if rows is None:
+        return {}
+    if "vocab_size" in config:
+        return {} if config["vocab_size"] == rows else {"vocab_size": rows}
+    if isinstance(text, Mapping) and text.get("vocab_size", rows) != rows:
+        return {"text_config": {**text, "vocab_size": rows}}
+    return {}
 
 
 def _shards(planned: Sequence[PlannedTensor], layout: Layout, settings: RunSettings) -> tuple[LayerShard, ...]:

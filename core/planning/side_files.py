@@ -24,7 +24,11 @@ _SAFE_NAME = re.compile(r"[\w][\w.+ -]{0,199}", re.ASCII)
 
 
 def side_files(
-    recipe: Recipe, reference: ModelListing, config_changes: Mapping[str, object], tokenizer: ModelListing | None = None
+    recipe: Recipe,
+    reference: ModelListing,
+    config_changes: Mapping[str, object],
+    tokenizer: ModelListing | None = None,
+    tokenizer_json: bytes | None = None,
 ) -> tuple[SideFile, ...]:
     """What goes beside the weights, by name.
 
@@ -33,6 +37,7 @@ def side_files(
     reference : the base, or the first model
     config_changes : keys of config.json that the merge changed (number of layers, vocabulary)
     tokenizer : the model whose tokenizer files are taken; the reference by default
+    tokenizer_json : content where it is none of the models'
 
     Raises
     ------
@@ -45,6 +50,10 @@ def side_files(
             raise CheckpointError(f"{reference.name}: file name {name[:200]!r} is refused; rename the file")
         if name not in _OWN_FILES:
             files[name] = SideFile(name, uri)
+    if tokenizer_json is not None:
+        files["tokenizer.json"] = SideFile("tokenizer.json", None, tokenizer_json)
+        for name in ("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"):
+            files.pop(name, None)  # they would contradict it
     if reference.config is not None:
         config = {**reference.config, **config_changes}
         if is_quantized(config):

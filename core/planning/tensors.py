@@ -13,14 +13,15 @@ from ..numerics.method import DirectMethod, SpectralMethod
 from . import cost
 from .experts import needs_base
 from .fingerprints import tensor_identity
-from .layers import FLOAT_DTYPES, Kind, tensor_kind
+from .layers import FLOAT8_DTYPES, FLOAT_DTYPES, Kind, tensor_kind
 from .matrices import matrices_of
 from .output_layers import Group, Member, Slot
 from .parameters import Resolver, Resolvers, scope
-from .plan import ExpertTensor, RunSettings, TensorPlan, TensorSource
+from .plan import ExpertTensor, LoraSource, Rows, RunSettings, TensorPlan, TensorSource
 from .rules import AnyMethod, Decision, RuleBook
-from .sources import Checkpoint, Contribution
+from .sources import Checkpoint
 from .spectral import SpectralPlanner
+from .vocabulary import VocabularyPlanner, is_row_by_token
 
 _OUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -43,8 +44,32 @@ class _Readers:
 
 
 @dataclass(frozen=True, slots=True)
+class _Target:
+    """The tensor at hand: the reference's, and its shape in the output."""
+
+    slot: Slot
+    reference: TensorSource
+    shape: tuple[int, ...]
+    base_rows: Rows | None
+    identity: str  # of the reference's tensor, for keys
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What one checkpoint gives to it, in the output's rows."""
+
+    full: TensorSource | None
+    lora: LoraSource | None
+    identity: str
+    rows: Rows | None = None
+
+
+_COUNTS_AS_BASE = _Given(None, None, "base")
+
+
+@dataclass(frozen=True, slots=True)
 class _Source:
-    """What one member gives to the tensor at hand."""
+    """The same with its parameters, as the plan keeps it."""
 
     identity: str
     expert: ExpertTensor
@@ -63,6 +88,7 @@ class TensorPlanner:
         reference: Mapping[str, TensorSource],
         base_fingerprint: str | None,
         experts: Sequence[Checkpoint],
+        vocabulary: VocabularyPlanner,
         config: Mapping[str, object] | None,
     ) -> None:
         self._recipe = recipe
@@ -71,6 +97,7 @@ class TensorPlanner:
         self._reference = reference
         self._base = base_fingerprint
         self._experts = experts
+        self._vocabulary = vocabulary
         self._config = config
         self._resolvers = Resolvers()
         self._readers: dict[tuple[int, str, int | None], _Readers] = {}
@@ -95,28 +122,43 @@ class TensorPlanner:
         reference = self._reference[slot.template]
         kind = tensor_kind(slot.template, reference.shape, reference.dtype)
         decision = self._rules.decide(slot.name, kind)
+        target = self._target(slot, reference)
         if decision.action == "copy":
-            return self._copy(slot, reference, decision.reason)
+            if target.base_rows is None and target.shape == reference.shape:
+                return self._copy(target, decision.reason)
+            decision = Decision("mean", self._rules.method, f"{decision.reason}; new rows are the experts' mean")
+            return self._merge(target, kind, decision, self._sources(target), scale=0.0)
         assert decision.method is not None
-        sources = self._sources(slot, reference)
+        sources = self._sources(target)
         if all(source is None for source in sources):
             if self._base is None:
                 raise CheckpointError(f"{slot.name}: none of the models has it; remove it from the first model")
             self.untouched += 1
             self.first_untouched = self.first_untouched or slot.name
-            return self._copy(slot, reference, "no expert has it: base kept")
+            return self._copy(target, "no expert has it: base kept")
         if needs_base(decision.method) and all(source is None or source.identity == "base" for source in sources):
-            return self._copy(slot, reference, "no expert changes it: base kept")
+            return self._copy(target, "no expert changes it: base kept")
         if any(source is None for source in sources) and self._recipe.missing == "error":
             raise self._missing(slot, sources)
-        return self._merge(slot, reference, kind, decision, sources)
+        return self._merge(target, kind, decision, sources)
 
-    def _copy(self, slot: Slot, reference: TensorSource, reason: str) -> PlannedTensor:
+    def _target(self, slot: Slot, reference: TensorSource) -> _Target:
+        identity = f"{self._base or self._experts[0].fingerprint}/{slot.template}"
+        if not (self._vocabulary.goes_by_token and is_row_by_token(slot.template) and reference.shape):
+            return _Target(slot, reference, reference.shape, None, identity)
+        fit = self._vocabulary.fit_base(reference)
+        shape = (self._vocabulary.output_rows(reference.shape[0]), *reference.shape[1:])
+        if fit.rows is not None or shape != reference.shape:
+            identity += f"{fit.mark}->{shape[0]}"
+        return _Target(slot, reference, shape, fit.rows, identity)
+
+    def _copy(self, target: _Target, reason: str) -> PlannedTensor:
+        reference = target.reference
         out_dtype = self._out_dtype(reference)
         size = cost.source_bytes(reference)
         written = size if out_dtype == reference.dtype else cost.output_bytes(reference.shape, out_dtype)
         plan = TensorPlan(
-            name=slot.name,
+            name=target.slot.name,
             shape=reference.shape,
             out_dtype=out_dtype,
             action="copy",
@@ -125,10 +167,7 @@ class TensorPlanner:
             bytes_read=size,
             peak_bytes=size + written + (0 if out_dtype == reference.dtype else 4 * prod(reference.shape)),
         )
-        return PlannedTensor(plan, tensor_identity(plan, self._base_identity(slot), (), random=False))
-
-    def _base_identity(self, slot: Slot) -> str:
-        return f"{self._base or self._experts[0].fingerprint}/{slot.template}"
+        return PlannedTensor(plan, tensor_identity(plan, target.identity, (), random=False))
 
     def _out_dtype(self, reference: TensorSource) -> str:
         if reference.dtype not in FLOAT_DTYPES:
@@ -136,35 +175,49 @@ class TensorPlanner:
         chosen = self._recipe.out_dtype or self._recipe.dtype
         if chosen is not None:
             return _OUT_DTYPES[chosen]
-        return "BF16" if reference.dtype.startswith("F8_") else reference.dtype
+        return "BF16" if reference.dtype in FLOAT8_DTYPES else reference.dtype
 
-    def _sources(self, slot: Slot, reference: TensorSource) -> list[Contribution | None]:
-        found: list[Contribution | None] = []
+    def _sources(self, target: _Target) -> list[_Given | None]:
+        """What each member of the group gives, in the group's order."""
+        slot, reference = target.slot, target.reference
+        by_token = is_row_by_token(slot.template) and bool(reference.shape)
+        found: list[_Given | None] = []
         for member in slot.group.members:
             checkpoint = self._experts[member.expert]
-            contribution = checkpoint.contribution(slot.source_name(member), reference)
-            if contribution is not None and contribution.full is not None:
-                self._check_fit(slot, reference, contribution.full, checkpoint)
-            found.append(contribution)
+            given = checkpoint.contribution(slot.source_name(member), reference)
+            if given is None or given.full is None:
+                if given is not None and given.lora is not None and target.shape != reference.shape:
+                    raise CheckpointError(
+                        f"{slot.name}: {checkpoint.name} adapts it and tokenizer_source changes its rows; merge the"
+                        " adapter into its base first"
+                    )
+                found.append(None if given is None else _Given(None, given.lora, given.identity))
+                continue
+            full, rows, identity = given.full, None, given.identity
+            if full.dtype not in FLOAT_DTYPES:
+                raise CheckpointError(
+                    f"{slot.name}: {checkpoint.name} stores it as {full.dtype}, expected a float as in the base"
+                    f" ({reference.dtype}); give the unquantised model"
+                )
+            if full.shape != target.shape or (by_token and self._vocabulary.goes_by_token):
+                if not by_token or full.shape[1:] != target.shape[1:] or not full.shape:
+                    raise self._misfit(slot, reference, full, checkpoint)
+                fit = self._vocabulary.fit_expert(slot.name, member.expert, full, reference.shape[0])
+                if fit.rows is not None or fit.source is not full:
+                    full, rows, identity = fit.source, fit.rows, identity + fit.mark
+            found.append(_Given(full, given.lora, identity, rows))
         return found
 
-    def _check_fit(self, slot: Slot, reference: TensorSource, full: TensorSource, checkpoint: Checkpoint) -> None:
-        if full.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(
-                f"{slot.name}: {checkpoint.name} stores it as {full.dtype}, expected a float as in the base"
-                f" ({reference.dtype}); give the unquantised model"
-            )
-        if full.shape != reference.shape:
-            role = "the base" if self._base is not None else "the first model"
-            hint = "give experts that were fine-tuned from this base"
-            if full.shape == reference.shape[::-1]:
-                hint = "it is stored transposed; " + hint
-            raise ShapeError(
-                f"{slot.name}: {checkpoint.name} has shape {list(full.shape)}, {role} has {list(reference.shape)};"
-                f" {hint}"
-            )
+    def _misfit(self, slot: Slot, reference: TensorSource, full: TensorSource, checkpoint: Checkpoint) -> ShapeError:
+        role = "the base" if self._base is not None else "the first model"
+        hint = "give experts that were fine-tuned from this base"
+        if full.shape == reference.shape[::-1]:
+            hint = "it is stored transposed; " + hint
+        return ShapeError(
+            f"{slot.name}: {checkpoint.name} has shape {list(full.shape)}, {role} has {list(reference.shape)}; {hint}"
+        )
 
-    def _missing(self, slot: Slot, sources: Sequence[Contribution | None]) -> CheckpointError:
+    def _missing(self, slot: Slot, sources: Sequence[_Given | None]) -> CheckpointError:
         without = [
             self._experts[member.expert].name
             for member, source in zip(slot.group.members, sources, strict=True)
@@ -177,59 +230,66 @@ class TensorPlanner:
         )
 
     def _merge(
-        self, slot: Slot, reference: TensorSource, kind: Kind, decision: Decision, found: Sequence[Contribution | None]
+        self,
+        target: _Target,
+        kind: Kind,
+        decision: Decision,
+        found: Sequence[_Given | None],
+        scale: float | None = None,
     ) -> PlannedTensor:
-        method = decision.method
+        method, slot, reference = decision.method, target.slot, target.reference
         assert method is not None
         readers = self._readers_of(slot.group, method, decision.rule)
         parameters = readers.shared.resolve(slot.name, slot.t)
-        sources = self._in_order(slot, method, decision, readers, found)
-        experts = tuple(source.expert for source in sources)
-        identities = [source.identity for source in sources]
         merges = decision.action == "merge"
         if not merges:
-            parameters = {"scale": parameters.get("scale", 1.0)}
-        base = reference if self._base is not None else None
+            parameters = {"scale": parameters.get("scale", 1.0) if scale is None else scale}
+        sources = self._in_order(slot, method, readers, found, only_weight=not merges)
+        identities = [source.identity for source in sources]
         plan = TensorPlan(
             name=slot.name,
-            shape=reference.shape,
+            shape=target.shape,
             out_dtype=self._out_dtype(reference),
             action=decision.action,
             reason=decision.reason,
-            base=base,
-            experts=experts,
+            base=reference if self._base is not None else None,
+            experts=tuple(source.expert for source in sources),
             method=method.name if merges else None,
             parameters=parameters,
+            base_rows=target.base_rows,
         )
-        base_identity = self._base_identity(slot) if base is not None else None
         if merges and isinstance(method, SpectralMethod):
-            assert base_identity is not None
-            matrices = matrices_of(slot.template, reference.shape, kind, decision.split_qkv, self._config)
+            matrices = matrices_of(slot.template, target.shape, kind, decision.split_qkv, self._config)
             self.split_qkv += bool(matrices.cuts) and kind == "matrix"
-            plan = self._spectral.complete(plan, method, matrices, base_identity, identities)
+            plan = self._spectral.complete(plan, method, matrices, target.identity, identities)
         elif merges:
             assert isinstance(method, DirectMethod)
             plan = self._direct(plan, method)
         else:
             plan = self._mean(plan)
+        base_identity = target.identity if self._base is not None else None
         random = merges and isinstance(method, DirectMethod)
         return PlannedTensor(plan, tensor_identity(plan, base_identity, identities, random=random))
 
     def _in_order(
-        self, slot: Slot, method: AnyMethod, decision: Decision, readers: _Readers, found: Sequence[Contribution | None]
+        self,
+        slot: Slot,
+        method: AnyMethod,
+        readers: _Readers,
+        found: Sequence[_Given | None],
+        *,
+        only_weight: bool,
     ) -> list[_Source]:
         """Experts in the recipe's order where it matters, else by fingerprint: then the sums, too, have equal bytes."""
         sources: list[_Source] = []
         for position in self._positions(slot.group, method):
             member = slot.group.members[position]
             own = readers.own[position].resolve(slot.source_name(member), slot.t)
-            if decision.action == "mean" and len(own) > 1:
+            if only_weight and own.keys() != {"weight"}:
                 own = {"weight": own.get("weight", 1.0)}
-            contribution = found[position]
-            full = contribution.full if contribution is not None else None
-            lora = contribution.lora if contribution is not None else None
-            identity = contribution.identity if contribution is not None else "base"
-            sources.append(_Source(identity, ExpertTensor(member.expert, full, lora, own, member.is_base)))
+            given = found[position] or _COUNTS_AS_BASE
+            expert = ExpertTensor(member.expert, given.full, given.lora, own, member.is_base, given.rows)
+            sources.append(_Source(given.identity, expert))
         return sources
 
     def _positions(self, group: Group, method: AnyMethod) -> Sequence[int]:
