@@ -28,10 +28,10 @@ class LocalBackend:
         self._root = root
 
     def info(self, key: str) -> ObjectInfo:
-        return _object_info(key, self._regular(self._path(key).stat(), key))
+        return _object_info(key, self._regular(self.path(key).stat(), key))
 
     def list(self, prefix: str, recursive: bool, attempt: Attempt) -> Iterator[ObjectInfo]:
-        folder = self._path(prefix.rstrip("/")) if prefix else self._root
+        folder = self.path(prefix.rstrip("/")) if prefix else self._root
         with contextlib.suppress(FileNotFoundError):
             yield from self._walk(folder, prefix, recursive)
 
@@ -60,12 +60,12 @@ class LocalBackend:
             data = _read_at(descriptor, start, stop - start)
             if len(data) != stop - start:
                 raise CorruptObjectError(
-                    f"{self._path(key)} is too short: {os.fstat(descriptor).st_size} bytes, expected at least {stop}"
+                    f"{self.path(key)} is too short: {os.fstat(descriptor).st_size} bytes, expected at least {stop}"
                 )
             return data
 
     def write(self, key: str, data: bytes | memoryview) -> None:
-        writer = LocalWriter(self._path(key))
+        writer = LocalWriter(self.path(key))
         try:
             writer.write(data)
         except BaseException:
@@ -74,7 +74,7 @@ class LocalBackend:
         writer.commit()
 
     def create(self, key: str, data: bytes, first_attempt: bool) -> bool:
-        writer = LocalWriter(self._path(key))
+        writer = LocalWriter(self.path(key))
         try:
             writer.write(data)
         except BaseException:
@@ -83,14 +83,14 @@ class LocalBackend:
         return writer.commit_new()
 
     def open_write(self, key: str, attempt: Attempt) -> LocalWriter:
-        return LocalWriter(self._path(key))
+        return LocalWriter(self.path(key))
 
     def delete(self, keys: Sequence[str], attempt: Attempt) -> None:
         for key in keys:
-            self._path(key).unlink(missing_ok=True)
+            self.path(key).unlink(missing_ok=True)
 
     def local_path(self, key: str) -> Path | None:
-        return self._path(key)
+        return self.path(key)
 
     def remove_abandoned(self, older_than_seconds: float, attempt: Attempt) -> int:
         """Remove temporary files whose writer is gone: nobody holds their lock, and nobody wrote to them lately."""
@@ -101,12 +101,12 @@ class LocalBackend:
                     removed += _remove_if_abandoned(Path(folder, name), older_than_seconds)
         return removed
 
-    def _path(self, key: str) -> Path:
+    def path(self, key: str) -> Path:
         return self._root / key
 
     @contextlib.contextmanager
     def _open(self, key: str) -> Iterator[int]:
-        descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._regular(os.fstat(descriptor), key)
             yield descriptor
@@ -115,7 +115,7 @@ class LocalBackend:
 
     def _regular(self, status: os.stat_result, key: str) -> os.stat_result:
         if not stat.S_ISREG(status.st_mode):
-            raise StoreError(f"{self._path(key)} is not a regular file")
+            raise StoreError(f"{self.path(key)} is not a regular file")
         return status
 
 

@@ -12,13 +12,13 @@ Result = TypeVar("Result")
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], depth: int = 1) -> Iterator[Result]:
-    """`map(read, items)` in order, with up to `depth` results read before they are asked for.
+    """`map(read, items)` in order, with up to `depth` results being read before they are asked for, at the same time.
 
     Memory: besides what the consumer holds, `depth` results. An error of `read` is raised where its result would have
     come. When the consumer stops early, what has not begun is dropped, and what has begun is waited for.
     """
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+    with ThreadPoolExecutor(depth, thread_name_prefix="read-ahead") as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(read, item))

@@ -204,8 +204,8 @@ def _translated(error: Exception, what: str, attempts: int, secrets: tuple[str, 
         return StoreError(f"{what}: permission denied ({detail}); check credentials and access rights{remote}")
     if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}:
         return StoreError(f"{what}: no credentials found; set them in the environment, a profile or storage_options")
-    if number in {errno.ENOSPC, errno.EDQUOT}:
-        return StoreError(f"{what}: the disk is full; free space or name another place, then resume")
+    if number in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return StoreError(f"{what}: the disk is full ({detail}); free space or name another place, then resume")
     if number in {errno.EISDIR, errno.ENOTDIR}:
         return StoreError(f"{what}: a directory where a file was expected, or the other way round ({detail})")
     return StoreError(f"{what}: {detail}")

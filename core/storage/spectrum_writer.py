@@ -93,7 +93,7 @@ def write_spectrum(
     ]
     schema = build_schema(Description(facts, layout, checksums[0], checksums[1]))
     with store.open_write(key) as writer:
-        sink = _Sink(writer.write)
+        sink = Sink(writer.write)
         with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema) as file:
             for batch in range(layout.num_batches):
                 arrays = [_arrow(column, rows_of(column, batch)) for column in columns]
@@ -156,7 +156,7 @@ def _batch_padding(columns: Sequence[Column]) -> tuple[dict[str, str], int]:
     raise AssertionError("a batch cannot be padded")
 
 
-class _Sink(io.RawIOBase):
+class Sink(io.RawIOBase):
     """What pyarrow writes to."""
 
     def __init__(self, write: Callable[[bytes | memoryview], None]) -> None:

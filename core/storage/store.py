@@ -17,10 +17,21 @@ from pathlib import Path
 from typing import TypeVar, final
 
 from ..errors import ObjectNotFoundError, StoreError
-from .backend import Attempt, Backend, ObjectInfo, ObjectWriter, absolute_uri, connect, is_local, options_for
+from .backend import (
+    Attempt,
+    Backend,
+    ObjectInfo,
+    ObjectWriter,
+    absolute_uri,
+    connect,
+    is_local,
+    options_for,
+    protocol_of,
+)
 from .object_names import check_key
 from .redaction import redact, secrets_of
-from .retries import RetryPolicy, call_with_retries, in_our_words
+from .retries import RetryPolicy, call_with_retries
+from .retries import in_our_words as _in_our_words
 
 __all__ = ["ObjectInfo", "Store", "WholeObjectWriter", "resolve"]
 
@@ -94,6 +105,10 @@ class Store:
             self._connection = (os.getpid(), self._run(lambda: connect(self._uri, self._options), "opening", ""))
         return self._connection[1]
 
+    def shares_access(self, other: Store) -> bool:
+        """Whether both are reached by the same protocol with the same options, so that one can copy to the other."""
+        return (protocol_of(self._uri), self._options) == (protocol_of(other._uri), other._options)
+
     def uri(self, key: str) -> str:
         """The absolute address of one object."""
         return f"{self._uri.rstrip('/')}/{check_key(key)}"
@@ -122,8 +137,8 @@ class Store:
         if prefix:
             check_key(prefix.rstrip("/"))
             prefix = prefix.rstrip("/") + "/"
-        with self._in_our_words("listing", prefix):
-            yield from self.backend.list(prefix, recursive, self._attempt_on(prefix))
+        with self.in_our_words("listing", prefix):
+            yield from self.backend.list(prefix, recursive, self.attempt_on(prefix))
 
     def read(self, key: str) -> bytes:
         """The whole object."""
@@ -188,11 +203,11 @@ class Store:
         Memory: up to 64 MiB on S3, up to 64 MiB on other remote stores (then a local file), nothing locally.
         """
         check_key(key)
-        with self._in_our_words("writing", key):
-            raw = self.backend.open_write(key, self._attempt_on(key))
+        with self.in_our_words("writing", key):
+            raw = self.backend.open_write(key, self.attempt_on(key))
         try:
-            yield WholeObjectWriter(raw, partial(self._in_our_words, "writing", key))
-            with self._in_our_words("writing", key):
+            yield WholeObjectWriter(raw, partial(self.in_our_words, "writing", key))
+            with self.in_our_words("writing", key):
                 raw.commit()
         except BaseException:
             raw.abort()
@@ -201,8 +216,8 @@ class Store:
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these objects, in batches where the store has them; objects that are not there are no error."""
         names = [check_key(key) for key in keys]
-        with self._in_our_words("deleting from", ""):
-            self.backend.delete(names, self._attempt_on(""))
+        with self.in_our_words("deleting from", ""):
+            self.backend.delete(names, self.attempt_on(""))
 
     def local_path(self, key: str) -> Path | None:
         """Where the object lies on this machine, for memory mapping; None when it does not."""
@@ -213,8 +228,8 @@ class Store:
 
         On S3 a living upload looks like a dead one: give an age there that no upload reaches, such as a day.
         """
-        with self._in_our_words("cleaning", ""):
-            return self.backend.remove_abandoned(older_than_seconds, self._attempt_on(""))
+        with self.in_our_words("cleaning", ""):
+            return self.backend.remove_abandoned(older_than_seconds, self.attempt_on(""))
 
     def probe_conditional_writes(self) -> bool:
         """Whether `create` is exclusive here. Also proves that the store can be written to.
@@ -237,16 +252,16 @@ class Store:
     def _run(self, action: Callable[[], Result], what: str, key: str) -> Result:
         return call_with_retries(action, self._retry, f"{what} {self.display(key)}", self._secrets)
 
-    def _attempt_on(self, key: str) -> Attempt:
+    def attempt_on(self, key: str) -> Attempt:
         def attempt(action: Callable[[], Result], what: str) -> Result:
             return self._run(action, what, key)
 
         return attempt
 
     @contextlib.contextmanager
-    def _in_our_words(self, what: str, key: str) -> Iterator[None]:
+    def in_our_words(self, what: str, key: str) -> Iterator[None]:
         """Errors of the block as `StoreError`; nothing is tried again."""
-        with in_our_words(f"{what} {self.display(key)}", self._secrets):
+        with _in_our_words(f"{what} {self.display(key)}", self._secrets):
             yield
 
 
