@@ -1,0 +1,134 @@
+"""Iso-CTS: directions common to the experts, completed by task-specific ones, all with one singular value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+
+from ..compact_svd import (
+    POLAR_CUT,
+    CompactSVD,
+    compact_svd,
+    relative_cut,
+    stays_low_rank,
+    svd_elements,
+    svd_flops,
+    typical_value,
+)
+from ..delta_sum import sum_of
+from ..lazy_torch import torch
+from ..method import ExpertParameters, SpectralMethod
+from ..singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
+from ..spectrum import Factors, Spectrum
+from ..task_vectors import LowRank, TaskVectors
+
+
+class IsoCtsParameters(CollectingParameters):
+    common_fraction: float = Field(
+        0.8, ge=0.0, le=1.0, description="share of the directions that comes from the sum; the rest is task-specific"
+    )
+
+
+class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
+    """Top k_c directions U_c of the sum M, and (k - k_c)/N triplets of (I - U_c U_c^T) v_i of each expert i.
+
+    k = min(M, K), k_c = k - N round((k - int(c k))/N). Collected U and V are replaced by their polar factors, and every
+    sigma by the mean of the collected ones. c = 1 is Iso-C.
+
+    On rank-deficient data only directions that the data has are collected, and the mean runs over those. Where M has
+    no more than k_c directions, what is left of an expert outside their span is rounding unless experts cancel in M.
+
+    References
+    ----------
+    No Task Left Behind: Isotropic Model Merging with Common and Task-Specific Subspaces, arXiv:2502.04959;
+    code: github.com/danielm1405/iso-merging, src/utils/iso.py
+    """
+
+    name = "iso_cts"
+    summary = "Iso-C with the least common directions replaced by task-specific ones"
+    source = "arXiv:2502.04959"
+    Parameters = IsoCtsParameters
+
+    def decomposition(self, parameters: IsoCtsParameters) -> Mapping[str, object]:
+        return {
+            "kind": self.name,
+            "common_fraction": parameters.common_fraction,
+            "zero_experts": parameters.zero_experts,
+        }
+
+    def decompose(self, task_vectors: TaskVectors, parameters: IsoCtsParameters) -> Spectrum:
+        """Cost: two passes over the experts, N + 1 SVDs, and two polar factors of min(M, K) rows."""
+        shape, num_experts = task_vectors.shape, task_vectors.num_experts
+        num_common, per_expert = _split(min(shape), num_experts, parameters.common_fraction)
+        total, noise_level = sum_of(task_vectors)
+        common = compact_svd(total, floor=noise_level, max_directions=num_common)
+        del total
+        collected = DirectionSet()
+        if per_expert > 0:
+            residual_cut = _residual_cut(common, shape)
+            for index, vector in enumerate(task_vectors):
+                if is_exactly_zero(vector) and parameters.zero_experts == "axes":
+                    collected.add_axes(vector, per_expert, index)
+                    continue
+                floor = residual_cut * typical_value(vector)
+                residual = _without(vector, common.left)
+                collected.add(compact_svd(residual, floor=floor, max_directions=per_expert), index)
+        collected.add(common, -1)
+        return collected.orthonormal(self.name, shape, num_experts, keep_zero_values=True)
+
+    def factors(self, spectrum: Spectrum, parameters: IsoCtsParameters) -> Factors:
+        if spectrum.num_directions == 0:
+            return Factors({"left": spectrum.values}, 0)
+        level = parameters.scale * spectrum.values.mean()
+        return Factors({"left": level.expand_as(spectrum.values)}, spectrum.num_directions)
+
+    def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
+        small = min(shape)
+        if stays_low_rank(shape, max_ranks, all_low_rank):
+            stacked = sum(max_ranks)
+            each = sum(svd_flops(shape, rank) + 4.0 * shape[0] * rank * stacked for rank in max_ranks)
+            return svd_flops(shape, stacked) + each + 4.0 * stacked**2 * sum(shape) + 18.0 * stacked**3
+        each = svd_flops(shape) + 4.0 * small * shape[0] * shape[1]
+        return svd_flops(shape) + len(max_ranks) * each + 4.0 * small**2 * sum(shape) + 18.0 * small**3
+
+    def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
+        rows, columns = shape
+        small = min(shape)
+        if stays_low_rank(shape, max_ranks, all_low_rank):
+            stacked = sum(max_ranks)
+            working = max(svd_elements(shape, stacked), collected_elements(shape, stacked))
+            return working + 2 * stacked * (rows + columns) + rows * columns
+        held = small * (rows + columns)
+        one_expert = held + 2 * rows * columns + svd_elements(shape)
+        return max(one_expert, collected_elements(shape, small), 2 * held + rows * columns)
+
+
+def _split(full_rank: int, num_experts: int, common_fraction: float) -> tuple[int, int]:
+    """(k_c, task-specific directions per expert); Python's round, as in the published code."""
+    specific = round((full_rank - int(full_rank * common_fraction)) / num_experts)
+    num_common = full_rank - num_experts * specific
+    if num_common < 0:  # rounding up would take more than there is (common_fraction near 0)
+        specific -= 1
+        num_common += num_experts
+    return num_common, specific
+
+
+def _residual_cut(common: CompactSVD, shape: tuple[int, int]) -> float:
+    """Relative to the expert: below it a direction outside the common space is rounding.
+
+    Where all directions of the sum are common, experts lie in their span up to the error of the span, which is the
+    data's rounding times sigma_1/sigma_R. Otherwise residuals are data, and the usual cut holds.
+    """
+    cut = relative_cut(shape)
+    full_rank = min(shape)
+    if 0 < common.rank <= common.num_directions < full_rank:
+        return max(POLAR_CUT, cut * (common.values[0] / common.values[-1]).item())
+    return cut
+
+
+def _without(vector: torch.Tensor | LowRank, left: torch.Tensor) -> torch.Tensor | LowRank:
+    """(I - U U^T) v, U's columns being the rows of `left`."""
+    if isinstance(vector, LowRank):
+        return LowRank(vector.left - left.T @ (left @ vector.left), vector.right)
+    return vector - left.T @ (left @ vector)

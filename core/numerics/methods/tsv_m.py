@@ -1,0 +1,70 @@
+"""TSV-M: the leading singular triplets of each expert, made orthonormal across experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..compact_svd import compact_svd, svd_elements, svd_flops
+from ..method import ExpertParameters, SpectralMethod
+from ..singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
+from ..spectrum import Factors, Spectrum
+from ..task_vectors import TaskVectors
+
+
+class TsvM(SpectralMethod[CollectingParameters, ExpertParameters]):
+    """d = floor(min(M, K)/N) triplets of each expert; U and V replaced by their polar factors, each sigma its own.
+
+    An expert of lower rank puts in fewer than d: the published code fills up with vectors of its null space, which
+    carry nothing themselves but turn the others, differently for every basis. Linearly dependent directions (identical
+    experts) are shared instead of being completed from a null space: N identical experts give their rank-d part once.
+    More experts than min(M, K): d is 1, where the published code returns zero.
+
+    References
+    ----------
+    Task Singular Vectors, arXiv:2412.00081, TSV-Merge; code: github.com/AntoAndGar/task_singular_vectors,
+    TSVM_utils.compute_and_sum_svd_mem_reduction
+    """
+
+    name = "tsv_m"
+    summary = "Leading singular triplets of each expert, made orthonormal across experts (TSV-Merge)"
+    source = "arXiv:2412.00081"
+    aliases = ("tsvm",)
+    Parameters = CollectingParameters
+
+    def decomposition(self, parameters: CollectingParameters) -> Mapping[str, object]:
+        return {"kind": self.name, "zero_experts": parameters.zero_experts}
+
+    def decompose(self, task_vectors: TaskVectors, parameters: CollectingParameters) -> Spectrum:
+        """Cost: one pass, one SVD per expert of which d triplets are kept, and two polar factors of N d rows."""
+        shape, num_experts = task_vectors.shape, task_vectors.num_experts
+        per_expert = _directions_per_expert(shape, num_experts)
+        collected = DirectionSet()
+        for index, vector in enumerate(task_vectors):
+            if is_exactly_zero(vector) and parameters.zero_experts == "axes":
+                collected.add_axes(vector, per_expert, index)
+            else:
+                collected.add(compact_svd(vector, max_directions=per_expert), index)
+        return collected.orthonormal(self.name, shape, num_experts, keep_zero_values=False)
+
+    def factors(self, spectrum: Spectrum, parameters: CollectingParameters) -> Factors:
+        return Factors({"left": parameters.scale * spectrum.values}, spectrum.num_directions)
+
+    def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
+        num_kept = _num_collected(shape, max_ranks)
+        each = sum(svd_flops(shape, rank if all_low_rank else None) for rank in max_ranks)
+        return each + 4.0 * num_kept**2 * sum(shape) + 18.0 * num_kept**3
+
+    def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
+        num_kept = _num_collected(shape, max_ranks)
+        one_expert = svd_elements(shape, max(max_ranks) if all_low_rank else None)
+        held = num_kept * sum(shape)
+        return max(held + one_expert, collected_elements(shape, num_kept), held * 3 + shape[0] * shape[1])
+
+
+def _directions_per_expert(shape: tuple[int, int], num_experts: int) -> int:
+    return max(1, min(shape) // num_experts)
+
+
+def _num_collected(shape: tuple[int, int], max_ranks: Sequence[int]) -> int:
+    per_expert = _directions_per_expert(shape, len(max_ranks))
+    return sum(min(rank, per_expert) for rank in max_ranks)

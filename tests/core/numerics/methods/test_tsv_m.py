@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from eigenmerge.core.numerics.method import SpectralMethod
+from eigenmerge.core.numerics.registry import get_method
+from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
+
+
+def naive_tsv_m(vectors: list[torch.Tensor]) -> torch.Tensor:
+    """The published code: d triplets of each expert, null directions too."""
+    num = len(vectors)
+    per_expert = min(vectors[0].shape) // num
+    lefts, values, rights = [], [], []
+    for vector in vectors:
+        left, value, right = torch.linalg.svd(vector, full_matrices=False)
+        lefts.append(left[:, :per_expert])
+        values.append(value[:per_expert])
+        rights.append(right[:per_expert])
+
+    def polar(matrix: torch.Tensor) -> torch.Tensor:
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        return left @ right
+
+    return polar(torch.cat(lefts, dim=1)) @ torch.diag(torch.cat(values)) @ polar(torch.cat(rights))
+
+
+@pytest.mark.parametrize(("num", "shape"), [(4, (24, 30)), (3, (31, 20)), (5, (22, 22)), (1, (9, 12))])
+def test_equals_the_published_code_at_full_rank(merge, full_experts, num, shape):
+    vectors = full_experts(num, *shape)
+    expected = naive_tsv_m(vectors)
+    assert (merge("tsv_m", vectors) - expected).norm() < 1e-10 * expected.norm()
+
+
+def test_singular_values_are_the_union_of_the_experts(merge, full_experts):
+    vectors = full_experts(4, 24, 33)
+    union = torch.cat([torch.linalg.svdvals(v)[:6] for v in vectors]).sort(descending=True).values
+    assert torch.allclose(torch.linalg.svdvals(merge("tsv_m", vectors)), union, rtol=1e-10)
+
+
+def test_the_published_code_is_arbitrary_on_rank_deficient_experts_and_ours_is_not(merge, lora_experts, orthogonal):
+    """Trap 4."""
+    vectors = [v.dense() for v in lora_experts(4, 48, 48, 3)]
+    turn = orthogonal(48)
+    turned = [v @ turn for v in vectors]
+    naive, ours = naive_tsv_m(vectors), merge("tsv_m", vectors)
+    assert (naive_tsv_m(turned) @ turn.T - naive).norm() > 0.2 * naive.norm()
+    assert (merge("tsv_m", turned) @ turn.T - ours).norm() < 1e-10 * ours.norm()
+    row_space = torch.linalg.svd(torch.cat(vectors), full_matrices=False).Vh[:12]
+    assert (ours - ours @ row_space.T @ row_space).norm() < 1e-10 * ours.norm()
+    union = torch.cat([torch.linalg.svdvals(v)[:3] for v in vectors]).sort(descending=True).values
+    assert torch.allclose(torch.linalg.svdvals(ours)[:12], union, rtol=1e-9)
+
+
+def test_orthogonal_low_rank_experts_are_added_up(merge, orthogonal):
+    left, right = orthogonal(20, 1), orthogonal(30, 2)
+    vectors = [left[:, 3 * i : 3 * i + 3] @ right[3 * i : 3 * i + 3] * (i + 1) for i in range(4)]
+    assert (merge("tsv_m", vectors) - sum(vectors)).norm() < 1e-10 * sum(vectors).norm()
+
+
+def test_identical_experts_give_their_leading_part_once(merge, full_experts):
+    vector = full_experts(1, 21, 25)[0]
+    left, values, right = torch.linalg.svd(vector, full_matrices=False)
+    expected = (left[:, :7] * values[:7]) @ right[:7]
+    assert (merge("tsv_m", [vector] * 3) - expected).norm() < 1e-10 * expected.norm()
+
+
+def test_a_zero_expert_takes_axes_as_published_or_nothing(merge, full_experts):
+    vectors = [*full_experts(3, 20, 24), torch.zeros(20, 24, dtype=torch.float64)]
+    expected = naive_tsv_m(vectors)
+    assert (merge("tsv_m", vectors) - expected).norm() < 1e-10 * expected.norm()
+
+    left_out = merge("tsv_m", vectors, zero_experts="nothing")
+    turn = torch.linalg.qr(full_experts(1, 24, 24, seed=2)[0]).Q
+    turned = merge("tsv_m", [v @ turn for v in vectors], zero_experts="nothing")
+    assert (turned @ turn.T - left_out).norm() < 1e-10 * left_out.norm()
+    assert (merge("tsv_m", [v @ turn for v in vectors]) @ turn.T - expected).norm() > 0.1 * expected.norm()
+
+
+def test_more_experts_than_directions_still_give_something(merge, full_experts):
+    vectors = full_experts(7, 3, 5)
+    assert not naive_tsv_m(vectors).any()
+    assert merge("tsv_m", vectors).norm() > 0
+
+
+def test_the_spectrum_says_which_expert_a_direction_comes_from(full_experts):
+    method = get_method("tsv_m")
+    assert isinstance(method, SpectralMethod)
+    vectors = full_experts(3, 12, 12)
+    spectrum = method.decompose(InMemoryTaskVectors(vectors), method.Parameters())
+    experts = spectrum.statistics["expert"]
+    for value, expert in zip(spectrum.values, experts.int().tolist(), strict=True):
+        assert torch.isclose(torch.linalg.svdvals(vectors[expert])[:4], value).any()
