@@ -1,0 +1,61 @@
+"""Iso-C, Iso-CTS, TSV-M and SVC against what their published codes return."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from eigenmerge.core.numerics.calibration import apply_svc
+from eigenmerge.core.numerics.method import SpectralMethod
+from eigenmerge.core.numerics.registry import get_method
+from eigenmerge.core.numerics.spectral_merge import merged_delta
+from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
+
+METHODS = [("iso_c", "iso_c"), ("iso_cts_0.8", "iso_cts"), ("tsvm", "tsv_m"), ("tsvm_eig", "tsv_m")]
+SVC = [
+    (code, base, alpha) for code in ("authors", "fb_accel") for base in ("ta0.3", "tsvm") for alpha in ("0.1", "1.0")
+]
+
+
+def merge(name: str, vectors: list[torch.Tensor]) -> torch.Tensor:
+    method = get_method(name)
+    assert isinstance(method, SpectralMethod)
+    parameters = method.Parameters()
+    return merged_delta(method, method.decompose(InMemoryTaskVectors(vectors), parameters), parameters)[0]
+
+
+@pytest.mark.parametrize(("setting", "name"), METHODS)
+def test_published_results_are_reproduced(golden, relative_error, setting, name):
+    layers = list(golden.portable(setting))
+    if not layers:
+        pytest.skip("not among the kept results, only in the full set")
+    for layer in layers:
+        expected = golden.result(layer, setting)
+        assert relative_error(merge(name, golden.experts(layer)), expected) < 1e-9, layer
+        assert relative_error(merge(name, golden.experts(layer, torch.float32)), expected) < 1e-6, layer
+
+
+@pytest.mark.parametrize("name", ["iso_c", "iso_cts", "tsv_m"])
+def test_where_the_published_result_is_arbitrary_there_is_one_answer(golden, relative_error, name):
+    """All layers, so also those of low rank: single precision, a change of 1e-11 and another order agree."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in golden.layers:
+        vectors = golden.experts(layer)
+        expected = merge(name, vectors)
+        assert relative_error(merge(name, golden.experts(layer, torch.float32)), expected) < 1e-6, layer
+        noise = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in vectors]
+        changed = [v + 1e-11 * v.norm() / n.norm() * n for v, n in zip(vectors, noise, strict=True)]
+        assert relative_error(merge(name, changed), expected) < 1e-9, layer
+        assert relative_error(merge(name, vectors[::-1]), expected) < 1e-9, layer
+
+
+@pytest.mark.parametrize(("code", "base", "alpha"), SVC)
+def test_published_calibrations_are_reproduced(golden, relative_error, code, base, alpha):
+    setting = f"svc_{code}_{base}_a{alpha}"
+    layers = list(golden.portable(setting))
+    if not layers:
+        pytest.skip("not among the kept results, only in the full set")
+    for layer in layers:
+        vectors = golden.experts(layer)
+        merged = 0.3 * sum(vectors) if base == "ta0.3" else merge("tsv_m", vectors)
+        found = apply_svc(merged, InMemoryTaskVectors(vectors), float(alpha))
+        assert relative_error(found, golden.result(layer, setting)) < 1e-6, layer
