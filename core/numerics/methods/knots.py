@@ -1,0 +1,107 @@
+"""KnOTS: experts aligned by one SVD of all of them side by side, merged by TIES in that space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from ..compact_svd import compact_svd, lifted, relative_cut, stays_low_rank, svd_elements, svd_flops
+from ..core_coordinates import stacked_basis
+from ..delta_sum import svd_spectrum
+from ..lazy_torch import torch
+from ..method import ExpertParameters, SpectralMethod, SpectralParameters
+from ..sign_consensus import trim_elect_average
+from ..spectrum import Factors, Spectrum
+from ..task_vectors import LowRank, TaskVectors
+
+
+class KnotsParameters(SpectralParameters):
+    density: float = Field(0.2, gt=0.0, le=1.0, description="share of its coordinates that each expert keeps (top-K)")
+
+
+class Knots(SpectralMethod[KnotsParameters, ExpertParameters]):
+    """[v_1 .. v_N] = U S [V_1 .. V_N]^T; result U T, T the TIES merge of the aligned S V_i^T.
+
+    S V_i^T = U^T v_i, so only U is needed, and it comes from the M x M matrix sum_i v_i v_i^T: the SVD of the M x N K
+    stack is never formed. TIES trims each expert's coordinates of this tensor; the published code trims over the whole
+    model at once.
+
+    References
+    ----------
+    Model merging with SVD to tie the Knots, arXiv:2410.19735 (KnOTS-TIES); code: github.com/gstoica27/KnOTS,
+    task_merger.SVDMerger with merge_method "ties", merging_type "mean", s_on_V; its topK is `density` in percent
+    """
+
+    name = "knots"
+    summary = "LoRA experts aligned by one SVD of all of them side by side, then merged by TIES (KnOTS-TIES)"
+    source = "arXiv:2410.19735"
+    Parameters = KnotsParameters
+
+    def decomposition(self, parameters: KnotsParameters) -> Mapping[str, object]:
+        return {"kind": self.name, "density": parameters.density}
+
+    def decompose(self, task_vectors: TaskVectors, parameters: KnotsParameters) -> Spectrum:
+        """Cost: two passes; one eigendecomposition of size M (the sum of ranks for LoRA), one SVD of the result."""
+        basis = _left_basis(task_vectors)
+        merged = trim_elect_average(_Aligned(basis, task_vectors), parameters.density)
+        svd = lifted(compact_svd(merged, cut=0.0), basis, None)
+        return svd_spectrum(self.name, svd, task_vectors.num_experts, {"aligned_rank": basis.shape[0]})
+
+    def factors(self, spectrum: Spectrum, parameters: KnotsParameters) -> Factors:
+        return Factors({"left": parameters.scale * spectrum.values}, spectrum.num_directions)
+
+    def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
+        rows, columns = shape
+        aligned = min(rows, sum(max_ranks))
+        if stays_low_rank(shape, max_ranks, all_low_rank):
+            each = sum(4.0 * aligned * rank * sum(shape) for rank in max_ranks)
+            return svd_flops((aligned, columns)) + svd_flops(shape, aligned) + each
+        each = 2.0 * rows * rows * columns + 4.0 * aligned * rows * columns
+        return len(max_ranks) * each + 9.0 * rows**3 + svd_flops((aligned, columns)) + 2.0 * aligned**2 * rows
+
+    def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
+        rows, columns = shape
+        aligned = min(rows, sum(max_ranks))
+        merging = 12 * aligned * columns + aligned * rows + (1 << 19)  # the histogram that finds the threshold
+        result = svd_elements((aligned, columns)) + 3 * aligned * rows
+        if stays_low_rank(shape, max_ranks, all_low_rank):
+            stacking = 6 * aligned * sum(shape)
+            return max(merging, result, stacking) + aligned * sum(shape) + rows * columns
+        return max(11 * rows**2, merging, result) + 2 * rows * columns
+
+
+@dataclass(frozen=True, slots=True)
+class _Aligned:
+    """U^T v_i of every expert, (R, K), one at a time."""
+
+    basis: torch.Tensor  # (R, M)
+    source: TaskVectors
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for vector in self.source:
+            if isinstance(vector, LowRank):
+                yield (self.basis @ vector.left) @ vector.right
+            else:
+                yield self.basis @ vector
+
+
+def _left_basis(task_vectors: TaskVectors) -> torch.Tensor:
+    """Left singular vectors of [v_1 .. v_N] as rows, (R, M), in its column space."""
+    shape = task_vectors.shape
+    if not stays_low_rank(shape, task_vectors.max_ranks, task_vectors.all_low_rank):
+        basis, dtype = stacked_basis(task_vectors, by_rows=False)
+        return basis.to(dtype)
+    stack = [vector for vector in task_vectors if isinstance(vector, LowRank)]
+    # the left factors span the column space: an orthonormal basis of it, then the SVD of the small block row
+    orthonormal, cores = torch.linalg.qr(torch.cat([vector.left for vector in stack], dim=1).double())
+    blocks = cores.split([vector.rank for vector in stack], dim=1)
+    # A_i = T_i Q_i with orthonormal rows Q_i: [C_1 A_1 .. C_N A_N] has the left singular vectors of [C_1 T_1 ..]
+    aligned = torch.cat(
+        [block @ torch.linalg.qr(vector.right.double().T).R.T for block, vector in zip(blocks, stack, strict=True)],
+        dim=1,
+    )
+    left, values, _ = torch.linalg.svd(aligned, full_matrices=False)
+    keep = values > relative_cut(shape) * values[:1]
+    return (orthonormal @ left[:, keep]).T.to(stack[0].left.dtype).contiguous()

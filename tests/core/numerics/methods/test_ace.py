@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from eigenmerge.core.numerics.method import SpectralMethod
+from eigenmerge.core.numerics.registry import get_method
+from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
+
+
+def naive_ace(vectors: list[torch.Tensor], epsilon: float = 1e-2, fraction: float = 0.3, threshold: float = 0.3):
+    """The published code's steps, written out again on dense matrices."""
+    columns = vectors[0].shape[1]
+    identity = torch.eye(columns, dtype=vectors[0].dtype)
+    traces = torch.stack([(v**2).sum() for v in vectors])
+    logs = torch.log(traces + 1e-12)
+    heterogeneous = bool(torch.var(logs) / (logs.mean() ** 2 + 1e-12) > threshold)
+    covariances, ridges, centred = [], [], []
+    for vector in vectors:
+        own = vector - vector.mean(dim=0, keepdim=True)
+        covariance = own.T @ own
+        trace = torch.trace(covariance) + 1e-12
+        covariances.append(covariance / trace if heterogeneous else covariance)
+        ridges.append(epsilon / trace if heterogeneous else torch.tensor(epsilon, dtype=vector.dtype))
+        centred.append(own)
+    regularised = [c + e * identity for c, e in zip(covariances, ridges, strict=True)]
+    prior = sum(covariances).mean(dim=0, keepdim=True)
+    if heterogeneous:
+        prior = prior / (traces.mean() + 1e-12)
+    merged = sum(x @ c for x, c in zip(centred, regularised, strict=True)) @ torch.linalg.inv(sum(regularised) + prior)
+    if not heterogeneous:
+        return merged
+    mean = sum(regularised) / len(vectors)
+    fused = merged + sum(v @ (c - mean) for v, c in zip(vectors, covariances, strict=True))
+    left, values, right = torch.linalg.svd(fused, full_matrices=False)
+    kept = int(len(values) * fraction)
+    return merged + values[:kept].mean() * left[:, :kept] @ right[:kept]
+
+
+def scaled(vectors: list[torch.Tensor], scales: list[float]) -> list[torch.Tensor]:
+    return [scale * vector for scale, vector in zip(scales, vectors, strict=True)]
+
+
+SIMILAR = [0.005, 0.006, 0.004]
+DIFFERENT = [0.01, 0.1, 0.5]  # var / mean^2 of the log traces is far above 0.3
+
+
+def refined(vectors) -> bool:
+    method = get_method("ace")
+    assert isinstance(method, SpectralMethod)
+    return bool(method.decompose(InMemoryTaskVectors(vectors), method.Parameters()).info["refined"])
+
+
+@pytest.mark.parametrize(("scales", "is_refined"), [(SIMILAR, False), (DIFFERENT, True)])
+@pytest.mark.parametrize("shape", [(24, 18), (18, 24), (20, 20)])
+def test_equals_the_published_code(merge, full_experts, shape, scales, is_refined):
+    vectors = scaled(full_experts(3, *shape), scales)
+    assert refined(vectors) == is_refined
+    expected = naive_ace(vectors)
+    assert (merge("ace", vectors) - expected).norm() < 1e-9 * expected.norm()
+
+
+@pytest.mark.parametrize(("scales", "is_refined"), [(SIMILAR, False), (DIFFERENT, True)])
+def test_lora_experts_in_factor_space_equal_the_published_code(merge, lora_experts, scales, is_refined):
+    vectors = [
+        LowRank(0.3 * scale * v.left, v.right) for scale, v in zip(scales, lora_experts(3, 60, 40, 3), strict=True)
+    ]
+    dense = [v.dense() for v in vectors]
+    assert refined(vectors) == refined(dense) == is_refined
+    # 9 directions are there, so the published 0.3 * 40 = 12 would reach into the null space
+    expected = naive_ace(dense, fraction=0.2)
+    assert (merge("ace", vectors, rank_fraction=0.2) - expected).norm() < 1e-9 * expected.norm()
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 1.0])
+def test_parameters_are_the_published_ones(merge, full_experts, epsilon):
+    vectors = scaled(full_experts(3, 15, 12), DIFFERENT)
+    expected = naive_ace(vectors, epsilon, 0.5, 0.0)
+    found = merge("ace", vectors, epsilon=epsilon, rank_fraction=0.5, heterogeneity_threshold=0.0)
+    assert (found - expected).norm() < 1e-8 * expected.norm()
+
+
+def test_a_zero_expert_contributes_nothing(merge, full_experts):
+    vectors = scaled(full_experts(3, 16, 14), SIMILAR)
+    zero = torch.zeros(16, 14, dtype=torch.float64)
+    expected = merge("ace", vectors)
+    assert (merge("ace", [*vectors, zero]) - expected).norm() < 1e-12 * expected.norm()
+    # the published code takes the zero's trace, 1e-12, for a sign of heterogeneity and divides its ridge by it
+    assert (naive_ace([*vectors, zero]) - expected).norm() > 0.5 * expected.norm()
+
+
+def test_one_expert(merge, full_experts):
+    vector = 0.1 * full_experts(1, 10, 8)[0]
+    own = vector - vector.mean(dim=0)
+    covariance = own.T @ own
+    ridged = covariance + 0.01 * torch.eye(8, dtype=torch.float64)
+    expected = own @ ridged @ torch.linalg.inv(ridged + covariance.mean(dim=0))
+    assert (merge("ace", [vector]) - expected).norm() < 1e-10 * expected.norm()

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from eigenmerge.core.numerics.core_coordinates import core_task_vectors
+from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
+
+
+def naive_cores(vectors: list[LowRank]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """get_core_matrices of the published code: reference bases by SVD of the stacked factors."""
+    right = torch.linalg.svd(torch.cat([v.right for v in vectors]), full_matrices=False).Vh
+    left = torch.linalg.svd(torch.cat([v.left for v in vectors], dim=1), full_matrices=False).U
+    return [left.T @ v.left @ v.right @ right.T for v in vectors], left, right
+
+
+def naive_merge(cores: list[torch.Tensor], how: str) -> torch.Tensor:
+    if how == "sum":
+        return sum(cores)
+    if how == "mean":
+        return sum(cores) / len(cores)
+    if how == "tsv_m":
+        per_expert = min(cores[0].shape) // len(cores)
+        triplets = [torch.linalg.svd(core, full_matrices=False) for core in cores]
+
+        def polar(matrix: torch.Tensor) -> torch.Tensor:
+            u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+            return u @ v
+
+        left = polar(torch.cat([u[:, :per_expert] for u, _, _ in triplets], dim=1))
+        right = polar(torch.cat([v[:per_expert] for _, _, v in triplets]))
+        return left @ torch.diag(torch.cat([s[:per_expert] for _, s, _ in triplets])) @ right
+    if how == "cart":
+        mean = sum(cores) / len(cores)
+        merged = mean.clone()
+        for core in cores:
+            u, s, v = torch.linalg.svd(core - mean, full_matrices=False)
+            merged += 0.1 * (u[:, :2] * s[:2]) @ v[:2]
+        return merged
+    raise AssertionError(how)
+
+
+@pytest.mark.parametrize("how", ["sum", "mean", "tsv_m", "cart"])
+@pytest.mark.parametrize("isotropize", [False, True])
+def test_equals_the_published_formula(merge, lora_experts, how, isotropize):
+    vectors = lora_experts(4, 60, 50, 3)
+    cores, left, right = naive_cores(vectors)
+    core = naive_merge(cores, how)
+    if isotropize:
+        u, s, v = torch.linalg.svd(core)
+        core = s.mean() * u @ v
+    found = merge("core_space", vectors, merge=how, isotropize=isotropize, rank_ratio=2 / 12)
+    assert (found - left @ core @ right).norm() < 1e-9 * found.norm()
+
+
+def test_ties_in_core_space_equals_the_published_formula(merge, lora_experts):
+    vectors = lora_experts(3, 40, 44, 4)
+    cores, left, right = naive_cores(vectors)
+    stacked = torch.stack([core.reshape(-1) for core in cores])
+    magnitudes = stacked.abs()
+    kth = stacked.shape[1] - int(stacked.shape[1] * 0.3)
+    pruned = stacked * (magnitudes >= magnitudes.kthvalue(kth, dim=1, keepdim=True).values)
+    agrees = torch.where(pruned.sum(dim=0) > 0, pruned > 0, pruned < 0)
+    core = ((pruned * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)).reshape(12, 12)
+    expected = left @ core @ right
+    assert (merge("core_space", vectors, merge="ties", density=0.3) - expected).norm() < 1e-9 * expected.norm()
+
+
+@pytest.mark.parametrize("is_lora", [False, True])
+def test_the_core_loses_nothing(full_experts, lora_experts, is_lora):
+    vectors = lora_experts(3, 30, 40, 2) if is_lora else full_experts(3, 12, 16)
+    cores = core_task_vectors(InMemoryTaskVectors(vectors))
+    for core, vector in zip(cores, vectors, strict=True):
+        dense = vector.dense() if isinstance(vector, LowRank) else vector
+        assert (cores.left.T @ core @ cores.right - dense).norm() < 1e-12 * dense.norm()
+    assert cores.shape == ((6, 6) if is_lora else (12, 16))
+
+
+def test_shared_factors_make_a_smaller_core(lora_experts):
+    one, other = lora_experts(2, 50, 60, 3)
+    shared = [one, LowRank(other.left, one.right)]
+    assert core_task_vectors(InMemoryTaskVectors(shared)).shape == (6, 3)
+
+
+def test_sum_in_core_space_is_task_arithmetic(merge, lora_experts):
+    vectors = lora_experts(5, 70, 40, 2)
+    expected = sum(v.dense() for v in vectors)
+    assert (merge("core_space", vectors, merge="sum") - expected).norm() < 1e-12 * expected.norm()
+
+
+def test_isotropic_sum_in_core_space_is_iso_c(merge, lora_experts):
+    vectors = lora_experts(4, 48, 52, 3)
+    expected = merge("iso_c", vectors)
+    found = merge("core_space", vectors, merge="sum", isotropize=True)
+    assert (found - expected).norm() < 1e-10 * expected.norm()
