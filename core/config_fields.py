@@ -76,7 +76,7 @@ def _setting(value: Any) -> Any:
 
 
 def _dtype(value: Any) -> Any:
-    word = value.removeprefix("torch.") if isinstance(value, str) else value
+    word = value.removeprefix("torch.") if isinstance(value, str) else ""
     word = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}.get(word, word)
     if word not in _DTYPES:
         raise ValueError(f"is {value!r}; expected one of {', '.join(_DTYPES)}")
