@@ -1,0 +1,62 @@
+"""Linear: the weighted sum of the models, divided by the sum of the weights unless told otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from ...errors import RecipeError
+from ..expert_inputs import indexed
+from ..lazy_torch import torch
+from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
+
+
+class LinearParameters(MethodParameters):
+    normalize: bool = Field(True, description="divide by the sum of the weights")
+
+
+class LinearExpert(ExpertParameters):
+    weight: float = Field(1.0, description="factor on this model's tensor")
+
+
+class Linear(DirectMethod[LinearParameters, LinearExpert]):
+    """sum_i w_i x_i, over sum_i w_i with `normalize`. The base takes part where the recipe lists it among the models.
+
+    Cost: one pass, two operations an entry and model.
+
+    References
+    ----------
+    Model soups, arXiv:2203.05482
+    """
+
+    name = "linear"
+    summary = "weighted average of the models themselves"
+    source = "arXiv:2203.05482"
+    Parameters = LinearParameters
+    Expert = LinearExpert
+    needs_base = False
+
+    def merge(
+        self, inputs: TensorInputs, parameters: LinearParameters, experts: Sequence[LinearExpert]
+    ) -> torch.Tensor:
+        """
+        Raises
+        ------
+        RecipeError : if the weights sum to zero and are to be normalised
+        """
+        total_weight = sum(expert.weight for expert in experts)
+        if parameters.normalize and abs(total_weight) <= 1e-9 * sum(abs(expert.weight) for expert in experts):
+            raise RecipeError(
+                f"linear: the weights for tensor {inputs.name!r} sum to zero; give others, or normalize: false"
+            )
+        total: torch.Tensor | None = None
+        for index, tensor in indexed(inputs.experts()):
+            weight = experts[index].weight
+            total = tensor * weight if total is None else total.add_(tensor, alpha=weight)
+            del tensor
+        assert total is not None
+        return total.div_(total_weight) if parameters.normalize else total
+
+    def peak_tensors(self, num_experts: int) -> float:
+        return 4.0  # base, stored expert, expert, sum

@@ -1,0 +1,159 @@
+"""Model Stock: move from the base towards the experts' average, by how well the experts agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pydantic import Field
+
+from ...errors import RecipeError
+from ..blocks import block_elements, norm
+from ..expert_inputs import other_indices, other_task_vectors, required_base
+from ..lazy_torch import torch
+from ..method import DirectMethod, MethodParameters, TensorInputs
+
+_MIN_NORM_PRODUCT = 1e-6  # mergekit's lower bound of ||v_i|| ||v_j|| in the cosine
+_SINGULAR = 1e-6  # below it the ratio has no finite value: the base is kept
+_CHUNK = 1 << 18  # numbers in the [rows, N, N] and [rows, N, columns] work space of the exact route
+
+
+class ModelStockParameters(MethodParameters):
+    filter_wise: bool = Field(False, description="a ratio for every row instead of one for the whole tensor")
+
+
+class ModelStock(DirectMethod[ModelStockParameters, MethodParameters]):
+    """base + t mean_i v_i  with  t = N c / (1 + (N-1) c)  and c the mean cosine between two experts' task vectors.
+
+    The mean over all pairs needs no pairs: with u_i = v_i/||v_i||, sum_{i<j} u_i.u_j = (||sum_i u_i||^2 - N)/2, so one
+    sum over the experts is enough. mergekit bounds the norms' product from below; where the bound takes effect (task
+    vectors of a norm around 1e-3) that identity fails, and those rows' pairs are formed in column blocks of bounded
+    size, with a further pass for every few experts.
+
+    Cost: one pass, six operations an entry and expert. The norms are kept: N numbers a row with `filter_wise`.
+
+    References
+    ----------
+    Model Stock: All we need is just a few fine-tuned models, arXiv:2403.19522
+    """
+
+    name = "model_stock"
+    summary = "base plus the mean task vector, shortened by how little the experts agree"
+    source = "arXiv:2403.19522"
+    Parameters = ModelStockParameters
+    Expert = MethodParameters
+    min_experts = 2
+    passes = 1  # and ceil(N/2) more for those tensors whose task vectors are tiny
+
+    def merge(
+        self, inputs: TensorInputs, parameters: ModelStockParameters, experts: Sequence[MethodParameters]
+    ) -> torch.Tensor:
+        """
+        Raises
+        ------
+        RecipeError : if there is no base, or fewer than two experts beside it
+        """
+        base = required_base(inputs, self.name)
+        count = len(other_indices(inputs))
+        if count < 2:
+            raise RecipeError(
+                f"model_stock needs at least 2 models beside the base; found {count} for tensor {inputs.name!r}"
+            )
+
+        def as_rows(tensor: torch.Tensor) -> torch.Tensor:
+            one_row = tensor.ndim < 2 or not parameters.filter_wise
+            return tensor.reshape(1, -1) if one_row else tensor.reshape(-1, tensor.shape[-1])
+
+        total = torch.zeros_like(as_rows(base))
+        directions = torch.zeros_like(total)
+        norms_of_experts: list[torch.Tensor] = []
+        for _, delta in other_task_vectors(inputs):
+            rows = as_rows(delta)
+            norms = _row_norms(rows)
+            norms_of_experts.append(norms)
+            total += rows
+            directions.addcdiv_(rows, norms.masked_fill(norms == 0, 1).to(rows.dtype)[:, None])
+            del delta, rows
+        norms = torch.stack(norms_of_experts)  # (N, rows)
+        num_nonzero = (norms > 0).sum(dim=0)
+        cosine_sums = (_row_norms(directions).square() - num_nonzero) / 2
+        bounded = _bound_takes_effect(norms)
+        if bounded.any():
+            cosine_sums[bounded] = _exact_cosine_sums(inputs, as_rows, norms[:, bounded], bounded, total)
+        ratio = _ratio(cosine_sums / (count * (count - 1) / 2), count)
+        return total.mul_((ratio / count).to(total.dtype)[:, None]).reshape(base.shape).add_(base)
+
+    def peak_tensors(self, num_experts: int) -> float:
+        return 7.0  # base, stored expert, task vector, two sums; in the exact route two instead of the sums and copies
+
+
+def _row_norms(rows: torch.Tensor) -> torch.Tensor:
+    """Norm of every row, float64, without a float64 copy of the tensor."""
+    if rows.shape[0] == 1:
+        return torch.tensor([norm(rows)], dtype=torch.float64, device=rows.device)
+    norms = torch.empty(rows.shape[0], dtype=torch.float64, device=rows.device)
+    step = max(1, block_elements(rows.device) // max(1, rows.shape[1]))
+    for start in range(0, rows.shape[0], step):
+        norms[start : start + step] = torch.linalg.vector_norm(rows[start : start + step].double(), dim=1)
+    return norms
+
+
+def _ratio(cosine: torch.Tensor, count: int) -> torch.Tensor:
+    denominator = 1 + (count - 1) * cosine
+    singular = denominator.abs() < _SINGULAR
+    return (count * cosine / denominator.masked_fill(singular, 1)).masked_fill(singular, 0)
+
+
+def _bound_takes_effect(norms: torch.Tensor) -> torch.Tensor:
+    """Rows where two experts' norms, neither zero, have a product below the bound. norms: (N, rows)."""
+    smallest_two = norms.masked_fill(norms == 0, float("inf")).topk(2, dim=0, largest=False).values
+    return smallest_two.prod(dim=0) < _MIN_NORM_PRODUCT
+
+
+def _exact_cosine_sums(
+    inputs: TensorInputs,
+    as_rows: Callable[[torch.Tensor], torch.Tensor],
+    norms: torch.Tensor,
+    bounded: torch.Tensor,
+    like: torch.Tensor,
+) -> torch.Tensor:
+    """Sum over pairs of v_i.v_j / max(||v_i|| ||v_j||, bound) for the rows where `bounded`, from all pairs.
+
+    Cost: N^2 operations an entry; as many passes as keep N experts' columns of these rows within two tensors.
+
+    Parameters
+    ----------
+    norms : Tensor, (N, R), of the R bounded rows
+    like : Tensor, (rows, columns), float32 or float64: shape, dtype and device of a task vector as rows
+    """
+    count, num_rows = norms.shape
+    num_columns = like.shape[1]
+    width = min(num_columns, max(1, 2 * like.numel() // (count * num_rows)))
+    gathered = torch.empty(count, num_rows, width, dtype=like.dtype, device=like.device)
+    sums = torch.zeros(num_rows, dtype=torch.float64, device=like.device)
+    rows_at_once = max(1, _CHUNK // count**2)
+    for start in range(0, num_columns, width):
+        stop = min(start + width, num_columns)
+        place = 0
+        for _, delta in other_task_vectors(inputs):
+            gathered[place, :, : stop - start] = as_rows(delta)[:, start:stop][bounded]
+            place += 1  # noqa: SIM113 (see `indexed`)
+            del delta
+        for first in range(0, num_rows, rows_at_once):
+            part = slice(first, first + rows_at_once)
+            norms_RN = norms[:, part].T
+            bounds_RNN = (norms_RN[:, :, None] * norms_RN[:, None, :]).clamp_(min=_MIN_NORM_PRODUCT)
+            cosines_RNN = _gram(gathered[:, part, : stop - start]).div_(bounds_RNN)
+            cosines_RNN.diagonal(dim1=1, dim2=2).zero_()
+            sums[part] += cosines_RNN.sum(dim=(1, 2)) / 2
+    return sums
+
+
+def _gram(vectors_NRK: torch.Tensor) -> torch.Tensor:
+    """Inner products of all pairs for every row, (R, N, N), float64, K in chunks."""
+    count, num_rows, num_columns = vectors_NRK.shape
+    gram = torch.zeros(num_rows, count, count, dtype=torch.float64, device=vectors_NRK.device)
+    width = max(1, _CHUNK // (count * num_rows))
+    for start in range(0, num_columns, width):
+        chunk_RNK = vectors_NRK[:, :, start : start + width].transpose(0, 1).double()
+        gram.baddbmm_(chunk_RNK, chunk_RNK.mT)
+    return gram

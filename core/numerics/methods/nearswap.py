@@ -1,0 +1,56 @@
+"""NearSwap: the base, moved to the other model where the two are near each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from ..blocks import blocks
+from ..expert_inputs import check_other_count, other_experts, required_base
+from ..lazy_torch import torch
+from ..method import DirectMethod, MethodParameters, TensorInputs
+
+
+class NearswapParameters(MethodParameters):
+    t: float = Field(description="distance up to which an entry is the other model's; farther ones move by t at most")
+
+
+class Nearswap(DirectMethod[NearswapParameters, MethodParameters]):
+    """base + min(1, t / |other - base|) (other - base), entry by entry.
+
+    Cost: one pass, eight operations an entry.
+
+    References
+    ----------
+    https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001; mergekit 0.1.5
+    """
+
+    name = "nearswap"
+    summary = "move the base towards one other model, each entry by t at most"
+    source = "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
+    Parameters = NearswapParameters
+    Expert = MethodParameters
+    max_experts = 2  # the other model, and the base where the recipe lists it
+
+    def merge(
+        self, inputs: TensorInputs, parameters: NearswapParameters, experts: Sequence[MethodParameters]
+    ) -> torch.Tensor:
+        """
+        Raises
+        ------
+        RecipeError : if there is no base, or not exactly one other model
+        """
+        base = required_base(inputs, self.name)
+        check_other_count(inputs, self.name, 1)
+        ((_, other),) = other_experts(inputs)
+        merged = torch.empty(base.numel(), dtype=base.dtype, device=base.device)
+        flat_base, flat_other = base.reshape(-1), other.reshape(-1)
+        for span in blocks(flat_base):
+            start, end = flat_base[span], flat_other[span]
+            share = (parameters.t / (start - end).abs_().clamp_(min=1e-6)).clamp_(min=0, max=1)
+            torch.lerp(start, end, share, out=merged[span])
+        return merged.reshape(base.shape)
+
+    def peak_tensors(self, num_experts: int) -> float:
+        return 4.0  # base, stored expert, expert, result

@@ -1,0 +1,80 @@
+"""NuSLERP: spherical interpolation between two models, or between their task vectors, by relative weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from ..blocks import inner_product, norm
+from ..expert_inputs import check_other_count, vectors_to_interpolate
+from ..lazy_torch import torch
+from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
+
+_TINY = 1e-7  # lower bound of a norm that is divided by
+_COLLINEAR = 1e-16  # lower bound of the squared sine: below it the interpolation is linear
+
+
+class NuslerpParameters(MethodParameters):
+    nuslerp_flatten: bool = Field(True, description="one angle for the whole tensor, not one for every row or column")
+    nuslerp_row_wise: bool = Field(
+        False, description="without nuslerp_flatten: vectors run along the first dimension, not along the last"
+    )
+
+
+class Nuslerp(DirectMethod[NuslerpParameters, ExpertParameters]):
+    """As SLERP with t = weight_1 / (weight_0 + weight_1); of the task vectors where the recipe has a base.
+
+    Cost: one pass; both vectors and the base are in memory.
+
+    References
+    ----------
+    mergekit 0.1.5
+    """
+
+    name = "nuslerp"
+    summary = "spherical interpolation between two models or two task vectors"
+    source = "mergekit"
+    Parameters = NuslerpParameters
+    Expert = ExpertParameters
+    needs_base = False
+    min_experts = 2
+    max_experts = 3  # the two, and the base where the recipe lists it
+
+    def merge(
+        self, inputs: TensorInputs, parameters: NuslerpParameters, experts: Sequence[ExpertParameters]
+    ) -> torch.Tensor:
+        """
+        Raises
+        ------
+        RecipeError : if there are not exactly two models beside the base
+        """
+        check_other_count(inputs, self.name, 2)
+        (first, start), (second, end) = vectors_to_interpolate(inputs)
+        total = experts[first].weight + experts[second].weight
+        t = 0.5 if abs(total) < 1e-6 else experts[second].weight / total
+        if parameters.nuslerp_flatten:
+            merged = _interpolate(t, start, end, self._cosine_of_all(start, end))
+        else:
+            dim = 0 if parameters.nuslerp_row_wise else -1
+            norms = [torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_(min=_TINY) for x in (start, end)]
+            merged = _interpolate(t, start, end, ((start / norms[0]) * (end / norms[1])).sum(dim=dim, keepdim=True))
+        return merged if inputs.base is None else merged.add_(inputs.base)
+
+    @staticmethod
+    def _cosine_of_all(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        cosine = inner_product(start, end) / (max(norm(start), _TINY) * max(norm(end), _TINY))
+        return torch.tensor(cosine, dtype=start.dtype, device=start.device)
+
+    def peak_tensors(self, num_experts: int) -> float:
+        return 6.0  # base, stored expert, two vectors, result and its second term
+
+
+def _interpolate(t: float, start: torch.Tensor, end: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
+    """(sin((1-t) a) start + sin(t a) end) / sin a with cos a = `cosine`, which broadcasts against the two."""
+    cosine = cosine.clamp(-1, 1)
+    collinear = 1 - cosine.square() <= _COLLINEAR
+    angle = torch.acos(cosine.masked_fill(collinear, 0))
+    start_factor = torch.where(collinear, 1 - t, torch.sin((1 - t) * angle) / torch.sin(angle))
+    end_factor = torch.where(collinear, t, torch.sin(t * angle) / torch.sin(angle))
+    return (start * start_factor).add_(end * end_factor)

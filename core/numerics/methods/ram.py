@@ -1,0 +1,108 @@
+"""RAM: entries that one expert alone changed are added whole, those that several changed are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from ..blocks import blocks
+from ..expert_inputs import other_task_vectors, required_base
+from ..lazy_torch import torch
+from ..method import DirectMethod, MethodParameters, TensorInputs
+
+
+class RamParameters(MethodParameters):
+    epsilon: float = Field(1e-5, ge=0, description="an entry counts as changed where its task vector is larger")
+
+
+class RamPlusParameters(RamParameters):
+    r: float = Field(0.1, description="how much an expert's unique entries grow with its share of overlapping ones")
+    alpha: float = Field(0.2, ge=0, description="upper bound of that share")
+
+
+class Ram(DirectMethod[RamParameters, MethodParameters]):
+    """base + (sum of the task vectors' changed entries) / (number of experts that changed the entry).
+
+    Cost: one pass, five operations an entry and expert.
+
+    References
+    ----------
+    Reinforced Agent Merging, arXiv:2601.13572; mergekit 0.1.5
+    """
+
+    name = "ram"
+    summary = "average each entry over the experts that changed it"
+    source = "arXiv:2601.13572"
+    Parameters = RamParameters
+    Expert = MethodParameters
+
+    def merge(
+        self, inputs: TensorInputs, parameters: RamParameters, experts: Sequence[MethodParameters]
+    ) -> torch.Tensor:
+        base = required_base(inputs, self.name)
+        counts = torch.zeros(base.numel(), dtype=torch.int32, device=base.device)
+        total = torch.zeros(base.numel(), dtype=base.dtype, device=base.device)
+        for _, delta in other_task_vectors(inputs):
+            flat_delta = delta.reshape(-1)
+            for span in blocks(flat_delta):
+                changed = flat_delta[span].abs() > parameters.epsilon
+                counts[span] += changed
+                total[span] += flat_delta[span] * changed
+            del delta, flat_delta
+        return total.div_(counts.clamp_(min=1)).reshape(base.shape).add_(base)
+
+    def peak_tensors(self, num_experts: int) -> float:
+        return 5.0  # base, stored expert, task vector, sum, counts
+
+
+class RamPlusTensorLocal(DirectMethod[RamPlusParameters, MethodParameters]):
+    """As RAM, with expert i's unique entries times 1 + r min(alpha, overlapping_i / unique_i), counted in this tensor.
+
+    Cost: three passes (how many changed an entry, the experts' counts, the sum).
+
+    References
+    ----------
+    Reinforced Agent Merging, arXiv:2601.13572; mergekit 0.1.5
+    """
+
+    name = "ramplus_tl"
+    summary = "as ram, with unique entries enlarged for experts that overlap much"
+    source = "arXiv:2601.13572"
+    Parameters = RamPlusParameters
+    Expert = MethodParameters
+    passes = 3
+
+    def merge(
+        self, inputs: TensorInputs, parameters: RamPlusParameters, experts: Sequence[MethodParameters]
+    ) -> torch.Tensor:
+        base = required_base(inputs, self.name)
+        counts = torch.zeros(base.numel(), dtype=torch.int32, device=base.device)
+        for _, delta in other_task_vectors(inputs):
+            flat_delta = delta.reshape(-1)
+            for span in blocks(flat_delta):
+                counts[span] += flat_delta[span].abs() > parameters.epsilon
+            del delta, flat_delta
+        growth: dict[int, float] = {}
+        for index, delta in other_task_vectors(inputs):
+            flat_delta = delta.reshape(-1)
+            num_unique = num_shared = 0
+            for span in blocks(flat_delta):
+                counts_of_changed = counts[span][flat_delta[span].abs() > parameters.epsilon]
+                num_unique += int((counts_of_changed == 1).sum())
+                num_shared += int((counts_of_changed > 1).sum())
+            share = num_shared / max(num_unique, parameters.epsilon) if num_shared else 0.0
+            growth[index] = 1 + parameters.r * min(parameters.alpha, share)
+            del delta, flat_delta
+        total = torch.zeros(base.numel(), dtype=base.dtype, device=base.device)
+        for index, delta in other_task_vectors(inputs):
+            flat_delta = delta.reshape(-1)
+            for span in blocks(flat_delta):
+                changed = flat_delta[span] * (flat_delta[span].abs() > parameters.epsilon)
+                averaged = changed / counts[span].clamp(min=1)
+                total[span] += torch.where(counts[span] == 1, changed * growth[index], averaged)
+            del delta, flat_delta
+        return total.reshape(base.shape).add_(base)
+
+    def peak_tensors(self, num_experts: int) -> float:
+        return 5.0  # base, stored expert, task vector, sum, counts

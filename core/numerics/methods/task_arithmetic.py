@@ -1,0 +1,39 @@
+"""Task arithmetic: base + scale * sum_i weight_i (expert_i - base)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ..generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
+from ..lazy_torch import torch
+
+
+class TaskArithmeticParameters(CombineParameters):
+    rescale: bool = Field(False, description="accepted for mergekit recipes, without effect: nothing is sparsified")
+    scale: float = Field(1.0, description="factor on the merged delta before it is added to the base, as lambda")
+
+
+class TaskArithmeticExpert(SparseExpert):
+    density: float = Field(1.0, description="accepted for mergekit recipes, without effect: nothing is sparsified")
+
+
+class TaskArithmetic(GeneralizedTaskArithmetic[TaskArithmeticParameters, TaskArithmeticExpert]):
+    """Cost: one pass, two operations an entry and expert.
+
+    References
+    ----------
+    Editing Models with Task Arithmetic, arXiv:2212.04089
+    """
+
+    name = "task_arithmetic"
+    summary = "base plus the weighted sum of the task vectors"
+    source = "arXiv:2212.04089"
+    Parameters = TaskArithmeticParameters
+    Expert = TaskArithmeticExpert
+    elects_signs = False
+
+    def keep(self, delta: torch.Tensor, expert: TaskArithmeticExpert, generator: torch.Generator) -> None:
+        return None
+
+    def factor(self, parameters: TaskArithmeticParameters) -> float:
+        return parameters.lambda_ * parameters.scale
