@@ -1,0 +1,75 @@
+"""An expert appears, an event says so, a worker merges: a real Prefect server and process worker, no schedule."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from eigenmerge.deployments.deploy import DeployOptions, deploy
+from safetensors.torch import save_file
+
+EIGENMERGE = Path(sys.executable).parent / "eigenmerge"
+
+
+def save_model(folder: Path, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    save_file({"layer.weight": torch.randn(16, 8, generator=generator)}, folder / "model.safetensors")
+
+
+@contextlib.contextmanager
+def worker(pool: str, environment: dict[str, str], log: Path) -> Iterator[None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool],
+            env={**environment, "PREFECT_LOGGING_LEVEL": "INFO"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_an_announced_expert_is_merged(prefect_api: str, server_environment: dict[str, str], tmp_path: Path) -> None:
+    registry, published = tmp_path / "registry", tmp_path / "published"
+    save_model(tmp_path / "base", 0)
+    save_model(registry / "first", 1)
+    save_model(registry / "second", 2)
+    (tmp_path / "recipe.yml").write_text(f"merge_method: task_arithmetic\nbase_model: {tmp_path / 'base'}\n")
+    options = DeployOptions(
+        store=str(tmp_path / "store"),
+        recipe=str(tmp_path / "recipe.yml"),
+        registry=str(registry),
+        publish=str(published),
+        pool="by-event",
+        cron="0 0 1 1 *",  # the schedule is not what starts it
+    )
+    deploy("process", options, api_url=prefect_api)
+
+    environment = {**server_environment, "PREFECT_API_URL": prefect_api}
+    log = tmp_path / "worker.log"
+    with worker("by-event", environment, log):
+        said = subprocess.run(
+            [EIGENMERGE, "announce", registry, "second"], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert said.returncode == 0, said.stderr
+        deadline = time.monotonic() + 240
+        while not (published / "latest.json").exists():
+            assert time.monotonic() < deadline, log.read_text()[-4000:]
+            time.sleep(0.5)
+    state = json.loads((published / "latest.json").read_text())
+    assert set(state["experts"]) == {"first", "second"}
+    assert (published / state["folder"] / "model.safetensors").exists()

@@ -1,0 +1,105 @@
+"""Scheduled merges: only when something changed, and the pointer moves last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from eigenmerge.core.errors import NonFiniteError
+
+
+@pytest.fixture
+def nightly(prefect_server: str, tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """Runs the flow on tmp_path/registry and publishes to tmp_path/published."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    (tmp_path / "recipe.yml").write_text(f"merge_method: swudi\nbase_model: {tmp_path / 'base'}\n")
+
+    def run() -> Any:
+        from eigenmerge.flows.nightly import nightly as flow
+
+        places = {name: str(tmp_path / name) for name in ("registry", "store")}
+        return flow(str(tmp_path / "recipe.yml"), publish=str(tmp_path / "published"), workers=1, **places)
+
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        yield run
+
+
+def latest(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "published" / "latest.json").read_text())
+
+
+def folders(tmp_path: Path) -> set[str]:
+    return {path.name for path in (tmp_path / "published").iterdir() if path.is_dir()}
+
+
+def test_a_registry_through_several_nights(
+    nightly: Callable[[], Any],
+    make_models: Callable[..., Any],
+    save_model: Callable[..., Path],
+    merge_flow: Callable[..., Any],
+    load_checkpoint: Callable[[Path], dict[str, torch.Tensor]],
+    tmp_path: Path,
+) -> None:
+    models = make_models(num_experts=4, layers=1)
+    registry = tmp_path / "registry"
+
+    registry.mkdir()
+    empty = nightly()
+    assert (empty.outcome, empty.destination, empty.merged) == ("nothing new", None, None)
+    assert not (tmp_path / "published").exists()
+
+    for index in (0, 1):
+        save_model(registry / f"expert{index}", models.expert_tensors[index])
+    first = nightly()
+    assert first.outcome == "full"
+    assert Path(first.destination).name == latest(tmp_path)["folder"]
+    assert set(latest(tmp_path)["experts"]) == {"expert0", "expert1"}
+
+    idle = nightly()
+    assert (idle.outcome, idle.merged, idle.destination) == ("nothing new", None, first.destination)
+    assert folders(tmp_path) == {latest(tmp_path)["folder"]}
+
+    # one expert more, one whose upload has not finished
+    save_model(registry / "expert2", models.expert_tensors[2])
+    half = save_model(registry / "expert3", models.expert_tensors[3]) / "model.safetensors"
+    half.write_bytes(half.read_bytes()[:-100])
+    second = nightly()
+    assert (second.outcome, second.reason) == ("incremental", "added expert2")
+    assert len(folders(tmp_path)) == 2
+    scratch = models.recipe(models=[{"model": str(registry / f"expert{i}")} for i in range(3)])
+    (tmp_path / "scratch.yml").write_text(json.dumps(scratch, indent=1))
+    merge_flow(tmp_path / "scratch.yml", tmp_path / "scratch", store=str(tmp_path / "other-store"), workers=1)
+    published, expected = load_checkpoint(Path(second.destination)), load_checkpoint(tmp_path / "scratch")
+    for name, value in expected.items():
+        torch.testing.assert_close(published[name], value, rtol=1e-5, atol=1e-6)
+
+    # another expert under a known name
+    save_model(registry / "expert0", models.expert_tensors[3])
+    third = nightly()
+    assert (third.outcome, third.reason) == ("full", "changed expert0")
+    assert nightly().outcome == "nothing new"
+
+
+def test_a_merge_that_fails_leaves_the_pointer_alone(
+    nightly: Callable[[], Any], make_models: Callable[..., Any], save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    models = make_models(num_experts=2, layers=1)
+    registry = tmp_path / "registry"
+    save_model(registry / "good", models.expert_tensors[0])
+    nightly()
+    before = latest(tmp_path)
+    broken = {name: value.clone() for name, value in models.expert_tensors[1].items()}
+    broken["model.layers.0.self_attn.q_proj.weight"][3, 4] = float("nan")
+    save_model(registry / "bad", broken)
+    with pytest.raises(NonFiniteError, match="q_proj"):
+        nightly()
+    assert latest(tmp_path) == before
+    # mended: the same night goes on where it stopped, in the same folder or another, and then the pointer moves
+    save_model(registry / "bad", models.expert_tensors[1])
+    assert nightly().outcome == "incremental"
+    assert set(latest(tmp_path)["experts"]) == {"good", "bad"}
