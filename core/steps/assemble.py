@@ -12,7 +12,7 @@ from ..planning.plan import OutputFile, Plan, SideFile
 from ..storage.assemble import assemble_file
 from ..storage.safetensors_header import build_header
 from ..storage.store import Store, resolve
-from .destination import INDEX_NAME, MARKER_NAME, Destination
+from .destination import INDEX_NAME, MARKER_NAME, Destination, clear_for_writing
 from .manifest import MANIFEST_NAME, build_manifest
 from .model_card import build_model_card
 from .reports import ShardReport
@@ -42,6 +42,7 @@ def assemble(
     target = destination.store
     hashes: dict[str, str | None] = {}
     through = 0
+    clear_for_writing(target, plan)
     for file in plan.files:
         header = _header(plan, file)
         parts = [reports[index] for index in file.shards]

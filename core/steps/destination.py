@@ -15,6 +15,7 @@ from ..storage.store import Store
 from .manifest import MANIFEST_NAME
 
 MARKER_NAME = ".eigenmerge-incomplete.json"
+_PROBE_NAME = ".eigenmerge-probe"
 INDEX_NAME = "model.safetensors.index.json"
 
 # What an earlier merge (of ours or of another tool) may have left and a new one must not keep: a stale weight file or
@@ -35,10 +36,10 @@ class Destination:
 def prepare_destination(
     plan: Plan, uri: str, storage_options: Mapping[str, Any] | None, *, overwrite: bool
 ) -> Destination:
-    """Check the destination and mark it as incomplete; called before any weight is read.
+    """Check the destination, that it can be written too, before any weight is read.
 
-    A destination that holds an unfinished run of the same plan is taken over: that is what resuming is. With
-    `overwrite` the old index is deleted first, so that at no moment an index points at files of another merge.
+    Nothing is left there: a run that fails while it merges leaves the destination as it was. A destination that holds
+    an unfinished run of the same plan is taken over: that is what resuming is.
 
     Raises
     ------
@@ -51,16 +52,26 @@ def prepare_destination(
             raise DestinationError(f"{uri}: is the place of the input model {model.name!r}; choose another destination")
     store = Store(place, storage_options)
     present = [info.key for info in store.list("")]
-    if present and not overwrite and not _is_unfinished_run_of(store, plan):
+    if present not in ([], [MARKER_NAME]) and not overwrite and not _is_unfinished_run_of(store, plan):
         raise DestinationError(_not_empty(store, uri, present, plan))
-    stale = [key for key in present if _CHECKPOINT_FILE.fullmatch(key)]
-    planned = {file.name for file in plan.files}
-    if overwrite:
-        store.delete([key for key in stale if key.endswith(".index.json")])
-        store.delete([key for key in stale if not key.endswith(".index.json") and key not in planned])
-        store.delete([key for key in present if key == MANIFEST_NAME])
-    store.write(MARKER_NAME, json.dumps({"run_key": plan.run_key}).encode())
+    store.write(_PROBE_NAME, b"")
+    store.delete([_PROBE_NAME])
     return Destination(uri, store)
+
+
+def mark_incomplete(store: Store, plan: Plan) -> None:
+    """Say that what lies here is not whole yet, and which plan it belongs to."""
+    store.write(MARKER_NAME, json.dumps({"run_key": plan.run_key}).encode())
+
+
+def clear_for_writing(store: Store, plan: Plan) -> None:
+    """Remove what another merge left, the index first, so that at no moment an index points at files of two merges."""
+    present = [info.key for info in store.list("")]
+    mark_incomplete(store, plan)
+    stale = [key for key in present if _CHECKPOINT_FILE.fullmatch(key) or key == MANIFEST_NAME]
+    planned = {file.name for file in plan.files}
+    store.delete([key for key in stale if key.endswith(".index.json")])
+    store.delete([key for key in stale if not key.endswith(".index.json") and key not in planned])
 
 
 def _is_unfinished_run_of(store: Store, plan: Plan) -> bool:

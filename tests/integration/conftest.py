@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -189,3 +190,51 @@ def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     for path in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(path)
     return tensors
+
+
+@pytest.fixture(name="load_checkpoint")
+def _load_checkpoint() -> Callable[[Path], dict[str, torch.Tensor]]:
+    return load_checkpoint
+
+
+@pytest.fixture(name="save_model")
+def _save_model() -> Callable[..., Path]:
+    return save_model
+
+
+@dataclass
+class CommandResult:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., CommandResult]:
+    """The command line in this process: what a user types, without the seconds of a new interpreter."""
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    monkeypatch.setenv("EIGENMERGE_STORE", str(tmp_path / "store"))
+
+    def run(*arguments: str | Path) -> CommandResult:
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        from eigenmerge.deployments.cli.app import main
+
+        monkeypatch.setattr(sys, "argv", ["eigenmerge", *map(str, arguments)])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        capfd.readouterr()
+        code = 0
+        try:
+            with temporary_settings({PREFECT_API_URL: prefect_server}):
+                main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        captured = capfd.readouterr()
+        return CommandResult(code, captured.out, captured.err)
+
+    return run
