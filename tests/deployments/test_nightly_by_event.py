@@ -12,8 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 from eigenmerge.deployments.deploy import DeployOptions, deploy
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from safetensors.torch import save_file
 
 EIGENMERGE = Path(sys.executable).parent / "eigenmerge"
@@ -39,8 +42,20 @@ def worker(pool: str, environment: dict[str, str], log: Path) -> Iterator[None]:
         try:
             yield
         finally:
+            children = psutil.Process(process.pid).children(recursive=True)  # a flow run has a session of its own
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            for child in children:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+
+
+def nightly_has_ended() -> bool:
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("nightly/nightly-process")
+        mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+        runs = client.read_flow_runs(deployment_filter=mine)
+    return any(run.state is not None and run.state.is_final() for run in runs)
 
 
 def test_an_announced_expert_is_merged(prefect_api: str, server_environment: dict[str, str], tmp_path: Path) -> None:
@@ -67,7 +82,7 @@ def test_an_announced_expert_is_merged(prefect_api: str, server_environment: dic
         )
         assert said.returncode == 0, said.stderr
         deadline = time.monotonic() + 240
-        while not (published / "latest.json").exists():
+        while not nightly_has_ended():
             assert time.monotonic() < deadline, log.read_text()[-4000:]
             time.sleep(0.5)
     state = json.loads((published / "latest.json").read_text())
