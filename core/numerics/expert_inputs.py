@@ -13,6 +13,11 @@ from ..errors import RecipeError
 from .lazy_torch import torch
 from .method import TensorInputs
 
+#: Full tensors that reading experts takes: the base, an expert, and the next one that is being read ahead.
+EXPERT_TENSORS = 3.0
+#: Full tensors that reading task vectors takes: one more, as the expert is there while its task vector is formed.
+TASK_VECTOR_TENSORS = 4.0
+
 
 def required_base(inputs: TensorInputs, method: str) -> torch.Tensor:
     """The base tensor.

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 
 from .blocks import blocks
 from .elected_sign import SignElection
-from .expert_inputs import expert_generator, other_task_vectors, required_base
+from .expert_inputs import TASK_VECTOR_TENSORS, expert_generator, other_task_vectors, required_base
 from .lazy_torch import torch
 from .method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
 from .sparsify import LARGEST_SORT, SORT_TENSORS, Selection, rescaled
@@ -101,10 +101,10 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
         return total.reshape(base.shape)
 
     def peak_tensors(self, num_experts: int) -> float:
-        # base and sums (five with elected signs and normalize), and either an expert and its task vector, or the task
-        # vector with a mask and what sorting it takes
-        sums = 5 if self.elects_signs else 1
-        return 1 + sums + max(2, 1.5 + (SORT_TENSORS if self.sorts_ties else 0))
+        sums = 5 if self.elects_signs else 1  # three, and two of weights with normalize
+        # A mask comes, and magnitudes are sorted, when the expert has gone and only its task vector is there.
+        selecting = 0.5 + (SORT_TENSORS if self.sorts_ties else 0)
+        return sums + max(TASK_VECTOR_TENSORS, TASK_VECTOR_TENSORS - 1 + selecting)
 
     def peak_elements(self, num_elements: int, num_experts: int) -> int:
         peak = super().peak_elements(num_elements, num_experts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..blocks import block_elements
-from ..expert_inputs import check_other_count, other_experts, required_base
+from ..expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, required_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
@@ -54,8 +54,7 @@ class ArceeFusion(DirectMethod[ArceeFusionParameters, MethodParameters]):
         return torch.where(importance >= median + 1.5 * (third - first), other, base)
 
     def peak_tensors(self, num_experts: int) -> float:
-        # base, stored expert, expert, importance, its copy and 64-bit places in the selection; then the result
-        return 8.0
+        return EXPERT_TENSORS + 4  # importance, its copy and 64-bit places while a quartile is selected
 
 
 def _importance(base: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ..blocks import inner_product, norm
-from ..expert_inputs import indexed
+from ..expert_inputs import EXPERT_TENSORS, indexed
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
@@ -91,4 +91,4 @@ class Karcher(DirectMethod[KarcherParameters, MethodParameters]):
         return step.add_(mean, alpha=-along_mean)
 
     def peak_tensors(self, num_experts: int) -> float:
-        return 5.0  # base, stored expert, expert, mean, step
+        return EXPERT_TENSORS + 2  # mean and step

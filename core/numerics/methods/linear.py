@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ...errors import RecipeError
-from ..expert_inputs import indexed
+from ..expert_inputs import EXPERT_TENSORS, indexed
 from ..lazy_torch import torch
 from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
 
@@ -59,4 +59,4 @@ class Linear(DirectMethod[LinearParameters, LinearExpert]):
         return total.div_(total_weight) if parameters.normalize else total
 
     def peak_tensors(self, num_experts: int) -> float:
-        return 4.0  # base, stored expert, expert, sum
+        return EXPERT_TENSORS + 1  # the sum

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ...errors import RecipeError
 from ..blocks import block_elements, norm
-from ..expert_inputs import other_indices, other_task_vectors, required_base
+from ..expert_inputs import TASK_VECTOR_TENSORS, other_indices, other_task_vectors, required_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
@@ -83,7 +83,7 @@ class ModelStock(DirectMethod[ModelStockParameters, MethodParameters]):
         return total.mul_((ratio / count).to(total.dtype)[:, None]).reshape(base.shape).add_(base)
 
     def peak_tensors(self, num_experts: int) -> float:
-        return 7.0  # base, stored expert, task vector, two sums; in the exact route two instead of the sums and copies
+        return TASK_VECTOR_TENSORS + 4  # two sums, and in the exact route columns of all experts
 
 
 def _row_norms(rows: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ...errors import RecipeError
 from ..blocks import norm
-from ..expert_inputs import other_experts, other_indices, vectors_to_interpolate
+from ..expert_inputs import TASK_VECTOR_TENSORS, other_experts, other_indices, vectors_to_interpolate
 from ..lazy_torch import torch
 from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
 
@@ -85,7 +85,7 @@ class Multislerp(DirectMethod[MultislerpParameters, ExpertParameters]):
         return mean if inputs.base is None else mean.add_(inputs.base)
 
     def peak_tensors(self, num_experts: int) -> float:
-        return 4.0  # base, stored expert, vector, mean
+        return TASK_VECTOR_TENSORS + 1  # the mean
 
 
 def _weights(inputs: TensorInputs, parameters: MultislerpParameters, weights: dict[int, float]) -> dict[int, float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ..blocks import blocks
-from ..expert_inputs import check_other_count, other_experts, required_base
+from ..expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, required_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
@@ -53,4 +53,4 @@ class Nearswap(DirectMethod[NearswapParameters, MethodParameters]):
         return merged.reshape(base.shape)
 
     def peak_tensors(self, num_experts: int) -> float:
-        return 4.0  # base, stored expert, expert, result
+        return EXPERT_TENSORS + 1  # the result

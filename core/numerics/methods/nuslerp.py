@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ..blocks import inner_product, norm
-from ..expert_inputs import check_other_count, vectors_to_interpolate
+from ..expert_inputs import TASK_VECTOR_TENSORS, check_other_count, vectors_to_interpolate
 from ..lazy_torch import torch
 from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
 
@@ -67,7 +67,7 @@ class Nuslerp(DirectMethod[NuslerpParameters, ExpertParameters]):
         return torch.tensor(cosine, dtype=start.dtype, device=start.device)
 
     def peak_tensors(self, num_experts: int) -> float:
-        return 6.0  # base, stored expert, two vectors, result and its second term
+        return TASK_VECTOR_TENSORS + 2  # the second vector, and the result with its second term
 
 
 def _interpolate(t: float, start: torch.Tensor, end: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ..blocks import blocks
-from ..expert_inputs import other_task_vectors, required_base
+from ..expert_inputs import TASK_VECTOR_TENSORS, other_task_vectors, required_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
@@ -53,7 +53,7 @@ class Ram(DirectMethod[RamParameters, MethodParameters]):
         return total.div_(counts.clamp_(min=1)).reshape(base.shape).add_(base)
 
     def peak_tensors(self, num_experts: int) -> float:
-        return 5.0  # base, stored expert, task vector, sum, counts
+        return TASK_VECTOR_TENSORS + 2  # sum and counts
 
 
 class RamPlusTensorLocal(DirectMethod[RamPlusParameters, MethodParameters]):
@@ -105,4 +105,4 @@ class RamPlusTensorLocal(DirectMethod[RamPlusParameters, MethodParameters]):
         return total.reshape(base.shape).add_(base)
 
     def peak_tensors(self, num_experts: int) -> float:
-        return 5.0  # base, stored expert, task vector, sum, counts
+        return TASK_VECTOR_TENSORS + 2  # sum and counts

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..blocks import blocks, inner_product
 from ..elected_sign import SignElection
-from ..expert_inputs import other_task_vectors, required_base
+from ..expert_inputs import TASK_VECTOR_TENSORS, other_task_vectors, required_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 from ..sparsify import Selection, largest_values
@@ -61,8 +61,8 @@ class Sce(DirectMethod[SceParameters, MethodParameters]):
         return election.weighted_mean(min_weight=_TINY).add_(base)
 
     def peak_tensors(self, num_experts: int) -> float:
-        # choosing: base, variance, and what topk takes; afterwards: base, expert, task vector, five sums, mask
-        return 9.5
+        # five sums and the mask; while choosing: two sums in float64, then what topk takes
+        return TASK_VECTOR_TENSORS + 5.5
 
 
 def _most_variable(inputs: TensorInputs, base: torch.Tensor, fraction: float) -> torch.Tensor | None:

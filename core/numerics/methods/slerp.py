@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ..blocks import inner_product, norm
-from ..expert_inputs import check_other_count, other_experts, required_base
+from ..expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, required_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
@@ -59,4 +59,4 @@ class Slerp(DirectMethod[SlerpParameters, MethodParameters]):
         return (base * base_factor).add_(other, alpha=other_factor)
 
     def peak_tensors(self, num_experts: int) -> float:
-        return 4.0  # base, stored expert, expert, result
+        return EXPERT_TENSORS + 1  # the result
