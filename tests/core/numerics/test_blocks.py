@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from eigenmerge.core.numerics.blocks import absolute_sum, block_elements, blocks, inner_product, norm
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from eigenmerge.core.numerics.elected_sign import SignElection
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from eigenmerge.core.numerics.elected_sign import SignElection
 
 
 def by_definition(experts: torch.Tensor, weights: list[float], *, mean: bool, weighted_vote: bool) -> torch.Tensor:

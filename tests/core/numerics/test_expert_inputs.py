@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from eigenmerge.core.errors import RecipeError
 from eigenmerge.core.numerics.expert_inputs import (
     check_other_count,

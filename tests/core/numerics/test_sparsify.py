@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from eigenmerge.core.numerics.sparsify import (
     Selection,
     at_random,
@@ -16,8 +19,6 @@ from eigenmerge.core.numerics.sparsify import (
     rescaled,
     without_outliers,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 LARGE = 70_000  # above this file's limit for sorting outright, so that the thresholds by counting are used
 

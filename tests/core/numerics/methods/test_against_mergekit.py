@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from eigenmerge.core.numerics.method import DirectMethod
 from eigenmerge.core.numerics.registry import get_method
-from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 CASES = json.loads((GOLDEN / "mergekit.json").read_text())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
+
 from eigenmerge.core.errors import RecipeError
 from eigenmerge.core.numerics.method import DirectMethod
 from eigenmerge.core.numerics.registry import get_method
-from pydantic import ValidationError
 
 Make = Callable[..., Any]
 REQUIRED = {"slerp": {"t": 0.3}, "nearswap": {"t": 0.1}}
@@ -164,6 +166,16 @@ def test_parameters_are_described_and_misspelled_ones_refused(name: str) -> None
         assert all(field.description for field in model.model_fields.values())
         with pytest.raises(ValidationError):
             model(**{**REQUIRED.get(name, {}), "wieght": 1.0})
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_its_page_names_every_parameter_and_the_source(name: str) -> None:
+    page = (Path(__file__).parents[4] / "docs" / "methods" / f"{name}.md").read_text()
+    method = direct(name)
+    assert page.startswith(f"# {name}\n")
+    fields = {**method.Parameters.model_fields, **method.Expert.model_fields}
+    assert not [own for own, field in fields.items() if f"`{field.alias or own}`" not in page]
+    assert method.source.removeprefix("arXiv:").removeprefix("doi:") in page
 
 
 def test_lambda_is_the_recipes_name() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from eigenmerge.core.numerics.method import DirectMethod
 from eigenmerge.core.numerics.registry import get_method
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
+
 from eigenmerge.core.numerics.method import DirectMethod
 from eigenmerge.core.numerics.registry import get_method
-from pydantic import ValidationError
 
 Make = Callable[..., Any]
 RANDOM = ["dare_linear", "dare_ties", "della_linear", "della"]
