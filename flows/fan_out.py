@@ -20,8 +20,8 @@ from .runners import RunnerName, available_cores, make_runner
 def choose_workers(plan: Plan, workers: int | None, max_memory: int | None, device: str) -> int:
     """Shards to compute at once: as asked, else one per core (or per GPU), never more than fit `max_memory`.
 
-    One thread per shard, because an eigendecomposition is bound by memory: two layers with one thread each are done
-    sooner than one after the other with two.
+    One thread per shard: two layers with one thread each are done sooner than one after the other with two, because an
+    eigendecomposition is bound by memory, and the order of a sum does not depend on the number of workers.
     """
     if workers is None:
         workers = (
@@ -47,8 +47,8 @@ def merge_shards(
     Costly shards go first, so that no long one is left for the end.
     """
     in_process = runner == "threads"
-    threads = max(1, available_cores() // workers)
     reports: dict[int, ShardReport] = {}
+    threads_before = torch.get_num_threads()
     with make_runner(runner, workers=workers, address=address, device=plan.settings.device) as pool:
         futures = [
             pool.submit(
@@ -62,7 +62,6 @@ def merge_shards(
                     "storage_options": quote(storage_options),
                     "stop": quote(run.stop) if in_process else None,
                     "on_tensor": quote(run.listener.tensor_done) if in_process else None,
-                    "num_threads": threads if in_process else None,
                 },
             )
             for index in schedule_order(plan.shards)
@@ -78,6 +77,7 @@ def merge_shards(
                 continue
             reports[report.index] = report
             run.listener.shard_done(report)
+    torch.set_num_threads(threads_before)  # shards set one; the caller's notebook goes on after us
     if failure is not None:
         raise failure
     return [reports[shard.index] for shard in plan.shards]

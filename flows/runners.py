@@ -41,13 +41,12 @@ def _dask(workers: int, address: str | None) -> TaskRunner[Any]:
         raise RecipeError("runner 'dask' needs an extra: pip install 'eigenmerge[dask]'") from error
     if address:
         return DaskTaskRunner(address=address)
-    threads = max(1, available_cores() // workers)
     return DaskTaskRunner(
         cluster_kwargs={
             "n_workers": workers,
             "threads_per_worker": 1,  # one shard at a time: its peak memory is what the plan projected
             "dashboard_address": None,
-            "env": {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+            "env": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         }
     )
 

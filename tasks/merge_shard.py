@@ -48,15 +48,6 @@ def merge_shard(
     storage_options: Mapping[str, Any] | None,
     stop: StopSignal | None = None,
     on_tensor: Callable[[str, int], None] | None = None,
-    num_threads: int | None = None,
 ) -> ShardReport:
     """Merge one shard and leave its part in the store; see `core.steps.merge_shard`."""
-    return step.merge_shard(
-        shard,
-        settings,
-        store_uri,
-        storage_options,
-        stop=stop,
-        on_tensor=on_tensor,
-        num_threads=num_threads,
-    )
+    return step.merge_shard(shard, settings, store_uri, storage_options, stop=stop, on_tensor=on_tensor)

@@ -41,7 +41,8 @@ def test_an_expert_of_another_shape(models: Any, command: Any, tmp_path: Path, s
     refused(command("merge", models.write_recipe(), tmp_path / "out"), Q_PROJ, "16", "32", str(models.experts[1]))
 
 
-def header_of(content: dict[str, Any]) -> bytes:
+def header_of(tensors: dict[str, tuple[list[int], list[int]]]) -> bytes:
+    content = {n: {"dtype": "F32", "shape": shape, "data_offsets": offsets} for n, (shape, offsets) in tensors.items()}
     text = json.dumps(content).encode()
     return struct.pack("<Q", len(text)) + text
 
@@ -53,9 +54,8 @@ def header_of(content: dict[str, Any]) -> bytes:
         (lambda whole: whole[: len(whole) // 2], "bytes"),
         (lambda whole: struct.pack("<Q", 2**60) + whole[8:], "header"),
         (lambda whole: struct.pack("<Q", 10) + b"not json!!" + whole[18:], "JSON"),
-        (lambda whole: header_of({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
-                                  "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}) + b"\0" * 12, "overlap"),
-        (lambda whole: header_of({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}) + b"\0" * 12, "truncated"),
+        (lambda whole: header_of({"a": ([2], [0, 8]), "b": ([2], [4, 12])}) + b"\0" * 12, "overlap"),
+        (lambda whole: header_of({"a": ([9], [0, 36])}) + b"\0" * 12, "truncated"),
     ],
     ids=["four bytes", "half a file", "claims 2^60", "no JSON", "overlapping", "more than the file has"],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from eigenmerge.core.errors import NonFiniteError
 
 
