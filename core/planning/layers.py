@@ -94,11 +94,11 @@ def _kind_by_template(name: str, ndim: int) -> Kind:
         if _LM_HEAD.search(name) and "attention" not in name and _LAYER.match(name) is None:
             return "lm_head"
         return "embedding" if _EMBEDDING.search(name) else "matrix"
-    if _EMBEDDING.search(name) or not name.endswith(("weight", "kernel", "proj", "w1", "w2", "w3", "wi", "wo")):
-        return "vector"  # class tokens, (1, N, D) position tables
     if ndim == 3 and ".experts." in f".{name}":
         return "expert_stack"
-    return "conv" if name.endswith(("weight", "kernel")) else "vector"
+    if ndim == 3 and _EMBEDDING.search(name):
+        return "vector"  # (1, N, D) tables of positions
+    return "conv" if name.endswith(("weight", "kernel")) else "vector"  # class tokens are 3-D too
 
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:

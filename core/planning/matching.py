@@ -42,6 +42,18 @@ class NameMap:
     replacements: tuple[tuple[str, str], ...]
     stored: Mapping[str, str]  # reference name to stored name
 
+    def find(self, name: str, names: Mapping[str, object]) -> str | None:
+        """The stored name, also of a layer that the reference does not have."""
+        known = self.stored.get(name)
+        if known is not None:
+            return known
+        if name in names:
+            return name
+        for reference, own in self.replacements:
+            if name.startswith(reference) and own + name[len(reference) :] in names:
+                return own + name[len(reference) :]
+        return None
+
     def describe(self) -> str:
         parts = [f"{own or '(none)'!r} for {reference or '(none)'!r}" for reference, own in self.replacements]
         return "names matched with prefix " + ", ".join(parts)

@@ -76,6 +76,7 @@ class Checkpoint:
         self.warnings: list[str] = []
         self._tensors: Mapping[str, TensorSource] = {}
         self._names: NameMap | None = None
+        self._used: set[str] = set()
         if not self.on_base:
             self._tensors = weights_only(listing.tensors, listing.config, listing.name)
             self._names = cache.match(reference, self._tensors)
@@ -130,8 +131,9 @@ class Checkpoint:
             # The base's own bytes are in every key already: an untouched tensor needs no identity of its own.
             return Contribution(None, lora, f"{self.fingerprint}/lora/{name}" if lora is not None else "base")
         assert self._names is not None
-        stored = self._names.stored.get(name)
+        stored = self._names.find(name, self._tensors)
         if stored is not None:
+            self._used.add(stored)
             return Contribution(self._tensors[stored], lora, f"{self.fingerprint}/{stored}")
         tied = tied_alternatives(name, reference.shape, self._tensors) if self._may_be_tied(name) else None
         if tied is not None:
@@ -145,10 +147,10 @@ class Checkpoint:
         return "bias" in name or False not in flags or True in flags
 
     def extra_names(self) -> list[str]:
-        """Stored names that the reference does not have."""
+        """Stored names that the reference does not have and that no tensor of the output was made of."""
         if self._names is None or len(self._names.stored) == len(self._tensors):
             return []
-        used = set(self._names.stored.values())
+        used = self._used.union(self._names.stored.values())
         return [name for name in self._tensors if name not in used]
 
 

@@ -115,6 +115,7 @@ class VocabularyPlanner:
         self._own = self._vocabulary(reference)
         self._added: list[tuple[str, int]] = []
         self._tokenizer = reference
+        self._model_rows = 0  # of the model that gives the tokenizer, its padding included
         self.output = self._own
         if self._source == "union":
             self.output = self._union()
@@ -122,6 +123,7 @@ class VocabularyPlanner:
             assert tokenizer is not None, "the model of tokenizer_source is listed"
             self.output = self._vocabulary(tokenizer)
             self._tokenizer = tokenizer
+            self._model_rows = max(_token_rows(tokenizer).values(), default=0)
             if self.output is None:
                 raise RecipeError(
                     f"tokenizer_source: {self._source} has no tokenizer.json or vocabulary file; use base"
@@ -153,8 +155,7 @@ class VocabularyPlanner:
             return rows
         if self.output is self._own:
             return rows
-        used = max(self.output.values(), default=-1) + 1
-        return max(rows, used) if self._source == "union" else used
+        return max(len_of(self.output), rows if self._source == "union" else self._model_rows)
 
     def fit_base(self, source: TensorSource) -> Fit:
         """The base's tensor in the output's rows."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from eigenmerge.core.config import Recipe, load_recipe, parse_bytes, recipe_from_mapping
 from eigenmerge.core.errors import RecipeError
 from eigenmerge.core.presets import PRESETS
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 TIES = """
 merge_method: ties
@@ -73,7 +74,10 @@ def test_slices_and_one_module() -> None:
         ("merge_method: tise\nmodels: [a]\n", "merge_method: unknown merge method 'tise'; did you mean 'ties'?"),
         ("merge_method: ties\nbase_model: b\n", "exactly one of models, slices, modules"),
         ("merge_method: ties\nmodels: [a]\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]", "found models and"),
-        ("merge_method: ties\nmodels: [{model: a, parametres: {}}]\n", "models[0]: unknown key 'parametres'; did you mean"),
+        (
+            "merge_method: ties\nmodels: [{model: a, parametres: {}}]\n",
+            "models[0]: unknown key 'parametres'; did you mean",
+        ),
         (
             "merge_method: ties\nbase_model: b\nmodels: [a, c, {model: d, parameters: {wieght: 1}}]\n",
             "models[2].parameters.wieght: ties has no such parameter; did you mean 'weight'?",
@@ -99,7 +103,10 @@ def test_slices_and_one_module() -> None:
         ("merge_method: ties\nmodels: [a]\nrules: [{match: 're:(', action: mean}]\n", "is not a regular expression"),
         ("merge_method: ties\nmodels: [a]\nrules: [{match: x, action: drop}]\n", "rules[0].action"),
         ("merge_method: ties\nmodels: [a]\nrules: [{match: x, method: nope}]\n", "rules[0].method: unknown merge"),
-        ("merge_method: ties\nmodels: [a]\nrules: [{match: x, method: swudi, parameters: {expt: 1}}]\n", "swudi has no"),
+        (
+            "merge_method: ties\nmodels: [a]\nrules: [{match: x, method: swudi, parameters: {expt: 1}}]\n",
+            "swudi has no",
+        ),
         ("merge_method: ties\nmodels: [a]\ncalibration: {svc: }\n", "calibration: needs a spectral method"),
         ("merge_method: swudi\nmodels: [a]\ncalibration: {svc: {alhpa: 1}}\n", "calibration.svc: unknown key 'alhpa'"),
         ("merge_method: ties\nmodels: [a]\ntokenizer_source: base\ntokenizer: {source: base}\n", "keep one of them"),
@@ -212,7 +219,9 @@ def test_a_thousand_experts_are_read_quickly() -> None:
 
 scalars = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False) | st.text(max_size=6)
 trees = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
 )
 KEYS = [*Recipe.model_fields, "unknown"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from eigenmerge.core.parameter_settings import MISSING, adapters_of, check_values, evaluate, parse_setting, suggestion
 from pydantic import BaseModel, Field, TypeAdapter
+
+from eigenmerge.core.parameter_settings import MISSING, adapters_of, check_values, evaluate, parse_setting, suggestion
 
 NUMBER: TypeAdapter[Any] = TypeAdapter(float)
 WORD: TypeAdapter[Any] = TypeAdapter(str)

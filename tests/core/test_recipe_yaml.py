@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from eigenmerge.core.errors import RecipeError
-from eigenmerge.core.recipe_yaml import parse_yaml_mapping
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from eigenmerge.core.errors import RecipeError
+from eigenmerge.core.recipe_yaml import parse_yaml_mapping
 
 BILLION = "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)

@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+
+from eigenmerge.core.config import load_recipe
 from eigenmerge.core.planning.listing import AdapterListing, ModelListing
 from eigenmerge.core.planning.plan import TensorSource
+from eigenmerge.core.planning.planner import plan_merge
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "U8": 1, "BOOL": 1}
 
@@ -27,13 +30,15 @@ def place(uri: str, tensors: Mapping[str, tuple[int, ...]], dtype: str | Mapping
 def make_model(
     name: str,
     tensors: Mapping[str, tuple[int, ...]],
+    *,
     dtype: str | Mapping[str, str] = "F32",
     config: Mapping[str, Any] | None = None,
     side_files: tuple[str, ...] = ("tokenizer.json",),
     fingerprint: str | None = None,
     adapter: AdapterListing | None = None,
+    uri: str | None = None,
 ) -> ModelListing:
-    uri = f"/models/{name}"
+    uri = uri or f"/models/{name}"
     placed = place(f"{uri}/model.safetensors", tensors, dtype)
     num_bytes = sum(source.num_bytes for source in placed.values())
     print_ = fingerprint or hashlib.sha256(name.encode()).hexdigest()
@@ -59,6 +64,7 @@ def make_adapter(
 
 def llama(
     layers: int = 2,
+    *,
     hidden: int = 8,
     inner: int = 16,
     vocabulary: int = 32,
@@ -92,3 +98,31 @@ def llama(
 def tensors_of() -> Callable[[Any], dict[str, Any]]:
     """Output name to TensorPlan."""
     return lambda plan: {tensor.name: tensor for shard in plan.shards for tensor in shard.tensors}
+
+
+@pytest.fixture
+def model() -> Callable[..., ModelListing]:
+    return make_model
+
+
+@pytest.fixture
+def adapter() -> Callable[..., ModelListing]:
+    return make_adapter
+
+
+@pytest.fixture
+def llama_tensors() -> Callable[..., dict[str, tuple[int, ...]]]:
+    return llama
+
+
+@pytest.fixture
+def plan_of() -> Callable[..., Any]:
+    """Plan a recipe given as text; models are looked up by the names that the recipe uses."""
+
+    def plan(text: str, *listings: ModelListing, **options: Any) -> Any:
+        recipe = load_recipe(text + "\n\n")
+        by_name = {listing.name: listing for listing in listings}
+        base = by_name[recipe.base_model] if recipe.base_model else None
+        return plan_merge(recipe, base, [by_name[name] for name in recipe.expert_references], **options)
+
+    return plan

@@ -1,0 +1,93 @@
+"""Packing tensors into shards and files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eigenmerge.core.planning.plan import TensorPlan
+from eigenmerge.core.planning.shards import default_shard_bytes, header_bytes, lay_out, output_entries
+from eigenmerge.core.storage.safetensors_header import build_header
+
+DTYPES = st.sampled_from(["F32", "BF16", "I64", "BOOL", "F16"])
+
+
+def tensor(name: str, shape: tuple[int, ...] = (4, 4), dtype: str = "F32", flops: float = 0.0) -> TensorPlan:
+    return TensorPlan(name, shape, dtype, "copy", "", None, flops=flops)
+
+
+tensor_lists = st.lists(
+    st.tuples(st.integers(0, 30), st.integers(0, 40), DTYPES, st.floats(0, 1e6)),
+    min_size=1,
+    max_size=30,
+    unique_by=lambda t: t[0],
+).map(lambda rows: [tensor(f"layers.{i}.w", (size,), dtype, flops) for i, size, dtype, flops in rows])
+
+
+@settings(deadline=None, max_examples=150)
+@given(tensor_lists, st.integers(1, 400), st.integers(1, 400))
+def test_every_tensor_once_in_order_and_aligned(tensors: list[TensorPlan], file_bytes: int, shard_bytes: int) -> None:
+    layout = lay_out(tensors, file_bytes, shard_bytes)
+    packed = [one.name for shard in layout.shards for one in shard]
+    assert sorted(packed) == sorted(one.name for one in tensors)
+    assert [index for file in layout.files for index in file.shards] == list(range(len(layout.shards)))
+    for file in layout.files:
+        members = [one for index in file.shards for one in layout.shards[index]]
+        entries = [entry for one in members for entry in output_entries(one)]
+        data = sum(entry.num_bytes for entry in entries)
+        assert data <= file_bytes or len(members) == 1
+        header = build_header({one.name: (one.out_dtype, one.shape) for one in members}, {"format": "pt"})
+        assert file.num_bytes == len(header) + data
+        offset = 0
+        for one, entry in zip(members, entries, strict=True):
+            width = {"F32": 4, "BF16": 2, "I64": 8, "BOOL": 1, "F16": 2}[one.out_dtype]
+            assert offset % width == 0
+            offset += entry.num_bytes
+    for shard in layout.shards:
+        assert sum(output_entries(one)[0].num_bytes for one in shard) <= shard_bytes or len(shard) == 1
+
+
+def test_one_file_has_the_plain_name_and_several_are_numbered() -> None:
+    tensors = [tensor(f"layers.{index}.w") for index in range(12)]
+    assert [file.name for file in lay_out(tensors, 10**9).files] == ["model.safetensors"]
+    files = lay_out(tensors, 5 * 64).files
+    assert [file.name for file in files] == [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+
+
+def test_layers_stand_in_the_order_of_their_numbers() -> None:
+    layout = lay_out([tensor(f"layers.{index}.w") for index in (10, 2, 1)], 10**9)
+    assert [one.name for shard in layout.shards for one in shard] == ["layers.1.w", "layers.2.w", "layers.10.w"]
+
+
+def test_expensive_tensors_do_not_share_a_shard() -> None:
+    heavy = [tensor(f"layers.{index}.w", flops=1e12) for index in range(8)]
+    light = [tensor(f"layers.{index}.n", flops=1.0) for index in range(8)]
+    layout = lay_out(heavy + light, 10**9)
+    assert all(sum(one.flops > 1 for one in shard) <= 1 for shard in layout.shards)
+    assert len(layout.shards) <= 16
+
+
+def test_a_large_model_has_a_few_hundred_shards(model: Any, llama_tensors: Any, plan_of: Any) -> None:
+    names = llama_tensors(80, hidden=8192, inner=28672, vocabulary=128256, kv=1024)
+    plan = plan_of(
+        "merge_method: swudi\nbase_model: base\nmodels: [a]",
+        *(model(name, names, dtype="BF16") for name in ("base", "a")),
+    )
+    assert 100 < len(plan.shards) < 500
+    assert max(shard.bytes_written for shard in plan.shards if len(shard.tensors) > 1) < 2**30
+    assert plan.bytes_written == pytest.approx(2 * 70.55e9, rel=0.01)
+    assert all(file.num_bytes < 5.001e9 for file in plan.files)
+
+
+def test_shard_size_follows_the_model() -> None:
+    assert default_shard_bytes(10**6) == 4 * 2**20
+    assert default_shard_bytes(200 * 10**8) == 10**8
+    assert default_shard_bytes(10**15) == 2**30
+
+
+def test_a_name_in_other_scripts_counts_its_bytes() -> None:
+    one = tensor("слой.0.\u2028w")
+    assert header_bytes(output_entries(one)) == len(build_header({one.name: ("F32", (4, 4))}, {"format": "pt"}))

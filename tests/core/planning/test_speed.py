@@ -1,0 +1,60 @@
+"""A plan answers at once: no torch, nothing quadratic. Limits are for a loaded two-core machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+TEXT = "merge_method: {}\nbase_model: base\nmodels: [{}]\n"
+
+
+def seconds(call: Any) -> float:
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def mixture(layers: int, experts: int = 128) -> dict[str, tuple[int, ...]]:
+    return {
+        f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight": (64, 64)
+        for layer in range(layers)
+        for expert in range(experts)
+        for part in ("gate", "up", "down")
+    }
+
+
+@pytest.mark.parametrize("method", ["swudi_a", "ties"])
+def test_ten_thousand_tensors(method: str, model: Any, plan_of: Any) -> None:
+    names = mixture(26)
+    models = [model(name, names) for name in ("base", "a", "b", "c", "d")]
+    assert len(names) > 9900
+    assert seconds(lambda: plan_of(TEXT.format(method, "a, b, c, d"), *models)) < 4  # measured: 1.1 s
+
+
+def test_a_70b_model_with_eight_experts(model: Any, llama_tensors: Any, plan_of: Any) -> None:
+    names = llama_tensors(80, hidden=8192, inner=28672, vocabulary=128256, kv=1024)
+    experts = [f"e{index}" for index in range(8)]
+    models = [model(name, names, dtype="BF16") for name in ("base", *experts)]
+    assert seconds(lambda: plan_of(TEXT.format("swudi", ", ".join(experts)), *models)) < 1  # measured: 0.1 s
+
+
+def test_time_grows_with_the_tensors_and_not_faster(model: Any, plan_of: Any) -> None:
+    times = []
+    for layers in (6, 24):
+        names = {f"bert.{name}": shape for name, shape in mixture(layers).items()}
+        bare = {name.removeprefix("bert."): shape for name, shape in names.items()}
+        models = [model("base", names), model("a", bare)]
+        times.append(min(seconds(lambda m=models: plan_of(TEXT.format("swudi", "a"), *m)) for _ in range(2)))
+    assert times[1] < 10 * times[0]  # four times the tensors
+
+
+def test_torch_is_not_imported() -> None:
+    code = (
+        "import sys; from eigenmerge.core.config import load_recipe; import eigenmerge.core.planning.planner;"
+        "load_recipe('merge_method: swudi\\nbase_model: b\\nmodels: [a]\\n'); sys.exit('torch._C' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
