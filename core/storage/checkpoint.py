@@ -24,7 +24,7 @@ from .checkpoint_folder import (
 )
 from .fp8_scales import pair_scales
 from .redaction import redact
-from .references import ModelReference, candidates
+from .references import ModelReference, candidates, place
 from .safetensors_header import LENGTH_BYTES, SafetensorsHeader, header_length, parse_header
 
 Fingerprint = Literal["stat", "content"]
@@ -71,14 +71,14 @@ def list_model(
 def _list_reference(
     reference: str, reading: ModelReference, options: Mapping[str, object] | None, fingerprint: Fingerprint
 ) -> ModelListing:
-    model = _list_place(reading.model, options, fingerprint)
+    model = _list_place(place(reading.model), options, fingerprint)
     if reading.adapter is None:
         return replace(model, name=redact(reference))
     if model.kind != "full":
         raise CheckpointError(
             f"{redact(reference)!r}: {model.uri} is an adapter itself; expected a full model before '+'"
         )
-    adapter = _list_place(reading.adapter, options, fingerprint).adapter
+    adapter = _list_place(place(reading.adapter), options, fingerprint).adapter
     if adapter is None:
         raise CheckpointError(
             f"{redact(reference)!r}: {redact(reading.adapter)} is no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})"

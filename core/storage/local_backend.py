@@ -106,7 +106,8 @@ class LocalBackend:
 
     @contextlib.contextmanager
     def _open(self, key: str) -> Iterator[int]:
-        descriptor = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
+        # O_NONBLOCK changes nothing for files; a named pipe would wait for a writer before it can be refused.
+        descriptor = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._regular(os.fstat(descriptor), key)
             yield descriptor

@@ -23,7 +23,7 @@ def map_bytes(path: Path, start: int, stop: int) -> torch.Tensor:
     CorruptObjectError : the file is shorter than `stop`
     OSError : it cannot be opened
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         size = os.fstat(descriptor).st_size
         if size < stop:  # reading such a map would end the process with SIGBUS

@@ -17,7 +17,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """Where the parts of a reference are: absolute URIs."""
+    """The parts of a reference, as written; `place` says where each is."""
 
     model: str
     adapter: str | None = None
@@ -31,28 +31,33 @@ def candidates(reference: str) -> list[ModelReference]:
 
     Raises
     ------
-    CheckpointError : nothing that could be meant exists, or a revision is given for a place that has none
+    CheckpointError : nothing that could be meant
     """
     text = reference.strip()
     if not text or any(ord(char) < 32 for char in text):
         raise CheckpointError(f"model reference {reference[:200]!r} is empty or holds control characters")
     if "+" not in text or (is_local(text) and Path(absolute_uri(text)).exists()):
-        return [ModelReference(_place(text))]
+        return [ModelReference(text)]
     if not is_local(text):
         model, _, adapter = text.rpartition("+")
-        split = [ModelReference(_place(model), _place(adapter))] if model and adapter else []
-        return [ModelReference(_place(text)), *split]
+        split = [ModelReference(model, adapter)] if model and adapter else []
+        return [ModelReference(text), *split]
     positions = [index for index, char in enumerate(text) if char == "+" and 0 < index < len(text) - 1]
     for position in positions:
         if Path(absolute_uri(text[:position])).exists():
-            return [ModelReference(_place(text[:position]), _place(text[position + 1 :]))]
+            return [ModelReference(text[:position], text[position + 1 :])]
     if not positions:
         raise _no_such_model(text)
-    return [ModelReference(_place(text[: positions[0]]), _place(text[positions[0] + 1 :]))]
+    return [ModelReference(text[: positions[0]], text[positions[0] + 1 :])]
 
 
-def _place(text: str) -> str:
-    """The absolute URI of one part."""
+def place(text: str) -> str:
+    """The absolute URI of one part.
+
+    Raises
+    ------
+    CheckpointError : it is not there, or a revision is given for a place that has none
+    """
     protocol = protocol_of(text)
     if protocol == "hf":
         return _hub_uri(text.partition("://")[2])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import final
 
@@ -15,14 +14,12 @@ from ..planning.plan import TensorSource
 from .backend import absolute_uri, is_local
 from .dequantise import dequantise
 from .mapped_file import map_bytes, view_as
+from .object_bytes import fetch_bytes
 from .object_names import check_key
 from .read_ahead import read_ahead
 from .redaction import redact
 from .retries import RetryPolicy
 from .store import Store, resolve
-
-_CHUNK_BYTES = 8 * 2**20  # one request: long enough to be paid by bandwidth, short enough to be repeated
-_PARALLEL_REQUESTS = 8
 
 # Names of torch's dtypes; those that an older torch does not have are refused when met.
 _TORCH_NAMES: Mapping[str, str] = {
@@ -128,23 +125,10 @@ class TensorReader:
 
     def _fetch(self, uri: str, start: int, stop: int) -> torch.Tensor:
         store, key = self._resolve(uri)
-        data = torch.empty(stop - start, dtype=torch.uint8)
-        target = memoryview(data.numpy().data)
-
-        def fetch(position: int) -> None:
-            end = min(position + _CHUNK_BYTES, stop)
-            target[position - start : end - start] = store.read_range(key, position, end)
-
-        positions = range(start, stop, _CHUNK_BYTES)
         try:
-            if len(positions) == 1:
-                fetch(start)
-            else:
-                with ThreadPoolExecutor(min(_PARALLEL_REQUESTS, len(positions)), thread_name_prefix="tensor") as pool:
-                    list(pool.map(fetch, positions))
+            return fetch_bytes(store, key, start, stop)
         except (CorruptObjectError, ObjectNotFoundError) as error:
             raise _changed(uri, str(error)) from None
-        return data
 
     def _resolve(self, uri: str) -> tuple[Store, str]:
         # Known stores keep their connection; resolving anew would make a client for every tensor.

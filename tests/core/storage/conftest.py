@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from eigenmerge.core.storage.store import Store
 from safetensors.torch import save
+
+from eigenmerge.core.storage.store import Store
 
 
 def tensors_of(layers: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -1,0 +1,179 @@
+"""What is tried again, what is not, and what the user reads."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import traceback
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
+
+from eigenmerge.core.errors import CheckpointError, CorruptObjectError, ObjectNotFoundError, StoreError
+from eigenmerge.core.storage.redaction import redact, secrets_of
+from eigenmerge.core.storage.retries import RetryPolicy, ShortReadError, call_with_retries, can_pass, in_our_words
+from eigenmerge.core.storage.store import Store
+
+QUICK = RetryPolicy(attempts=4, first_wait_seconds=0.001)
+
+
+def client_error(code: str, status: int) -> ClientError:
+    response = {"Error": {"Code": code, "Message": f"{code} it said"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(response, "GetObject")  # type: ignore[arg-type]
+
+
+PASSING = [
+    client_error("SlowDown", 503),
+    client_error("InternalError", 500),
+    client_error("ServiceUnavailable", 503),
+    client_error("RequestTimeout", 400),
+    client_error("502", 502),
+    client_error("TooManyRequests", 429),
+    client_error("OperationAborted", 409),
+    EndpointConnectionError(endpoint_url="http://x"),
+    ReadTimeoutError(endpoint_url="http://x"),
+    ShortReadError("short"),
+    ConnectionResetError(errno.ECONNRESET, "reset"),
+    ConnectionRefusedError(),
+    BrokenPipeError(),
+    TimeoutError(),
+    OSError(errno.ESTALE, "stale"),
+]
+LASTING = [
+    client_error("AccessDenied", 403),
+    client_error("NoSuchKey", 404),
+    client_error("NoSuchBucket", 404),
+    client_error("InvalidArgument", 400),
+    client_error("NotImplemented", 501),
+    NoCredentialsError(),
+    PermissionError(errno.EACCES, "no"),
+    FileNotFoundError(errno.ENOENT, "no"),
+    OSError(errno.ENOSPC, "full"),
+    IsADirectoryError(errno.EISDIR, "dir"),
+    ValueError("what"),
+    CorruptObjectError("ours"),
+]
+
+
+def describe(error: BaseException) -> str:
+    return f"{type(error).__name__}-{error}"[:40]
+
+
+class TestWhatCanPass:
+    @pytest.mark.parametrize("error", PASSING, ids=describe)
+    def test_is_tried_again(self, error: Exception) -> None:
+        tries = itertools.count(1)
+
+        def action() -> str:
+            if next(tries) < 4:
+                raise error
+            return "done"
+
+        assert call_with_retries(action, QUICK, "reading x", ()) == "done"
+
+    @pytest.mark.parametrize("error", PASSING, ids=describe)
+    def test_is_said_when_it_does_not(self, error: Exception) -> None:
+        with pytest.raises(StoreError, match=r"reading x still failed after 4 attempts \(") as caught:
+            call_with_retries(self.raising(error), QUICK, "reading x", ())
+        assert "\n" not in str(caught.value)
+
+    def test_what_s3fs_made_of_it(self) -> None:
+        # s3fs turns a 503 into OSError(EBUSY) and keeps botocore's error as the cause.
+        error = OSError(errno.EBUSY, "Please reduce your request rate")
+        error.__cause__ = client_error("SlowDown", 503)
+        assert can_pass(error)
+        denied = PermissionError("Access Denied")
+        denied.__cause__ = client_error("AccessDenied", 403)
+        assert not can_pass(denied)
+
+    def test_time_is_limited(self) -> None:
+        policy = RetryPolicy(attempts=10**6, first_wait_seconds=0.01, longest_wait_seconds=0.02, total_seconds=0.3)
+        with pytest.raises(StoreError, match="still failed"):
+            call_with_retries(self.raising(TimeoutError()), policy, "reading x", ())
+
+    @staticmethod
+    def raising(error: Exception):
+        def action() -> None:
+            raise error
+
+        return action
+
+
+class TestWhatCannot:
+    @pytest.mark.parametrize("error", LASTING, ids=describe)
+    def test_is_an_error_at_once(self, error: Exception) -> None:
+        tries = itertools.count()
+
+        def action() -> None:
+            next(tries)
+            raise error
+
+        with pytest.raises(StoreError):
+            call_with_retries(action, QUICK, "reading x", ())
+        assert next(tries) == 1
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (client_error("AccessDenied", 403), "reading x: permission denied"),
+            (client_error("NoSuchKey", 404), "reading x: no such object"),
+            (client_error("NoSuchBucket", 404), "reading x: no such bucket"),
+            (NoCredentialsError(), "no credentials found"),
+            (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
+            (PermissionError(errno.EACCES, "Permission denied"), "permission denied"),
+            (OSError(errno.EROFS, "Read-only file system"), "permission denied"),
+        ],
+        ids=describe,
+    )
+    def test_messages(self, error: Exception, message: str) -> None:
+        with pytest.raises(StoreError, match=message), in_our_words("reading x", ()):
+            raise error
+
+    def test_a_missing_object_has_its_own_type(self) -> None:
+        for error in (client_error("NoSuchKey", 404), client_error("404", 404), FileNotFoundError("x")):
+            with pytest.raises(ObjectNotFoundError), in_our_words("reading x", ()):
+                raise error
+
+    def test_our_errors_pass_as_they_are(self) -> None:
+        with pytest.raises(CheckpointError, match="mine"), in_our_words("reading x", ()):
+            raise CheckpointError("mine")
+
+
+OPTIONS = {
+    "key": "AKIAPLANTED",
+    "secret": "planted-secret",
+    "token": "planted-token",
+    "endpoint_url": "http://user:planted-password@127.0.0.1:1",
+    "client_kwargs": {"aws_session_token": "planted-session", "region_name": "eu-west-1"},
+}
+
+
+class TestSecrets:
+    def test_which_options_are_secrets(self) -> None:
+        assert set(secrets_of(OPTIONS)) == {"AKIAPLANTED", "planted-secret", "planted-token", "planted-session"}
+
+    def test_addresses(self) -> None:
+        assert redact("sftp://me:pass@host/x") == "sftp://***@host/x"
+        assert redact("https://h/x?X-Amz-Signature=abc&y=1 failed") == "https://h/x?*** failed"
+        assert redact("s3://b/a@b/c?d") == "s3://b/a@b/c?d"
+
+    def test_nothing_shows_in_errors_logs_or_representations(self, caplog: pytest.LogCaptureFixture) -> None:
+        store = Store("s3://bucket/x", OPTIONS, retry=RetryPolicy(attempts=2, first_wait_seconds=0.01))
+        shown = [repr(store), str(store), f"{store}", store.root_uri, store.display("k")]
+        with caplog.at_level(logging.INFO, logger="eigenmerge"):
+            for action in (lambda: store.read("k"), lambda: store.write("k", b""), lambda: [*store.list()]):
+                with pytest.raises(StoreError) as caught:
+                    action()
+                shown += [str(caught.value), repr(caught.value), *traceback.format_exception(caught.value)]
+        shown += [record.getMessage() for record in caplog.records]
+        assert not [text for text in shown if "planted" in text.lower()]
+
+    def test_a_cause_that_names_a_secret_is_cut_off(self) -> None:
+        secret = str(OPTIONS["secret"])
+        with pytest.raises(StoreError) as caught, in_our_words("reading x", (secret,)):
+            raise ValueError(f"wrong signature for {secret}")
+        assert secret not in "".join(traceback.format_exception(caught.value))
+        with pytest.raises(StoreError) as caught, in_our_words("reading x", (secret,)):
+            raise ValueError("harmless")
+        assert isinstance(caught.value.__cause__, ValueError)
