@@ -12,6 +12,7 @@ from ..numerics.task_vectors import LowRank
 from ..planning.plan import ExpertTensor, LoraSource, MatrixView, TensorPlan, TensorSource
 from ..storage.read_ahead import read_ahead
 from ..storage.tensors import TensorReader
+from .row_placement import covered, fill_with_means, place_rows
 
 
 @dataclass(slots=True)
@@ -42,7 +43,8 @@ class ExpertStream:
     device: torch.device
     seed: int = 0
     view: MatrixView | None = None
-    _base: torch.Tensor | None = None
+    _base: torch.Tensor | None = None  # in the rows of the output
+    _rest: torch.Tensor | None = None  # where there is no base: what gives the rows that an expert lacks
 
     @property
     def name(self) -> str:
@@ -57,8 +59,32 @@ class ExpertStream:
         if self.tensor.base is None:
             return None
         if self._base is None:
-            self._base = self._finite(self._read(self.tensor.base), self.tensor.base)
+            stored = self._finite(self._read(self.tensor.base), self.tensor.base)
+            self._base = stored if self.tensor.base_rows is None else self._in_output_rows(stored)
         return self._base
+
+    def _in_output_rows(self, stored: torch.Tensor) -> torch.Tensor:
+        """The base in the output's vocabulary; a token that is new to it starts from the experts' mean."""
+        assert self.tensor.base_rows is not None
+        placed = place_rows(stored, self.tensor.base_rows, stored.new_zeros(self.tensor.shape))
+        new = ~covered(self.tensor.base_rows, placed.shape[0])
+        return fill_with_means(placed, new, self.tensor.experts, self._read_full) if bool(new.any()) else placed
+
+    def _rows_it_lacks(self) -> torch.Tensor:
+        """What gives the rows that an expert's vocabulary does not have: the base, or else the mean of the others."""
+        if self.base is not None:
+            return self.base
+        if self._rest is None:
+            rest = torch.zeros(self.tensor.shape, dtype=self.dtype, device=self.device)
+            lacking = torch.zeros(self.tensor.shape[0], dtype=torch.bool)
+            for expert in self.tensor.experts:
+                lacking |= ~covered(expert.rows, len(lacking))
+            self._rest = fill_with_means(rest, lacking, self.tensor.experts, self._read_full)
+        return self._rest
+
+    def _read_full(self, expert: ExpertTensor) -> torch.Tensor:
+        assert expert.full is not None
+        return self._finite(self._read(expert.full), expert.full)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -86,13 +112,18 @@ class ExpertStream:
     def experts(self) -> Iterator[torch.Tensor]:
         """Full expert tensors, no weight applied."""
         for stored in self._read_experts():
-            yield self._full(stored)
+            full = self._full(stored)
+            del stored  # what is bound here would be held beside the next expert
+            yield full
+            del full
 
     def task_vectors(self) -> Iterator[torch.Tensor]:
         """Dense deltas, no weight applied."""
         for stored in self._read_experts():
             delta = self._delta(stored)
+            del stored
             yield delta.dense() if isinstance(delta, LowRank) else delta
+            del delta
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         """Deltas with each expert's weight folded in; factors stay factors."""
@@ -100,9 +131,11 @@ class ExpertStream:
             weight = stored.entry.parameters.get("weight", 1.0)
             assert isinstance(weight, (int, float))
             delta = self._delta(stored)
+            del stored
             if weight != 1.0:
                 delta = LowRank(delta.left * weight, delta.right) if isinstance(delta, LowRank) else delta * weight
             yield delta
+            del delta
 
     def _read_experts(self) -> Iterator[_Stored]:
         return read_ahead(self._read_expert, self.tensor.experts)
@@ -120,6 +153,8 @@ class ExpertStream:
             return self.base + (delta.dense() if isinstance(delta, LowRank) else delta)
         assert stored.entry.full is not None
         full = self._finite(stored.full, stored.entry.full)
+        if stored.entry.rows is not None:
+            full = place_rows(full, stored.entry.rows, self._rows_it_lacks().clone())
         return full + self._low_rank(stored).dense() if stored.entry.lora else full
 
     def _delta(self, stored: _Stored) -> torch.Tensor | LowRank:

@@ -238,3 +238,26 @@ def command(
         return CommandResult(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Callable[..., Any]:
+    """The body of the flow without Prefect, for tests of many small merges; returns the finished MergeResult."""
+
+    def run(recipe: Mapping[str, Any], out: str | Path, store: str | Path | None = None, **keys: Any) -> Any:
+        import time
+
+        from eigenmerge.core.config import recipe_from_mapping
+        from eigenmerge.core.steps.assemble import assemble
+        from eigenmerge.core.steps.destination import prepare_destination
+        from eigenmerge.core.steps.make_plan import make_plan
+        from eigenmerge.core.steps.merge_shard import merge_shard
+
+        started = time.monotonic()
+        plan = make_plan(recipe_from_mapping(recipe), **keys)
+        target = prepare_destination(plan, str(out), None, overwrite=False)
+        place = str(store or tmp_path / "store")
+        reports = [merge_shard(shard, plan.settings, place, None) for shard in plan.shards]
+        return assemble(plan, reports, target, place, None, started=started)
+
+    return run
