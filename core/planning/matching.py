@@ -77,7 +77,7 @@ def match_names(reference: Mapping[str, tuple[int, ...]], stored: Mapping[str, t
     while missing and len(replacements) < _MOST_REPLACEMENTS:
         taken = set(found.values())
         free = [name for name in stored if name not in taken]
-        best = _best_replacement(missing, free, reference, stored)
+        best = _best_replacement(missing, free, reference, stored) if free else None
         if best is None:
             break
         (own_reference, own_stored), matches = best

@@ -86,6 +86,20 @@ class MatrixView:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterFactors:
+    """What a tensor becomes in an adapter: merged delta = up @ down, or its transpose where `transposed`.
+
+    full : the name under which the whole tensor is stored instead (modules_to_save), with `down` and `up` None
+    """
+
+    rank: int
+    down: str | None  # lora_A, (rank, K); transposed: (rank, M)
+    up: str | None  # lora_B, (M, rank); transposed: (K, rank)
+    full: str | None = None
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class TensorPlan:
     """One output tensor: what happens to it and from what.
 
@@ -108,11 +122,13 @@ class TensorPlan:
     flops: float = 0.0
     peak_bytes: int = 0  # projected, weights and work space of this tensor alone
     spectrum_bytes: int = 0
+    operators_bytes: int = 0
     matrix_shape: tuple[int, int] | None = None  # None: the tensor's own shape
     views: tuple[MatrixView, ...] = ()
     calibration_key: str | None = None  # spectrum of the merged delta with the experts' responses, which SVC filters
     alignment_key: str | None = None  # table of the largest eigenvalues of all layers that are aligned with this one
     operators_key: str | None = None  # sums over experts; its folder holds the sums of other sets of the same experts
+    adapter: AdapterFactors | None = None  # the output is an adapter; `out_dtype` is that of what is stored
     members: tuple[str, ...] = ()  # with operators: what identifies each expert and its weight, as `experts`
     base_rows: Rows | None = None  # where the base's rows belong, when its vocabulary is not the output's
 
@@ -217,3 +233,7 @@ class Plan:
     @property
     def spectrum_bytes(self) -> int:
         return sum(tensor.spectrum_bytes for shard in self.shards for tensor in shard.tensors)
+
+    @property
+    def operators_bytes(self) -> int:
+        return sum(tensor.operators_bytes for shard in self.shards for tensor in shard.tensors)

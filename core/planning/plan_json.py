@@ -13,6 +13,7 @@ from dataclasses import asdict, astuple, fields
 from typing import Any
 
 from .plan import (
+    AdapterFactors,
     ExpertTensor,
     LayerShard,
     LoraSource,
@@ -43,6 +44,7 @@ _SCALARS = (
     "flops",
     "peak_bytes",
     "spectrum_bytes",
+    "operators_bytes",
 )
 
 
@@ -158,6 +160,7 @@ def _tensor_out(tensor: TensorPlan, uris: _Table, mappings: _Table) -> dict[str,
         "matrix_shape": list(tensor.matrix_shape) if tensor.matrix_shape is not None else None,
         "views": [list(astuple(view)) for view in tensor.views],
         "base_rows": tensor.base_rows,
+        "adapter": asdict(tensor.adapter) if tensor.adapter is not None else None,
         "members": list(tensor.members),
     }
 
@@ -173,6 +176,7 @@ def _tensor_in(data: Mapping[str, Any], uris: list[str], mappings: list[Mapping[
         matrix_shape=tuple(data["matrix_shape"]) if data["matrix_shape"] is not None else None,
         views=tuple(MatrixView(*view) for view in data["views"]),
         base_rows=_rows_in(data["base_rows"]),
+        adapter=AdapterFactors(**data["adapter"]) if data["adapter"] is not None else None,
         members=tuple(data["members"]),
     )
 

@@ -5,6 +5,7 @@ Everything that can be wrong without looking at a weight is refused here, in one
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from ..config import Recipe
 from ..errors import CheckpointError, RecipeError
 from ..numerics.calibration import calibration_warning
 from ..numerics.registry import get_method
+from .adapter_output import ADAPTER_FILE, as_adapter
 from .cost import check_budget
 from .experts import averages_unlisted_base, groups_of, is_same_model
 from .fingerprints import digest, part_key, run_key
@@ -125,11 +127,18 @@ def plan_merge(
     if recipe.qkv == "split" and not planner.split_qkv:
         raise RecipeError("qkv: split: no fused QKV weight is merged; remove it")
     planned = _aligned(planned)
-    check_budget((item.plan for item in planned), max_memory if max_memory is not None else recipe.max_memory)
-    layout = lay_out([item.plan for item in planned], recipe.output.max_shard_size, shard_bytes)
-    shards = _shards(planned, layout, settings)
     changes = {**layers.config_changes, **_vocabulary_changes(reference, planned, vocabulary)}
     sides = side_files(recipe, reference, changes, vocabulary.tokenizer, vocabulary.tokenizer_json())
+    file_name, file_bytes = "model.safetensors", recipe.output.max_shard_size
+    if recipe.output.format == "adapter":
+        if base is None:
+            raise RecipeError("base_model: is missing; an adapter belongs to one")
+        adapter = as_adapter(recipe, settings, base.name, checkpoints, planned)
+        planned, sides = list(adapter.tensors), (adapter.config,)
+        file_name, file_bytes = ADAPTER_FILE, sys.maxsize  # PEFT reads one file
+    check_budget((item.plan for item in planned), max_memory if max_memory is not None else recipe.max_memory)
+    layout = lay_out([item.plan for item in planned], file_bytes, shard_bytes, file_name)
+    shards = _shards(planned, layout, settings)
     canonical = recipe.canonical()
     return Plan(
         run_key=run_key(canonical, shards, layout.files, sides),

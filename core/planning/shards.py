@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from .layers import DTYPE_BYTES, natural_key
 from .plan import OutputFile, TensorPlan
@@ -40,19 +41,24 @@ class Layout:
 
 def output_entries(tensor: TensorPlan) -> tuple[Entry, ...]:
     """What one planned tensor stores in the output."""
-    return (Entry(tensor.name, tensor.out_dtype, tensor.shape, written_bytes(tensor)),)
+    adapter = tensor.adapter
+    if adapter is None or adapter.full is not None:
+        name = tensor.name if adapter is None or adapter.full is None else adapter.full
+        size = DTYPE_BYTES.get(tensor.out_dtype)
+        if size is None:  # a dtype that is only ever copied
+            assert tensor.base is not None
+            return (Entry(name, tensor.out_dtype, tensor.shape, tensor.base.num_bytes),)
+        return (Entry(name, tensor.out_dtype, tensor.shape, size * prod(tensor.shape)),)
+    assert adapter.down is not None and adapter.up is not None
+    rows, columns = reversed(tensor.shape) if adapter.transposed else tensor.shape
+    shapes = {adapter.down: (adapter.rank, columns), adapter.up: (rows, adapter.rank)}
+    width = DTYPE_BYTES[tensor.out_dtype]
+    return tuple(Entry(name, tensor.out_dtype, shape, width * prod(shape)) for name, shape in shapes.items())
 
 
 def written_bytes(tensor: TensorPlan) -> int:
     """Bytes of the tensor in the output."""
-    size = DTYPE_BYTES.get(tensor.out_dtype)
-    if size is None:  # a dtype that is only ever copied
-        assert tensor.base is not None
-        return tensor.base.num_bytes
-    total = size
-    for side in tensor.shape:
-        total *= side
-    return total
+    return sum(entry.num_bytes for entry in output_entries(tensor))
 
 
 def header_bytes(entries: Iterable[Entry]) -> int:

@@ -82,6 +82,7 @@ class Checkpoint:
             self._names = cache.match(reference, self._tensors)
             if self._names.replacements:
                 self.warnings.append(f"{listing.name}: {self._names.describe()}")
+        self.adapter_names: Mapping[str, str] = {}  # reference name to the adapter's own, of the weights it touches
         self._lora: Mapping[str, LoraSource] = {}
         self._saved: Mapping[str, TensorSource] = {}
         if listing.adapter is not None:
@@ -111,15 +112,16 @@ class Checkpoint:
                 )
         self._lora = {own[stored]: lora for stored, lora in adapter.lora.items()}
         self._saved = {own[stored]: source for stored, source in adapter.full.items() if stored in own}
+        self.adapter_names = names.stored
 
     @property
     def name(self) -> str:
         return self.listing.name
 
     @property
-    def adapter_ranks(self) -> Mapping[str, int]:
-        """Rank of the factors by reference name."""
-        return {name: lora.down.shape[0] for name, lora in self._lora.items()}
+    def stores_in_out(self) -> bool:
+        """True when its adapter says fan_in_fan_out."""
+        return self.listing.adapter is not None and bool(self.listing.adapter.config.get("fan_in_fan_out"))
 
     def contribution(self, name: str, reference: TensorSource) -> Contribution | None:
         """What it gives to the tensor that the reference calls `name`; None when it has nothing of that name."""
