@@ -1,0 +1,58 @@
+"""Merge a recipe in this process, shard after shard, and print what it took as JSON.
+
+    PYTHONPATH=tests/synthetic/plugin python tests/synthetic/measure_merge.py RECIPE OUT STORE
+
+The steps of the flow without Prefect, so that the memory measured is the merge's own: peak resident memory during the
+merge less what was resident before it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from eigenmerge.core.config import load_recipe
+from eigenmerge.core.steps.assemble import assemble
+from eigenmerge.core.steps.destination import prepare_destination
+from eigenmerge.core.steps.make_plan import make_plan
+from eigenmerge.core.steps.merge_shard import merge_shard
+
+
+def resident(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def main(recipe_path: str, destination: str, store: str) -> None:
+    started = time.monotonic()
+    plan = make_plan(load_recipe(recipe_path))
+    planned = time.monotonic()
+    for operation in (torch.linalg.eigh, torch.linalg.svd, torch.linalg.qr):
+        operation(torch.eye(256))  # loads the libraries
+    target = prepare_destination(plan, destination, None, overwrite=False)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = resident("VmRSS")
+    reports = [merge_shard(shard, plan.settings, store, None) for shard in plan.shards]
+    peak = resident("VmHWM") - before
+    result = assemble(plan, reports, target, store, None, started=started)
+    facts = {
+        "projected_peak_bytes": plan.peak_bytes,
+        "measured_peak_bytes": peak,
+        "plan_seconds": planned - started,
+        "seconds": result.seconds,
+        "bytes_read": result.bytes_read,
+        "projected_bytes_read": plan.bytes_read,
+        "num_tensors": plan.num_tensors,
+        "decompositions": result.decompositions_computed,
+    }
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,87 @@
+"""A 70B model with eight experts, planned: in seconds, from headers, and packed so that many workers stay busy."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eigenmerge.core.config import load_recipe
+from eigenmerge.core.planning.machines import MACHINES
+from eigenmerge.core.planning.plan import Plan
+from eigenmerge.core.planning.simulate import simulate
+from eigenmerge.core.steps.make_plan import make_plan
+
+H100 = MACHINES["h100-80gb"]
+PARAMETERS = 70_553_706_496
+# q and o, k and v, gate and up and down: in + out features, rank 16, 80 blocks
+ADAPTER_PARAMETERS = 80 * 16 * (2 * (8192 + 8192) + 2 * (1024 + 8192) + 3 * (28672 + 8192))
+
+
+def recipe_text(method: str, member: str, num_experts: int = 8, model: str = "llama-70b", **keys: str) -> str:
+    lines = [f"merge_method: {method}", f"base_model: synthetic://{model}/base", "models:"]
+    lines += [f"  - model: synthetic://{model}/{member}{index}" for index in range(num_experts)]
+    return "\n".join([*lines, *(f"{key}: {value}" for key, value in keys.items())]) + "\n"
+
+
+def plan_of(method: str, member: str, num_experts: int = 8, model: str = "llama-70b", **keys: str) -> Plan:
+    return make_plan(load_recipe(recipe_text(method, member, num_experts, model, **keys)))
+
+
+@pytest.fixture(scope="module")
+def full() -> Plan:
+    return plan_of("swudi_a", "expert", spectra="none")
+
+
+@pytest.fixture(scope="module")
+def adapters() -> Plan:
+    return plan_of("swudi_a", "lora", spectra="none")
+
+
+def test_bytes_are_the_models(full: Plan, adapters: Plan) -> None:
+    assert full.num_tensors == 723
+    assert full.bytes_read == 9 * 2 * PARAMETERS
+    assert 2 * PARAMETERS < full.bytes_written < 2 * PARAMETERS * 1.0001
+    assert adapters.bytes_read == 2 * PARAMETERS + 8 * 2 * ADAPTER_PARAMETERS
+    assert adapters.flops < full.flops / 1000
+
+
+def test_memory_depends_on_the_largest_tensor_alone(full: Plan) -> None:
+    def peaks(plan: Plan) -> dict[str, int]:
+        return {t.name: t.peak_bytes for shard in plan.shards for t in shard.tensors if "layers.0." in t.name}
+
+    assert peaks(full) == peaks(plan_of("swudi_a", "expert", 20, spectra="none"))
+    assert peaks(full) == peaks(plan_of("swudi_a", "expert", 8, "llama-70b.blocks-0-0", spectra="none"))
+    assert full.peak_bytes < 32e9
+
+
+def test_the_command_answers_in_two_seconds(synthetic_environment: dict[str, str], tmp_path: Path) -> None:
+    """Processor time of the whole command: other work on the machine must not decide."""
+    (tmp_path / "recipe.yml").write_text(recipe_text("swudi_a", "expert"))
+    command = [Path(sys.executable).parent / "eigenmerge", "plan", tmp_path / "recipe.yml", "--json"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        command, env={**synthetic_environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=60
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 2.0, f"{seconds:.2f} s on {os.cpu_count()} cores"
+
+
+def test_eight_and_sixty_four_gpus_stay_busy(full: Plan) -> None:
+    eight, many = simulate(full, H100, 8), simulate(full, H100, 64)
+    assert eight.efficiency > 0.9
+    assert many.efficiency > 0.6
+    assert not eight.too_large
+    # the packing leaves no shard that is longer than the share of one of 64 workers by much
+    assert many.bounds["largest shard"] < 1.5 * many.bounds["compute"]
+
+
+def test_adapters_are_limited_by_everything_but_arithmetic(adapters: Plan) -> None:
+    assert simulate(adapters, H100, 8).limit != "compute"
+    assert simulate(adapters, H100, 8).bounds["compute"] < 5
