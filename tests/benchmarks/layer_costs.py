@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.spectral_merge import merged_delta
