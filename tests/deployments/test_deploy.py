@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eigenmerge.core.errors import DeployError
-from eigenmerge.deployments.deploy import DeployOptions, base_job_template, deploy, deployment_settings
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+
+from eigenmerge.core.errors import DeployError
+from eigenmerge.deployments.deploy import DeployOptions, base_job_template, deploy, deployment_settings
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "registry.example/eigenmerge:0.1.0-cuda"

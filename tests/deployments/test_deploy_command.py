@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from eigenmerge.core.errors import DeployError, RecipeError
 from eigenmerge.core.planning.machines import MACHINES
 from eigenmerge.core.planning.plan import LayerShard, OutputFile, Plan, RunSettings, TensorPlan

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import psutil
 import torch
-from eigenmerge.deployments.deploy import DeployOptions, deploy
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from safetensors.torch import save_file
+
+from eigenmerge.deployments.deploy import DeployOptions, deploy
 
 EIGENMERGE = Path(sys.executable).parent / "eigenmerge"
 

@@ -9,9 +9,10 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from eigenmerge.deployments.deploy import base_job_template
 from prefect.workers.base import BaseJobConfiguration
 from pydantic import Field
+
+from eigenmerge.deployments.deploy import base_job_template
 
 IMAGE = "registry.example/eigenmerge:0.1.0-cuda"
 # Prefect looks for block and variable references in a template, on a server.

@@ -6,6 +6,10 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from eigenmerge.core.planning.machines import MACHINES, MachineModel
 from eigenmerge.core.planning.plan import (
     ExpertTensor,
@@ -19,9 +23,6 @@ from eigenmerge.core.planning.plan import (
     TensorSource,
 )
 from eigenmerge.core.planning.simulate import schedule_order, shard_cost, simulate, split_work
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pydantic import ValidationError
 
 # one elementwise operation, one byte read or written: one second
 UNIT = MachineModel(

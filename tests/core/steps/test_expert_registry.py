@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from eigenmerge.core.steps.expert_registry import scan_registry
 from safetensors.torch import save_file
+
+from eigenmerge.core.steps.expert_registry import scan_registry
 
 
 def add_expert(registry: Path, name: str, value: float = 1.0) -> Path:

@@ -7,6 +7,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from eigenmerge.core.errors import CorruptObjectError
 from eigenmerge.core.steps.publication import (
     MergeInputs,
@@ -16,8 +19,6 @@ from eigenmerge.core.steps.publication import (
     read_publication,
     write_publication,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 INPUTS = MergeInputs(recipe="r", base="b", version="0.1.0", experts={"a": "1", "b": "2"})
 LAST = Publication("2026-11-21-01234567", INPUTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from eigenmerge.core.errors import RecipeError, StoreError
 from eigenmerge.core.steps.expert_registry import RegisteredExpert, RegistryScan
 from eigenmerge.core.steps.scheduled_recipe import complete_recipe, read_template, template_digest
