@@ -88,7 +88,7 @@ class Resolver:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = str(first["loc"][0]) if first["loc"] else ""
-            place = places.get(name, name or "parameters")
+            place = places.get(name, name or " and ".join(places.values()) or "parameters")
             message = first["msg"].removeprefix("Value error, ")
             raise RecipeError(f"{place}: at tensor {tensor_name}: {message}") from None
         return parameters.model_dump(mode="json", by_alias=True)

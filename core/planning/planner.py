@@ -26,7 +26,7 @@ from .rules import RuleBook, check_filters
 from .shards import Layout, lay_out, written_bytes
 from .side_files import side_files
 from .sources import Checkpoint, MatchCache, reference_tensors, summarize
-from .spectral import align
+from .spectral import align, with_alignment
 from .tensors import PlannedTensor, TensorPlanner, check_needs_base
 from .vocabulary import VocabularyPlanner, is_row_by_token
 
@@ -108,7 +108,8 @@ def plan_merge(
         layers = layers_of_slices(names, groups, lengths, reference.config)
     output_names = [slot.name for slot in layers.slots]
     rules = RuleBook(recipe, output_names)
-    warnings += rules.warnings + check_filters(recipe, output_names)
+    source_names = {slot.source_name(member) for slot in layers.slots if lengths for member in slot.group.members}
+    warnings += rules.warnings + check_filters(recipe, sorted(source_names.union(output_names)))
     vocabulary = VocabularyPlanner(recipe, reference, experts, tokenizer, side_file_contents or {})
     planner = TensorPlanner(
         recipe,
@@ -159,7 +160,7 @@ def _aligned(planned: Sequence[PlannedTensor]) -> list[PlannedTensor]:
     if not keys:
         return list(planned)
     return [
-        PlannedTensor(replace(item.plan, alignment_key=key), digest([item.identity, key])) if key is not None else item
+        PlannedTensor(with_alignment(item.plan, key), digest([item.identity, key])) if key is not None else item
         for item in planned
         for key in [keys.get(item.plan.name)]
     ]

@@ -57,7 +57,9 @@ def test_a_value_out_of_bounds_names_its_place_and_the_tensor() -> None:
 
 
 def test_values_that_do_not_go_together() -> None:
-    with pytest.raises(RecipeError, match="mode none takes no weight"):
+    with pytest.raises(
+        RecipeError, match=r"scope1\.weight and scope0\.mode: at tensor l\.1\.w: mode none takes no weight"
+    ):
         resolver({"mode": "none"}, {"weight": 2}).resolve("l.1.w", 0)
 
 

@@ -78,6 +78,16 @@ parameters: {t: [0.25, 0.75]}
     assert len(found[up(2)].experts) == 1  # the base is no expert of its own
 
 
+def test_a_filter_may_name_a_layer_of_the_source(models: list[Any], plan_of: Any, tensors_of: Any) -> None:
+    text = """
+merge_method: passthrough
+slices:
+  - sources: [{model: one, layer_range: [2, 4], parameters: {scale: [{filter: layers.3.mlp, value: 0.5}]}}]
+"""
+    found = tensors_of(plan_of(text, *models))
+    assert [found[up(layer)].experts[0].parameters["scale"] for layer in (0, 1)] == [None, 0.5]
+
+
 def test_task_vectors_of_shifted_layers(models: list[Any], plan_of: Any, tensors_of: Any) -> None:
     text = """
 merge_method: swudi
