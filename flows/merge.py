@@ -7,10 +7,11 @@ from pathlib import Path
 
 from prefect import flow
 
-from ..core.config import Recipe, load_recipe
+from ..core.config import Recipe
 from ..core.steps.assemble import assemble
 from ..core.steps.destination import prepare_destination
 from ..core.steps.make_plan import make_plan
+from ..core.steps.read_recipe import read_recipe
 from ..core.steps.result import MergeResult
 from .fan_out import choose_workers, merge_shards
 from .run_context import current_run
@@ -37,7 +38,7 @@ def merge(
 
     Parameters
     ----------
-    recipe : a Recipe, or the path of a recipe file
+    recipe : a Recipe, the path or URI of a recipe file, or its text
     destination : directory or URI of the merged checkpoint; must be empty unless `overwrite`
     store : directory or URI where spectra and finished parts are kept; a run with the same store resumes
     device : "cpu", "cuda", "cuda:1"
@@ -54,7 +55,7 @@ def merge(
     started = time.monotonic()
     if time_limit is not None:
         run.stop.deadline = started + time_limit
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    recipe = read_recipe(recipe)
     store_uri = store or recipe.store or DEFAULT_STORE
     options = recipe.storage_options
     max_memory = max_memory or recipe.max_memory

@@ -19,8 +19,9 @@ from ..core.steps.publication import (
     read_publication,
     write_publication,
 )
+from ..core.steps.read_recipe import read_recipe_mapping
 from ..core.steps.result import MergeResult
-from ..core.steps.scheduled_recipe import complete_recipe, read_template, template_digest
+from ..core.steps.scheduled_recipe import complete_recipe, template_digest
 from ..core.storage.checkpoint import list_model
 from .merge import merge
 from .runners import RunnerName
@@ -59,7 +60,7 @@ def nightly(
     store, device, max_memory, workers, runner, runner_address : as for `merge`
     """
     log = get_run_logger()
-    template = read_template(recipe)
+    template = read_recipe_mapping(recipe)
     options = template.get("storage_options")
     scan = scan_registry(registry, options)
     for name, reason in scan.skipped.items():

@@ -8,32 +8,7 @@ from typing import Any
 from ..config import Recipe, recipe_from_mapping
 from ..errors import RecipeError
 from ..planning.fingerprints import digest
-from ..recipe_yaml import parse_yaml_mapping
-from ..storage.redaction import redact
-from ..storage.store import resolve
 from .expert_registry import RegistryScan
-
-
-def read_template(recipe: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The mapping that a recipe holds.
-
-    Parameters
-    ----------
-    recipe : path or URI of a YAML file, or the YAML itself (anything with a line break)
-
-    Raises
-    ------
-    RecipeError : not a YAML mapping
-    StoreError : the file cannot be read
-    """
-    if "\n" in recipe:
-        return parse_yaml_mapping(recipe, "recipe")
-    store, key = resolve(recipe, storage_options)
-    try:
-        text = store.read(key).decode()
-    except UnicodeDecodeError:
-        raise RecipeError(f"{redact(recipe)}: is not text in UTF-8; expected a YAML file") from None
-    return parse_yaml_mapping(text, redact(recipe))
 
 
 def complete_recipe(template: Mapping[str, Any], scan: RegistryScan) -> Recipe:

@@ -1,0 +1,56 @@
+"""A recipe from wherever it is given: a file, an object in a store, its text, or the plain data of a deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import Recipe, load_recipe, recipe_from_mapping
+from ..errors import RecipeError
+from ..recipe_yaml import parse_yaml_mapping
+from ..storage.redaction import redact
+from ..storage.store import resolve
+
+
+def read_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    """The validated recipe.
+
+    Parameters
+    ----------
+    recipe : a Recipe; a mapping; the path or URI (s3://...) of a YAML file; or the YAML itself, with a line break in it
+
+    Raises
+    ------
+    RecipeError : it is no valid recipe
+    StoreError : the object cannot be read
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return recipe_from_mapping(recipe)
+    if isinstance(recipe, str) and "\n" not in recipe and "://" in recipe:
+        return recipe_from_mapping(read_recipe_mapping(recipe), redact(recipe))
+    return load_recipe(recipe)
+
+
+def read_recipe_mapping(recipe: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The mapping that a recipe holds, not validated yet.
+
+    Parameters
+    ----------
+    recipe : path or URI of a YAML file, or the YAML itself (anything with a line break)
+
+    Raises
+    ------
+    RecipeError : not a YAML mapping
+    StoreError : the file cannot be read
+    """
+    if "\n" in recipe:
+        return parse_yaml_mapping(recipe, "recipe")
+    store, key = resolve(recipe, storage_options)
+    try:
+        text = store.read(key).decode()
+    except UnicodeDecodeError:
+        raise RecipeError(f"{redact(recipe)}: is not text in UTF-8; expected a YAML file") from None
+    return parse_yaml_mapping(text, redact(recipe))

@@ -1,0 +1,38 @@
+"""A recipe may be given in any form that reaches a worker: all mean the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import pytest
+import yaml
+
+from eigenmerge.core.config import load_recipe
+from eigenmerge.core.errors import RecipeError, StoreError
+from eigenmerge.core.steps.read_recipe import read_recipe
+
+TEXT = "merge_method: task_arithmetic\nbase_model: /models/base\nmodels:\n  - model: /models/a\n"
+
+
+def test_all_forms_mean_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yml"
+    path.write_text(TEXT)
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/recipes/recipe.yml", TEXT.encode())
+    try:
+        expected = load_recipe(TEXT)
+        for form in (expected, yaml.safe_load(TEXT), TEXT, path, str(path), "memory://recipes/recipe.yml"):
+            assert read_recipe(form) == expected
+    finally:
+        memory.rm("/recipes", recursive=True)
+
+
+def test_what_is_wrong_is_said_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="nothing"):
+        read_recipe("memory://recipes/nothing.yml")
+    with pytest.raises(RecipeError, match="unknown key 'merge_metod'"):
+        read_recipe({"merge_metod": "linear"})
+    fsspec.filesystem("memory").pipe("/recipes/bad.yml", b"- a list\n")
+    with pytest.raises(RecipeError, match=r"recipes/bad\.yml: is a list"):
+        read_recipe("memory://recipes/bad.yml")
