@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ..errors import CheckpointError, CorruptObjectError
+from ..errors import CorruptObjectError
 from ..numerics.spectrum import Spectrum
 from .bounded_json import parse_json_object
 from .spectrum_format import TORCH_DTYPES, dtype_name
@@ -25,6 +25,8 @@ from .store import Store
 
 _FORMAT = b"eigenmerge run table 1"
 _LONGEST_JSON_BYTES = 16 * 2**20
+# What Arrow, JSON and torch say to a table that is damaged; our own CorruptObjectError is an OSError, too.
+_UNREADABLE = (pa.ArrowException, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def _list_of(item: pa.DataType) -> pa.DataType:
@@ -82,9 +84,9 @@ def read_run_table(store: Store, key: str) -> list[TableRow]:
     ObjectNotFoundError : no such object
     CorruptObjectError : truncated, changed, or no such table
     """
-    name = store.display(key)
+    name, data = store.display(key), store.read(key)
     try:
-        file = pa.ipc.open_file(pa.py_buffer(store.read(key)))
+        file = pa.ipc.open_file(pa.py_buffer(data))
         if file.schema != _SCHEMA or (file.schema.metadata or {}).get(b"eigenmerge") != _FORMAT:
             raise CorruptObjectError(f"{name} is no table of spectra")
         found = []
@@ -94,15 +96,7 @@ def read_run_table(store: Store, key: str) -> list[TableRow]:
             found.extend(_from_arrow(batch.slice(number, 1), name) for number in range(batch.num_rows))
     except CorruptObjectError:
         raise
-    except (
-        pa.ArrowException,
-        CheckpointError,
-        LookupError,
-        ArithmeticError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:
+    except _UNREADABLE as error:
         raise CorruptObjectError(f"{name} is damaged ({str(error)[:100]})") from None
     return found
 

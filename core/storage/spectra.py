@@ -12,7 +12,8 @@ import torch
 
 from ..errors import CorruptObjectError, ShapeError
 from ..numerics.spectrum import Spectrum
-from .mapped_file import map_bytes, view_as
+from .mapped_file import view_as
+from .object_bytes import bytes_of_object
 from .spectrum_format import (
     LEFT,
     RIGHT,
@@ -76,21 +77,28 @@ def read_spectrum(store: Store, key: str, *, top: int | None = None, values_only
 
 
 def verify_spectrum(store: Store, key: str) -> None:
-    """Read everything, also the parts that only other tools use; `CorruptObjectError` says what is wrong."""
+    """Read everything twice, as we do and as any Arrow tool does; `CorruptObjectError` says what is wrong."""
     read_spectrum(store, key)
-    name = store.display(key)
+    description, _ = _open(store, key)
+    name, layout, data = store.display(key), description.layout, store.read(key)
     try:
-        file = pa.ipc.open_file(pa.py_buffer(store.read(key)))
-        num_rows = 0
-        for index in range(file.num_record_batches):
-            batch = file.get_batch(index)
+        file = pa.ipc.open_file(pa.py_buffer(data))
+        batches = [file.get_batch(index) for index in range(file.num_record_batches)]
+        for batch in batches:
             batch.validate(full=True)
-            num_rows += batch.num_rows
-    except (pa.ArrowException, ValueError, OSError) as error:
+        small, vectors = (
+            tuple(checksum([_arrow_bytes(batch.column(c.name)) for c in columns]) for batch in batches)
+            for columns in (layout.small, layout.vectors)
+        )
+    except (pa.ArrowException, LookupError, OSError, ValueError) as error:
         raise CorruptObjectError(f"{name}: its Arrow structure is damaged ({str(error)[:100]})") from None
-    expected = parse_head(store.read_head(key, _head_length(store, key))[0], store.info(key).size, name)
-    if num_rows != expected.layout.num_directions:
-        raise CorruptObjectError(f"{name}: {num_rows} rows, expected {expected.layout.num_directions}")
+    if (small, vectors) != (description.small_checksums, description.vector_checksums):
+        raise CorruptObjectError(f"{name}: read as Arrow, its batches fail their checksums")
+
+
+def _arrow_bytes(array: pa.Array) -> torch.Tensor:
+    flat = array.flatten() if pa.types.is_fixed_size_list(array.type) else array
+    return torch.tensor(flat.to_numpy()).view(torch.uint8)
 
 
 def _open(store: Store, key: str) -> tuple[Description, Body]:
@@ -104,21 +112,13 @@ def _open(store: Store, key: str) -> tuple[Description, Body]:
     found = description.facts.get("key")
     if found != key:
         raise CorruptObjectError(f"{name} is another object: it says it is {str(found)[:200]!r}")
-    path = store.local_path(key)
 
     def body(start: int, stop: int) -> torch.Tensor:
-        if path is not None:
-            return map_bytes(path, start, stop)
-        if stop <= len(head):
+        if stop <= len(head) and not store.is_local:
             return torch.frombuffer(bytearray(head[start:stop]), dtype=torch.uint8)
-        return torch.frombuffer(bytearray(store.read_range(key, start, stop)), dtype=torch.uint8)
+        return bytes_of_object(store, key, start, stop)
 
     return description, body
-
-
-def _head_length(store: Store, key: str) -> int:
-    head, size = store.read_head(key, 16)
-    return head_bytes(head, size, store.display(key))
 
 
 @dataclass(frozen=True, slots=True)
