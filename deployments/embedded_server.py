@@ -3,11 +3,15 @@
 Prefect starts such a server by itself, but a flow that is killed leaves it behind, and Ctrl-C reaches it before the
 flow has reported its last state. Here it runs in its own session and ends when its standard input closes, which the
 kernel does however the parent dies.
+
+Several may run at once on one database (SQLite, in Prefect's home): a lock lets only one at a time create or migrate
+it. Without, half of the servers that found a fresh home together failed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import subprocess
@@ -15,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 STARTUP_SECONDS = 120.0
 
@@ -23,23 +28,25 @@ class EmbeddedServer:
     """Starts in the background at construction; `url()` waits until it answers."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
         environment = {
             **os.environ,
             "PREFECT_UI_ENABLED": "0",
             "PREFECT__SERVER_EPHEMERAL": "1",
             "PREFECT__SERVER_FINAL": "1",
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(self.port)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )
+        # The server inherits the bound socket: a port that were only found free could be another's when it is ready.
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            self.port: int = bound.getsockname()[1]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(bound.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
+                pass_fds=(bound.fileno(),),
+            )
 
     def url(self) -> str:
         """The API's address, once it is healthy."""
@@ -90,15 +97,32 @@ def prefect_api(server: EmbeddedServer | None = None) -> Iterator[None]:
         server.close()
 
 
-def _serve(port: int) -> None:
+def _serve(descriptor: int) -> None:
     import uvicorn
+    from prefect.settings import PREFECT_HOME
 
     def leave_with_parent() -> None:
         sys.stdin.buffer.read()
         os._exit(0)  # the database is SQLite in WAL mode: nothing is lost that a merge needs
 
+    class OneStartsAtATime(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            with _lock(PREFECT_HOME.value()):
+                await super().startup(sockets)
+
     threading.Thread(target=leave_with_parent, daemon=True).start()
-    uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error")
+    config = uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error")
+    OneStartsAtATime(config).run(sockets=[socket.socket(fileno=descriptor)])
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Held by one process of this machine at a time, and let go by the kernel however that process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "eigenmerge-server.lock").open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 if __name__ == "__main__":
