@@ -16,6 +16,7 @@ from .gram_route import expert_energies, spectrum_of_operator
 from .interference import accumulate
 from .row_space_route import decompose_row_space
 from .spectrum import Spectrum
+from .summed_task_vectors import SummedTaskVectors
 from .task_vectors import TaskVectors
 
 Route = Literal["gram", "row_space"]
@@ -37,6 +38,7 @@ def decompose_interference(
     Parameters
     ----------
     task_vectors : TaskVectors, (M, K), float32 or float64
+        SummedTaskVectors are decomposed from their sums, by the gram route, and not read.
     route : "gram" or "row_space"; None takes the cheaper
     with_expert_energy : bool
         Adds the statistic "expert_energy" (R, N), w_i ||v_i q_k||^2: a second pass over the experts on the gram route.
@@ -49,10 +51,12 @@ def decompose_interference(
     ----------
     WUDI-Merging, arXiv:2503.08099; SWUDI, arXiv:2606.07289
     """
-    chosen = route or choose_route(task_vectors.shape, task_vectors.max_ranks)
-    if chosen == "row_space":
+    if isinstance(task_vectors, SummedTaskVectors):
+        spectrum = spectrum_of_operator(task_vectors.take_operator())
+    elif (route or choose_route(task_vectors.shape, task_vectors.max_ranks)) == "row_space":
         return decompose_row_space(task_vectors)  # the experts' energies come for nothing there
-    spectrum = spectrum_of_operator(accumulate(task_vectors))
+    else:
+        spectrum = spectrum_of_operator(accumulate(task_vectors))
     if with_expert_energy:
         statistics = {**spectrum.statistics, "expert_energy": expert_energies(spectrum, task_vectors)}
         spectrum = dataclasses.replace(spectrum, statistics=statistics)

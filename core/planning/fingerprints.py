@@ -18,6 +18,8 @@ from .plan import LayerShard, OutputFile, RunSettings, SideFile, TensorPlan
 
 # Bump when the bytes of a part change although no method did (rounding of the cast, order of the sums).
 PART_VERSION = 1
+# The same for sums of plain task vectors, which the mean of 1-D tensors is made of.
+SUM_VERSION = 1
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
@@ -67,9 +69,13 @@ def alignment_key(spectra: Sequence[str]) -> str:
 
 
 def operators_key(algorithm_version: int, arithmetic: str, base: str, matrix: str, members: Sequence[str]) -> str:
-    """Object key of the sums C, D and S of one matrix. Sums over other experts lie in the same folder."""
+    """Object key of the sums of one matrix, or of one tensor of any shape, over a set of experts.
+
+    Sums over other experts lie in the same folder. The name begins with the size of the set: who looks for the largest
+    subset need not open the small ones.
+    """
     shared = digest(["operators", algorithm_version, arithmetic, base, matrix])
-    return f"operators/{shared[:2]}/{shared}/{digest(sorted(members))}.safetensors"
+    return f"operators/{shared[:2]}/{shared}/{len(members):06d}-{digest(sorted(members))}.safetensors"
 
 
 def _spectra(hashed: str) -> str:
@@ -96,6 +102,8 @@ def tensor_identity(tensor: TensorPlan, base: str | None, experts: Sequence[str]
     }
     if random:
         content["name"] = tensor.name
+    if tensor.operators_key is not None:
+        content["incremental"] = True  # as for `spectrum_key`
     return digest(content)
 
 

@@ -14,6 +14,7 @@ from math import prod
 from typing import Literal
 
 from ..numerics.decompositions import choose_route
+from ..numerics.kept_sums import kept_form
 from ..numerics.method import SpectralMethod
 from ..numerics.registry import get_method
 from .cost import max_rank
@@ -115,7 +116,8 @@ def split_work(tensor: TensorPlan) -> WorkSplit:
     uses_operator = _uses_operator(tensor)
     for shape in _matrix_shapes(tensor):
         ranks = [max_rank(expert, shape) for expert in tensor.experts]
-        if uses_operator and choose_route(shape, ranks) == "gram":
+        kept = tensor.members and kept_form(shape, ranks, all(expert.full is None for expert in tensor.experts))
+        if uses_operator and (kept == "operator" or choose_route(shape, ranks) == "gram"):
             eigh_sides.append(shape[1])
         else:
             svd_sides.append(min(shape[1], sum(ranks)) if uses_operator else min(*shape, sum(ranks)))

@@ -10,6 +10,7 @@ from typing import Any, final
 from ..config import Recipe
 from ..numerics.calibration import ALGORITHM_VERSION as SVC_VERSION
 from ..numerics.calibration import svc_elements, svc_flops
+from ..numerics.kept_sums import kept_elements, kept_form
 from ..numerics.method import MethodParameters, SpectralMethod
 from . import cost
 from .fingerprints import alignment_key, calibration_key, digest, operators_key, spectrum_key
@@ -30,7 +31,7 @@ class SpectralPlanner:
             recipe.calibration.model_dump(mode="json", exclude_none=True) if recipe.calibration is not None else {}
         )
         self._decompositions: dict[tuple[str, int], tuple[Mapping[str, object], Mapping[str, object]]] = {}
-        self._costs: dict[object, tuple[float, int, int]] = {}
+        self._costs: dict[object, tuple[float, int, int, int]] = {}
 
     def complete(
         self,
@@ -50,7 +51,7 @@ class SpectralPlanner:
         experts = [(identity, expert.parameters) for identity, expert in zip(identities, plan.experts, strict=True)]
         inputs = digest([base_identity, experts])  # once, also for a stack of hundreds of matrices
         filtered = digest([method.name, plan.parameters, SVC_VERSION]) if self._calibration else ""
-        keeps = self._settings.keep_operators and decomposition.get("kind") == _INTERFERENCE
+        keeps = self._settings.keep_operators and decomposition.get("kind") == _INTERFERENCE and adds_up(plan)
         members = tuple(digest(expert) for expert in experts) if keeps else ()
         form = f"{list(matrices.matrix_shape or plan.shape)}"
 
@@ -69,12 +70,13 @@ class SpectralPlanner:
             for own, calibrated, operators in [keys(f"{form}/{cut.axis}:{cut.start}:{cut.stop}")]
         )
         whole = (None, None, None) if views else keys(form)
-        flops, work, spectrum = 0.0, 0, 0
+        flops, work, spectrum, sums = 0.0, 0, 0, 0
         for shape in matrices.shapes(plan.shape):
-            one_flops, one_work, one_spectrum = self._cost(method, decomposition, shape, plan.experts)
+            one_flops, one_work, one_spectrum, one_sums = self._cost(method, decomposition, shape, plan.experts, keeps)
             flops += one_flops
             work = max(work, one_work)
             spectrum += one_spectrum
+            sums += one_sums
         stored = cost.stored_working_set(plan.base, plan.experts)
         held = prod(plan.shape) * self._element  # the base; the method's work space counts its own task vectors
         passes = getattr(method, "passes", 1) + bool(self._calibration)
@@ -91,6 +93,7 @@ class SpectralPlanner:
             flops=flops,
             peak_bytes=work + held + stored + cost.output_bytes(plan.shape, plan.out_dtype),
             spectrum_bytes=spectrum,
+            operators_bytes=sums,
         )
 
     def _decomposition(
@@ -111,8 +114,9 @@ class SpectralPlanner:
         decomposition: Mapping[str, object],
         shape: tuple[int, int],
         experts: Sequence[ExpertTensor],
-    ) -> tuple[float, int, int]:
-        """Operations, peak bytes of the work space, bytes of the spectra that the store keeps; of one matrix."""
+        keeps: bool,
+    ) -> tuple[float, int, int, int]:
+        """Operations, peak bytes of the work space, bytes that the store keeps of spectra and of sums; of one matrix."""
         ranks = tuple(cost.max_rank(expert, shape) for expert in experts)
         low_rank = all(cost.is_low_rank(expert) for expert in experts)
         # The WUDI family keeps two blocks of left vectors, the target's and the sum's; the others one.
@@ -120,6 +124,13 @@ class SpectralPlanner:
         key = (method.name, blocks, shape, ranks, low_rank)
         known = self._costs.get(key)
         if known is None:
+            sums = held = 0
+            if keeps:
+                form = kept_form(shape, ranks, low_rank)
+                sums = kept_elements(shape, ranks, form) * self._element
+                if form == "operator":
+                    ranks = (shape[1],) * len(ranks)  # decomposed from C, (K, K), whatever the experts' ranks
+                held = sums if form == "factors" else 0  # every expert's factors, besides the stack of them
             flops, work, directions = cost.spectral_cost(method, shape, ranks, low_rank, self._element)
             kept = cost.spectrum_bytes(shape, directions, len(ranks), self._settings, blocks)
             if self._calibration:
@@ -127,8 +138,16 @@ class SpectralPlanner:
                 flops += svc_flops(shape, ranks, low_rank, rank)
                 work = max(work, svc_elements(shape, ranks, low_rank, rank) * self._element)
                 kept += cost.spectrum_bytes(shape, min(*shape, directions), len(ranks), self._settings)
-            known = self._costs[key] = (flops, work, kept)
+            known = self._costs[key] = (flops, work + held, kept, sums)
         return known
+
+
+def adds_up(plan: TensorPlan) -> bool:
+    """True where the task vectors do not depend on which other experts there are, so that sums of them can be kept.
+
+    Where vocabularies differ, a row that the base lacks is the mean of the experts that have it.
+    """
+    return plan.base is not None and plan.base_rows is None and all(expert.rows is None for expert in plan.experts)
 
 
 def align(tensors: Iterable[TensorPlan]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from ..errors import CheckpointError, RecipeError, ShapeError
 from ..numerics.method import DirectMethod, SpectralMethod
 from . import cost
 from .experts import needs_base
-from .fingerprints import tensor_identity
+from .fingerprints import SUM_VERSION, digest, operators_key, tensor_identity
 from .layers import FLOAT8_DTYPES, FLOAT_DTYPES, Kind, tensor_kind
 from .matrices import matrices_of
 from .output_layers import Group, Member, Slot
@@ -20,7 +20,7 @@ from .parameters import Resolver, Resolvers, scope
 from .plan import ExpertTensor, LoraSource, Rows, RunSettings, TensorPlan, TensorSource
 from .rules import AnyMethod, Decision, RuleBook
 from .sources import Checkpoint
-from .spectral import SpectralPlanner
+from .spectral import SpectralPlanner, adds_up
 from .vocabulary import VocabularyPlanner, is_row_by_token
 
 _OUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -266,7 +266,7 @@ class TensorPlanner:
             assert isinstance(method, DirectMethod)
             plan = self._direct(plan, method)
         else:
-            plan = self._mean(plan)
+            plan = self._mean(plan, target, sources)
         base_identity = target.identity if self._base is not None else None
         random = merges and isinstance(method, DirectMethod)
         return PlannedTensor(plan, tensor_identity(plan, base_identity, identities, random=random))
@@ -329,9 +329,18 @@ class TensorPlanner:
             peak_bytes=work + cost.output_bytes(plan.shape, plan.out_dtype),
         )
 
-    def _mean(self, plan: TensorPlan) -> TensorPlan:
+    def _mean(self, plan: TensorPlan, target: _Target, sources: Sequence[_Source]) -> TensorPlan:
         held = 4 * prod(plan.shape) * self._element  # base, sum, expert, task vector
         stored = cost.stored_working_set(plan.base, plan.experts)
+        if self._settings.keep_operators and adds_up(plan):
+            members = tuple(digest((source.identity, source.expert.parameters)) for source in sources)
+            form = f"sum {list(plan.shape)}"
+            plan = replace(
+                plan,
+                members=members,
+                operators_key=operators_key(SUM_VERSION, self._settings.arithmetic, target.identity, form, members),
+                operators_bytes=prod(plan.shape) * self._element,
+            )
         return replace(
             plan,
             bytes_read=cost.bytes_read(plan.base, plan.experts, 1),

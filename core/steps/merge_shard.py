@@ -99,6 +99,7 @@ def _make_part(
         etag=info.etag,
         seconds=time.monotonic() - started,
         bytes_read=reader.bytes_read,
+        kept_bytes_read=merger.kept_bytes_read,
         tensors=tuple(reports),
         notes=notes + tuple(merger.notes),
     )

@@ -14,10 +14,12 @@ from ..numerics.calibration import ALGORITHM_VERSION, default_alpha, svc_factors
 from ..numerics.method import DirectMethod, SpectralMethod
 from ..numerics.registry import get_method
 from ..numerics.spectrum import Factors, Spectrum, apply_factors
+from ..numerics.task_vectors import TaskVectors
 from ..planning.fingerprints import digest
 from ..planning.plan import MatrixView, RunSettings, TensorPlan
 from ..storage.store import Store
 from ..storage.tensors import TensorReader, torch_dtype
+from .operators import KeptSums, weighted_sum_of
 from .reports import Origin, TensorReport
 from .spectrum_cache import SpectrumCache
 from .stream import ExpertStream
@@ -35,12 +37,18 @@ class TensorMerger:
         self._device = torch.device(settings.device)
         self._dtype = torch.float64 if settings.arithmetic == "float64" else torch.float32
         self._spectra = SpectrumCache(store, settings, self._device, self._dtype)
+        self._sums = KeptSums(store, self._device, self._dtype)
         if self._device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = settings.allow_tf32
 
     @property
     def notes(self) -> list[str]:
-        return self._spectra.notes
+        return self._spectra.notes + self._sums.notes
+
+    @property
+    def kept_bytes_read(self) -> int:
+        """Bytes of kept sums that the store gave instead of experts."""
+        return self._sums.bytes_read
 
     @torch.inference_mode()
     def merge(self, tensor: TensorPlan) -> tuple[memoryview, TensorReport]:
@@ -75,7 +83,7 @@ class TensorMerger:
             assert tensor.base is not None, "the planner copies only what is there"
             return self._reader.read(tensor.base)
         if tensor.action == "mean":
-            return _add_mean(self._stream(tensor), tensor)
+            return self._add_mean(self._stream(tensor), tensor)
         assert tensor.method is not None, "the planner names a method for what is merged"
         method = get_method(tensor.method)
         parameters = method.Parameters.model_validate(dict(tensor.parameters))
@@ -111,7 +119,7 @@ class TensorMerger:
 
         provenance = self._provenance(method, tensor, view)
         spectrum, factors, origin = self._spectra.factored(
-            key, lambda: method.decompose(stream, parameters), factors_of, provenance
+            key, lambda: method.decompose(self._first_pass(stream), parameters), factors_of, provenance
         )
         _add_facts(facts, factors.rank, _energy(values[0], factors.rank), origin, key)
         if "svc" in tensor.calibration:
@@ -137,11 +145,30 @@ class TensorMerger:
         made_by = [key, method.name, parameters.model_dump(mode="json"), ALGORITHM_VERSION]
         found, calibrated, _ = self._spectra.factored(
             f"spectra/{digest(['svc', *made_by])}.arrow",
-            lambda: svc_of_filtered(spectrum, factors, stream),
+            lambda: svc_of_filtered(spectrum, factors, self._second_pass(stream)),
             lambda one: svc_factors(one, alpha),
             {"tensor": tensor.name, "kind": "svc", "of": key},
         )
         return found, calibrated
+
+    def _first_pass(self, stream: ExpertStream) -> TaskVectors:
+        key = _operators_key(stream)
+        return stream if key is None else self._sums.task_vectors(stream, key, stream.tensor.members)
+
+    def _second_pass(self, stream: ExpertStream) -> TaskVectors:
+        key = _operators_key(stream)
+        return stream if key is None else self._sums.second_pass(stream, key, stream.tensor.members)
+
+    def _add_mean(self, stream: ExpertStream, tensor: TensorPlan) -> torch.Tensor:
+        """base + scale * mean of the weighted deltas, for any shape."""
+        if tensor.operators_key is None:
+            total = weighted_sum_of(stream)
+        else:
+            total = self._sums.weighted_sum(stream, tensor.operators_key, tensor.members)
+        scale = tensor.parameters.get("scale", 1.0)
+        assert isinstance(scale, (int, float))
+        mean = total.mul_(scale / stream.num_experts)
+        return mean if stream.base is None else stream.base + mean
 
     def _provenance(
         self, method: SpectralMethod[Any, Any], tensor: TensorPlan, view: MatrixView | None
@@ -170,19 +197,8 @@ def _add_facts(facts: dict[str, Any], rank: int, energy: float, origin: Origin, 
     facts.setdefault("spectrum_key", key)
 
 
-def _add_mean(stream: ExpertStream, tensor: TensorPlan) -> torch.Tensor:
-    """base + scale * mean of the weighted deltas, for any shape."""
-    total: torch.Tensor | None = None
-    for delta, expert in zip(stream.task_vectors(), tensor.experts, strict=True):
-        weight = expert.parameters.get("weight", 1.0)
-        assert isinstance(weight, (int, float))
-        weighted = delta * weight
-        total = weighted if total is None else total.add_(weighted)
-    assert total is not None, "a mean needs an expert"
-    scale = tensor.parameters.get("scale", 1.0)
-    assert isinstance(scale, (int, float))
-    mean = total.mul_(scale / stream.num_experts)
-    return mean if stream.base is None else stream.base + mean
+def _operators_key(stream: ExpertStream) -> str | None:
+    return stream.tensor.operators_key if stream.view is None else stream.view.operators_key
 
 
 def _cast(result: torch.Tensor, tensor: TensorPlan, check: bool) -> torch.Tensor:

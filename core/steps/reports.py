@@ -46,6 +46,7 @@ class ShardReport:
     tensors: tuple[TensorReport, ...]
     reused: bool = False
     notes: tuple[str, ...] = field(default_factory=tuple)
+    kept_bytes_read: int = 0  # of kept sums, which the store gave instead of experts
 
     @property
     def decompositions_computed(self) -> int:

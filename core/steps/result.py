@@ -10,7 +10,12 @@ from .reports import ShardReport
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """One finished merge. Byte counts are of this run; `bytes_through_reduce` passed through the assembling process."""
+    """One finished merge. Byte counts are of this run.
+
+    bytes_read : of base and experts
+    kept_bytes_read : of sums over experts that the store kept and gave instead of those experts
+    bytes_through_reduce : that passed through the assembling process
+    """
 
     destination: str
     run_key: str
@@ -23,6 +28,7 @@ class MergeResult:
     decompositions_computed: int
     decompositions_reused: int
     bytes_read: int
+    kept_bytes_read: int
     bytes_written: int
     bytes_through_reduce: int
     seconds: float
@@ -40,4 +46,5 @@ def count_shards(reports: Sequence[ShardReport]) -> dict[str, int]:
         "decompositions_computed": sum(report.decompositions_computed for report in reports),
         "decompositions_reused": sum(report.decompositions_reused for report in reports),
         "bytes_read": sum(report.bytes_read for report in reports if not report.reused),
+        "kept_bytes_read": sum(report.kept_bytes_read for report in reports if not report.reused),
     }

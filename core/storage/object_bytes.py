@@ -1,4 +1,4 @@
-"""A range of a stored object as flat bytes in a tensor: mapped where it lies on this machine, fetched where it does not."""
+"""A range of a stored object as flat bytes in a tensor: mapped where it lies on this machine, else fetched."""
 
 from __future__ import annotations
 

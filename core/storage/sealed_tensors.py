@@ -51,9 +51,7 @@ class Seal:
     num_bytes: int
 
 
-def write_sealed(
-    store: Store, key: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, object]
-) -> int:
+def write_sealed(store: Store, key: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, object]) -> int:
     """Write one object; the number of bytes.
 
     Cost: one pass over the numbers for the checksums and one for writing; on the CPU nothing is copied.

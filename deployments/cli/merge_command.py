@@ -111,7 +111,9 @@ def summary(result: MergeResult) -> str:
         f" in {show_seconds(result.seconds)}: {result.destination} ({show_bytes(result.bytes_written)})",
         f"  shards: {result.shards_done} computed, {result.shards_reused} found in the store;"
         f" decompositions: {result.decompositions_computed} computed, {result.decompositions_reused} reused",
-        f"  read {show_bytes(result.bytes_read)}; report: {result.destination.rstrip('/')}/README.md,"
+        f"  read {show_bytes(result.bytes_read)}"
+        + (f" and {show_bytes(result.kept_bytes_read)} of kept sums" if result.kept_bytes_read else "")
+        + f"; report: {result.destination.rstrip('/')}/README.md,"
         f" {result.destination.rstrip('/')}/eigenmerge_manifest.json",
     ]
     return "\n".join(lines)
