@@ -90,9 +90,9 @@ def decomposition_elements(shape: tuple[int, int], max_ranks: Sequence[int], rou
     if route == "gram":
         accumulating = 5 * matrix + 2 * square  # C, D, S; one expert, normalised; its Gram matrix
         decomposing = 2 * matrix + 5 * square  # C, D, S; eigenvectors and LAPACK's work space
-        projecting = 4 * matrix + 3 * square  # C, D, S, eigenvectors, right and two left blocks
+        projecting = 5 * matrix + 3 * square  # C, D, S, eigenvectors, right, two left blocks, packed operands
         return max(accumulating, decomposing, projecting)
     stacked = sum(max_ranks)
     order = min(stacked, columns)
     factors = sum(2 * rank * (rows + columns) if rank < rows else 2 * matrix for rank in max_ranks)
-    return factors + 4 * stacked * columns + 6 * order * order + 3 * order * rows
+    return factors + 4 * stacked * columns + 8 * order * order + 3 * order * rows

@@ -11,11 +11,14 @@ _GPU_BLOCK = 2**24
 
 def row_energies(matrix: torch.Tensor) -> torch.Tensor:
     """||row||^2 of every row of (R, X), as (R,) float64 on its device."""
+    energies = torch.zeros(matrix.shape[0], dtype=torch.float64, device=matrix.device)
     if matrix.numel() == 0:
-        return torch.zeros(matrix.shape[0], dtype=torch.float64, device=matrix.device)
+        return energies
     block = _CPU_BLOCK if matrix.device.type == "cpu" else _GPU_BLOCK
     rows = max(1, block // matrix.shape[1])
-    return torch.cat([torch.linalg.vector_norm(part.double(), dim=1) ** 2 for part in matrix.split(rows)])
+    for part, its_energies in zip(matrix.split(rows), energies.split(rows), strict=True):
+        torch.linalg.vector_norm(part.double(), dim=1, out=its_energies)
+    return energies.square_()
 
 
 def frobenius_norm(matrix: torch.Tensor) -> float:

@@ -48,8 +48,11 @@ def spectrum_of_operator(
         return empty_spectrum(kind, operator.shape, operator.norms, operator.S)
     ascending, vectors = torch.linalg.eigh(operator.C)
     largest, smallest = float(ascending[-1]), float(ascending[0])
-    cut = eigenvalue_cut(largest, smallest, columns, arithmetic_epsilon(operator.C.dtype))
-    values = ascending.flip(0).clamp_(min=0)
+    epsilon = arithmetic_epsilon(operator.C.dtype)
+    cut = eigenvalue_cut(largest, smallest, columns, epsilon)
+    values = ascending.flip(0)
+    # below one rounding, or below the noise that negative eigenvalues show, there is no telling a value from zero
+    values[values <= max(epsilon * largest, -smallest)] = 0.0
     right = vectors.T.flip(0)
     del vectors
     total = right @ operator.S.T
@@ -61,7 +64,7 @@ def spectrum_of_operator(
 
     target_energy, sum_energy = row_energies(target), row_energies(total)
     resolved = values > cut
-    keep = _worth_keeping(resolved, target_energy, sum_energy, arithmetic_epsilon(operator.C.dtype))
+    keep = _worth_keeping(resolved, target_energy, sum_energy, epsilon)
     if not bool(keep.all()):
         values, right, target, total = values[keep], right[keep], target[keep], total[keep]
         target_energy, sum_energy, resolved = target_energy[keep], sum_energy[keep], resolved[keep]

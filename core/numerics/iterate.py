@@ -106,5 +106,5 @@ def iterate_elements(shape: tuple[int, int]) -> int:
     rows, columns = shape
     order = min(shape)
     iterating = 7 * rows * columns + 2 * columns**2
-    decomposing = 6 * rows * columns + columns**2 + 4 * order**2
+    decomposing = 6 * rows * columns + columns**2 + 8 * order**2
     return max(iterating, decomposing)

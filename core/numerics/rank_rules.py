@@ -1,7 +1,8 @@
 """Rank rules of SWUDI-A: eigenvalues (and small statistics) -> how many directions to keep.
 
 They read no vector: values, statistics, shape and number of experts are all, so a run-level table is enough.
-Eigenvalues that rounding cannot tell from zero count as the zeros they are: float32 picks the same K as float64.
+Directions that rounding alone explains are not in a spectrum, and energies that float32 cannot resolve count as zeros
+where a rule divides by the eigenvalue: float32 picks the K of float64.
 
 K = D2 of the tensor's shape throughout; eigenvalues that the spectrum left out are exact zeros and take part as such.
 """
@@ -62,7 +63,7 @@ def select_rank(
         d_aware_participation_sqrt, d_aware_cumvar, d_aware_entropy, loss_elbow[_F], loss_residual_F, wudi_risk[_R].
     values : Tensor, (R,), descending
     statistics : mapping
-        "target_energy" and "sum_energy" for the rules that need them; "resolved" if some values are only noise.
+        "target_energy" and "sum_energy" for the rules that need them; "resolved" if some directions are not.
     anchor_factor : float
         theta_0 as a multiple of the sum of the experts: 1, 1/N or 0.
 
@@ -124,11 +125,10 @@ def _layer_table(
     columns = shape[1]
     zeros = torch.zeros(len(values), dtype=torch.float64, device=values.device)
     resolved = statistics["resolved"] > 0 if "resolved" in statistics else values > 0
-    exact = torch.where(resolved, values.double(), zeros)
     target_energy = torch.where(resolved, statistics.get("target_energy", zeros).double(), zeros)
     anchor_energy = statistics.get("sum_energy", zeros).double() * anchor_factor**2
     return LayerTable(
-        values=pad_with_zeros(exact, columns).clamp(min=EIGENVALUE_FLOOR).cpu(),
+        values=pad_with_zeros(values.double(), columns).clamp(min=EIGENVALUE_FLOOR).cpu(),
         target_energy=pad_with_zeros(target_energy, columns).cpu(),
         anchor_energy=pad_with_zeros(anchor_energy, columns).cpu(),
         shape=shape,

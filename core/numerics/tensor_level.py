@@ -77,12 +77,15 @@ def merge_task_vectors(
     stacked = InMemoryTaskVectors(vectors)
     for index, vector in enumerate(vectors):
         _check_finite(index, vector)
-    if base is not None and tuple(base.shape) != tuple(stacked.shape):
-        raise ShapeError(f"base has shape {tuple(base.shape)}, task vector 0 has {tuple(stacked.shape)}")
+    shape = tuple(vectors[0].shape)
+    if base is not None and tuple(base.shape) != shape:
+        raise ShapeError(f"base has shape {tuple(base.shape)}, task vector 0 has {shape}")
+    if isinstance(chosen, SpectralMethod) and len(shape) != 2:
+        raise ShapeError(f"{chosen.name} merges matrices; task vector 0 has shape {shape}, expected (out, in)")
 
     with torch.no_grad():
-        if 0 in stacked.shape:
-            return torch.zeros(stacked.shape, dtype=result_dtype, device=_device(vectors[0]))
+        if 0 in shape:
+            return torch.zeros(shape, dtype=result_dtype, device=_device(vectors[0]))
         if isinstance(chosen, SpectralMethod):
             merged, stacked = _merge_spectral(chosen, settings, experts, stacked)
         else:
@@ -98,10 +101,6 @@ def _merge_spectral(
     method: SpectralMethod[Any, Any], settings: Any, experts: list[Any], stacked: InMemoryTaskVectors
 ) -> tuple[torch.Tensor, InMemoryTaskVectors]:
     """The merged delta, and the task vectors with their weights folded in."""
-    if len(stacked.shape) != 2:
-        raise ShapeError(
-            f"{method.name} merges matrices; task vector 0 has shape {tuple(stacked.shape)}, expected (out, in)"
-        )
     weighted = InMemoryTaskVectors(
         _times(vector, expert.weight) for vector, expert in zip(stacked, experts, strict=True)
     )

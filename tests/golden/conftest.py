@@ -1,4 +1,4 @@
-"""The `golden` fixture: inputs and the published codes' outputs, from this folder or from the full set beside the checkout."""
+"""The `golden` fixture: inputs and published outputs, from this folder and from the full set beside the checkout."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class GoldenData:
         self._inputs = load_file(folder / "inputs.safetensors")
         self._outputs = load_file(folder / outputs)
         self._outputs_float32 = load_file(folder / outputs_float32) if outputs_float32 else {}
+        self.is_full = folder == FULL
 
     @cached_property
     def layers(self) -> list[str]:
@@ -30,7 +31,7 @@ class GoldenData:
         return sorted(self.manifest["layers"])
 
     def experts(self, layer: str, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
-        """The task vectors of one layer (also the non-matrix ones: bias_k4, conv_k4, lm_head.weight_k4, pos_embed_k4)."""
+        """The task vectors of one layer (also of bias_k4, conv_k4, lm_head.weight_k4, pos_embed_k4)."""
         found = []
         while (key := f"{layer}/expert{len(found)}") in self._inputs:
             found.append(self._inputs[key].to(dtype))

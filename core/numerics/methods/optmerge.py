@@ -99,7 +99,7 @@ class OptMerge(InterferenceMethod[OptMergeParameters]):
 
     def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
         rows, columns = shape
-        building = 9 * rows * columns + columns**2 + 4 * min(shape) ** 2
+        building = 9 * rows * columns + columns**2 + 8 * min(shape) ** 2  # operator, expert and an SVD
         decomposing = super().peak_elements(shape, max_ranks, all_low_rank)
         return max(building, decomposing, iterate_elements(shape))
 

@@ -56,3 +56,14 @@ class InMemoryInputs:
 def in_memory_inputs() -> Callable[..., InMemoryInputs]:
     """The class itself: `in_memory_inputs(experts, base, name=..., seed=..., base_among=...)`."""
     return InMemoryInputs
+
+
+@pytest.fixture(scope="session")
+def relative_error() -> Callable[[torch.Tensor, torch.Tensor], float]:
+    """Frobenius norm of the difference over that of the expectation (over 1 where that is zero)."""
+
+    def compute(found: torch.Tensor, expected: torch.Tensor) -> float:
+        scale = expected.double().norm().item() or 1.0
+        return (found.double() - expected.double()).norm().item() / scale
+
+    return compute

@@ -1,0 +1,27 @@
+"""Norms that float32 gets wrong."""
+
+from __future__ import annotations
+
+import torch
+
+from eigenmerge.core.numerics.energies import frobenius_norm, row_energies
+
+
+def test_many_elements_are_summed_without_drift() -> None:
+    matrix = torch.full((3000, 4000), 0.1)
+    exact = (0.1**2 * matrix.numel()) ** 0.5
+    naive = torch.linalg.vector_norm(matrix).item()
+    assert abs(naive - exact) > 1e-4 * exact  # what float32 makes of it
+    assert abs(frobenius_norm(matrix) - exact) < 1e-7 * exact
+
+
+def test_squares_do_not_underflow() -> None:
+    matrix = torch.full((3, 5), 1e-30)
+    torch.testing.assert_close(row_energies(matrix), torch.full((3,), 5e-60, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_blocks_do_not_show() -> None:
+    matrix = torch.randn((700, 1000), generator=torch.Generator().manual_seed(0))  # several blocks
+    torch.testing.assert_close(row_energies(matrix), matrix.double().square().sum(dim=1))
+    assert row_energies(torch.zeros((4, 0))).tolist() == [0, 0, 0, 0]
+    assert frobenius_norm(torch.zeros((0, 4))) == 0.0
