@@ -173,11 +173,13 @@ class KeptSums:
 def weighted_sum_of(stream: ExpertStream, start: torch.Tensor | None = None) -> torch.Tensor:
     """start + sum_i weight_i (expert_i - base), for any shape; adds into `start`."""
     total = start
-    for delta, expert in zip(stream.task_vectors(), stream.tensor.experts, strict=True):
+    deltas = stream.task_vectors()
+    for expert in stream.tensor.experts:
         weight = expert.parameters.get("weight", 1.0)
         assert isinstance(weight, (int, float))
-        weighted = delta * weight
-        total = weighted if total is None else total.add_(weighted)
+        delta = next(deltas)  # `zip` would hold this one while the next is made
+        total = delta * weight if total is None else total.add_(delta, alpha=weight)
+        del delta
     assert total is not None, "a sum needs an expert"
     return total
 
