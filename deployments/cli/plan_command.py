@@ -8,6 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from .options import JsonOption, MaxMemoryOption, RecipeArgument, parse_size, show_bytes
+from .simulate_option import (
+    DEFAULT_MACHINE,
+    MachineOption,
+    SimulateOption,
+    find_machine,
+    run_simulations,
+    simulation_lines,
+    simulation_rows,
+)
 
 _MOST_SHARDS_SHOWN = 40
 
@@ -16,6 +25,8 @@ def plan(
     recipe: RecipeArgument,
     max_memory: MaxMemoryOption = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="One line per output tensor as well.")] = False,
+    simulate: SimulateOption = None,
+    machine: MachineOption = DEFAULT_MACHINE,
     as_json: JsonOption = False,
 ) -> None:
     """Show what RECIPE will do. Reads headers only, never a weight."""
@@ -26,12 +37,18 @@ def plan(
     made = make_plan(load_recipe(recipe), max_memory=parse_size(max_memory))
     summary = summarize_plan(made)
     rows = tensor_rows(made) if tensors else []
+    simulations = run_simulations(made, simulate, machine) if simulate else []
     if as_json:
-        print(json.dumps(summary | ({"tensors": rows} if tensors else {}), indent=1))
+        summary |= {"tensors": rows} if tensors else {}
+        summary |= {"simulations": simulation_rows(simulations)} if simulations else {}
+        print(json.dumps(summary, indent=1))
         return
     for line in _totals(summary):
         print(line)
-    _print_shards(summary["shards"])
+    if simulations:
+        print("\n".join(simulation_lines(simulations, find_machine(machine).source)))
+    else:
+        _print_shards(summary["shards"])
     for row in rows:
         shape = "x".join(map(str, row["shape"]))
         print(f"{row['name']}  {shape} {row['dtype']}  {row['method'] or row['action']}: {row['reason']}")

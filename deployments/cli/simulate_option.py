@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from ...core.planning.plan import Plan
     from ...core.planning.simulate import Simulation
 
+DEFAULT_MACHINE = "h100-80gb"
 SimulateOption = Annotated[
     str | None,
     typer.Option("--simulate", metavar="1,8,64", help="Time, cost and limit of the run on that many workers."),
 ]
 MachineOption = Annotated[
-    str | None,
+    str,
     typer.Option(
         "--machine",
         metavar="NAME|FILE",
@@ -29,10 +30,9 @@ MachineOption = Annotated[
         " (tests/benchmarks/layer_costs.py --json makes one).",
     ),
 ]
-DEFAULT_MACHINE = "h100-80gb"
 
 
-def run_simulations(plan: Plan, workers: str, machine: str | None) -> list[Simulation]:
+def run_simulations(plan: Plan, workers: str, machine: str = DEFAULT_MACHINE) -> list[Simulation]:
     """One simulation per number of workers.
 
     Raises
@@ -44,7 +44,7 @@ def run_simulations(plan: Plan, workers: str, machine: str | None) -> list[Simul
     counts = [text.strip() for text in workers.split(",")]
     if not all(text.isdecimal() and 1 <= int(text) <= 100_000 for text in counts):
         raise RecipeError(f"--simulate {workers!r}: expected numbers of workers such as 1,8,64")
-    model = find_machine(machine or DEFAULT_MACHINE)
+    model = find_machine(machine)
     return [simulate(plan, model, int(text)) for text in counts]
 
 

@@ -57,7 +57,7 @@ def test_a_simulation_is_printed_with_what_it_rests_on() -> None:
 @pytest.mark.parametrize("workers", ["", "0", "1,,2", "many", "-1", "1.5", "9999999"])
 def test_what_is_no_number_of_workers(workers: str) -> None:
     with pytest.raises(RecipeError, match="expected numbers of workers"):
-        run_simulations(make_plan(), workers, None)
+        run_simulations(make_plan(), workers)
 
 
 def test_a_machine_comes_from_a_file(tmp_path: Path) -> None:
