@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import CheckpointError, NonFiniteError, RecipeError, ShapeError
+from .calibration import apply_svc, default_alpha, svc_factors, svc_of_filtered
 from .lazy_torch import torch
 from .method import DirectMethod, Method, SpectralMethod
 from .parameters import parse_parameters
 from .registry import get_method
-from .spectral_merge import merged_delta
+from .spectrum import apply_factors
 from .task_vectors import InMemoryTaskVectors, LowRank
 
 _CALIBRATIONS = {"svc": ("alpha",)}
@@ -86,26 +87,30 @@ def merge_task_vectors(
     with torch.no_grad():
         if 0 in shape:
             return torch.zeros(shape, dtype=result_dtype, device=_device(vectors[0]))
+        if alpha is None:
+            alpha = default_alpha(chosen.name, len(given))
         if isinstance(chosen, SpectralMethod):
-            merged, stacked = _merge_spectral(chosen, settings, experts, stacked)
+            merged = _merge_spectral(chosen, settings, experts, stacked, alpha)
         else:
             merged = _merge_direct(chosen, settings, experts, _InMemoryInputs(stacked, base, seed))
-        if alpha is not _NO_CALIBRATION:
-            from .calibration import apply_svc, default_alpha
-
-            merged = apply_svc(merged, stacked, default_alpha(chosen.name, len(given)) if alpha is None else alpha)
+            if alpha is not _NO_CALIBRATION:
+                merged = apply_svc(merged, stacked, alpha)
         return merged.to(result_dtype)
 
 
 def _merge_spectral(
-    method: SpectralMethod[Any, Any], settings: Any, experts: list[Any], stacked: InMemoryTaskVectors
-) -> tuple[torch.Tensor, InMemoryTaskVectors]:
-    """The merged delta, and the task vectors with their weights folded in."""
+    method: SpectralMethod[Any, Any], settings: Any, experts: list[Any], stacked: InMemoryTaskVectors, alpha: Any
+) -> torch.Tensor:
+    """The merged delta, calibrated as the pipeline does it: with the method's own directions where it has them."""
     weighted = InMemoryTaskVectors(
         _times(vector, expert.weight) for vector, expert in zip(stacked, experts, strict=True)
     )
-    merged, _ = merged_delta(method, method.decompose(weighted, settings), settings)
-    return merged, weighted
+    spectrum = method.decompose(weighted, settings)
+    factors = method.factors(spectrum, settings)
+    if alpha is not _NO_CALIBRATION:
+        spectrum = svc_of_filtered(spectrum, factors, weighted)
+        factors = svc_factors(spectrum, alpha)
+    return apply_factors(spectrum, factors)
 
 
 def _merge_direct(
