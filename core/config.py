@@ -102,7 +102,7 @@ class Recipe(Strict):
         description="fsspec options, credentials among them; never written anywhere",
     )
     runner: RunnerOptions = Field(default_factory=RunnerOptions, description="where the shards run")
-    max_memory: ByteSize | None = Field(default=None, description="of one worker; a plan that needs more is refused")
+    max_memory: ByteSize | None = Field(default=None, description="of one machine; a plan that does not fit is refused")
 
     @model_validator(mode="before")
     @classmethod
