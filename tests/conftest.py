@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from .faulty_proxy import FaultyProxy
+
 # moto and ministack accept any credentials; these are recognisable, so that a test can look for them where they must
 # not appear.
 ACCESS_KEY = "PLANTEDACCESSKEY"
@@ -110,3 +112,10 @@ def s3_root(s3_endpoint: str) -> S3Root:
 def moto_root(moto_endpoint: str) -> S3Root:
     """A fresh bucket and prefix on moto."""
     return fresh_s3_root(moto_endpoint)
+
+
+@pytest.fixture
+def faulty_s3(s3_endpoint: str, s3_root: S3Root) -> Iterator[tuple[FaultyProxy, S3Root]]:
+    """A proxy that fails on demand, and the same fresh prefix as `s3_root`, reached through it."""
+    with FaultyProxy(s3_endpoint) as proxy:
+        yield proxy, S3Root(s3_root.uri, s3_options(proxy.endpoint))

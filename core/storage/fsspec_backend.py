@@ -77,7 +77,7 @@ class FsspecBackend:
         with self._target(key) as path:
             self._fs.pipe_file(path, bytes(data))
 
-    def create(self, key: str, data: bytes, first_attempt: bool) -> bool:
+    def create(self, key: str, data: bytes, writer: str, first_attempt: bool) -> bool:
         path = self._path(key)
         if self._protocol == "memory":
             return self._create_in_memory(path, data)

@@ -73,14 +73,14 @@ class LocalBackend:
             raise
         writer.commit()
 
-    def create(self, key: str, data: bytes, first_attempt: bool) -> bool:
-        writer = LocalWriter(self.path(key))
+    def create(self, key: str, data: bytes, writer: str, first_attempt: bool) -> bool:
+        file = LocalWriter(self.path(key))
         try:
-            writer.write(data)
+            file.write(data)
         except BaseException:
-            writer.abort()
+            file.abort()
             raise
-        return writer.commit_new()
+        return file.commit_new()
 
     def open_write(self, key: str, attempt: Attempt) -> LocalWriter:
         return LocalWriter(self.path(key))

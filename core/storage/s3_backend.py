@@ -20,6 +20,7 @@ from .s3_writer import S3Writer
 
 _DELETE_BATCH = 1000  # the API's limit
 _CONNECTIONS = 32
+_WRITER = "eigenmerge-writer"
 
 
 class S3Backend:
@@ -60,7 +61,17 @@ class S3Backend:
             arguments["ContinuationToken"] = page["NextContinuationToken"]
 
     def read(self, key: str) -> bytes:
-        return self._get(key)[0]
+        # As a range, because only then the answer says how long the object is: a proxy that cuts a body short and
+        # announces the short length would not be noticed.
+        try:
+            data, size = self._get(key, Range="bytes=0-")
+        except Exception as error:
+            if _is_beyond_end(error):
+                return b""
+            raise
+        if len(data) != size:
+            raise ShortReadError(f"the object has {size} bytes, got {len(data)}")
+        return data
 
     def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
         try:
@@ -89,14 +100,16 @@ class S3Backend:
     def write(self, key: str, data: bytes | memoryview) -> None:
         self.call("put_object", Key=self.object_key(key), Body=bytes(data))
 
-    def create(self, key: str, data: bytes, first_attempt: bool) -> bool:
+    def create(self, key: str, data: bytes, writer: str, first_attempt: bool) -> bool:
+        # The object carries who wrote it: a try whose answer was lost may have gone through, and aiohttp repeats a PUT
+        # on a connection that the server closed without telling. Then the object that is in the way is ours.
+        name, metadata = self.object_key(key), {_WRITER: writer}
         try:
-            self.call("put_object", Key=self.object_key(key), Body=data, IfNoneMatch="*")
+            self.call("put_object", Key=name, Body=data, IfNoneMatch="*", Metadata=metadata)
         except Exception as error:
             if http_status(error) != 412 and s3_code(error) != "PreconditionFailed":
                 raise
-            # After a time-out the first try may have gone through: then the object that is in the way is ours.
-            return not first_attempt and self.read(key) == data
+            return self.call("head_object", Key=name).get("Metadata", {}).get(_WRITER) == writer
         return True
 
     def open_write(self, key: str, attempt: Attempt) -> S3Writer:

@@ -187,12 +187,12 @@ class Store:
                 return False
             self.write(key, data)
             return True
-        tries = 0
+        tries, writer = 0, uuid.uuid4().hex
 
         def once() -> bool:
             nonlocal tries
             tries += 1
-            return self.backend.create(key, data, tries == 1)
+            return self.backend.create(key, data, writer, tries == 1)
 
         return self._run(once, "creating", key)
 
