@@ -72,6 +72,9 @@ def test_a_registry_through_several_nights(
     second = nightly()
     assert (second.outcome, second.reason) == ("incremental", "added expert2")
     assert len(folders(tmp_path)) == 2
+    model_bytes = sum(value.nbytes for value in models.base_tensors.values())
+    assert first.merged.bytes_read == 3 * model_bytes
+    assert second.merged.bytes_read == 2 * model_bytes  # the base and the new expert
     scratch = models.recipe(models=[{"model": str(registry / f"expert{i}")} for i in range(3)])
     (tmp_path / "scratch.yml").write_text(json.dumps(scratch, indent=1))
     merge_flow(tmp_path / "scratch.yml", tmp_path / "scratch", store=str(tmp_path / "other-store"), workers=1)
