@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from prefect.futures import as_completed
+from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 
-from ..core.planning.plan import LayerShard, Plan
+from ..core.planning.plan import LayerShard, Plan, RunSettings
+from ..core.planning.plan_json import shard_to_json
 from ..core.planning.simulate import schedule_order
+from ..core.steps.alignment import aligned_tensors, gather_alignments, largest_of, missing_alignments
+from ..core.steps.decompose_shard import DecomposeReport
 from ..core.steps.reports import ShardReport
+from ..core.storage.store import Store
+from ..tasks.decompose_shard import decompose_shard
 from ..tasks.merge_shard import merge_shard
 from .run_context import RunContext
 from .runners import RunnerName, available_cores, make_runner
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Who computes the shards of one run, and who watches."""
+
+    workers: int
+    runner: RunnerName
+    address: str | None  # of a running cluster
+    run: RunContext
 
 
 def choose_workers(plan: Plan, workers: int | None, max_memory: int | None, device: str) -> int:
@@ -36,35 +54,74 @@ def merge_shards(
     plan: Plan,
     store_uri: str,
     storage_options: Mapping[str, Any] | None,
-    *,
-    workers: int,
-    runner: RunnerName,
-    address: str | None,
-    run: RunContext,
+    pool: Pool,
 ) -> list[ShardReport]:
-    """Every shard's report, in the order of the plan; the first error ends the run after the shards in hand.
+    """Every shard's report, in the order of the plan; the first error ends the run after the shards in hand."""
+    reports: list[ShardReport] = _on_shards(
+        merge_shard,
+        plan.shards,
+        plan.settings,
+        store_uri,
+        storage_options,
+        pool,
+        done=pool.run.listener.shard_done,
+    )
+    return reports
 
-    Costly shards go first, so that no long one is left for the end.
+
+def align_layers(
+    plan: Plan,
+    store_uri: str,
+    storage_options: Mapping[str, Any] | None,
+    pool: Pool,
+) -> list[DecomposeReport]:
+    """Where filters look at the eigenvalues of all layers: decompose all of these first, and leave the table of the
+    largest values where the merge looks for it. Nothing happens where no filter does, or the table is there.
     """
-    in_process = runner == "threads"
-    reports: dict[int, ShardReport] = {}
+    store = Store(store_uri, storage_options)
+    if not missing_alignments(plan, store):
+        return []
+    reports: list[DecomposeReport] = _on_shards(
+        decompose_shard,
+        [shard for shard in plan.shards if aligned_tensors(shard)],
+        plan.settings,
+        store_uri,
+        storage_options,
+        pool,
+    )
+    gather_alignments(plan, store, largest_of(report.largest_values for report in reports))
+    return reports
+
+
+def _on_shards(
+    task: Task[..., Any],
+    shards: Sequence[LayerShard],
+    settings: RunSettings,
+    store_uri: str,
+    storage_options: Mapping[str, Any] | None,
+    pool: Pool,
+    *,
+    done: Callable[[Any], None] | None = None,
+) -> list[Any]:
+    """What the task says of each shard, in the order given. Costly shards go first: no long one is left for the end."""
+    in_process, run = pool.runner == "threads", pool.run
+    reports: dict[int, Any] = {}
     threads_before = torch.get_num_threads()
-    with make_runner(runner, workers=workers, address=address, device=plan.settings.device) as pool:
+    with make_runner(pool.runner, workers=pool.workers, address=pool.address, device=settings.device) as runner:
         futures = [
-            pool.submit(
-                merge_shard,
+            runner.submit(
+                task,
                 parameters={
-                    "label": _label(plan.shards[index]),
-                    # quote: Prefect would walk every field of the plan in search of futures
-                    "shard": quote(plan.shards[index]),
-                    "settings": quote(plan.settings),
+                    "label": _label(shards[position]),
+                    "shard": json.dumps(shard_to_json(shards[position])),
+                    "settings": json.dumps(asdict(settings)),
                     "store_uri": store_uri,
-                    "storage_options": quote(storage_options),
+                    "storage_options": storage_options,
                     "stop": quote(run.stop) if in_process else None,
-                    "on_tensor": quote(run.listener.tensor_done) if in_process else None,
+                    "on_tensor": quote(run.listener.tensor_done) if in_process and done is not None else None,
                 },
             )
-            for index in schedule_order(plan.shards)
+            for position in schedule_order(shards)
         ]
         failure: BaseException | None = None
         for future in as_completed(futures):
@@ -76,11 +133,12 @@ def merge_shards(
                     run.stop.stop("an error in another shard")
                 continue
             reports[report.index] = report
-            run.listener.shard_done(report)
+            if done is not None:
+                done(report)
     torch.set_num_threads(threads_before)  # shards set one; the caller's notebook goes on after us
     if failure is not None:
         raise failure
-    return [reports[shard.index] for shard in plan.shards]
+    return [reports[shard.index] for shard in shards]
 
 
 def _label(shard: LayerShard) -> str:

@@ -13,7 +13,8 @@ from ..core.steps.destination import prepare_destination
 from ..core.steps.make_plan import make_plan
 from ..core.steps.read_recipe import read_recipe
 from ..core.steps.result import MergeResult
-from .fan_out import choose_workers, merge_shards
+from ..core.steps.spectra_table import write_spectra_table
+from .fan_out import Pool, align_layers, choose_workers, merge_shards
 from .run_context import current_run
 from .runners import RunnerName
 
@@ -65,17 +66,12 @@ def merge(
     slots = choose_workers(plan, workers or recipe.runner.workers, max_memory, device)
     run.listener.planned(plan, slots)
 
-    reports = merge_shards(
-        plan,
-        store_uri,
-        options,
-        workers=slots,
-        runner=runner or recipe.runner.kind,
-        address=runner_address or recipe.runner.address,
-        run=run,
-    )
+    pool = Pool(slots, runner or recipe.runner.kind, runner_address or recipe.runner.address, run)
+    decomposed = align_layers(plan, store_uri, options, pool)
+    reports = merge_shards(plan, store_uri, options, pool)
 
     run.listener.assembling(plan)
-    result = assemble(plan, reports, target, store_uri, options, started=started)
+    write_spectra_table(plan, store_uri, options)
+    result = assemble(plan, reports, target, store_uri, options, started=started, decomposed=decomposed)
     run.listener.finished(result)
     return result

@@ -1,8 +1,9 @@
 """A plan whose result is a PEFT adapter: factors per weight instead of weights, and nothing of the base.
 
 The merged delta of LoRA experts lies in the rows and columns of their factors, so rank = sum of ranks holds it exactly;
-a smaller rank is the user's choice, and its error is reported when it is known. Weights that no adapter touches, or that
-stay the base's, are not written.
+a smaller rank is the user's choice, and its error is reported when it is known. Weights that no adapter touches, or
+that stay the base's, are not written. The rank is known before any weight is: where the factors turn out to be linearly
+dependent, the merged ones are filled up with zeros.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from typing import Any
 
 from ..config import Recipe
 from ..errors import RecipeError
+from ..numerics.compact_svd import stays_low_rank
+from ..numerics.method import SpectralMethod
 from ..numerics.registry import get_method
 from . import cost
 from .fingerprints import digest
+from .layers import DTYPE_BYTES
 from .plan import AdapterFactors, RunSettings, SideFile, TensorPlan
 from .sources import Checkpoint
 from .tensors import PlannedTensor
@@ -49,8 +53,9 @@ def as_adapter(
     """
     if recipe.output_slices is not None:
         raise RecipeError("output: adapter: slices make another model; write a checkpoint")
-    for checkpoint in checkpoints:
-        if not checkpoint.on_base:
+    used = {expert.expert for item in planned for expert in item.plan.experts}  # the base may be listed and not merged
+    for index, checkpoint in enumerate(checkpoints):
+        if index in used and not checkpoint.on_base:
             raise RecipeError(
                 f"output: adapter: {checkpoint.name} is a full model; an adapter is made of LoRA adapters of base_model"
             )
@@ -88,10 +93,14 @@ def _factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, own: st
     is_embedding = lora.fan_in_fan_out and "embed" in module.rpartition(".")[2]
     stem = f"{_PREFIX}{module}.lora_" + ("embedding_{}" if is_embedding else "{}.weight")
     factors = AdapterFactors(rank, stem.format("A"), stem.format("B"), None, lora.fan_in_fan_out)
-    dtype = lora.down.dtype if recipe.out_dtype is None and recipe.dtype is None else plan.out_dtype
+    loras = [expert.lora for expert in plan.experts if expert.lora is not None]
+    widest = max((one.down.dtype for one in loras), key=lambda name: DTYPE_BYTES[name])
+    dtype = widest if recipe.out_dtype is None and recipe.dtype is None else plan.out_dtype
     # The experts' factors, stacked and orthogonalised, and square matrices of the summed rank; never rows x columns.
     stacked = sum(ranks)
-    held = (6 * stacked * (rows + columns) + 8 * stacked * stacked) * cost.element_bytes(settings)
+    held = (12 * stacked * (rows + columns) + 24 * stacked * stacked) * cost.element_bytes(settings)
+    if not stays_low_rank((rows, columns), ranks, True) or _is_iterated(plan):
+        held = max(held, plan.peak_bytes)  # the experts together are no smaller than the weight, or Adam works on it
     plan = replace(
         plan,
         adapter=factors,
@@ -102,6 +111,16 @@ def _factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, own: st
         flops=max(0.0, plan.flops - 2.0 * min(columns, stacked) * prod(plan.shape)),
     )
     return PlannedTensor(plan, digest([item.identity, plan.parameters, dtype, rank, factors.down, factors.up]))
+
+
+def _is_iterated(plan: TensorPlan) -> bool:
+    """True where the decomposition is the outcome of an optimizer, which is dense whatever the experts are."""
+    if plan.method is None:
+        return False
+    method = get_method(plan.method)
+    assert isinstance(method, SpectralMethod)
+    decomposition = method.decomposition(method.Parameters.model_validate(dict(plan.parameters)))
+    return str(decomposition["kind"]).endswith("_iterate")
 
 
 def _as_sum(plan: TensorPlan) -> TensorPlan:

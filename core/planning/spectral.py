@@ -172,6 +172,16 @@ def align(tensors: Iterable[TensorPlan]) -> dict[str, str]:
     return found
 
 
+def with_alignment(tensor: TensorPlan, key: str) -> TensorPlan:
+    """The plan of an aligned tensor: what is calibrated then depends on the other layers too."""
+
+    def calibrated(own: str | None) -> str | None:
+        return calibration_key(own, key) if own is not None else None
+
+    views = tuple(replace(view, calibration_key=calibrated(view.calibration_key)) for view in tensor.views)
+    return replace(tensor, alignment_key=key, calibration_key=calibrated(tensor.calibration_key), views=views)
+
+
 def spectrum_keys(tensor: TensorPlan) -> list[str]:
     """The keys of all decompositions of one tensor, in the order of its views."""
     own = [tensor.spectrum_key] if tensor.spectrum_key is not None else []

@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..planning.plan import OutputFile, Plan, SideFile
+from ..planning.shards import Entry, output_entries
 from ..storage.assemble import assemble_file
 from ..storage.safetensors_header import build_header
 from ..storage.store import Store, resolve
+from .decompose_shard import DecomposeReport
 from .destination import INDEX_NAME, MARKER_NAME, Destination, clear_for_writing
 from .manifest import MANIFEST_NAME, build_manifest
 from .model_card import build_model_card
 from .reports import ShardReport
-from .result import MergeResult, count_shards
+from .result import MergeResult, count_shards, worst_truncation
 
 
 def assemble(
@@ -27,6 +29,7 @@ def assemble(
     storage_options: Mapping[str, Any] | None,
     *,
     started: float,
+    decomposed: Sequence[DecomposeReport] = (),
 ) -> MergeResult:
     """Write weight files, config and tokenizer files, model card and manifest, and last the index.
 
@@ -37,6 +40,7 @@ def assemble(
     ----------
     reports : one per shard, in the order of the plan
     started : of the whole run, on `time.monotonic`'s clock
+    decomposed : what was decomposed before the merge began, where layers are aligned
     """
     store = Store(store_uri, storage_options)
     target = destination.store
@@ -57,6 +61,7 @@ def assemble(
     if len(plan.files) > 1:
         _write(target, INDEX_NAME, _index(plan))
     target.delete([MARKER_NAME])
+    worst = worst_truncation(reports)
     return MergeResult(
         destination=destination.uri,
         run_key=plan.run_key,
@@ -68,19 +73,25 @@ def assemble(
         bytes_through_reduce=through,
         seconds=time.monotonic() - started,
         warnings=plan.warnings + tuple(note for report in reports for note in _notes(report)),
-        **count_shards(reports),
+        truncation_error=worst.truncation_error if worst else None,
+        truncated_tensor=worst.name if worst else None,
+        **count_shards(reports, decomposed),
     )
 
 
 def _header(plan: Plan, file: OutputFile) -> bytes:
-    tensors = [tensor for index in file.shards for tensor in plan.shards[index].tensors]
-    return build_header({tensor.name: (tensor.out_dtype, tensor.shape) for tensor in tensors}, {"format": "pt"})
+    entries = _entries(plan, file)
+    return build_header({entry.name: (entry.dtype, entry.shape) for entry in entries}, {"format": "pt"})
+
+
+def _entries(plan: Plan, file: OutputFile) -> list[Entry]:
+    """The stored tensors of a file, in its order."""
+    tensors = (tensor for index in file.shards for tensor in plan.shards[index].tensors)
+    return [entry for tensor in tensors for entry in output_entries(tensor)]
 
 
 def _index(plan: Plan) -> bytes:
-    weight_map = {
-        tensor.name: file.name for file in plan.files for index in file.shards for tensor in plan.shards[index].tensors
-    }
+    weight_map = {entry.name: file.name for file in plan.files for entry in _entries(plan, file)}
     total = sum(shard.bytes_written for shard in plan.shards)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     return (json.dumps(index, indent=2) + "\n").encode()

@@ -22,6 +22,7 @@ INDEX_NAME = "model.safetensors.index.json"
 # index beside new ones is a checkpoint that loads wrongly.
 _CHECKPOINT_FILE = re.compile(
     r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors|(model|adapter_model)\.safetensors\.index\.json|pytorch_model.*\.bin(\.index\.json)?"
+    r"|adapter_config\.json|config\.json"
 )
 
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from ..planning.plan import ModelSummary, Plan
-from .reports import ShardReport
+from ..planning.matrices import is_fused_qkv
+from ..planning.plan import ModelSummary, Plan, TensorPlan
+from ..planning.shards import output_entries
+from .reports import ShardReport, TensorReport
 
 MANIFEST_NAME = "eigenmerge_manifest.json"
 FORMAT_VERSION = 1
@@ -76,7 +78,32 @@ def _tensors(plan: Plan, reports: Mapping[int, ShardReport]) -> list[dict[str, A
                 row |= {"weights": [expert.parameters.get("weight", 1.0) for expert in planned.experts]}
             if done.rank is not None:
                 row |= {"rank": done.rank, "energy": done.energy, "spectrum": done.spectrum_key}
+            row |= _matrices(planned) | _as_stored(planned, done)
             if done.notes:
                 row["notes"] = list(done.notes)
             rows.append(row)
     return rows
+
+
+def _matrices(planned: TensorPlan) -> dict[str, Any]:
+    """As which matrices a spectral method saw the tensor, where that is not said by its shape."""
+    if planned.spectrum_key is None and not planned.views:
+        return {}
+    facts: dict[str, Any] = {}
+    if is_fused_qkv(planned.name):
+        facts["qkv"] = "split" if planned.views else "stored"
+    if planned.matrix_shape is not None:
+        facts["matrix_shape"] = list(planned.matrix_shape)
+    if planned.views:
+        facts["num_matrices"] = len(planned.views)
+    return facts
+
+
+def _as_stored(planned: TensorPlan, done: TensorReport) -> dict[str, Any]:
+    """Under which names an adapter holds it, and how exactly."""
+    if planned.adapter is None:
+        return {}
+    facts: dict[str, Any] = {"stored_as": [entry.name for entry in output_entries(planned)]}
+    if done.truncation_error is not None:
+        facts |= {"stored_rank": planned.adapter.rank, "truncation_error": done.truncation_error}
+    return facts

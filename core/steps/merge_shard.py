@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..planning.plan import LayerShard, RunSettings
+from ..planning.shards import output_entries
 from ..storage.safetensors_header import build_header
 from ..storage.store import Store
 from ..storage.tensors import TensorReader
@@ -16,6 +17,7 @@ from .claims import POLL_SECONDS, ClaimWatcher
 from .merge_tensor import TensorMerger
 from .part import find_part, write_record
 from .reports import ShardReport
+from .spectra_table import write_shard_table
 from .stop import StopSignal
 
 
@@ -77,7 +79,8 @@ def _make_part(
     started = time.monotonic()
     reader = TensorReader(storage_options)
     merger = TensorMerger(settings, store, reader)
-    header = build_header({t.name: (t.out_dtype, t.shape) for t in shard.tensors}, {"format": "pt"})
+    entries = [entry for tensor in shard.tensors for entry in output_entries(tensor)]
+    header = build_header({entry.name: (entry.dtype, entry.shape) for entry in entries}, {"format": "pt"})
     reports = []
     with store.open_write(shard.part_key) as writer:
         writer.write(header)
@@ -89,6 +92,7 @@ def _make_part(
             reports.append(report)
             if on_tensor is not None:
                 on_tensor(tensor.name, reader.bytes_read - bytes_before)
+    write_shard_table(store, shard.part_key, merger.spectra_rows)
     info = store.info(shard.part_key)
     report = ShardReport(
         index=shard.index,

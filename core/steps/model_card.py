@@ -16,7 +16,12 @@ def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
     """Front matter (base_model, tags), method, experts with weights, ranks kept, the recipe."""
     models = [model.name for model in ((plan.base,) if plan.base else ()) + plan.experts]
     method = str(plan.recipe.get("merge_method"))
-    front = {"base_model": models, "library_name": "transformers", "tags": ["eigenmerge", "merge", method]}
+    is_adapter = any(tensor.adapter is not None for shard in plan.shards for tensor in shard.tensors)
+    front: dict[str, Any] = {
+        "base_model": models[0] if is_adapter else models,
+        "library_name": "peft" if is_adapter else "transformers",
+        "tags": ["eigenmerge", "merge", method],
+    }
     tensors = [tensor for report in reports for tensor in report.tensors]
     actions = Counter(tensor.action if tensor.method is None else tensor.method for tensor in tensors)
     lines = [
@@ -37,6 +42,7 @@ def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
         "What happened to the tensors: " + ", ".join(f"{count} {name}" for name, count in actions.most_common()) + ".",
         "",
         *_rank_lines(reports),
+        *_truncation_lines(reports),
         "Checksums, fingerprints and the rank of every layer: `eigenmerge_manifest.json`.",
         "",
         "## Recipe",
@@ -75,3 +81,14 @@ def _rank_lines(reports: Sequence[ShardReport]) -> list[str]:
     if energies:
         text += f"; they hold {100 * min(energies):.1f}% to {100 * max(energies):.1f}% of each layer's eigenvalue sum"
     return [text + ".", ""]
+
+
+def _truncation_lines(reports: Sequence[ShardReport]) -> list[str]:
+    """How exact an adapter is."""
+    errors = [tensor.truncation_error for report in reports for tensor in report.tensors]
+    known = [error for error in errors if error is not None]
+    if not known:
+        return []
+    if max(known) == 0.0:
+        return ["An adapter whose rank holds the merged deltas exactly.", ""]
+    return [f"The adapter's rank leaves out at most {max(known):.2%} of a weight's merged delta (Frobenius norm).", ""]

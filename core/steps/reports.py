@@ -16,7 +16,8 @@ class TensorReport:
     rank : directions the method kept (K), None where the method has no spectrum
     energy : share of the eigenvalue sum in those directions, 0 to 1
     spectrum : where the decomposition came from
-    sha256 : of the tensor's bytes in the output
+    sha256 : of the tensor's bytes in the output; of lora_A's and then lora_B's where it is stored as factors
+    truncation_error : share of the merged delta's norm that the adapter's rank leaves out; None outside of adapters
     """
 
     name: str
@@ -29,6 +30,7 @@ class TensorReport:
     spectrum: Origin = "none"
     spectrum_key: str | None = None
     notes: tuple[str, ...] = ()
+    truncation_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

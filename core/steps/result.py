@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from .reports import ShardReport
+from .decompose_shard import DecomposeReport
+from .reports import ShardReport, TensorReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,8 @@ class MergeResult:
     bytes_read : of base and experts
     kept_bytes_read : of sums over experts that the store kept and gave instead of those experts
     bytes_through_reduce : that passed through the assembling process
+    truncation_error : of an adapter, the largest share of a weight's merged delta that its rank leaves out (Frobenius
+        norm), in `truncated_tensor`; None for full checkpoints
     """
 
     destination: str
@@ -33,18 +36,31 @@ class MergeResult:
     bytes_through_reduce: int
     seconds: float
     warnings: tuple[str, ...] = ()
+    truncation_error: float | None = None
+    truncated_tensor: str | None = None
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
-def count_shards(reports: Sequence[ShardReport]) -> dict[str, int]:
-    """The fields of MergeResult that add up over shards."""
+def count_shards(reports: Sequence[ShardReport], decomposed: Sequence[DecomposeReport] = ()) -> dict[str, int]:
+    """The fields of MergeResult that add up over shards.
+
+    decomposed : of the first visit of shards whose layers are aligned; the merge then finds those spectra
+    """
+    made = [report for report in reports if not report.reused]
+    early = sum(report.num_computed for report in decomposed)
     return {
-        "shards_done": sum(not report.reused for report in reports),
-        "shards_reused": sum(report.reused for report in reports),
-        "decompositions_computed": sum(report.decompositions_computed for report in reports),
-        "decompositions_reused": sum(report.decompositions_reused for report in reports),
-        "bytes_read": sum(report.bytes_read for report in reports if not report.reused),
-        "kept_bytes_read": sum(report.kept_bytes_read for report in reports if not report.reused),
+        "shards_done": len(made),
+        "shards_reused": len(reports) - len(made),
+        "decompositions_computed": early + sum(report.decompositions_computed for report in reports),
+        "decompositions_reused": sum(report.decompositions_reused for report in reports) - early,
+        "bytes_read": sum(report.bytes_read for report in [*made, *decomposed]),
+        "kept_bytes_read": sum(report.kept_bytes_read for report in made),
     }
+
+
+def worst_truncation(reports: Sequence[ShardReport]) -> TensorReport | None:
+    """The weight that an adapter holds least exactly; None where the result is no adapter."""
+    tensors = [tensor for report in reports for tensor in report.tensors if tensor.truncation_error is not None]
+    return max(tensors, key=lambda tensor: tensor.truncation_error or 0.0, default=None)

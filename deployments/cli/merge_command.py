@@ -116,7 +116,15 @@ def summary(result: MergeResult) -> str:
         + f"; report: {result.destination.rstrip('/')}/README.md,"
         f" {result.destination.rstrip('/')}/eigenmerge_manifest.json",
     ]
+    if result.truncation_error is not None:
+        lines.insert(-1, f"  adapter: {_exactness(result)}")
     return "\n".join(lines)
+
+
+def _exactness(result: MergeResult) -> str:
+    if not result.truncation_error:
+        return "its rank holds the merged deltas exactly"
+    return f"its rank leaves out at most {result.truncation_error:.2%} of a merged delta, in {result.truncated_tensor}"
 
 
 def stop_on_signals(stop: StopSignal) -> None:

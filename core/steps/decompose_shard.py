@@ -1,0 +1,75 @@
+"""One shard's decompositions before anything is filtered: for methods that look at the eigenvalues of all layers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..planning.plan import LayerShard, RunSettings
+from ..storage.store import Store
+from ..storage.tensors import TensorReader
+from .alignment import aligned_tensors
+from .claims import POLL_SECONDS, ClaimWatcher
+from .merge_tensor import TensorMerger
+from .stop import StopSignal
+
+
+@dataclass(frozen=True, slots=True)
+class DecomposeReport:
+    """What one shard's first visit found.
+
+    largest_values : spectrum key to the largest eigenvalue, 0 where all experts are zero
+    num_computed : tensors that were decomposed now; the others' spectra were in the store
+    """
+
+    index: int
+    largest_values: Mapping[str, float]
+    num_computed: int
+    bytes_read: int
+    notes: tuple[str, ...] = ()
+
+
+def decompose_shard(
+    shard: LayerShard,
+    settings: RunSettings,
+    store_uri: str,
+    storage_options: Mapping[str, Any] | None,
+    *,
+    stop: StopSignal | None = None,
+    on_tensor: Callable[[str, int], None] | None = None,
+) -> DecomposeReport:
+    """Make sure that the spectra of a shard's aligned tensors are in the store; idempotent, as `merge_shard`.
+
+    Where the recipe keeps no spectra, the largest values are all that is left, and merging decomposes again.
+
+    Raises
+    ------
+    as `merge_shard`
+    """
+    stop = stop or StopSignal()
+    store = Store(store_uri, storage_options)
+    if torch.get_num_threads() != 1:  # as `merge_shard`: the bytes must not depend on the number of workers
+        torch.set_num_threads(1)
+    # Its own claim: two runs on one store share this work too.
+    watcher = ClaimWatcher(store, f"{shard.part_key}-spectra")
+    while (claim := watcher.acquire()) is None:
+        stop.check()
+        time.sleep(POLL_SECONDS)
+    with claim:
+        reader = TensorReader(storage_options)
+        merger = TensorMerger(settings, store, reader)
+        largest: dict[str, float] = {}
+        num_computed = 0
+        for tensor in aligned_tensors(shard):
+            stop.check()
+            bytes_before = reader.bytes_read
+            values, origin = merger.largest_values(tensor)
+            largest.update(values)
+            num_computed += origin == "computed"
+            if on_tensor is not None:
+                on_tensor(tensor.name, reader.bytes_read - bytes_before)
+        return DecomposeReport(shard.index, largest, num_computed, reader.bytes_read, tuple(merger.notes))

@@ -1,0 +1,48 @@
+"""One shard's decompositions as a Prefect task, before the merge of methods that align layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
+
+from ..core.planning.plan import RunSettings
+from ..core.planning.plan_json import shard_from_json
+from ..core.steps import decompose_shard as step
+from ..core.steps.decompose_shard import DecomposeReport
+from ..core.steps.stop import StopSignal
+from .retrying import worth_retrying
+
+
+@task(
+    name="decompose-shard",
+    task_run_name="decompose {label}",
+    retries=2,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=worth_retrying,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def decompose_shard(
+    label: str,
+    shard: str,
+    settings: str,
+    store_uri: str,
+    storage_options: Mapping[str, Any] | None,
+    stop: StopSignal | None = None,
+    on_tensor: Callable[[str, int], None] | None = None,
+) -> DecomposeReport:
+    """Leave the spectra of one shard's aligned tensors in the store; see `core.steps.decompose_shard`."""
+    return step.decompose_shard(
+        shard_from_json(json.loads(shard)),
+        RunSettings(**json.loads(settings)),
+        store_uri,
+        storage_options,
+        stop=stop,
+        on_tensor=on_tensor,
+    )
