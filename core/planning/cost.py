@@ -103,6 +103,12 @@ def output_bytes(shape: tuple[int, ...], dtype: str) -> int:
     return prod(shape) * DTYPE_BYTES[dtype]
 
 
+def cast_bytes(shape: tuple[int, ...], dtype: str, element: int) -> int:
+    """Bytes of the copy that the cast to the output's dtype makes: none where there is nothing to cast."""
+    size = output_bytes(shape, dtype)
+    return 0 if size == element * prod(shape) else size
+
+
 def check_budget(tensors: Iterable[TensorPlan], max_memory: int | None) -> None:
     """Refuse a plan in which a tensor does not fit.
 
