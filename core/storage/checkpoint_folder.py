@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..errors import CheckpointError, StoreError
-from .backend import ObjectInfo, is_local
+from .backend import ObjectInfo, is_local, protocol_of
 from .bounded_json import LONGEST_INDEX_BYTES, parse_json_object
+from .hub import HUB_RETRY, pin_revision
 from .object_names import problem_with_key
 from .redaction import redact
 from .store import Store, resolve
@@ -67,9 +68,12 @@ class CheckpointFolder:
 
 
 def open_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFolder:
+    retry = None
+    if protocol_of(uri) == "hf":
+        uri, retry = pin_revision(uri, options), HUB_RETRY
     last = uri.rpartition("/")[2]
     if fnmatchcase(last, "*.safetensors") or any(fnmatchcase(last, pattern) for pattern in _PICKLES):
-        store, only_file = resolve(uri, options)
+        store, only_file = resolve(uri, options, retry=retry)
         try:
             files = {info.key: info for info in store.list(recursive=False)}
         except StoreError:  # one readable object in a bucket that may not be listed
@@ -78,7 +82,7 @@ def open_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFol
             return CheckpointFolder(uri, store, files, only_file)
         if not any(store.list(only_file, recursive=False)):
             raise NoModelError(f"no such model: {redact(uri)} does not exist; correct the path")
-    store = Store(uri, options)
+    store = Store(uri, options, retry=retry)
     try:
         files = {info.key: info for info in store.list(recursive=False)}
     except StoreError as error:

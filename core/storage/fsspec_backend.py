@@ -35,6 +35,8 @@ class FsspecBackend:
             raise StoreError(f"{self._protocol}:// is not a place that fsspec knows: {error}") from None
         self._fs = cast(Any, fs)
         self._root = root.rstrip("/")
+        # The Hub's file system reads megabytes beyond what is asked for, in case a reader goes on.
+        self._no_read_ahead = {"cache_type": "none"} if self._protocol == "hf" else {}
 
     def info(self, key: str) -> ObjectInfo:
         found = self._fs.info(self._path(key))
@@ -65,7 +67,7 @@ class FsspecBackend:
         return self.read_range(key, 0, min(num_bytes, size)) if size else b"", size
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
-        data = self._fs.cat_file(self._path(key), start=start, end=stop)
+        data = self._fs.cat_file(self._path(key), start=start, end=stop, **self._no_read_ahead)
         if len(data) != stop - start:
             size = self.info(key).size
             if size < stop:
