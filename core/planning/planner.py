@@ -18,6 +18,7 @@ from .adapter_output import ADAPTER_FILE, as_adapter
 from .cost import check_budget
 from .experts import averages_unlisted_base, groups_of, is_same_model
 from .fingerprints import digest, part_key, run_key
+from .incremental import incremental_warnings
 from .layers import natural_key
 from .listing import ModelListing
 from .output_layers import layers_of_models, layers_of_slices
@@ -125,6 +126,8 @@ def plan_merge(
     warnings += vocabulary.warnings + _warnings(planner, base, experts, checkpoints)
     if recipe.calibration is not None and recipe.calibration.svc is not None:
         warnings += [warning for warning in [calibration_warning(method.name)] if warning is not None]
+    if settings.keep_operators:
+        warnings += incremental_warnings(item.plan for item in planned)
     if recipe.qkv == "split" and not planner.split_qkv:
         raise RecipeError("qkv: split: no fused QKV weight is merged; remove it")
     planned = _aligned(planned)

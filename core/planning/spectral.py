@@ -14,6 +14,7 @@ from ..numerics.kept_sums import kept_elements, kept_form
 from ..numerics.method import MethodParameters, SpectralMethod
 from . import cost
 from .fingerprints import alignment_key, calibration_key, digest, operators_key, spectrum_key
+from .incremental import adds_up
 from .matrices import Matrices
 from .plan import ExpertTensor, MatrixView, RunSettings, TensorPlan
 
@@ -116,7 +117,7 @@ class SpectralPlanner:
         experts: Sequence[ExpertTensor],
         keeps: bool,
     ) -> tuple[float, int, int, int]:
-        """Operations, peak bytes of the work space, bytes that the store keeps of spectra and of sums; of one matrix."""
+        """Of one matrix: operations, peak bytes of the work space, bytes that the store keeps of spectra and sums."""
         ranks = tuple(cost.max_rank(expert, shape) for expert in experts)
         low_rank = all(cost.is_low_rank(expert) for expert in experts)
         # The WUDI family keeps two blocks of left vectors, the target's and the sum's; the others one.
@@ -140,14 +141,6 @@ class SpectralPlanner:
                 kept += cost.spectrum_bytes(shape, min(*shape, directions), len(ranks), self._settings)
             known = self._costs[key] = (flops, work + held, kept, sums)
         return known
-
-
-def adds_up(plan: TensorPlan) -> bool:
-    """True where the task vectors do not depend on which other experts there are, so that sums of them can be kept.
-
-    Where vocabularies differ, a row that the base lacks is the mean of the experts that have it.
-    """
-    return plan.base is not None and plan.base_rows is None and all(expert.rows is None for expert in plan.experts)
 
 
 def align(tensors: Iterable[TensorPlan]) -> dict[str, str]:

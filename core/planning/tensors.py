@@ -13,6 +13,7 @@ from ..numerics.method import DirectMethod, SpectralMethod
 from . import cost
 from .experts import needs_base
 from .fingerprints import SUM_VERSION, digest, operators_key, tensor_identity
+from .incremental import adds_up
 from .layers import FLOAT8_DTYPES, FLOAT_DTYPES, Kind, tensor_kind
 from .matrices import matrices_of
 from .output_layers import Group, Member, Slot
@@ -20,7 +21,7 @@ from .parameters import Resolver, Resolvers, scope
 from .plan import ExpertTensor, LoraSource, Rows, RunSettings, TensorPlan, TensorSource
 from .rules import AnyMethod, Decision, RuleBook
 from .sources import Checkpoint
-from .spectral import SpectralPlanner, adds_up
+from .spectral import SpectralPlanner
 from .vocabulary import VocabularyPlanner, is_row_by_token
 
 _OUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
