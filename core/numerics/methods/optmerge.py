@@ -58,6 +58,7 @@ class OptMerge(InterferenceMethod[OptMergeParameters]):
     summary = "WUDI on experts reduced to their top singular directions; iterated as published, or in closed form"
     source = "OptMerge, ICLR 2026"
     Parameters = OptMergeParameters
+    passes = 2  # the mean first, then the experts against it
 
     def decomposition(self, parameters: OptMergeParameters) -> Mapping[str, object]:
         if not _is_adam(parameters):
