@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub: a name and a revision become one commit, so that all workers read the same weights."""
+"""Models on the Hugging Face Hub: a name and a revision become one commit, so all workers read the same weights."""
 
 from __future__ import annotations
 
