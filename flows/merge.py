@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from prefect import flow
@@ -15,7 +16,8 @@ from ..core.steps.read_recipe import read_recipe
 from ..core.steps.result import MergeResult
 from ..core.steps.spectra_table import write_spectra_table
 from .fan_out import Pool, align_layers, choose_workers, merge_shards
-from .run_context import current_run
+from .prefect_report import PrefectReport
+from .run_context import Several, current_run
 from .runners import RunnerName
 
 DEFAULT_STORE = "~/.cache/eigenmerge"
@@ -60,6 +62,8 @@ def merge(
     store_uri = store or recipe.store or DEFAULT_STORE
     options = recipe.storage_options
     max_memory = max_memory or recipe.max_memory
+    if run.on_prefect_page:
+        run = replace(run, listener=Several(run.listener, PrefectReport(store_uri, options)))
 
     plan = make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
     target = prepare_destination(plan, str(destination), options, overwrite=overwrite)

@@ -37,10 +37,44 @@ class Listener:
         """The run is over, well or badly."""
 
 
+class Several(Listener):
+    """Tells each of several listeners."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
+
+    def planned(self, plan: Plan, workers: int) -> None:
+        for listener in self._listeners:
+            listener.planned(plan, workers)
+
+    def tensor_done(self, name: str, bytes_read: int) -> None:
+        for listener in self._listeners:
+            listener.tensor_done(name, bytes_read)
+
+    def shard_done(self, report: ShardReport) -> None:
+        for listener in self._listeners:
+            listener.shard_done(report)
+
+    def assembling(self, plan: Plan) -> None:
+        for listener in self._listeners:
+            listener.assembling(plan)
+
+    def finished(self, result: MergeResult) -> None:
+        for listener in self._listeners:
+            listener.finished(result)
+
+    def close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+
 @dataclass(slots=True)
 class RunContext:
+    """on_prefect_page : write artifacts; not worth it on an embedded server, which nobody looks at."""
+
     listener: Listener = field(default_factory=Listener)
     stop: StopSignal = field(default_factory=StopSignal)
+    on_prefect_page: bool = True
 
 
 RUN_CONTEXT: ContextVar[RunContext | None] = ContextVar("eigenmerge_run_context", default=None)

@@ -25,8 +25,27 @@ STALE_SECONDS = 60.0
 POLL_SECONDS = 1.0
 
 
+_RUN_CLAIM = "run-"
+
+
 def claim_key(part_key: str) -> str:
     return "claims/" + part_key.rsplit("/", 1)[-1].removesuffix(".safetensors") + ".json"
+
+
+def hold_run(store: Store, run_key: str) -> Claim:
+    """Say that this process is at this run, until `release`; any number of processes may be."""
+    owner = _this_process()
+    key = f"claims/{_RUN_CLAIM}{run_key}-{str(owner['id'])[:12]}.json"
+    store.write(key, _body(owner, 0))
+    return Claim(store, key, owner)
+
+
+def claimed(claim: str) -> tuple[str | None, str]:
+    """What a claim is about: the run's key (None for a part's), and the part's key ("" for a run's)."""
+    name = claim.rpartition("/")[2].removesuffix(".json")
+    if name.startswith(_RUN_CLAIM):
+        return name.removeprefix(_RUN_CLAIM).rpartition("-")[0], ""
+    return None, f"parts/{name.removesuffix('-spectra').removesuffix('.safetensors')}.safetensors"
 
 
 class Claim:
@@ -60,6 +79,14 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def is_alive(content: bytes, seconds_since_written: float) -> bool:
+    """Whether somebody may still be at work. Several missed heartbeats are needed to say no, or a process that is gone.
+
+    seconds_since_written : on one clock, that of the store
+    """
+    return not _owner_is_gone(content) and seconds_since_written < 5 * STALE_SECONDS
 
 
 class ClaimWatcher:

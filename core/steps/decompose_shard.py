@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..storage.store import Store
 from ..storage.tensors import TensorReader
 from .alignment import aligned_tensors
 from .claims import POLL_SECONDS, ClaimWatcher
+from .devices import hold_device
 from .merge_tensor import TensorMerger
 from .stop import StopSignal
 
@@ -59,9 +60,9 @@ def decompose_shard(
     while (claim := watcher.acquire()) is None:
         stop.check()
         time.sleep(POLL_SECONDS)
-    with claim:
+    with claim, hold_device(settings.device, stop) as device:
         reader = TensorReader(storage_options)
-        merger = TensorMerger(settings, store, reader)
+        merger = TensorMerger(replace(settings, device=device), store, reader)
         largest: dict[str, float] = {}
         num_computed = 0
         for tensor in aligned_tensors(shard):

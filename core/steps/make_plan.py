@@ -38,7 +38,7 @@ def make_plan(
     references = list(dict.fromkeys(reference for reference in named if reference is not None))
 
     def list_one(reference: str) -> ModelListing:
-        return list_model(reference, recipe.storage_options)
+        return list_model(reference, recipe.storage_options, fingerprint=recipe.fingerprint)
 
     def read_one(uri: str) -> bytes:
         store, key = resolve(uri, recipe.storage_options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..storage.safetensors_header import build_header
 from ..storage.store import Store
 from ..storage.tensors import TensorReader
 from .claims import POLL_SECONDS, ClaimWatcher
+from .devices import hold_device
 from .merge_tensor import TensorMerger
 from .part import find_part, write_record
 from .reports import ShardReport
@@ -62,9 +64,9 @@ def merge_shard(
         if claim is not None:
             break
         time.sleep(POLL_SECONDS)
-    with claim:
+    with claim, hold_device(settings.device, stop) as device:
         notes = (reason,) if reason else ()
-        return _make_part(shard, settings, store, storage_options, stop, on_tensor, notes)
+        return _make_part(shard, replace(settings, device=device), store, storage_options, stop, on_tensor, notes)
 
 
 def _make_part(

@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import replace
 
-from ..errors import ObjectNotFoundError
+from ..errors import CorruptObjectError, ObjectNotFoundError
 from ..planning.plan import LayerShard
 from ..storage.store import Store
 from .reports import ShardReport
@@ -29,6 +29,26 @@ def write_record(store: Store, report: ShardReport) -> None:
     store.write(record_key(report.part_key), json.dumps({"sha256": _digest(body), "report": body}).encode())
 
 
+def read_record(store: Store, part_key: str) -> ShardReport:
+    """The record of a part.
+
+    Raises
+    ------
+    ObjectNotFoundError : the part is not committed
+    CorruptObjectError : truncated, changed, or another part's
+    """
+    try:
+        envelope = json.loads(store.read(record_key(part_key)))
+        if _digest(envelope["report"]) != envelope["sha256"]:
+            raise ValueError("checksum does not fit")
+        report = ShardReport.from_dict(json.loads(envelope["report"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptObjectError(f"the record of part {part_key} is damaged ({error})") from None
+    if report.part_key != part_key:
+        raise CorruptObjectError(f"the record of part {part_key} is damaged (it is another part's record)")
+    return report
+
+
 def find_part(store: Store, shard: LayerShard) -> tuple[ShardReport | None, str | None]:
     """The report of a whole, committed part of this shard, or None with the reason if something unfit lies there.
 
@@ -36,16 +56,13 @@ def find_part(store: Store, shard: LayerShard) -> tuple[ShardReport | None, str 
     that was copied to another place, the bytes are hashed.
     """
     try:
-        envelope = json.loads(store.read(record_key(shard.part_key)))
-        if _digest(envelope["report"]) != envelope["sha256"]:
-            raise ValueError("checksum does not fit")
-        report = ShardReport.from_dict(json.loads(envelope["report"]))
-        if report.part_key != shard.part_key or [t.name for t in report.tensors] != [t.name for t in shard.tensors]:
-            raise ValueError("it is another part's record")
+        report = read_record(store, shard.part_key)
     except ObjectNotFoundError:
         return None, None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return None, f"the record of part {shard.part_key} is damaged ({error}); made again"
+    except CorruptObjectError as error:
+        return None, f"{error}; made again"
+    if [tensor.name for tensor in report.tensors] != [tensor.name for tensor in shard.tensors]:
+        return None, f"the record of part {shard.part_key} is damaged (it lists other tensors); made again"
     try:
         info = store.info(shard.part_key)
     except ObjectNotFoundError:
@@ -53,12 +70,12 @@ def find_part(store: Store, shard: LayerShard) -> tuple[ShardReport | None, str 
     if info.size != report.num_bytes:
         return None, f"part {shard.part_key} has {info.size} bytes, expected {report.num_bytes}; made again"
     unchanged = bool(info.etag) and info.etag == report.etag
-    if not unchanged and _hash_object(store, shard.part_key, info.size) != report.sha256:
+    if not unchanged and hash_object(store, shard.part_key, info.size) != report.sha256:
         return None, f"part {shard.part_key} fails its checksum; made again"
     return replace(report, index=shard.index, reused=True), None
 
 
-def _hash_object(store: Store, key: str, size: int) -> str:
+def hash_object(store: Store, key: str, size: int) -> str:
     digest = hashlib.sha256()
     for start in range(0, size, CHUNK_BYTES):
         digest.update(store.read_range(key, start, min(size, start + CHUNK_BYTES)))

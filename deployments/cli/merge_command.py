@@ -73,7 +73,8 @@ def merge(
         from ...flows.run_context import RUN_CONTEXT, RunContext
         from .progress import make_listener
 
-        context = RunContext(listener=make_listener(quiet=quiet or as_json, terminal=sys.stderr.isatty()))
+        listener = make_listener(quiet=quiet or as_json, terminal=sys.stderr.isatty())
+        context = RunContext(listener, on_prefect_page=server is None)
         stop_on_signals(context.stop)
         token = RUN_CONTEXT.set(context)
         try:

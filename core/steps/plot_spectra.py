@@ -1,0 +1,52 @@
+"""A picture of a run's spectra, from the run-level table alone: no vectors are read."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ObjectNotFoundError
+from ..planning.plan import Plan
+from ..storage.keys import run_object_key
+from ..storage.run_table import read_run_table
+from ..storage.store import Store
+from .spectra_table import TABLE_NAME
+
+_MOST_CURVES = 400
+
+
+def plot_spectra(plan: Plan, store_uri: str, storage_options: Mapping[str, Any] | None) -> str | None:
+    """A PNG as a data: URI, one curve a layer, values relative to the largest over the share of the directions.
+
+    None where the run has no spectra, or matplotlib (the extra "plot") is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    try:
+        rows = read_run_table(Store(store_uri, storage_options), run_object_key(plan.run_key, TABLE_NAME))
+    except ObjectNotFoundError:
+        return None
+    curves = [row.spectrum.values.double() for row in rows if len(row.spectrum.values) > 1]
+    if not curves:
+        return None
+    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    step = max(1, len(curves) // _MOST_CURVES)
+    for values in curves[::step]:
+        share = [index / (len(values) - 1) for index in range(len(values))]
+        axes.plot(
+            share,
+            (values / values[0].clamp_min(1e-300)).clamp_min(1e-12).tolist(),
+            color="tab:blue",
+            alpha=0.25,
+            lw=0.8,
+        )
+    axes.set(yscale="log", xlabel="share of the directions", ylabel="value / largest", title=f"{len(curves)} spectra")
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(picture)
+    return "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()

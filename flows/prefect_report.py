@@ -1,0 +1,125 @@
+"""A merge as Prefect's pages show it: name, tags, progress, a table of the layers, their spectra, links.
+
+What can go wrong here (a server that is slow or away) must never fail a merge: it is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+
+from ..core.planning.plan import Plan
+from ..core.steps.plot_spectra import plot_spectra
+from ..core.steps.reports import ShardReport
+from ..core.steps.result import MergeResult
+from .run_context import Listener
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_UPDATES = 1.0
+_MOST_ROWS = 2000  # more would be megabytes in the server's database
+
+
+class PrefectReport(Listener):
+    """Writes the artifacts of the current flow run."""
+
+    def __init__(self, store_uri: str, storage_options: Mapping[str, Any] | None) -> None:
+        self._store_uri, self._storage_options = store_uri, storage_options
+        self._progress: UUID | None = None
+        self._plan: Plan | None = None
+        self._done = 0
+        self._updated = 0.0
+        self._reports: list[ShardReport] = []
+
+    def planned(self, plan: Plan, workers: int) -> None:
+        self._plan = plan
+        self._quietly(self._name_run, plan)
+        self._progress = self._quietly(create_progress_artifact, 0.0, "shards", f"{len(plan.shards)} shards to do")
+
+    def shard_done(self, report: ShardReport) -> None:
+        self._reports.append(report)
+        self._done += 1
+        if self._progress is not None and time.monotonic() - self._updated > _SECONDS_BETWEEN_UPDATES:
+            self._updated = time.monotonic()
+            self._show_progress()
+
+    def assembling(self, plan: Plan) -> None:
+        self._show_progress()
+
+    def finished(self, result: MergeResult) -> None:
+        self._quietly(create_table_artifact, self._rows(), "layers", "What the merge did with each tensor")
+        self._quietly(create_markdown_artifact, _summary(result), "result", "Where the result is")
+        assert self._plan is not None
+        image = self._quietly(plot_spectra, self._plan, self._store_uri, self._storage_options)
+        if image is not None:
+            self._quietly(create_image_artifact, image, "spectra", "Eigenvalues of every layer, largest first")
+
+    def _name_run(self, plan: Plan) -> None:
+        method = str(plan.recipe.get("merge_method"))
+        base = (plan.base or plan.experts[0]).name.rstrip("/").rpartition("/")[2]
+        experts = "1 expert" if len(plan.experts) == 1 else f"{len(plan.experts)} experts"
+        run_id = flow_run.get_id()
+        if run_id is None:
+            return
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(
+                UUID(run_id),
+                name=f"{method}: {experts} on {base}",
+                tags={"eigenmerge", method, f"run:{plan.run_key[:12]}"},
+            )
+
+    def _show_progress(self) -> None:
+        if self._progress is not None and self._plan is not None:
+            total = len(self._plan.shards)
+            text = f"{self._done} of {total} shards"
+            self._quietly(update_progress_artifact, self._progress, 100.0 * self._done / max(1, total), text)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for report in sorted(self._reports, key=lambda one: one.index):
+            for tensor in report.tensors:
+                rows.append(
+                    {
+                        "tensor": tensor.name,
+                        "method": tensor.method or tensor.action,
+                        "rank": tensor.rank if tensor.rank is not None else "",
+                        "energy kept": f"{100 * tensor.energy:.1f}%" if tensor.energy is not None else "",
+                        "seconds": round(tensor.seconds, 3),
+                        "spectrum": "reused" if report.reused and tensor.spectrum != "none" else tensor.spectrum,
+                    }
+                )
+        return rows[:_MOST_ROWS]
+
+    @staticmethod
+    def _quietly(action: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return action(*arguments)
+        except Exception as error:
+            logger.warning("Prefect's page of this run is incomplete: %s", error)
+            return None
+
+
+def _summary(result: MergeResult) -> str:
+    place = result.destination.rstrip("/")
+    lines = [
+        f"**{result.num_experts} experts merged with `{result.method}`** into `{place}`",
+        "",
+        f"* report: `{place}/README.md`, manifest: `{place}/eigenmerge_manifest.json`",
+        f"* {result.shards_done} shards computed, {result.shards_reused} found in the store",
+        f"* {result.decompositions_computed} decompositions computed, {result.decompositions_reused} reused",
+        f"* {result.bytes_read:,} bytes read, {result.bytes_written:,} written, {result.seconds:.1f} s",
+    ]
+    return "\n".join(lines + [f"* warning: {warning}" for warning in result.warnings])
