@@ -90,6 +90,12 @@ class Recipe(Strict):
     spectra_dtype: Literal["float32", "float64", "arithmetic"] = Field(
         default="arithmetic", description="of kept spectra"
     )
+    fingerprint: Literal["stat", "content"] = Field(
+        default="stat",
+        description="what identifies a model's files: header, size and etag (locally the time of the last change), or"
+        " every byte. By content a copy elsewhere has the same keys and gives the same bytes; all weights are read once"
+        " more to plan",
+    )
     keep_operators: bool = Field(
         default=False, description="keep the sums over experts, so that one can be added cheaply"
     )
