@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from ..config import Recipe
 from ..errors import CheckpointError, RecipeError
@@ -128,8 +127,8 @@ def plan_merge(
         warnings += [warning for warning in [calibration_warning(method.name)] if warning is not None]
     if settings.keep_operators:
         warnings += incremental_warnings(item.plan for item in planned)
-    if recipe.qkv == "split" and not planner.split_qkv:
-        raise RecipeError("qkv: split: no fused QKV weight is merged; remove it")
+    if not planner.split_qkv and "split" in (recipe.qkv, *(rule.qkv for rule in recipe.rules)):
+        raise RecipeError("qkv: split: no fused QKV weight is merged by a spectral method; remove it")
     planned = _aligned(planned)
     changes = {**layers.config_changes, **_vocabulary_changes(reference, planned, vocabulary)}
     sides = side_files(recipe, reference, changes, vocabulary.tokenizer, vocabulary.tokenizer_json())

@@ -48,7 +48,7 @@ def weights_only(
     if not has_float8:
         return tensors
     block = quantization.get("weight_block_size") if isinstance(quantization, Mapping) else None
-    if block is not None and list(block) != [_BLOCK, _BLOCK]:
+    if block not in (None, [_BLOCK, _BLOCK]):
         raise CheckpointError(f"{name}: weight_block_size is {block!r}, supported is [{_BLOCK}, {_BLOCK}]")
     for tensor_name, source in tensors.items():
         if source.scale is not None:

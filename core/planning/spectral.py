@@ -122,7 +122,7 @@ class SpectralPlanner:
         low_rank = all(cost.is_low_rank(expert) for expert in experts)
         # The WUDI family keeps two blocks of left vectors, the target's and the sum's; the others one.
         blocks = 2 if decomposition.get("kind") == _INTERFERENCE else 1
-        key = (method.name, blocks, shape, ranks, low_rank)
+        key = (method.name, blocks, shape, ranks, low_rank, keeps)
         known = self._costs.get(key)
         if known is None:
             sums = held = 0
@@ -137,7 +137,8 @@ class SpectralPlanner:
             if self._calibration:
                 rank = min(*shape, directions) if low_rank else None
                 flops += svc_flops(shape, ranks, low_rank, rank)
-                work = max(work, svc_elements(shape, ranks, low_rank, rank) * self._element)
+                own = directions * (shape[1] + blocks * shape[0])  # the method's spectrum, which is still held
+                work = max(work, (svc_elements(shape, ranks, low_rank, rank) + own) * self._element)
                 kept += cost.spectrum_bytes(shape, min(*shape, directions), len(ranks), self._settings)
             known = self._costs[key] = (flops, work + held, kept, sums)
         return known

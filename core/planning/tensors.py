@@ -346,7 +346,7 @@ class TensorPlanner:
             plan,
             bytes_read=cost.bytes_read(plan.base, plan.experts, 1),
             flops=cost.mean_cost(plan.shape, len(plan.experts)),
-            peak_bytes=held + stored + cost.output_bytes(plan.shape, plan.out_dtype),
+            peak_bytes=held + stored + cost.cast_bytes(plan.shape, plan.out_dtype, self._element),
         )
 
 

@@ -96,6 +96,10 @@ def test_fused_qkv_as_stored_or_split(model: Any, plan_of: Any, tensors_of: Any)
         ),
     )
     assert "no fused QKV weight" in message
+    text = SWUDI + "models: [a]\nrules: [{match: '*', qkv: split}]"
+    plain = [model(name, {"w.weight": (4, 4)}) for name in ("base", "a")]
+    assert "no fused QKV weight" in refused(RecipeError, lambda: plan_of(text, *plain))
+    assert len(tensors_of(plan_of(text, *models))["blocks.0.attn.qkv.weight"].views) == 3
 
 
 class TestRules:
