@@ -80,7 +80,7 @@ def adapters_of(model: type[BaseModel]) -> Mapping[str, TypeAdapter[Any]]:
     """One adapter per parameter of a method's pydantic model, under the name a recipe uses (the alias, if any)."""
     adapters: dict[str, TypeAdapter[Any]] = {}
     for name, field in model.model_fields.items():
-        annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        annotation: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
         adapters[field.alias or name] = TypeAdapter(annotation)
     return adapters
 

@@ -68,7 +68,7 @@ class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
         if per_expert > 0:
             residual_cut = _residual_cut(common, shape)
             for index, vector in enumerate(task_vectors):
-                if is_exactly_zero(vector) and parameters.zero_experts == "axes":
+                if parameters.zero_experts == "axes" and not isinstance(vector, LowRank) and is_exactly_zero(vector):
                     collected.add_axes(vector, per_expert, index)
                     continue
                 floor = residual_cut * typical_value(vector)

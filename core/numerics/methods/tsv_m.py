@@ -8,7 +8,7 @@ from ..compact_svd import compact_svd, svd_elements, svd_flops
 from ..method import ExpertParameters, SpectralMethod
 from ..singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
 from ..spectrum import Factors, Spectrum
-from ..task_vectors import TaskVectors
+from ..task_vectors import LowRank, TaskVectors
 
 
 class TsvM(SpectralMethod[CollectingParameters, ExpertParameters]):
@@ -40,7 +40,7 @@ class TsvM(SpectralMethod[CollectingParameters, ExpertParameters]):
         per_expert = _directions_per_expert(shape, num_experts)
         collected = DirectionSet()
         for index, vector in enumerate(task_vectors):
-            if is_exactly_zero(vector) and parameters.zero_experts == "axes":
+            if parameters.zero_experts == "axes" and not isinstance(vector, LowRank) and is_exactly_zero(vector):
                 collected.add_axes(vector, per_expert, index)
             else:
                 collected.add(compact_svd(vector, max_directions=per_expert), index)
