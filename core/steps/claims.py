@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from types import TracebackType
 
 from ..errors import ObjectNotFoundError, StoreError
@@ -49,10 +50,14 @@ def claimed(claim: str) -> tuple[str | None, str]:
 
 
 class Claim:
-    """A held claim, refreshed by a thread until `release`. Use as a context manager."""
+    """A held claim, refreshed by a thread until `release`. Use as a context manager.
+
+    is_lost : somebody else has taken it, because this process stood still for too long
+    """
 
     def __init__(self, store: Store, key: str, owner: dict[str, object]) -> None:
         self._store, self._key, self._owner = store, key, owner
+        self.is_lost = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="eigenmerge-claim", daemon=True)
         self._thread.start()
@@ -62,15 +67,34 @@ class Claim:
         while not self._done.wait(HEARTBEAT_SECONDS):
             beat += 1
             try:
+                if not self.check():
+                    return
                 self._store.write(self._key, _body(self._owner, beat))
             except StoreError:
                 continue  # advisory: the shard's own writes will say what is wrong
 
+    def check(self) -> bool:
+        """Look whether it is still ours."""
+        with contextlib.suppress(ObjectNotFoundError):
+            self.is_lost = self.is_lost or _id_of(self._store.read(self._key)) != self._owner["id"]
+        return not self.is_lost
+
     def release(self) -> None:
+        """Take the claim away."""
         self._done.set()
         self._thread.join()
         with contextlib.suppress(StoreError):  # it goes stale by itself
-            self._store.delete([self._key])
+            if self.check():
+                self._store.delete([self._key])
+
+    def abandon(self) -> None:
+        """Leave the object with the facts that it was made with, and nobody as its owner."""
+        self._done.set()
+        self._thread.join()
+        with contextlib.suppress(StoreError):
+            if self.check():
+                left = {name: fact for name, fact in self._owner.items() if name not in _THIS_PROCESS}
+                self._store.write(self._key, json.dumps(left).encode())
 
     def __enter__(self) -> Claim:
         return self
@@ -90,17 +114,25 @@ def is_alive(content: bytes, seconds_since_written: float) -> bool:
 
 
 class ClaimWatcher:
-    """Tries to take a claim, and remembers how long a foreign one has not moved."""
+    """Tries to take a claim, and remembers how long a foreign one has not moved.
 
-    def __init__(self, store: Store, part_key: str) -> None:
+    Parameters
+    ----------
+    key : of the claim; `claim_key` of a part
+    facts : what the claim says beside its owner
+    """
+
+    def __init__(self, store: Store, key: str, facts: Mapping[str, object] | None = None) -> None:
         self._store = store
-        self._key = claim_key(part_key)
+        self._key = key
+        self._facts = dict(facts or {})
         self._seen: bytes | None = None
         self._seen_at = 0.0
+        self.has_moved = False
 
     def acquire(self) -> Claim | None:
         """The claim, or None while somebody else is alive and at it."""
-        owner = _this_process()
+        owner = self._facts | _this_process()
         if self._store.create(self._key, _body(owner, 0)):
             return Claim(self._store, self._key, owner)
         try:
@@ -108,11 +140,15 @@ class ClaimWatcher:
         except ObjectNotFoundError:
             return None  # released this moment; the next look finds the part
         if content != self._seen:
+            self.has_moved = self._seen is not None
             self._seen, self._seen_at = content, time.monotonic()
         if _owner_is_gone(content) or time.monotonic() - self._seen_at > STALE_SECONDS:
             self._store.write(self._key, _body(owner, 0))
             return Claim(self._store, self._key, owner)
         return None
+
+
+_THIS_PROCESS = ("id", "host", "boot", "pid", "started")
 
 
 def _body(owner: dict[str, object], beat: int) -> bytes:
@@ -129,21 +165,31 @@ def _this_process() -> dict[str, object]:
     }
 
 
+def _id_of(content: bytes) -> object:
+    try:
+        return json.loads(content)["id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def _owner_is_gone(content: bytes) -> bool:
     """True only where it is certain: same machine, same boot, and that process is not there any more."""
     try:
         owner = json.loads(content)
         same_machine = owner["host"] == socket.gethostname() and owner["boot"] == _boot_id() and owner["boot"]
         return bool(same_machine) and _process_start(int(owner["pid"])) != owner["started"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return True  # damaged: nobody can be refreshing it
 
 
 def _boot_id() -> str:
-    """Identifies this boot of this kernel; with the pid's start time it names a process. "" where there is no /proc."""
+    """Identifies this boot of this kernel and this container: a pid and its start time then name a process.
+
+    "" where there is no /proc.
+    """
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123
-            return file.read().strip()
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115
     except OSError:
         return ""
 

@@ -13,7 +13,7 @@ from ..planning.plan import LayerShard, RunSettings
 from ..storage.store import Store
 from ..storage.tensors import TensorReader
 from .alignment import aligned_tensors
-from .claims import POLL_SECONDS, ClaimWatcher
+from .claims import POLL_SECONDS, ClaimWatcher, claim_key
 from .devices import hold_device
 from .merge_tensor import TensorMerger
 from .stop import StopSignal
@@ -56,7 +56,7 @@ def decompose_shard(
     if torch.get_num_threads() != 1:  # as `merge_shard`: the bytes must not depend on the number of workers
         torch.set_num_threads(1)
     # Its own claim: two runs on one store share this work too.
-    watcher = ClaimWatcher(store, f"{shard.part_key}-spectra")
+    watcher = ClaimWatcher(store, claim_key(f"{shard.part_key}-spectra"))
     while (claim := watcher.acquire()) is None:
         stop.check()
         time.sleep(POLL_SECONDS)

@@ -14,7 +14,7 @@ from ..planning.shards import output_entries
 from ..storage.safetensors_header import build_header
 from ..storage.store import Store
 from ..storage.tensors import TensorReader
-from .claims import POLL_SECONDS, ClaimWatcher
+from .claims import POLL_SECONDS, ClaimWatcher, claim_key
 from .devices import hold_device
 from .merge_tensor import TensorMerger
 from .part import find_part, write_record
@@ -54,7 +54,7 @@ def merge_shard(
     # It is also the quicker way to use the cores, as long as there are as many shards as cores.
     if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
-    watcher = ClaimWatcher(store, shard.part_key)
+    watcher = ClaimWatcher(store, claim_key(shard.part_key))
     while True:
         stop.check()
         found, reason = find_part(store, shard)
