@@ -43,6 +43,7 @@ _PASSING_CODES = frozenset(
         "IncompleteBody",
     }
 )
+_DENIED_CODES = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "403"})
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PASSING_ERRNO = frozenset(
     {errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETRESET}
@@ -200,7 +201,7 @@ def _translated(error: Exception, what: str, attempts: int, secrets: tuple[str, 
         return StoreError(f"{what}: no such bucket; create it or correct the address")
     if isinstance(error, FileNotFoundError) or code in {"NoSuchKey", "404"} or status == 404:
         return ObjectNotFoundError(f"{what}: no such object")
-    if isinstance(error, PermissionError) or status in {401, 403} or number == errno.EROFS:
+    if isinstance(error, PermissionError) or code in _DENIED_CODES or status in {401, 403} or number == errno.EROFS:
         remote = "; where objects may not be listed, a missing object looks the same" if status == 403 else ""
         return StoreError(f"{what}: permission denied ({detail}); check credentials and access rights{remote}")
     if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}:

@@ -90,7 +90,7 @@ def concatenate_objects(target: Store, key: str, header: bytes, source: Store, r
         if isinstance(part, SentPart):
             upload.send(number, content(part))
         else:
-            upload.copy(number, f"{origin.bucket}/{origin.object_key(part.key)}", part.start, part.stop)
+            upload.copy(number, origin.bucket, origin.object_key(part.key), part.start, part.stop)
 
     try:
         with ThreadPoolExecutor(_PARALLEL_COPIES, thread_name_prefix="s3-copy") as pool:

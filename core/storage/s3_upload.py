@@ -32,12 +32,13 @@ class MultipartUpload:
         # Where the client sends checksums by default, some servers refuse to complete without them.
         self._parts[number] = {name: value for name, value in answer.items() if name in _PART_FIELDS}
 
-    def copy(self, number: int, source: str, start: int, stop: int) -> None:
-        """Make part `number` of bytes [start, stop) of another object, "bucket/key"; no byte passes through here."""
-        arguments = {"CopySource": source, "CopySourceRange": f"bytes={start}-{stop - 1}"}
+    def copy(self, number: int, bucket: str, key: str, start: int, stop: int) -> None:
+        """Make part `number` of bytes [start, stop) of another object; no byte passes through here."""
+        # A mapping, not "bucket/key": botocore then quotes names that HTTP headers could not carry.
+        arguments = {"CopySource": {"Bucket": bucket, "Key": key}, "CopySourceRange": f"bytes={start}-{stop - 1}"}
         answer = self._attempt(
             lambda: self._call("upload_part_copy", **self._name, PartNumber=number, **arguments),
-            f"copying {source} into",
+            f"copying s3://{bucket}/{key} into",
         )
         result = answer["CopyPartResult"]
         self._parts[number] = {name: value for name, value in result.items() if name in _PART_FIELDS}

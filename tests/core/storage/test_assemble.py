@@ -94,6 +94,13 @@ class TestBytesThrough:
         assert written.bytes_through <= SMALLEST_PART_BYTES < 0.05 * len(data)
         assert hashlib.sha256(out.read("x")).digest() == hashlib.sha256(b"h" * 5000 + data).digest()
 
+    def test_names_that_headers_cannot_carry(self, s3_root) -> None:
+        store = Store(f"{s3_root.uri}/ä ö+%20", s3_root.storage_options)
+        store.write("ü & ß.bin", bytes(7 * MIB))
+        written = assemble_file(store, "joined ñ", bytes(5 * MIB), store, [("ü & ß.bin", 0, 7 * MIB)])
+        assert written.bytes_through == 5 * MIB
+        assert store.read("joined ñ") == bytes(12 * MIB)
+
     def test_on_moto_too(self, moto_root) -> None:
         store, out = (Store(f"{moto_root.uri}/{name}", moto_root.storage_options) for name in ("store", "out"))
         ranges, data = parts_in(store, [12 * MIB, 7 * MIB])

@@ -130,6 +130,12 @@ class TestFaults:
                 action()
             assert len(proxy.requests) - before == 1
 
+    def test_a_batch_that_may_not_be_deleted(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        answer = {"Errors": [{"Key": "x", "Code": "AccessDenied", "Message": "Access Denied"}]}
+        monkeypatch.setattr(store.backend, "call", lambda method, **arguments: answer)
+        with pytest.raises(StoreError, match=r"deleting 1 objects .*permission denied"):
+            store.delete(["x"])
+
     def test_the_first_of_two_writers_wins_although_its_answer_is_lost(self, faulty_s3: Faulty, store: Store) -> None:
         proxy, _ = faulty_s3
         answers = iter(["lost"])
@@ -263,6 +269,23 @@ print(store.read("who").decode(), store)
         with pytest.raises(StoreError, match="permission denied"):
             store.write("x", b"1")
         assert len(proxy.requests) == 1
+
+
+def test_a_forked_process_connects_by_itself(s3_root: S3Root) -> None:
+    store = Store(s3_root.uri, s3_root.storage_options)
+    store.write("x", b"parent")
+    code = (
+        "import multiprocessing, sys, json\n"
+        "from eigenmerge.core.storage.store import Store\n"
+        "store = Store(sys.argv[1], json.loads(sys.argv[2]))\n"
+        "store.read('x')\n"
+        "def child(): sys.exit(0 if store.read('x') == b'parent' else 1)\n"
+        "process = multiprocessing.get_context('fork').Process(target=child)\n"
+        "process.start(); process.join(30); sys.exit(process.exitcode)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, s3_root.uri, json.dumps(s3_root.storage_options)], check=True, timeout=60
+    )
 
 
 def test_a_hash_of_a_large_object_survives_the_trip(s3_root: S3Root) -> None:
