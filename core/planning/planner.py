@@ -232,9 +232,8 @@ def _warnings(
 ) -> list[str]:
     found = [warning for checkpoint in checkpoints for warning in checkpoint.warnings]
     if planner.untouched:
-        found.append(
-            f"{planner.untouched} tensors are in no expert and stay the base's, the first {planner.first_untouched}"
-        )
+        first = planner.first_untouched
+        found.append(f"tensors in no expert stay the base's: {planner.untouched}, the first {first}")
     extra = Counter[tuple[str, ...]]()
     for checkpoint in checkpoints:
         names = checkpoint.extra_names()

@@ -19,7 +19,9 @@ _CHATML = (
 )
 _TORCH_NAMES = ("float64", "float32", "bfloat16", "float16")
 # Names the assembly writes itself; a copy of the base's would be wrong.
-_OWN_FILES = frozenset({"README.md", "eigenmerge_manifest.json", "config.json", "model.safetensors.index.json"})
+_OWN_FILES = frozenset(
+    {"README.md", "eigenmerge_manifest.json", "config.json", "model.safetensors.index.json", "hf_quant_config.json"}
+)
 _SAFE_NAME = re.compile(r"[\w][\w.+ -]{0,199}", re.ASCII)
 
 

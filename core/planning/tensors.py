@@ -139,7 +139,7 @@ class TensorPlanner:
             return self._copy(target, "no expert has it: base kept")
         if needs_base(decision.method) and all(source is None or source.identity == "base" for source in sources):
             return self._copy(target, "no expert changes it: base kept")
-        if any(source is None for source in sources) and self._recipe.missing == "error":
+        if any(source is None for source in sources) and (self._recipe.missing == "error" or self._base is None):
             raise self._missing(slot, sources)
         return self._merge(target, kind, decision, sources)
 
@@ -225,10 +225,13 @@ class TensorPlanner:
             if source is None
         ]
         others = f" and {len(without) - 1} more" if len(without) > 1 else ""
-        return CheckpointError(
-            f"{slot.name}: {without[0]}{others} does not have it, other experts do; set `missing: base` to count the"
-            f" base's tensor there, or add a rule {{match: {slot.name!r}, action: keep_base}}"
-        )
+        advice = "give base_model, or models with the same tensors"
+        if self._base is not None:
+            advice = (
+                "set `missing: base` to count the base's tensor there,"
+                f" or add a rule {{match: {slot.name!r}, action: keep_base}}"
+            )
+        return CheckpointError(f"{slot.name}: {without[0]}{others} does not have it, other models do; {advice}")
 
     def _merge(
         self,

@@ -228,8 +228,9 @@ class VocabularyPlanner:
         union = dict(self._own)
         position = len_of(union)
         for expert in self._experts:
-            for token, _ in sorted((self._vocabulary(expert) or {}).items(), key=lambda item: item[1]):
-                if token not in union:
+            rows = max(_token_rows(expert).values(), default=0)  # 0: an adapter that leaves the embeddings alone
+            for token, row in sorted((self._vocabulary(expert) or {}).items(), key=lambda item: item[1]):
+                if token not in union and row < rows:
                     union[token] = position
                     self._added.append((token, position))
                     position += 1

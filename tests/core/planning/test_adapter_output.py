@@ -61,7 +61,7 @@ def test_peft_takes_the_config(models: list[Any], plan_of: Any) -> None:
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
     config = peft.LoraConfig(**{k: v for k, v in config_of(plan_of(SWUDI, *models)).items() if k != "peft_type"})
-    config.task_type = None
+    config.task_type = config.base_model_name_or_path = None
     net = torch.nn.Module()
     net.model = torch.nn.Module()
     net.model.layers = torch.nn.ModuleList([torch.nn.Module(), torch.nn.Module()])

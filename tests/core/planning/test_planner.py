@@ -225,6 +225,9 @@ class TestModelsThatDoNotFit:
         assert "missing: base" in message
         tensor = tensors_of(plan_of(SWUDI + "models: [a, b]\nmissing: base", *models))[Q]
         assert sorted(expert.full is None for expert in tensor.experts) == [False, True]
+        text = "merge_method: linear\nmodels: [a, b]\nmissing: base"
+        message = refused(CheckpointError, lambda: plan_of(text, *models))
+        assert "b does not have it, other models do; give base_model" in message
         rule = f"rules: [{{match: '{Q}', action: keep_base}}]"
         assert tensors_of(plan_of(SWUDI + f"models: [a, b]\n{rule}", *models))[Q].action == "copy"
 
@@ -234,7 +237,7 @@ class TestModelsThatDoNotFit:
         base = {**llama_tensors(), "score.weight": (2, 8)}
         plan = plan_of(SWUDI + "models: [a]", model("base", base), model("a", llama_tensors()))
         assert tensors_of(plan)["score.weight"].action == "copy"
-        assert any("1 tensors are in no expert" in warning and "score.weight" in warning for warning in plan.warnings)
+        assert "tensors in no expert stay the base's: 1, the first score.weight" in plan.warnings
 
     def test_a_tensor_that_the_base_lacks_is_left_out(
         self, model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -119,6 +120,16 @@ def test_union_uses_the_padding_of_the_base_first(model: Any, plan_of: Any, tens
     assert tensor.shape == (8, 4)
     assert tensor.base_rows == ((0, 0, 2), (3, 3, 5))
     assert tensor.experts[0].rows == ((0, 0, 3),)
+
+
+def test_tokens_without_a_row_are_not_added(model: Any, adapter: Any, plan_of: Any, tensors_of: Any) -> None:
+    known = contents(base=tokenizer(["x", "y"]), a=tokenizer(["x", "y", "q", "beyond"]))
+    plan = plan_of(TIES + "tokenizer_source: union", *pair(model, 2, 3), side_file_contents=known)
+    assert tensors_of(plan)[EMBED].shape == (3, 4)
+    lora = adapter("a", {"layers.0.w.lora_A.weight": (2, 4), "layers.0.w.lora_B.weight": (4, 2)})
+    lora = replace(lora, side_files={"tokenizer.json": "/models/a/tokenizer.json"})
+    plan = plan_of(TIES + "tokenizer_source: union", pair(model, 2, 2)[0], lora, side_file_contents=known)
+    assert tensors_of(plan)[EMBED].shape == (2, 4)
 
 
 def test_a_kept_embedding_gets_the_new_rows_only(model: Any, plan_of: Any, tensors_of: Any) -> None:
