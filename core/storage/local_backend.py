@@ -32,7 +32,9 @@ class LocalBackend:
 
     def list(self, prefix: str, recursive: bool, attempt: Attempt) -> Iterator[ObjectInfo]:
         folder = self.path(prefix.rstrip("/")) if prefix else self._root
-        with contextlib.suppress(FileNotFoundError):
+        # A prefix that is itself an object holds none; a root that is a file is a mistake worth an error.
+        absent = (FileNotFoundError, NotADirectoryError) if prefix else (FileNotFoundError,)
+        with contextlib.suppress(*absent):
             yield from self._walk(folder, prefix, recursive)
 
     def _walk(self, folder: Path, prefix: str, recursive: bool) -> Iterator[ObjectInfo]:

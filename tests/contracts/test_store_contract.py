@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from eigenmerge.core.errors import CorruptObjectError, ObjectNotFoundError, StoreError
 from eigenmerge.core.storage.store import Store, resolve
 
@@ -146,6 +147,10 @@ class TestListing:
         assert [listed[f"p/{number}"].size for number in range(3)] == [0, 1, 2]
         assert all(info.modified > 1_600_000_000 for info in listed.values())
         assert listed["q"].etag == store.info("q").etag != ""
+
+    def test_an_object_is_no_folder(self, store: Store) -> None:
+        store.write("x", b"1")
+        assert keys(store, "x") == keys(store, "x/") == []
 
     def test_a_folder_is_no_prefix_of_a_name(self, store: Store) -> None:
         store.write("ab/x", b"1")

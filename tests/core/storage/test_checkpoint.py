@@ -267,13 +267,20 @@ class TestBadInput:
             store.write(f"{name}.safetensors", save({"a": torch.ones(2)}))
         self.refused(store, "name the file")
 
-    @pytest.mark.parametrize("damage", ["truncated", "header", "empty"])
+    @pytest.mark.parametrize("damage", ["truncated", "header", "empty", "claim"])
     def test_a_damaged_file(self, place: Place, damage: str) -> None:
         store = place("model")
         write_model(store, tensors_of(), files=2)
         name = "model-00002-of-00002.safetensors"
         data = store.read(name)
-        content = {"truncated": data[:-1], "header": data[:8] + b"!" + data[9:], "empty": b""}[damage]
+        claim = (2**60).to_bytes(8, "little")
+        damages = {
+            "truncated": data[:-1],
+            "header": data[:8] + b"!" + data[9:],
+            "empty": b"",
+            "claim": claim + data[8:],
+        }
+        content = damages[damage]
         store.write(name, content)
         self.refused(store, name)
 
@@ -282,6 +289,12 @@ class TestBadInput:
         write_model(store, tensors_of())
         store.write("config.json", b"\x80\x02}q")
         self.refused(store, r"config\.json")
+
+    def test_a_config_that_is_too_long_is_not_read(self, place: Place) -> None:
+        store = place("model")
+        write_model(store, tensors_of(1))
+        store.write("config.json", b" " * (10 * 2**20 + 1))
+        self.refused(store, r"config\.json: 10485761 bytes of JSON")
 
     def test_a_config_with_infinity_is_what_transformers_writes(self, place: Place) -> None:
         store = place("model")
