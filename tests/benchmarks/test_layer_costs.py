@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from layer_costs import LAYERS_70B, free_bytes, measure_rates, planned_layer, predicted_seconds, run_layer
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def resident(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def start_high_water_mark() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -32,6 +43,26 @@ def test_full_layers_take_what_is_predicted(measured, shape: tuple[int, int]) ->
     seconds = run_layer(shape, 8, None, device)
     print(f"{shape}: predicted {predicted:.2f} s, measured {seconds:.2f} s")
     assert 1 / 1.6 < seconds / predicted < 1.6
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("name", "shape", "num_experts"),
+    [("k_proj", (1024, 8192), 8), ("q_proj", (8192, 8192), 2), ("gate_proj", (28672, 8192), 2)],
+)
+def test_70b_layers_on_a_cpu(name: str, shape: tuple[int, int], num_experts: int) -> None:
+    """One full-rank SWUDI-A layer of each 70B shape that a CPU can do in minutes; down_proj (28672 in) takes hours."""
+    _, projected = planned_layer(name, shape, num_experts, None)
+    if projected > 0.9 * free_bytes("cpu"):
+        pytest.skip(f"{name} needs {projected / 1e9:.0f} GB of memory")
+    torch.linalg.eigh(torch.eye(256))  # loads the library
+    start_high_water_mark()
+    before = resident("VmRSS")
+    seconds = run_layer(shape, num_experts, None, "cpu")
+    peak = resident("VmHWM") - before
+    print(f"{name} {shape}: {seconds:.0f} s, peak {peak / 1e9:.2f} GB, projected {projected / 1e9:.2f} GB")
+    assert peak <= 1.05 * projected
 
 
 @pytest.mark.benchmark
