@@ -82,10 +82,10 @@ def _spectra(hashed: str) -> str:
     return f"spectra/{hashed[:2]}/{hashed}.arrow"  # two levels: some disks are slow with 100,000 files in a folder
 
 
-def tensor_identity(tensor: TensorPlan, base: str | None, experts: Sequence[str], *, random: bool) -> str:
+def tensor_identity(tensor: TensorPlan, base: str | None, experts: Sequence[str], seed: int | None = None) -> str:
     """Hash of everything that decides the bytes of one output tensor.
 
-    `random` is true for direct methods: they may draw masks seeded by the output's name.
+    `seed` is given for direct methods: they may draw masks, seeded by it and by the output's name.
     """
     content: dict[str, Any] = {
         "action": tensor.action,
@@ -96,12 +96,12 @@ def tensor_identity(tensor: TensorPlan, base: str | None, experts: Sequence[str]
         "parameters": tensor.parameters,
         "calibration": tensor.calibration,
         "spectra": [tensor.spectrum_key, *(view.spectrum_key for view in tensor.views)],
-        "experts": [
-            [name, expert.parameters, expert.is_base] for name, expert in zip(experts, tensor.experts, strict=True)
-        ],
     }
-    if random:
-        content["name"] = tensor.name
+    if tensor.spectrum_key is None and not tensor.views:  # else the spectra's keys say which experts
+        pairs = zip(experts, tensor.experts, strict=True)
+        content["experts"] = [[name, expert.parameters, expert.is_base] for name, expert in pairs]
+    if seed is not None:
+        content |= {"name": tensor.name, "seed": seed}
     if tensor.operators_key is not None:
         content["incremental"] = True  # as for `spectrum_key`
     return digest(content)
@@ -114,7 +114,7 @@ def part_key(identities: Sequence[tuple[str, str]], settings: RunSettings) -> st
     ----------
     identities : (output name, `tensor_identity`) in the order of the part
     """
-    content: list[object] = ["part", PART_VERSION, settings.arithmetic, settings.seed, identities]
+    content: list[object] = ["part", PART_VERSION, settings.arithmetic, identities]
     if settings.allow_nonfinite:
         content.append("allow_nonfinite")  # a strict run must not take a part in which NaN was passed over
     if settings.allow_tf32:

@@ -168,7 +168,7 @@ class TensorPlanner:
             bytes_read=size,
             peak_bytes=size + written + (0 if out_dtype == reference.dtype else 4 * prod(reference.shape)),
         )
-        return PlannedTensor(plan, tensor_identity(plan, target.identity, (), random=False))
+        return PlannedTensor(plan, tensor_identity(plan, target.identity, ()))
 
     def _out_dtype(self, reference: TensorSource) -> str:
         if reference.dtype not in FLOAT_DTYPES:
@@ -272,8 +272,8 @@ class TensorPlanner:
         else:
             plan = self._mean(plan, target, sources)
         base_identity = target.identity if self._base is not None else None
-        random = merges and isinstance(method, DirectMethod)
-        return PlannedTensor(plan, tensor_identity(plan, base_identity, identities, random=random))
+        seed = self._settings.seed if merges and isinstance(method, DirectMethod) else None
+        return PlannedTensor(plan, tensor_identity(plan, base_identity, identities, seed))
 
     def _in_order(
         self,

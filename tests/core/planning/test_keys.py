@@ -111,8 +111,13 @@ def test_settings_count_only_where_they_change_numbers(three: list[Any]) -> None
         return plan_merge(recipe, three[0], three[1:], replace(run_settings(recipe), **changes)).shards[0].part_key
 
     plain = key()
-    assert key(device="cuda:0") == key(spectra="none") == key(spectra_dtype="float32") == plain
-    assert len({plain, key(allow_tf32=True), key(allow_nonfinite=True), key(seed=1), key(arithmetic="float64")}) == 5
+    assert key(device="cuda:0") == key(spectra="none") == key(spectra_dtype="float32") == key(seed=1) == plain
+    assert len({plain, key(allow_tf32=True), key(allow_nonfinite=True), key(arithmetic="float64")}) == 4
+
+
+def test_the_seed_counts_where_masks_are_drawn(plan_of: Any, three: list[Any]) -> None:
+    text = "merge_method: dare_ties\nbase_model: base\nmodels: [a]\nseed: {}"
+    assert not set(parts(plan_of(text.format(1), *three))) & set(parts(plan_of(text.format(2), *three)))
 
 
 def test_memory_does_not_change_the_parts(plan_of: Any, three: list[Any]) -> None:
