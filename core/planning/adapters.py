@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import CheckpointError, ShapeError
 from .listing import AdapterListing
@@ -33,7 +33,12 @@ _REFUSED_SWITCHES: Mapping[str, str] = {
     "trainable_token_indices": "it trains single tokens' embeddings; merge it into its base first",
     "target_parameters": "it adapts parameters inside modules (target_parameters); merge it into its base first",
     "alora_invocation_tokens": "an activated LoRA holds only after its invocation tokens; it cannot be merged",
+    "use_bdlora": "its factors are block-diagonal (BD-LoRA); merge it into its base first",
+    "kasa_config": "KaSA scales directions of the base's weights; merge it into its base first",
+    "arrow_config": "it routes between adapters token by token; it cannot be merged",
+    "monteclora_config": "its factors are sampled (MonteCLoRA); merge it into its base first",
 }
+_CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}  # GPT-2's and its relatives' layers that are stored (in, out)
 # Initialisations that change the base, so that B A is no delta of the base on disk.
 _REFUSED_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -56,6 +61,37 @@ def delta_shape(lora: LoraSource) -> tuple[int, int]:
     """Shape of the weight that the factors belong to, as it is stored."""
     rows, columns = lora.up.shape[0], lora.down.shape[1]
     return (columns, rows) if lora.fan_in_fan_out else (rows, columns)
+
+
+def oriented(lora: Mapping[str, LoraSource], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraSource]:
+    """The factors with `fan_in_fan_out` as the weights are stored, where PEFT's config says something else.
+
+    PEFT keeps one switch for all modules and turns it for the last one it looked at: with GPT-2's Conv1D layers (stored
+    (in, out)) and a Linear lm_head it may say either. The shape tells, and for a square weight the layers of its kind.
+
+    Parameters
+    ----------
+    shapes : of the base's weights, under the adapter's names
+    """
+    turned = {
+        name
+        for name, factors in lora.items()
+        if delta_shape(factors) != shapes[name] and delta_shape(factors)[::-1] == shapes[name]
+    }
+    kinds = {_module(name) for name in turned}
+    found = {}
+    for name, factors in lora.items():
+        is_square = factors.up.shape[0] == factors.down.shape[1]
+        is_like_turned = is_square and _module(name) in kinds | (_CONV1D if kinds & _CONV1D else set())
+        if name in turned or is_like_turned:
+            factors = replace(factors, fan_in_fan_out=not factors.fan_in_fan_out)  # noqa: PLW2901
+        found[name] = factors
+    return found
+
+
+def _module(name: str) -> str:
+    """ "c_proj" of transformer.h.0.attn.c_proj.weight"""
+    return name.removesuffix(".weight").rpartition(".")[2]
 
 
 def read_adapter(listing: AdapterListing) -> Adapter:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from ..errors import CheckpointError, RecipeError, ShapeError
-from .adapters import Adapter, read_adapter
+from .adapters import Adapter, delta_shape, oriented, read_adapter
 from .listing import ModelListing
 from .matching import NameMap, match_names, tied_alternatives
 from .plan import LoraSource, ModelSummary, TensorSource
@@ -104,13 +104,14 @@ class Checkpoint:
                 f"{self.listing.name}: {len(unknown)} tensors of the adapter are not in the base and are left out,"
                 f" the first {unknown[0]}"
             )
+        lora = oriented(adapter.lora, {stored: reference[name] for name, stored in names.stored.items()})
         for name, stored in names.stored.items():
-            if stored in adapter.lora and targets[stored] != reference[name]:
+            if stored in lora and delta_shape(lora[stored]) != reference[name]:
                 raise ShapeError(
                     f"{name}: {self.listing.name} adapts a weight of {list(targets[stored])}, the base has"
                     f" {list(reference[name])}; set base_model to the model that it was trained on"
                 )
-        self._lora = {own[stored]: lora for stored, lora in adapter.lora.items()}
+        self._lora = {own[stored]: factors for stored, factors in lora.items()}
         self._saved = {own[stored]: source for stored, source in adapter.full.items() if stored in own}
         self.adapter_names = names.stored
 

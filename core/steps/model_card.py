@@ -10,6 +10,7 @@ import yaml
 
 from ..planning.plan import Plan
 from .reports import ShardReport
+from .result import EXACT_BELOW
 
 
 def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
@@ -89,6 +90,6 @@ def _truncation_lines(reports: Sequence[ShardReport]) -> list[str]:
     known = [error for error in errors if error is not None]
     if not known:
         return []
-    if max(known) == 0.0:
+    if max(known) < EXACT_BELOW:
         return ["An adapter whose rank holds the merged deltas exactly.", ""]
     return [f"The adapter's rank leaves out at most {max(known):.2%} of a weight's merged delta (Frobenius norm).", ""]

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from .decompose_shard import DecomposeReport
 from .reports import ShardReport, TensorReport
 
+#: What an adapter leaves out below this is the rounding of float32.
+EXACT_BELOW = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:

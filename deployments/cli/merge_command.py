@@ -123,7 +123,9 @@ def summary(result: MergeResult) -> str:
 
 
 def _exactness(result: MergeResult) -> str:
-    if not result.truncation_error:
+    from ...core.steps.result import EXACT_BELOW
+
+    if result.truncation_error is None or result.truncation_error < EXACT_BELOW:
         return "its rank holds the merged deltas exactly"
     return f"its rank leaves out at most {result.truncation_error:.2%} of a merged delta, in {result.truncated_tensor}"
 
