@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 from ..errors import RecipeError
 from .lazy_torch import torch
-from .method import TensorInputs
+from .method import Method, TensorInputs
 
 #: Full tensors that reading experts takes: the base, an expert, and the next one that is being read ahead.
 EXPERT_TENSORS = 3.0
@@ -69,16 +70,17 @@ def vectors_to_interpolate(inputs: TensorInputs) -> Iterator[tuple[int, torch.Te
     return other_experts(inputs) if inputs.base is None else other_task_vectors(inputs)
 
 
-def check_other_count(inputs: TensorInputs, method: str, expected: int) -> None:
+def check_other_count(inputs: TensorInputs, method: Method[Any, Any]) -> None:
     """
     Raises
     ------
-    RecipeError : if the experts beside the base are not exactly `expected`
+    RecipeError : if the experts beside the base are not exactly `method.other_experts`
     """
-    found = len(other_indices(inputs))
+    found, expected = len(other_indices(inputs)), method.other_experts
+    assert expected is not None, method.name
     if found != expected:
         raise RecipeError(
-            f"{method} merges exactly {expected} model{'s' if expected > 1 else ''} beside the base;"
+            f"{method.name} merges exactly {expected} model{'s' if expected > 1 else ''} beside the base;"
             f" found {found} for tensor {inputs.name!r}"
         )
 

@@ -51,6 +51,7 @@ class Method(ABC, Generic[P, E]):
     Expert: ClassVar[type[MethodParameters]] = ExpertParameters
     min_experts: ClassVar[int] = 1
     max_experts: ClassVar[int | None] = None
+    other_experts: ClassVar[int | None] = None  # exactly so many beside the base, which may or may not be listed
     order_matters: ClassVar[bool] = False  # True: the order of the experts is part of the keys
 
 

@@ -101,4 +101,10 @@ def _as_the_method_wants(method: AnyMethod, members: list[Member], warnings: lis
         raise RecipeError(f"{place}: {method.name} needs at least {method.min_experts} models; {found}")
     if method.max_experts is not None and len(members) > method.max_experts:
         raise RecipeError(f"{place}: {method.name} takes at most {method.max_experts} models; {found}")
+    wanted, others = method.other_experts, sum(not member.is_base for member in members)
+    if wanted is not None and others != wanted:
+        plural = "s" if wanted > 1 else ""
+        raise RecipeError(
+            f"{place}: {method.name} merges exactly {wanted} model{plural} beside the base; found {others}"
+        )
     return members

@@ -35,6 +35,7 @@ class ArceeFusion(DirectMethod[ArceeFusionParameters, MethodParameters]):
     Parameters = ArceeFusionParameters
     Expert = MethodParameters
     max_experts = 2  # the other model, and the base where the recipe lists it
+    other_experts = 1
 
     def merge(
         self, inputs: TensorInputs, parameters: ArceeFusionParameters, experts: Sequence[MethodParameters]
@@ -45,7 +46,7 @@ class ArceeFusion(DirectMethod[ArceeFusionParameters, MethodParameters]):
         RecipeError : if there is no base, or not exactly one other model
         """
         base = required_base(inputs, self.name)
-        check_other_count(inputs, self.name, 1)
+        check_other_count(inputs, self)
         ((_, other),) = other_experts(inputs)
         if base.numel() == 0:
             return base.clone()

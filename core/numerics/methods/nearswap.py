@@ -32,6 +32,7 @@ class Nearswap(DirectMethod[NearswapParameters, MethodParameters]):
     Parameters = NearswapParameters
     Expert = MethodParameters
     max_experts = 2  # the other model, and the base where the recipe lists it
+    other_experts = 1
 
     def merge(
         self, inputs: TensorInputs, parameters: NearswapParameters, experts: Sequence[MethodParameters]
@@ -42,7 +43,7 @@ class Nearswap(DirectMethod[NearswapParameters, MethodParameters]):
         RecipeError : if there is no base, or not exactly one other model
         """
         base = required_base(inputs, self.name)
-        check_other_count(inputs, self.name, 1)
+        check_other_count(inputs, self)
         ((_, other),) = other_experts(inputs)
         merged = torch.empty(base.numel(), dtype=base.dtype, device=base.device)
         flat_base, flat_other = base.reshape(-1), other.reshape(-1)

@@ -40,6 +40,7 @@ class Nuslerp(DirectMethod[NuslerpParameters, ExpertParameters]):
     needs_base = False
     min_experts = 2
     max_experts = 3  # the two, and the base where the recipe lists it
+    other_experts = 2
 
     def merge(
         self, inputs: TensorInputs, parameters: NuslerpParameters, experts: Sequence[ExpertParameters]
@@ -49,7 +50,7 @@ class Nuslerp(DirectMethod[NuslerpParameters, ExpertParameters]):
         ------
         RecipeError : if there are not exactly two models beside the base
         """
-        check_other_count(inputs, self.name, 2)
+        check_other_count(inputs, self)
         (first, start), (second, end) = vectors_to_interpolate(inputs)
         total = experts[first].weight + experts[second].weight
         t = 0.5 if abs(total) < 1e-6 else experts[second].weight / total

@@ -36,6 +36,7 @@ class Slerp(DirectMethod[SlerpParameters, MethodParameters]):
     Parameters = SlerpParameters
     Expert = MethodParameters
     max_experts = 2  # the other model, and the base where the recipe lists it
+    other_experts = 1
 
     def merge(
         self, inputs: TensorInputs, parameters: SlerpParameters, experts: Sequence[MethodParameters]
@@ -46,7 +47,7 @@ class Slerp(DirectMethod[SlerpParameters, MethodParameters]):
         RecipeError : if there is no base, or not exactly one other model
         """
         base = required_base(inputs, self.name)
-        check_other_count(inputs, self.name, 1)
+        check_other_count(inputs, self)
         t = parameters.t
         ((_, other),) = other_experts(inputs)
         norms = [value if value > _TINY else 1.0 for value in (norm(base), norm(other))]
