@@ -14,13 +14,13 @@ from ..core.steps.destination import prepare_destination
 from ..core.steps.make_plan import make_plan
 from ..core.steps.read_recipe import read_recipe
 from ..core.steps.result import MergeResult
+from ..core.steps.run_record import recorded_run
 from ..core.steps.spectra_table import write_spectra_table
+from ..core.storage.keys import DEFAULT_STORE
 from .fan_out import Pool, align_layers, choose_workers, merge_shards
 from .prefect_report import PrefectReport
 from .run_context import Several, current_run
 from .runners import RunnerName
-
-DEFAULT_STORE = "~/.cache/eigenmerge"
 
 
 @flow(name="merge", flow_run_name="merge into {destination}", validate_parameters=False, persist_result=False)
@@ -70,12 +70,14 @@ def merge(
     slots = choose_workers(plan, workers or recipe.runner.workers, max_memory, device)
     run.listener.planned(plan, slots)
 
-    pool = Pool(slots, runner or recipe.runner.kind, runner_address or recipe.runner.address, run)
-    decomposed = align_layers(plan, store_uri, options, pool)
-    reports = merge_shards(plan, store_uri, options, pool)
+    with recorded_run(plan, target.store.root_uri, store_uri, options) as record:
+        pool = Pool(slots, runner or recipe.runner.kind, runner_address or recipe.runner.address, run)
+        decomposed = align_layers(plan, store_uri, options, pool)
+        reports = merge_shards(plan, store_uri, options, pool)
 
-    run.listener.assembling(plan)
-    write_spectra_table(plan, store_uri, options)
-    result = assemble(plan, reports, target, store_uri, options, started=started, decomposed=decomposed)
+        run.listener.assembling(plan)
+        write_spectra_table(plan, store_uri, options)
+        result = assemble(plan, reports, target, store_uri, options, started=started, decomposed=decomposed)
+        record.finish(result)
     run.listener.finished(result)
     return result

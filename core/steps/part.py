@@ -23,6 +23,11 @@ def record_key(part_key: str) -> str:
     return part_key.removesuffix(".safetensors") + ".json"
 
 
+def shard_table_key(part_key: str) -> str:
+    """Where values and statistics of a shard's matrices are (`spectra_table`)."""
+    return part_key.removesuffix(".safetensors") + ".arrow"
+
+
 def write_record(store: Store, report: ShardReport) -> None:
     """Commit a part that is already in the store."""
     body = json.dumps(report.to_dict(), sort_keys=True)
@@ -42,7 +47,7 @@ def read_record(store: Store, part_key: str) -> ShardReport:
         if _digest(envelope["report"]) != envelope["sha256"]:
             raise ValueError("checksum does not fit")
         report = ShardReport.from_dict(json.loads(envelope["report"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptObjectError(f"the record of part {part_key} is damaged ({error})") from None
     if report.part_key != part_key:
         raise CorruptObjectError(f"the record of part {part_key} is damaged (it is another part's record)")
@@ -76,6 +81,7 @@ def find_part(store: Store, shard: LayerShard) -> tuple[ShardReport | None, str 
 
 
 def hash_object(store: Store, key: str, size: int) -> str:
+    """sha256 of an object, 16 MiB of it in memory."""
     digest = hashlib.sha256()
     for start in range(0, size, CHUNK_BYTES):
         digest.update(store.read_range(key, start, min(size, start + CHUNK_BYTES)))

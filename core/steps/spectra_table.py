@@ -16,13 +16,9 @@ from ..storage.keys import run_object_key
 from ..storage.run_table import TableRow, read_run_table, write_run_table
 from ..storage.spectra import read_spectrum
 from ..storage.store import Store
+from .part import shard_table_key
 
 TABLE_NAME = "spectra.arrow"
-
-
-def shard_table_key(part_key: str) -> str:
-    """Where a shard's own rows are."""
-    return part_key.removesuffix(".safetensors") + ".arrow"
 
 
 def write_shard_table(store: Store, part_key: str, rows: Sequence[TableRow]) -> None:
@@ -48,8 +44,11 @@ def write_spectra_table(plan: Plan, store_uri: str, storage_options: Mapping[str
 def _rows(store: Store, shard: LayerShard) -> Iterator[TableRow]:
     """From the shard's own table; where that is gone or damaged, from the spectra that are still there."""
     try:
-        yield from read_run_table(store, shard_table_key(shard.part_key))
-        return
+        rows = read_run_table(store, shard_table_key(shard.part_key))
+        expected = {matrix for tensor in shard.tensors for matrix in _matrices(tensor)}
+        if {(row.name, row.spectrum_key) for row in rows} <= expected:  # else it is another shard's
+            yield from rows
+            return
     except (ObjectNotFoundError, CorruptObjectError):
         pass
     for tensor in shard.tensors:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...core.config import parse_bytes
 from ...core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from ...core.storage.store import Store
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe: mergekit YAML and more keys.")]
 StoreOption = Annotated[
@@ -38,6 +42,41 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on sta
 AllowNonfiniteOption = Annotated[
     bool, typer.Option("--allow-nonfinite", help="Where an expert holds NaN or Inf, keep the base's tensor and say so.")
 ]
+
+
+RecipeForStoreOption = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="RECIPE", help="Take `store` and `storage_options` from this recipe."),
+]
+
+_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def open_store(store: str | None, recipe: str | None) -> Store:
+    """The store that a command looks into: as named, else the recipe's, else the default."""
+    from ...core.steps.read_recipe import read_recipe
+    from ...core.storage.keys import DEFAULT_STORE
+    from ...core.storage.store import Store
+
+    read = read_recipe(recipe) if recipe is not None else None
+    place = store or (read.store if read is not None else None) or DEFAULT_STORE
+    return Store(place, read.storage_options if read is not None else None)
+
+
+def parse_age(text: str | None) -> float | None:
+    """Seconds of "7d", "12h", "90m" or "2w"; None stays None.
+
+    Raises
+    ------
+    RecipeError : not an age
+    """
+    if text is None:
+        return None
+    found = _AGE.fullmatch(text.strip())
+    if found is None:
+        raise RecipeError(f"--older-than {text!r}: expected a number and s, m, h, d or w, such as 7d")
+    return float(found[1]) * _SECONDS[found[2]]
 
 
 def parse_size(text: str | None) -> int | None:

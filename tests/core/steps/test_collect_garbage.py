@@ -1,0 +1,174 @@
+"""What may be removed: never what a kept or a living run uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eigenmerge.core.errors import StoreError
+from eigenmerge.core.steps.collect_garbage import Garbage, collect_garbage, find_garbage
+from eigenmerge.core.steps.inventory import NO_RUN, Inventory, State, StoredRun, usage
+from eigenmerge.core.storage.backend import ObjectInfo
+from eigenmerge.core.storage.store import Store
+
+NOW = 100_000_000.0
+DAY = 86400.0
+
+
+def stored_run(key: str, *objects: str, state: State = "finished", age: float = 0.0, known: bool = True) -> StoredRun:
+    folder = (f"runs/{key}/objects.json", f"runs/{key}/run.json")
+    facts = {"method": "swudi" if key < "c" else "ties", "base": "base", "experts": [f"expert-{key}"]}
+    return StoredRun(key, state, facts, frozenset(objects) if known else None, folder, NOW - age)
+
+
+def inventory(
+    runs: tuple[StoredRun, ...],
+    objects: Mapping[str, float],
+    *,
+    claimed: frozenset[str] = frozenset(),
+    dead: frozenset[str] = frozenset(),
+) -> Inventory:
+    """objects : key to age; the runs' own folders come by themselves"""
+    ages = {key: NOW - run.written for run in runs for key in run.folder} | dict(objects)
+    infos = {key: ObjectInfo(key, 10, "e", NOW - age) for key, age in ages.items()}
+    return Inventory(infos, runs, claimed, dead, NOW)
+
+
+def collected(found: Inventory, older_than: float | None = None, *runs: str) -> Garbage:
+    return find_garbage(found, older_than=older_than, runs=runs)
+
+
+def test_nothing_goes_without_being_asked_for() -> None:
+    found = inventory(
+        (stored_run("aaaa", "spectra/x"),),
+        {
+            "spectra/x": 9 * DAY,
+            "parts/orphan.safetensors": 9 * DAY,
+            "claims/a.json": 0.0,
+            "probes/p": DAY,
+            "probes/q": 1,
+        },
+        dead=frozenset({"claims/a.json"}),
+    )
+    assert collected(found).keys == ("claims/a.json", "probes/p")
+
+
+def test_a_named_run_goes_and_what_others_use_stays() -> None:
+    runs = (stored_run("aaaa", "spectra/shared", "spectra/a"), stored_run("bbbb", "spectra/shared"))
+    found = inventory(runs, {"spectra/shared": DAY, "spectra/a": 0.0, "spectra/orphan": DAY})
+    garbage = collected(found, None, "aaaa")
+    assert garbage.keys == ("spectra/a", "runs/aaaa/objects.json", "runs/aaaa/run.json")
+    assert garbage.runs == ("aaaa",) and garbage.num_bytes == 30
+
+
+def test_by_age_the_run_counts_and_not_its_objects() -> None:
+    runs = (
+        stored_run("aaaa", "spectra/old", "spectra/shared", age=8 * DAY),
+        stored_run("bbbb", "spectra/shared", age=DAY),
+    )
+    ages = {"spectra/old": DAY, "spectra/shared": 30 * DAY, "spectra/orphan": 8 * DAY, "spectra/new": DAY}
+    assert set(collected(inventory(runs, ages), 7 * DAY).keys) == {
+        "spectra/old",
+        "spectra/orphan",
+        "runs/aaaa/run.json",
+        "runs/aaaa/objects.json",
+    }
+
+
+def test_a_living_run_is_never_touched() -> None:
+    found = inventory((stored_run("aaaa", "spectra/x", state="running", age=30 * DAY),), {"spectra/x": 30 * DAY})
+    garbage = collected(found, 7 * DAY)
+    assert garbage.keys == () and garbage.kept_running == ("aaaa",)
+    with pytest.raises(StoreError, match="at work"):
+        collected(found, None, "aaaa")
+
+
+def test_a_living_run_that_is_not_recorded_yet_stops_the_sweep() -> None:
+    runs = (stored_run("aaaa", state="running", known=False), stored_run("bbbb", "spectra/x", age=30 * DAY))
+    assert not [
+        key for key in collected(inventory(runs, {"spectra/x": DAY}), 7 * DAY).keys if key.startswith("spectra")
+    ]
+
+
+def test_a_part_that_is_being_made_stays() -> None:
+    ages = {"parts/x.safetensors": 30 * DAY, "parts/y.safetensors": 30 * DAY}
+    garbage = collected(inventory((), ages, claimed=frozenset({"parts/x.safetensors"})), DAY)
+    assert garbage.keys == ("parts/y.safetensors",)
+
+
+def test_unknown_times_count_as_young() -> None:
+    found = inventory((), {"spectra/x": NOW})
+    assert found.objects["spectra/x"].modified == 0.0
+    assert collected(found, DAY).keys == ()
+
+
+def test_records_go_before_what_they_vouch_for() -> None:
+    runs = (stored_run("aaaa", "parts/x.safetensors", "parts/x.json", "spectra/x.arrow"),)
+    ages = {"parts/x.safetensors": 0.0, "parts/x.json": 0.0, "spectra/x.arrow": 0.0}
+    keys = collected(inventory(runs, ages), None, "aaaa").keys
+    assert keys[0] == "parts/x.json" and keys[-1] == "runs/aaaa/run.json"
+
+
+KEYS = [f"spectra/{letter}" for letter in "pqrstu"]
+names = st.sampled_from(["aaaa", "bbbb", "cccc", "dddd"])
+states = st.sampled_from(["running", "finished", "unfinished", "damaged", "unrecorded"])
+one_run = st.tuples(states, st.frozensets(st.sampled_from(KEYS)), st.floats(0, 20 * DAY), st.booleans())
+
+
+@given(
+    st.dictionaries(names, one_run),
+    st.dictionaries(st.sampled_from(KEYS), st.floats(0, 20 * DAY)),
+    st.none() | st.floats(0, 20 * DAY),
+    st.frozensets(names),
+)
+@settings(deadline=None, max_examples=200)
+def test_whatever_lies_there(
+    given_runs: dict[str, tuple[State, frozenset[str], float, bool]],
+    ages: dict[str, float],
+    older_than: float | None,
+    named: frozenset[str],
+) -> None:
+    runs = tuple(
+        stored_run(key, *used, state=state, age=age, known=known)
+        for key, (state, used, age, known) in given_runs.items()
+    )
+    found = inventory(runs, ages)
+    wanted = [key for key in named if key in given_runs and given_runs[key][0] != "running"]
+    garbage = collected(found, older_than, *wanted)
+    kept = [run for run in runs if run.key not in garbage.runs]
+    for run in kept:
+        assert not set(garbage.keys) & {*(run.objects or ()), *run.folder}
+    assert all(run.state != "running" for run in runs if run.key in garbage.runs)
+    assert set(wanted) <= set(garbage.runs)
+    assert garbage.num_bytes == 10 * len(garbage.keys)
+    for key in garbage.keys:
+        used = any(key in (*(run.objects or ()), *run.folder) for run in runs)
+        assert used or (older_than is not None and ages[key] > older_than)
+
+
+def test_usage_by_kind_run_method_and_model() -> None:
+    runs = (stored_run("aaaa", "spectra/shared", "spectra/a"), stored_run("cccc", "spectra/shared"))
+    found = inventory(runs, {"spectra/shared": 0.0, "spectra/a": 0.0, "operators/x": 0.0})
+    kinds = {row.name: (row.num_objects, row.num_bytes) for row in usage(found, "kind")}
+    assert kinds == {"runs": (4, 40), "spectra": (2, 20), "operators": (1, 10)}
+    by_run = {row.name: (row.num_bytes, row.own_bytes) for row in usage(found, "run")}
+    assert by_run == {"aaaa": (40, 30), "cccc": (30, 20), NO_RUN: (10, 10)}
+    assert usage(found, "run")[-1].name == NO_RUN
+    assert {row.name: row.own_bytes for row in usage(found, "method")} == {"swudi": 30, "ties": 20, NO_RUN: 10}
+    models = {row.name: row.num_bytes for row in usage(found, "model")}
+    assert models == {"base": 60, "expert-aaaa": 40, "expert-cccc": 30, NO_RUN: 10}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "problem"), [("nothere", "cache ls"), ("ab", "means 2 runs"), ("abc", "at least 4")]
+)
+def test_names_of_runs_are_checked(tmp_path, prefix: str, problem: str) -> None:
+    store = Store(str(tmp_path))
+    store.write("runs/abcd1/spectra.arrow", b"")
+    if prefix != "abc":
+        store.write("runs/abcd2/spectra.arrow", b"")
+    with pytest.raises(StoreError, match=problem):
+        collect_garbage(store, runs=[prefix])

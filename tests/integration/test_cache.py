@@ -1,0 +1,253 @@
+"""`eigenmerge cache`: what real runs leave in a store, on a disk and on S3, and what is taken away again."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eigenmerge.core.config import load_recipe
+from eigenmerge.core.steps.claims import hold_run
+from eigenmerge.core.steps.collect_garbage import collect_garbage
+from eigenmerge.core.steps.inventory import take_inventory
+from eigenmerge.core.steps.make_plan import make_plan
+from eigenmerge.core.steps.run_record import recorded_run, run_objects
+from eigenmerge.core.steps.verify_store import verify_store
+from eigenmerge.core.storage.store import Store
+
+FOLDERS = ("spectra", "operators", "parts", "alignments")
+
+
+def keys(store: Path | Store) -> set[str]:
+    opened = store if isinstance(store, Store) else Store(str(store))
+    return {info.key for info in opened.list("")}
+
+
+def make_old(store: Path, days: float, pattern: str = "**/*") -> None:
+    moment = time.time() - days * 86400
+    for path in store.glob(pattern):
+        if path.is_file():
+            os.utime(path, (moment, moment))
+
+
+@pytest.fixture
+def two_runs(make_models: Any, merge_flow: Any, tmp_path: Path) -> dict[str, str]:
+    """Two methods that share their spectra; the run keys."""
+    models = make_models(num_experts=2, layers=1)
+    found = {}
+    for method in ("swudi", "swudi_a"):
+        recipe = models.write_recipe(method, f"{method}.yml")
+        found[method] = merge_flow(recipe, tmp_path / method, store=str(tmp_path / "store")).run_key
+    return found
+
+
+def test_every_object_of_a_run_is_recorded(make_models: Any, merge_flow: Any, tmp_path: Path) -> None:
+    """Of a run with everything that leaves objects: sums, calibration, alignment, adapters' spectra."""
+    models = make_models(num_experts=2, layers=2)
+    recipe = models.write_recipe(
+        "swudi",
+        keep_operators=True,
+        calibration={"svc": {"alpha": 0.5}},
+        parameters={"alignment_rho": 0.5},
+    )
+    merge_flow(recipe, tmp_path / "out", store=str(tmp_path / "store"))
+    stored = {key for key in keys(tmp_path / "store") if key.startswith(FOLDERS)}
+    assert {key.partition("/")[0] for key in stored} == set(FOLDERS)
+    inventory = take_inventory(Store(str(tmp_path / "store")))
+    (run,) = inventory.runs
+    assert run.objects is not None and stored <= run.objects
+    # a shard of norms decomposes nothing, and leaves no table
+    assert all(key.startswith("parts/") and key.endswith(".arrow") for key in run.objects - stored)
+    assert run.state == "finished" and run.facts["result"]["shards_done"] > 0
+    assert set(inventory.objects) == stored | set(run.folder)
+    assert verify_store(Store(str(tmp_path / "store"))).damaged == ()
+
+
+def test_ls_and_du(two_runs: dict[str, str], command: Callable[..., Any], tmp_path: Path) -> None:
+    listed = json.loads(command("cache", "ls", "--json").out)
+    assert {(run["run"], run["method"], run["state"]) for run in listed["runs"]} == {
+        (key, method, "finished") for method, key in two_runs.items()
+    }
+    for run in listed["runs"]:
+        assert run["destination"] == str(tmp_path / run["method"]) and run["started"] <= run["finished"]
+        assert len(run["experts"]) == 2 and 0 < run["own_bytes"] < run["num_bytes"]
+    text = command("cache", "ls").out
+    assert all(key[:12] in text for key in two_runs.values()) and "swudi_a" in text
+    only = json.loads(command("cache", "ls", "--method", "swudi", "--json").out)
+    assert [run["run"] for run in only["runs"]] == [two_runs["swudi"]]
+    assert json.loads(command("cache", "ls", "--model", "expert7", "--json").out)["runs"] == []
+
+    total = sum(path.stat().st_size for path in (tmp_path / "store").rglob("*") if path.is_file())
+    for by in ("kind", "run", "method", "model"):
+        found = json.loads(command("cache", "du", "--by", by, "--json").out)
+        assert found["num_bytes"] == total
+        assert by in command("cache", "du", "--by", by).out
+    rows = {row["name"]: row for row in json.loads(command("cache", "du", "--json").out)["rows"]}
+    assert set(rows) == {"spectra", "parts", "runs"} and sum(row["num_bytes"] for row in rows.values()) == total
+
+
+def test_gc_by_run_keeps_what_is_shared(
+    two_runs: dict[str, str], command: Callable[..., Any], merge_flow: Any, tmp_path: Path
+) -> None:
+    before = keys(tmp_path / "store")
+    shared = {key for key in before if key.startswith("spectra/")}
+    prefix = two_runs["swudi"][:10]
+    planned = json.loads(command("cache", "gc", "--run", prefix, "--dry-run", "--json").out)
+    assert keys(tmp_path / "store") == before
+    done = json.loads(command("cache", "gc", "--run", prefix, "--json").out)
+    after = keys(tmp_path / "store")
+    assert done["runs"] == planned["runs"] == [two_runs["swudi"]]
+    assert len(before - after) == done["num_objects"] == planned["num_objects"] > 0
+    assert shared <= after and not any(two_runs["swudi"] in key for key in after)
+    again = merge_flow(tmp_path / "swudi_a.yml", tmp_path / "again", store=str(tmp_path / "store"))
+    assert again.shards_done == 0, "the run that was kept is whole"
+    command("cache", "gc", "--run", two_runs["swudi_a"])
+    assert keys(tmp_path / "store") == set()
+
+
+def test_gc_by_age(two_runs: dict[str, str], command: Callable[..., Any], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (store / "spectra/orphan.arrow").write_bytes(b"of no run")
+    make_old(store, 8)
+    make_old(store, 1, f"runs/{two_runs['swudi_a']}/*")
+    done = json.loads(command("cache", "gc", "--older-than", "7d", "--json").out)
+    assert done["runs"] == [two_runs["swudi"]]
+    left = keys(store)
+    assert "spectra/orphan.arrow" not in left
+    assert any(key.startswith("spectra/") for key in left), "the younger run uses them"
+    assert command("cache", "gc", "--older-than", "sometime").code == 2
+    text = command("cache", "gc", "--older-than", "1h").out
+    assert "removed 1 runs" in text and keys(store) == set()
+
+
+def test_gc_leaves_a_living_run_alone(make_models: Any, command: Callable[..., Any], tmp_path: Path) -> None:
+    models = make_models(num_experts=2, layers=1)
+    plan = make_plan(load_recipe(models.write_recipe("swudi")))
+    place = tmp_path / "store"
+    store = Store(str(place))
+    with recorded_run(plan, "out", str(place), None):
+        store.write(run_objects(plan)[0], b"in the making")
+        make_old(place, 30)
+        os.utime(next(place.glob("claims/*")))  # its heartbeat
+        assert take_inventory(store).runs[0].state == "running"
+        kept = json.loads(command("cache", "gc", "--older-than", "7d", "--json").out)
+        assert kept["num_objects"] == 0 and kept["kept_running"] == [plan.run_key]
+        refused = command("cache", "gc", "--run", plan.run_key)
+        assert refused.code == 1 and "at work" in refused.err and store.exists(run_objects(plan)[0])
+    assert take_inventory(store).runs[0].state == "unfinished"
+    collect_garbage(store, older_than=7 * 86400)
+    assert keys(place) == set()
+
+
+def test_what_killed_processes_leave_is_removed(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    claim = hold_run(store, "a" * 64)
+    dead = json.loads(store.read(next(iter(keys(store))))) | {"pid": 2**22 + 1}
+    claim.release()
+    store.write(f"claims/run-{'b' * 64}-000000000000.json", json.dumps(dead).encode())
+    store.write("claims/damaged.json", b"{")
+    (tmp_path / ".eigenmerge-0123456789abcdef.partial").write_bytes(b"half")
+    done = collect_garbage(store)
+    assert done.num_objects == 2 and done.num_abandoned == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "swap"])
+def test_verify_finds_damage_of_every_kind(
+    make_models: Any, merge_flow: Any, command: Callable[..., Any], tmp_path: Path, damage: str
+) -> None:
+    models = make_models(num_experts=3, layers=2)
+    store = tmp_path / "store"
+    recipe = models.write_recipe("swudi", keep_operators=True, parameters={"alignment_rho": 0.5})
+    first = merge_flow(recipe, tmp_path / "a", store=str(store))
+    assert command("cache", "verify").code == 0
+    victims: dict[str, Path] = {}
+    for path in sorted(store.rglob("*")):
+        if path.is_file():
+            key = path.relative_to(store)
+            victims.setdefault(key.parts[0] + path.suffix + ("" if key.parts[0] != "runs" else path.name), path)
+    victims["parts.safetensors"] = max(store.glob("parts/*.safetensors"))  # another part than that of the record
+    assert len(victims) == 9, sorted(victims)
+    for path in victims.values():
+        content = path.read_bytes()
+        middle = len(content) * 2 // 3
+        other = next(p for p in store.glob("**/*" + path.suffix) if p.name != path.name and p.is_file())
+        path.write_bytes(
+            {
+                "truncate": content[:middle],
+                "flip": content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :],
+                "empty": b"",
+                "swap": other.read_bytes(),
+            }[damage]
+        )
+    found = command("cache", "verify", "--json")
+    assert found.code == 1, found.out
+    reported = {entry["key"] for entry in json.loads(found.out)["damaged"]}
+    expected = {str(path.relative_to(store)) for path in victims.values()}
+    if damage == "swap":  # tables of shards carry no name of their own; what they hold is sound
+        expected = {key for key in expected if not (key.endswith(".arrow") and key.startswith(("parts/", "runs/")))}
+    assert expected <= reported
+    removed = command("cache", "verify", "--delete")
+    assert removed.code == 0 and "damaged, removed" in removed.out
+    assert command("cache", "verify").code == 0
+    again = merge_flow(recipe, tmp_path / "b", store=str(store))
+    assert again.shards_done > 0
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert first.run_key == again.run_key
+
+
+def test_foreign_and_uncommitted_objects(two_runs: dict[str, str], command: Callable[..., Any], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (store / "notes.txt").write_text("mine")
+    next(store.glob("parts/*.json")).unlink()
+    found = command("cache", "verify")
+    assert found.code == 0 and "not ours: notes.txt" in found.out and "1 parts of runs that were killed" in found.out
+
+
+def test_an_empty_store_is_no_error(command: Callable[..., Any], tmp_path: Path) -> None:
+    for arguments in (["ls"], ["du"], ["gc"], ["verify"]):
+        done = command("cache", *arguments, "--store", tmp_path / "nothing")
+        assert done.code == 0 and not done.err, done.err
+
+
+def test_on_s3(make_models: Any, merge_flow: Any, command: Callable[..., Any], tmp_path: Path, s3_root: Any) -> None:
+    models = make_models(num_experts=2, layers=1)
+    place = {"store": f"{s3_root.uri}/store", "storage_options": s3_root.storage_options}
+    runs = {}
+    for method in ("swudi", "swudi_a"):
+        recipe = models.write_recipe(method, f"{method}.yml", **place)
+        runs[method] = merge_flow(recipe, tmp_path / method).run_key
+    store = Store(place["store"], s3_root.storage_options)
+    reach = ("--recipe", tmp_path / "swudi.yml")
+    os.environ.pop("EIGENMERGE_STORE", None)  # the fixture of the command sets it
+    listed = json.loads(command("cache", "ls", *reach, "--json").out)
+    assert {run["run"] for run in listed["runs"]} == set(runs.values())
+    assert s3_root.storage_options["secret"] not in json.dumps(
+        [store.read(key).decode("latin1") for key in keys(store)]
+    )
+    upload = store.backend.call("create_multipart_upload", Key=store.backend.object_key("spectra/half"))  # pyright: ignore
+    assert upload["UploadId"]
+    assert command("cache", "gc", *reach, "--run", runs["swudi"]).code == 0
+    victim = next(key for key in sorted(keys(store)) if key.startswith("spectra/"))
+    store.write(victim, store.read(victim)[:-100])
+    found = command("cache", "verify", *reach)
+    assert found.code == 1 and victim in found.out
+    assert command("cache", "verify", *reach, "--delete").code == 0
+    assert not store.exists(victim) and command("cache", "verify", *reach).code == 0
+    assert store.remove_abandoned() == 1, "an upload of today may still be alive"
+
+
+def test_the_record_hides_credentials(make_models: Any, tmp_path: Path) -> None:
+    models = make_models(num_experts=1, layers=1)
+    recipe = models.recipe("swudi", storage_options={"s3": {"key": "AKIA-planted", "secret": "planted-secret"}})
+    plan = make_plan(load_recipe(yaml.safe_dump(recipe) + "\n"))
+    with recorded_run(plan, "https://user:planted-password@host/out", str(tmp_path / "store"), None):
+        pass
+    text = "".join(path.read_text() for path in (tmp_path / "store").rglob("*.json"))
+    assert "planted" not in text and "host/out" in text
