@@ -1,89 +1,73 @@
-"""How well a checkpoint embeds a task's texts: accuracy under a head that never moves.
-
-The head of a task is its nearest-centroid classifier: one unit vector per label, the mean embedding that the *base* model
-gives that label's training items. Base, experts and merges are all judged by the same heads, so what differs between two
-accuracies is the encoder alone. Embeddings are what sentence-transformers makes of this model: the mean over tokens,
-scaled to unit length.
-"""
+"""How many held-out items a checkpoint gets right, and how much of the experts' gain a merge keeps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from data import Task
+from encoder import Encoder
+from experts import Workshop
 from torch import Tensor
-from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast
-
-MAX_TOKENS = 48  # longer texts are cut; real documents are recognised by their first lines
-BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
-    """A share of correct answers out of `num_items`."""
+class Answers:
+    """Which of a task's test items a checkpoint got right, in the task's order: 1.0 or 0.0 each, (items,)."""
 
-    share: float
-    num_items: int
+    right: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        return self.right.mean().item()
 
     @property
     def standard_error(self) -> float:
-        return math.sqrt(self.share * (1 - self.share) / self.num_items)
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / len(self.right))
 
 
 @dataclass(frozen=True, slots=True)
-class Encoder:
-    """A checkpoint's model with its tokenizer."""
+class Kept:
+    """The share of the experts' gain over the base that a merge keeps, averaged over tasks."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerFast
-
-    @classmethod
-    def load(cls, checkpoint: Path) -> Encoder:
-        model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
-        return cls(model.eval(), AutoTokenizer.from_pretrained(checkpoint))
-
-    def tokens(self, texts: Sequence[str]) -> BatchEncoding:
-        return self.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-
-    def embed(self, tokens: BatchEncoding) -> Tensor:
-        """Unit vectors, (items, hidden); gradients flow if the caller allows them."""
-        hidden = self.model(**tokens).last_hidden_state
-        mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-
-    @torch.inference_mode()
-    def embed_all(self, texts: Sequence[str]) -> Tensor:
-        """Like `embed`, for any number of texts: batched by length, because padding is wasted work."""
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        parts = [self.embed(self.tokens([texts[i] for i in batch])) for batch in _batches(order)]
-        return torch.cat(parts)[torch.tensor(order).argsort()]
+    share: float
+    standard_error: float
 
 
-def _batches(order: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (order[start : start + BATCH] for start in range(0, len(order), BATCH))
+def evaluate(
+    pool: Executor, workshop: Workshop, tasks: Iterable[Task], checkpoint_of: Callable[[Task], Path]
+) -> dict[str, Answers]:
+    """Judge a checkpoint on every task, or each task's own checkpoint on it, side by side in the pool."""
+    jobs = {task.name: pool.submit(_judge, workshop, checkpoint_of(task), task) for task in tasks}
+    return {name: Answers(torch.tensor(job.result())) for name, job in jobs.items()}
 
 
-def centroid_head(base: Encoder, task: Task) -> Tensor:
-    """One unit vector per label, (labels, hidden), from the base model and the training items alone."""
-    embedded = base.embed_all([text for text, _ in task.train])
-    label = torch.tensor([label for _, label in task.train])
-    sums = torch.zeros(len(task.labels), embedded.shape[1]).index_add_(0, label, embedded)
-    return normalize(sums, dim=-1)
-
-
-def accuracy(encoder: Encoder, task: Task, head: Tensor) -> Accuracy:
-    """Share of the task's test items whose nearest centroid is their label's."""
+def _judge(workshop: Workshop, checkpoint: Path, task: Task) -> list[float]:
+    """A list, because a tensor would cross between processes through shared memory, which containers keep small."""
     label = torch.tensor([label for _, label in task.test])
-    scores = encoder.embed_all([text for text, _ in task.test]) @ head.T
-    return Accuracy((scores.argmax(-1) == label).double().mean().item(), len(label))
+    embedded = Encoder.load(checkpoint).embed_all([text for text, _ in task.test])
+    return ((embedded @ workshop.head(task).T).argmax(-1) == label).float().tolist()
 
 
-def evaluate(checkpoint: Path, tasks: Iterable[Task], heads: dict[str, Tensor]) -> dict[str, Accuracy]:
-    """Accuracy of one checkpoint on each task's held-out items."""
-    encoder = Encoder.load(checkpoint)
-    return {task.name: accuracy(encoder, task, heads[task.name]) for task in tasks}
+def share_kept(base: Mapping[str, Answers], experts: Mapping[str, Answers], merged: Mapping[str, Answers]) -> Kept:
+    """(merged - base) / (expert - base), averaged over the tasks whose expert gained anything.
+
+    The error is that of the test items alone, to first order: base, expert and merge answered the same items, so what
+    counts is the spread over items of (merged - base) - share (expert - base). It means little where an expert gained
+    hardly more than its own standard error, and it does not hold that the experts could have been trained otherwise.
+    """
+    shares, variances = [], []
+    for name in base:
+        gain = experts[name].right - base[name].right
+        if gain.mean() > 0:
+            kept = merged[name].right - base[name].right
+            share = kept.mean() / gain.mean()
+            shares.append(share.item())
+            variances.append(((kept - share * gain).var() / len(gain) / gain.mean() ** 2).item())
+    if not shares:
+        return Kept(math.nan, math.nan)
+    return Kept(sum(shares) / len(shares), math.sqrt(sum(variances)) / len(shares))

