@@ -18,6 +18,9 @@ from .plan import OutputFile, TensorPlan
 _SHARDS_AIMED_AT = 200  # Prefect records a few hundred tasks a flow without losing any
 _SMALLEST_SHARD_BYTES = 4 * 2**20
 _LARGEST_SHARD_BYTES = 1024 * 2**20
+# S3 copies a part into a file only from this size on. What is smaller passes through the reducing process, and takes
+# what follows it along until both have this size together.
+_COPIED_BYTES = 5 * 2**20
 _METADATA = {"format": "pt"}  # what transformers asks of a file
 
 
@@ -102,7 +105,9 @@ def lay_out(
     files: list[OutputFile] = []
     for number, group in enumerate(file_groups, 1):
         first = len(shards)
-        shards.extend(_pack(group, limit, flops_limit))
+        # Of a smaller file the first part alone, which is sent with the header, is more than 5%.
+        smallest = _COPIED_BYTES if sum(map(written_bytes, group)) >= 20 * _COPIED_BYTES else 0
+        shards.extend(_pack(group, limit, flops_limit, smallest))
         entries = [entry for tensor in group for entry in output_entries(tensor)]
         name = single_name
         if len(file_groups) > 1:
@@ -131,16 +136,28 @@ def _aligned(group: list[TensorPlan]) -> list[TensorPlan]:
     return sorted(group, key=lambda tensor: -DTYPE_BYTES.get(tensor.out_dtype, 1))
 
 
-def _pack(group: Sequence[TensorPlan], byte_limit: int, flops_limit: float) -> Iterator[tuple[TensorPlan, ...]]:
+def _pack(
+    group: Sequence[TensorPlan], byte_limit: int, flops_limit: float, smallest: int
+) -> Iterator[tuple[TensorPlan, ...]]:
+    """Shards within both limits, except where they would be below `smallest` bytes.
+
+    The first has twice as much: the header is filled up from it to the size of a part.
+    """
+    waiting: tuple[TensorPlan, ...] = ()  # the last finished shard, to which a small rest is added
     shard: list[TensorPlan] = []
     size, flops = 0, 0.0
     for tensor in group:
         more = written_bytes(tensor)
-        if shard and (size + more > byte_limit or flops + tensor.flops > flops_limit):
-            yield tuple(shard)
-            shard, size, flops = [], 0, 0.0
+        enough = size >= (smallest if waiting else 2 * smallest)
+        if shard and enough and (size + more > byte_limit or flops + tensor.flops > flops_limit):
+            if waiting:
+                yield waiting
+            waiting, shard, size, flops = tuple(shard), [], 0, 0.0
         shard.append(tensor)
         size += more
         flops += tensor.flops
-    if shard:
-        yield tuple(shard)
+    if waiting and size >= smallest:
+        yield waiting
+        waiting = ()
+    if waiting or shard:
+        yield (*waiting, *shard)

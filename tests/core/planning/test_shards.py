@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eigenmerge.core.planning.plan import TensorPlan
-from eigenmerge.core.planning.shards import default_shard_bytes, header_bytes, lay_out, output_entries
+from eigenmerge.core.planning.shards import default_shard_bytes, header_bytes, lay_out, output_entries, written_bytes
+from eigenmerge.core.storage.s3_concatenate import SMALLEST_PART_BYTES, SentPart, plan_parts
 from eigenmerge.core.storage.safetensors_header import build_header
 
 DTYPES = st.sampled_from(["F32", "BF16", "I64", "BOOL", "F16"])
@@ -68,6 +69,28 @@ def test_expensive_tensors_do_not_share_a_shard() -> None:
     layout = lay_out(heavy + light, 10**9)
     assert all(sum(one.flops > 1 for one in shard) <= 1 for shard in layout.shards)
     assert len(layout.shards) <= 16
+
+
+@pytest.mark.parametrize(
+    ("blocks", "hidden", "inner", "kv", "vocabulary"),
+    [(24, 896, 4864, 128, 151936), (16, 2048, 8192, 512, 128256), (32, 4096, 14336, 1024, 128256)],
+    ids=["0.5B", "1B", "8B"],
+)
+def test_hardly_anything_passes_through_the_reduce_on_s3(
+    llama_tensors: Any, blocks: int, hidden: int, inner: int, kv: int, vocabulary: int
+) -> None:
+    """S3 copies no part below 5 MiB: norms and narrow projections share a shard with what follows them."""
+    shapes = llama_tensors(blocks, hidden=hidden, inner=inner, vocabulary=vocabulary, kv=kv)
+    tensors = [tensor(name, shape, "BF16", flops=float(max(shape)) ** 3) for name, shape in shapes.items()]
+    layout = lay_out(tensors, 5 * 10**9)
+    sizes = [sum(map(written_bytes, shard)) for shard in layout.shards]
+    through = 0
+    for file in layout.files:
+        ranges = [(str(index), 0, sizes[index]) for index in file.shards]
+        parts = plan_parts(b" " * (file.num_bytes - sum(sizes[index] for index in file.shards)), ranges)
+        through += sum(part.num_bytes for part in parts if isinstance(part, SentPart))
+    assert through <= len(layout.files) * SMALLEST_PART_BYTES
+    assert 20 < len(layout.shards) < 500
 
 
 def test_a_large_model_has_a_few_hundred_shards(model: Any, llama_tensors: Any, plan_of: Any) -> None:
