@@ -12,6 +12,7 @@ from ..core.config import Recipe
 from ..core.steps.assemble import assemble
 from ..core.steps.destination import prepare_destination
 from ..core.steps.make_plan import make_plan
+from ..core.steps.open_store import probe_store
 from ..core.steps.read_recipe import read_recipe
 from ..core.steps.result import MergeResult
 from ..core.steps.run_record import recorded_run
@@ -67,6 +68,7 @@ def merge(
 
     plan = make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
     target = prepare_destination(plan, str(destination), options, overwrite=overwrite)
+    plan = probe_store(plan, store_uri, options)
     slots = choose_workers(plan, workers or recipe.runner.workers, max_memory, device)
     run.listener.planned(plan, slots)
 
@@ -77,7 +79,9 @@ def merge(
 
         run.listener.assembling(plan)
         write_spectra_table(plan, store_uri, options)
-        result = assemble(plan, reports, target, store_uri, options, started=started, decomposed=decomposed)
+        result = assemble(
+            plan, reports, target, store_uri, options, started=started, decomposed=decomposed, stop=run.stop
+        )
         record.finish(result)
     run.listener.finished(result)
     return result

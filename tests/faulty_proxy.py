@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import re
 import socket
 import struct
 import threading
@@ -33,12 +34,18 @@ class Faults:
 
 
 class FaultyProxy:
-    """Listens on a free port of this machine; `requests` is what came, (method, path with query, range)."""
+    """Listens on a free port of this machine; `requests` is what came, (method, path with query, range).
+
+    bytes_moved : bodies of requests and answers
+    access_keys : that the requests were signed with
+    """
 
     def __init__(self, upstream: str, seed: int = 0) -> None:
         self.faults = Faults()
         self.requests: list[tuple[str, str, str | None]] = []
         self.counts: dict[str, int] = {}
+        self.bytes_moved = 0
+        self.access_keys: set[str] = set()
         self._upstream = urlsplit(upstream).netloc
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -95,9 +102,15 @@ class FaultyProxy:
         try:
             connection.request(handler.command, handler.path, body, headers)
             response = connection.getresponse()
-            return response, response.read()
+            content = response.read()
         finally:
             connection.close()
+        signed = re.search(r"Credential=([^/]+)/", handler.headers.get("Authorization") or "")
+        with self._lock:
+            self.bytes_moved += len(body) + len(content)
+            if signed:
+                self.access_keys.add(signed[1])
+        return response, content
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         proxy = self

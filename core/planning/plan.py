@@ -193,6 +193,7 @@ class RunSettings:
     allow_nonfinite: bool = False
     keep_operators: bool = False
     seed: int = 0
+    conditional_writes: bool = True  # of the store's server, found when the run begins
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import DestinationError
 from ..planning.plan import OutputFile, Plan, SideFile
 from ..planning.shards import Entry, output_entries
 from ..storage.assemble import assemble_file
 from ..storage.safetensors_header import build_header
 from ..storage.store import Store, resolve
+from .claims import Claim
 from .decompose_shard import DecomposeReport
-from .destination import INDEX_NAME, MARKER_NAME, Destination, clear_for_writing
+from .destination import INDEX_NAME, Destination, clear_for_writing, take_destination
 from .manifest import MANIFEST_NAME, build_manifest
 from .model_card import build_model_card
+from .open_store import store_warnings
 from .reports import ShardReport
 from .result import MergeResult, count_shards, worst_truncation
+from .stop import StopSignal
 
 
 def assemble(
@@ -30,6 +34,7 @@ def assemble(
     *,
     started: float,
     decomposed: Sequence[DecomposeReport] = (),
+    stop: StopSignal | None = None,
 ) -> MergeResult:
     """Write weight files, config and tokenizer files, model card and manifest, and last the index.
 
@@ -41,9 +46,53 @@ def assemble(
     reports : one per shard, in the order of the plan
     started : of the whole run, on `time.monotonic`'s clock
     decomposed : what was decomposed before the merge began, where layers are aligned
+    stop : looked at while another run writes to the same destination
+
+    Raises
+    ------
+    DestinationError : another recipe's merge came there since the destination was prepared
+    StoreError : a place that cannot be read or written; the marker that the checkpoint is not whole stays there
     """
+    claim = take_destination(destination, plan, stop)
+    through = 0
+    if claim is not None:
+        try:
+            through = _write_checkpoint(plan, reports, destination.store, store_uri, storage_options, claim)
+        except BaseException:
+            claim.abandon()
+            raise
+        claim.release()  # takes the marker away
+    worst = worst_truncation(reports)
+    return MergeResult(
+        destination=destination.uri,
+        run_key=plan.run_key,
+        files=tuple(file.name for file in plan.files),
+        num_tensors=plan.num_tensors,
+        num_experts=len(plan.experts),
+        method=str(plan.recipe.get("merge_method")),
+        bytes_written=plan.bytes_written,
+        bytes_through_reduce=through,
+        seconds=time.monotonic() - started,
+        warnings=plan.warnings
+        + store_warnings(plan.settings)
+        + (() if claim is not None else (f"{destination.uri}: another run has written the same result there",))
+        + tuple(note for report in reports for note in _notes(report)),
+        truncation_error=worst.truncation_error if worst else None,
+        truncated_tensor=worst.name if worst else None,
+        **count_shards(reports, decomposed),
+    )
+
+
+def _write_checkpoint(
+    plan: Plan,
+    reports: Sequence[ShardReport],
+    target: Store,
+    store_uri: str,
+    storage_options: Mapping[str, Any] | None,
+    claim: Claim,
+) -> int:
+    """Everything but the taking away of the marker; the bytes of weights that passed through here."""
     store = Store(store_uri, storage_options)
-    target = destination.store
     hashes: dict[str, str | None] = {}
     through = 0
     clear_for_writing(target, plan)
@@ -58,25 +107,14 @@ def assemble(
         hashes[side.name] = _write(target, side.name, _content(side, storage_options))
     hashes["README.md"] = _write(target, "README.md", build_model_card(plan, reports))
     _write(target, MANIFEST_NAME, build_manifest(plan, reports, hashes))
+    if not claim.check():
+        raise DestinationError(
+            f"{target.display('')}: another merge has taken this destination over while this one stood still; its files"
+            " may be mixed: run one of the two again with --overwrite"
+        )
     if len(plan.files) > 1:
         _write(target, INDEX_NAME, _index(plan))
-    target.delete([MARKER_NAME])
-    worst = worst_truncation(reports)
-    return MergeResult(
-        destination=destination.uri,
-        run_key=plan.run_key,
-        files=tuple(file.name for file in plan.files),
-        num_tensors=plan.num_tensors,
-        num_experts=len(plan.experts),
-        method=str(plan.recipe.get("merge_method")),
-        bytes_written=plan.bytes_written,
-        bytes_through_reduce=through,
-        seconds=time.monotonic() - started,
-        warnings=plan.warnings + tuple(note for report in reports for note in _notes(report)),
-        truncation_error=worst.truncation_error if worst else None,
-        truncated_tensor=worst.name if worst else None,
-        **count_shards(reports, decomposed),
-    )
+    return through
 
 
 def _header(plan: Plan, file: OutputFile) -> bytes:

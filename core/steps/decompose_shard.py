@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from ..planning.plan import LayerShard, RunSettings
-from ..storage.store import Store
 from ..storage.tensors import TensorReader
 from .alignment import aligned_tensors
 from .claims import POLL_SECONDS, ClaimWatcher, claim_key
 from .devices import hold_device
 from .merge_tensor import TensorMerger
+from .open_store import open_store
 from .stop import StopSignal
 
 
@@ -52,7 +52,7 @@ def decompose_shard(
     as `merge_shard`
     """
     stop = stop or StopSignal()
-    store = Store(store_uri, storage_options)
+    store = open_store(store_uri, storage_options, settings)
     if torch.get_num_threads() != 1:  # as `merge_shard`: the bytes must not depend on the number of workers
         torch.set_num_threads(1)
     # Its own claim: two runs on one store share this work too.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DestinationError, ObjectNotFoundError
+from ..errors import CheckpointError, DestinationError, ObjectNotFoundError
 from ..planning.plan import Plan
 from ..storage.backend import absolute_uri
+from ..storage.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
 from ..storage.store import Store
+from .claims import POLL_SECONDS, Claim, ClaimWatcher
 from .manifest import MANIFEST_NAME
+from .stop import StopSignal
 
 MARKER_NAME = ".eigenmerge-incomplete.json"
 _PROBE_NAME = ".eigenmerge-probe"
@@ -28,10 +31,11 @@ _CHECKPOINT_FILE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A place that may be written now."""
+    """A place that may be written now. `overwrite`: even if something else stands there by then."""
 
     uri: str
     store: Store
+    overwrite: bool = False
 
 
 def prepare_destination(
@@ -53,41 +57,86 @@ def prepare_destination(
             raise DestinationError(f"{uri}: is the place of the input model {model.name!r}; choose another destination")
     store = Store(place, storage_options)
     present = [info.key for info in store.list("")]
-    if present not in ([], [MARKER_NAME]) and not overwrite and not _is_unfinished_run_of(store, plan):
+    if present and not overwrite and _run_key_in(store, MARKER_NAME) != plan.run_key:
         raise DestinationError(_not_empty(store, uri, present, plan))
-    store.write(_PROBE_NAME, b"")
-    store.delete([_PROBE_NAME])
-    return Destination(uri, store)
+    if store.is_local:
+        store.write(_PROBE_NAME, b"")
+        store.delete([_PROBE_NAME])
+    else:
+        store = Store(place, storage_options, conditional_writes=store.probe_conditional_writes())
+    return Destination(uri, store, overwrite)
 
 
-def mark_incomplete(store: Store, plan: Plan) -> None:
-    """Say that what lies here is not whole yet, and which plan it belongs to."""
-    store.write(MARKER_NAME, json.dumps({"run_key": plan.run_key}).encode())
+def take_destination(destination: Destination, plan: Plan, stop: StopSignal | None = None) -> Claim | None:
+    """The right to write there, given to one run at a time; None when another run has just written the same result.
+
+    The claim is the marker that says that what lies here is not whole yet, and which plan it belongs to. A run of the
+    same recipe is waited for; what a killed one left is taken over. So files of two merges never mix.
+
+    Raises
+    ------
+    DestinationError : since `prepare_destination`, another recipe's merge came there
+    InterruptedRunError : `stop` was set while waiting
+    """
+    store, uri = destination.store, destination.uri
+    watcher = ClaimWatcher(store, MARKER_NAME, {"run_key": plan.run_key})
+    while True:
+        if stop is not None:
+            stop.check()
+        marked = _run_key_in(store, MARKER_NAME)
+        if marked is None and not destination.overwrite:
+            present = {info.key: info.size for info in store.list("")}
+            if _is_finished(store, plan, present):
+                return None
+            if present and MARKER_NAME not in present:
+                raise DestinationError(_not_empty(store, uri, list(present), plan))
+        ours = marked in (None, plan.run_key)
+        if not ours and not destination.overwrite:
+            raise DestinationError(
+                f"{uri}: another recipe's merge is being written there; choose another destination, or pass --overwrite"
+                " once it is done or has failed. The same command there finds everything computed"
+            )
+        claim = watcher.acquire()
+        if claim is not None:
+            return claim
+        if not ours and watcher.has_moved:
+            raise DestinationError(f"{uri}: another recipe's merge is being written there; choose another destination")
+        time.sleep(POLL_SECONDS)
 
 
 def clear_for_writing(store: Store, plan: Plan) -> None:
     """Remove what another merge left, the index first, so that at no moment an index points at files of two merges."""
     present = [info.key for info in store.list("")]
-    mark_incomplete(store, plan)
     stale = [key for key in present if _CHECKPOINT_FILE.fullmatch(key) or key == MANIFEST_NAME]
     planned = {file.name for file in plan.files}
+    if _run_key_in(store, MANIFEST_NAME) == plan.run_key:
+        # Every file will be replaced by itself: whoever is killed now leaves a whole checkpoint.
+        planned |= {MANIFEST_NAME, INDEX_NAME} if len(plan.files) > 1 else {MANIFEST_NAME}
+    stale = [key for key in stale if key not in planned]
     store.delete([key for key in stale if key.endswith(".index.json")])
-    store.delete([key for key in stale if not key.endswith(".index.json") and key not in planned])
+    store.delete([key for key in stale if not key.endswith(".index.json")])
 
 
-def _is_unfinished_run_of(store: Store, plan: Plan) -> bool:
+def _is_finished(store: Store, plan: Plan, present: Mapping[str, int]) -> bool:
+    files = all(present.get(file.name) == file.num_bytes for file in plan.files)
+    index = len(plan.files) == 1 or INDEX_NAME in present
+    return files and index and MARKER_NAME not in present and _run_key_in(store, MANIFEST_NAME) == plan.run_key
+
+
+def _run_key_in(store: Store, name: str) -> str | None:
+    """Which run a marker or a manifest belongs to; "" for one that is damaged, None where there is none."""
     try:
-        return json.loads(store.read(MARKER_NAME)).get("run_key") == plan.run_key
-    except (ObjectNotFoundError, ValueError, AttributeError):
-        return False
+        found = parse_json_object(store.read(name), name, LONGEST_INDEX_BYTES).get("run_key")
+    except ObjectNotFoundError:
+        return None
+    except CheckpointError:
+        return ""
+    return found if isinstance(found, str) else ""
 
 
 def _not_empty(store: Store, uri: str, present: list[str], plan: Plan) -> str:
-    try:
-        if json.loads(store.read(MANIFEST_NAME)).get("run_key") == plan.run_key:
-            return f"{uri}: already holds the result of this very recipe; pass --overwrite to write it again"
-    except (ObjectNotFoundError, ValueError, AttributeError):
-        pass
+    if _run_key_in(store, MANIFEST_NAME) == plan.run_key:
+        return f"{uri}: already holds the result of this very recipe; pass --overwrite to write it again"
     what = (
         "an unfinished merge of another recipe"
         if MARKER_NAME in present

@@ -17,6 +17,7 @@ from ..storage.tensors import TensorReader
 from .claims import POLL_SECONDS, ClaimWatcher, claim_key
 from .devices import hold_device
 from .merge_tensor import TensorMerger
+from .open_store import open_store
 from .part import find_part, write_record
 from .reports import ShardReport
 from .spectra_table import write_shard_table
@@ -49,7 +50,7 @@ def merge_shard(
     StoreError : the store refused or stayed unreachable
     """
     stop = stop or StopSignal()
-    store = Store(store_uri, storage_options)
+    store = open_store(store_uri, storage_options, settings)
     # Two threads add up in another order than one: with one, the bytes do not depend on how many workers there are.
     # It is also the quicker way to use the cores, as long as there are as many shards as cores.
     if torch.get_num_threads() != 1:

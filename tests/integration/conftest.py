@@ -17,6 +17,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from .s3_models import ForkedCommands, S3Models, upload
+
 HIDDEN, INTERMEDIATE, VOCABULARY, LAYERS = 32, 64, 50, 3
 
 
@@ -248,16 +250,35 @@ def pipeline(tmp_path: Path) -> Callable[..., Any]:
         import time
 
         from eigenmerge.core.config import recipe_from_mapping
+        from eigenmerge.core.steps.alignment import aligned_tensors, gather_alignments, largest_of
         from eigenmerge.core.steps.assemble import assemble
+        from eigenmerge.core.steps.decompose_shard import decompose_shard
         from eigenmerge.core.steps.destination import prepare_destination
         from eigenmerge.core.steps.make_plan import make_plan
         from eigenmerge.core.steps.merge_shard import merge_shard
+        from eigenmerge.core.storage.store import Store
 
         started = time.monotonic()
         plan = make_plan(recipe_from_mapping(recipe), **keys)
         target = prepare_destination(plan, str(out), None, overwrite=False)
         place = str(store or tmp_path / "store")
+        aligned = [shard for shard in plan.shards if aligned_tensors(shard)]
+        decomposed = [decompose_shard(shard, plan.settings, place, None) for shard in aligned]
+        gather_alignments(plan, Store(place), largest_of(report.largest_values for report in decomposed))
         reports = [merge_shard(shard, plan.settings, place, None) for shard in plan.shards]
-        return assemble(plan, reports, target, place, None, started=started)
+        return assemble(plan, reports, target, place, None, started=started, decomposed=decomposed)
 
     return run
+
+
+@pytest.fixture
+def s3_models(models: Models, s3_root: Any) -> S3Models:
+    """The small models on S3, below a fresh prefix."""
+    return upload(models, s3_root.uri, s3_root.storage_options)
+
+
+@pytest.fixture(scope="session")
+def forked_commands(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
+    """Starts commands in processes of their own, without the seconds of a new interpreter."""
+    with ForkedCommands(prefect_server, tmp_path_factory.mktemp("commands")) as commands:
+        yield commands
