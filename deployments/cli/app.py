@@ -7,7 +7,15 @@ import sys
 import typer
 
 from ...core.errors import EigenmergeError
-from . import cache_command, deploy_command, inspect_command, merge_command, methods_command, plan_command
+from . import (
+    cache_command,
+    deploy_command,
+    inspect_command,
+    merge_command,
+    methods_command,
+    plan_command,
+    verify_command,
+)
 
 app = typer.Typer(
     name="eigenmerge",
@@ -23,6 +31,7 @@ app.command("inspect")(inspect_command.inspect)
 app.command("methods")(methods_command.methods)
 app.command("deploy")(deploy_command.deploy)
 app.command("announce")(deploy_command.announce)
+app.command("verify")(verify_command.verify)
 app.add_typer(cache_command.cache, name="cache")
 
 

@@ -1,0 +1,172 @@
+"""Some tensors of a merged checkpoint computed again from base and experts, and compared with what is stored."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..config import Recipe, recipe_from_mapping
+from ..errors import CheckpointError, EigenmergeError, RecipeError
+from ..planning.plan import ModelSummary, Plan, TensorPlan
+from ..planning.shards import output_entries
+from ..storage.store import Store
+from ..storage.tensors import TensorReader, torch_dtype
+from .make_plan import make_plan
+from .merge_tensor import TensorMerger
+from .read_manifest import Manifest, ManifestModel, ManifestTensor
+
+# Another machine, another number of threads or another route (sums that were kept, a GPU) adds up in another order.
+TOLERANCE = 1e-5
+
+Outcome = Literal["identical", "within tolerance", "differs", "not recomputed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """One tensor. `difference`: the largest, relative to the tensor's largest value."""
+
+    name: str
+    outcome: Outcome
+    difference: float = 0.0
+    reason: str = ""
+
+
+class NotReachableError(CheckpointError):
+    """Base and experts are not what they were, or not there: nothing can be computed again."""
+
+
+def plan_again(manifest: Manifest, storage_options: Mapping[str, Any] | None, device: str) -> Plan:
+    """The plan of the merge that wrote the checkpoint, from the same models.
+
+    Raises
+    ------
+    NotReachableError : a model is not there, has changed, or the recipe is not understood any more
+    """
+    try:
+        recipe: Recipe = recipe_from_mapping(
+            {**manifest.recipe, "storage_options": storage_options}, "the manifest's recipe"
+        )
+        # A tensor that was kept at the base because of NaN is one again: the manifest says so of it.
+        plan = make_plan(recipe, allow_nonfinite=True, device=device)
+    except RecipeError as error:
+        raise NotReachableError(f"this version does not plan the recipe: {error}") from None
+    except EigenmergeError as error:
+        raise NotReachableError(str(error)) from None
+    changed = _changed(plan.base, manifest.base)
+    if len(plan.experts) != len(manifest.experts):
+        raise NotReachableError(f"the manifest lists {len(manifest.experts)} experts, its recipe {len(plan.experts)}")
+    for now, then in zip(plan.experts, manifest.experts, strict=True):
+        changed = changed or _changed(now, then)
+    if changed:
+        raise NotReachableError(
+            f"{changed} has changed since the merge (another fingerprint: size, etag or time of the last change)"
+        )
+    return plan
+
+
+def choose_sample(plan: Plan, manifest: Manifest, count: int) -> list[tuple[TensorPlan, ManifestTensor]]:
+    """`count` tensors, spread evenly over the model: merged ones first, then others; the same ones every time.
+
+    Raises
+    ------
+    NotReachableError : the plan has other tensors than the manifest
+    """
+    rows = {row.name: row for row in manifest.tensors}
+    planned = {tensor.name: tensor for shard in plan.shards for tensor in shard.tensors}
+    if planned.keys() != rows.keys():
+        raise NotReachableError("this version plans other tensors than the manifest lists")
+    merged = [name for name, tensor in planned.items() if tensor.action == "merge"]
+    others = [name for name, tensor in planned.items() if tensor.action != "merge"]
+    # One of the others where there is room: means and copies can be wrong too.
+    num_others = min(len(others), max(count - len(merged), 1 if count > 1 else 0))
+    names = _spread(merged, count - num_others) + _spread(others, num_others)
+    return [(planned[name], rows[name]) for name in names]
+
+
+def recompute(
+    tensor: TensorPlan, stored: bytes, plan: Plan, storage_options: Mapping[str, Any] | None, store: Store | None
+) -> Recomputed:
+    """One tensor again, and the comparison.
+
+    Cost: that of merging it. Without a store, scratch space on this machine's disk for its spectrum.
+
+    Parameters
+    ----------
+    store : where spectra may be found and are kept; None decomposes again
+    """
+    if tensor.alignment_key is not None and (store is None or not store.exists(tensor.alignment_key)):
+        reason = "its filter depends on all layers (alignment_rho): give the run's store"
+        return Recomputed(tensor.name, "not recomputed", reason=reason)
+    with _place_of_spectra(store) as place, _one_thread():
+        merger = TensorMerger(plan.settings, place, TensorReader(storage_options))
+        try:
+            data, _ = merger.merge(tensor)
+        except EigenmergeError as error:
+            return Recomputed(tensor.name, "not recomputed", reason=str(error))
+        if data == stored:
+            return Recomputed(tensor.name, "identical")
+        return _compare(tensor, bytes(data), stored)
+
+
+def _compare(tensor: TensorPlan, found: bytes, stored: bytes) -> Recomputed:
+    if len(found) != len(stored):
+        return Recomputed(tensor.name, "differs", float("inf"), f"{len(stored)} bytes, recomputed {len(found)}")
+    dtype = torch_dtype(tensor.out_dtype)
+    if not dtype.is_floating_point:
+        return Recomputed(tensor.name, "differs", float("inf"), "other integers")
+    ours, theirs = _values(tensor, found, dtype), _values(tensor, stored, dtype)
+    largest = float(theirs.abs().max())
+    difference = (ours - theirs).abs()
+    # The cast may fall on the other side: one rounding step of the output dtype on top.
+    allowed = TOLERANCE * largest + torch.finfo(dtype).eps * theirs.abs()
+    relative = float(difference.max()) / largest if largest > 0 else float(difference.max())
+    within = bool((difference <= allowed).all())
+    return Recomputed(tensor.name, "within tolerance" if within else "differs", relative)
+
+
+def _values(tensor: TensorPlan, data: bytes, dtype: torch.dtype) -> torch.Tensor:
+    """In float64; of factors their product, because the signs of singular vectors are nobody's choice."""
+    pieces, position = [], 0
+    for entry in output_entries(tensor):
+        flat = torch.frombuffer(bytearray(data[position : position + entry.num_bytes]), dtype=dtype)
+        pieces.append(flat.reshape(entry.shape).double())
+        position += entry.num_bytes
+    return pieces[0] if len(pieces) == 1 else pieces[1] @ pieces[0]
+
+
+@contextmanager
+def _place_of_spectra(store: Store | None) -> Iterator[Store]:
+    if store is not None:
+        yield store
+        return
+    with tempfile.TemporaryDirectory(prefix="eigenmerge-verify-") as folder:
+        yield Store(str(Path(folder)))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As shards are merged: another number of threads adds up in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _changed(now: ModelSummary | None, then: ManifestModel | None) -> str:
+    if now is None or then is None:
+        return "" if now is None and then is None else "the recipe's base_model"
+    return "" if now.fingerprint == then.fingerprint else then.name
+
+
+def _spread(names: Sequence[str], count: int) -> list[str]:
+    if count >= len(names):
+        return list(names)
+    return [names[(2 * index + 1) * len(names) // (2 * count)] for index in range(count)]

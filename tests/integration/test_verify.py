@@ -1,0 +1,286 @@
+"""`eigenmerge verify`: a checkpoint as it was written is fine, and whatever has happened to it since is told."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eigenmerge.core.errors import CheckpointError
+from eigenmerge.core.steps.read_manifest import read_manifest
+from eigenmerge.core.steps.verify import verify_checkpoint
+from eigenmerge.core.storage.store import Store
+
+MANIFEST = "eigenmerge_manifest.json"
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def merged(make_models: Any, merge_flow: Any, tmp_path: Path) -> Path:
+    """A checkpoint of several files."""
+    models = make_models(num_experts=2, layers=2)
+    recipe = models.write_recipe("swudi", output={"max_shard_size": "40KB"}, dtype="bfloat16")
+    merge_flow(recipe, tmp_path / "out", store=str(tmp_path / "store"))
+    return tmp_path / "out"
+
+
+def flip(path: Path, position: int = -100) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x40
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("method", "keys"),
+    [
+        ("swudi_a", {"keep_operators": True}),
+        ("dare_ties", {"parameters": {"density": 0.5, "weight": 0.5}}),
+        ("tsv_m", {"calibration": {"svc": {"alpha": 0.5}}, "arithmetic": "float64", "spectra_dtype": "float32"}),
+        ("linear", {"parameters": {"weight": 0.5}}),
+    ],
+)
+def test_what_was_written_is_computed_again_to_the_bit(
+    make_models: Any, merge_flow: Any, command: Command, tmp_path: Path, method: str, keys: dict[str, Any]
+) -> None:
+    models = make_models(num_experts=2, layers=1)
+    merge_flow(models.write_recipe(method, **keys), tmp_path / "out", store=str(tmp_path / "store"))
+    done = command("verify", tmp_path / "out", "--sample", "100", "--json")
+    assert done.code == 0, done.out + done.err
+    found = json.loads(done.out)
+    assert len(found["recomputed"]) == found["num_tensors"] == len(models.base_tensors)
+    assert {tensor["outcome"] for tensor in found["recomputed"]} == {"identical"}
+    assert found["problems"] == found["gaps"] == []
+
+
+def test_the_lines_of_a_fine_checkpoint(merged: Path, command: Command) -> None:
+    done = command("verify", merged)
+    assert done.code == 0 and not done.err
+    lines = done.out.splitlines()
+    weights = sorted(path.name for path in merged.glob("*.safetensors"))
+    assert [line for line in lines if line.startswith("model-")] == [f"{name}: fine (sha256)" for name in weights]
+    assert sum("recomputed, identical" in line for line in lines) == 3
+    assert "fine;" in lines[-1] and "3 of them recomputed" in lines[-1]
+    assert "recomputed" not in command("verify", merged, "--sample", "0").out.replace("0 of them recomputed", "")
+
+
+def test_damaged_files(merged: Path, command: Command, tmp_path: Path) -> None:
+    names = ["model-00001-of", "model.safetensors.index.json", "config.json", "tokenizer.json", "README.md"]
+    for name, damage in itertools.product(names, ["flip", "truncate", "remove"]):
+        copy = tmp_path / f"{name}-{damage}"
+        shutil.copytree(merged, copy)
+        path = next(path for path in copy.iterdir() if path.name.startswith(name))
+        if damage == "flip":
+            flip(path, len(path.read_bytes()) * 2 // 3)
+        elif damage == "truncate":
+            path.write_bytes(path.read_bytes()[:-3])
+        else:
+            path.unlink()
+        done = command("verify", copy, "--sample", "0")
+        assert done.code == 1 and "damaged: " in done.out and not done.err, (name, damage)
+        assert name in done.out.split("damaged: ")[1], (name, damage)
+        if (name, damage) == ("model-00001-of", "flip"):
+            assert "tensor 'model." in done.out, "the tensor that is damaged is named"
+
+
+def test_what_loaders_would_take_by_mistake(merged: Path, command: Command, make_models: Any, tmp_path: Path) -> None:
+    (merged / "pytorch_model.bin").write_bytes(b"x")
+    (merged / ".eigenmerge-incomplete.json").write_text("{}")
+    done = command("verify", merged, "--sample", "0")
+    assert done.code == 1 and "pytorch_model.bin is not of this merge" in done.out and "not finished" in done.out
+
+
+def test_a_stale_index_beside_one_file(make_models: Any, merge_flow: Any, command: Command, tmp_path: Path) -> None:
+    models = make_models(num_experts=1, layers=1)
+    merge_flow(models.write_recipe("average"), tmp_path / "out", store=str(tmp_path / "store"))
+    (tmp_path / "out/model.safetensors.index.json").write_text('{"weight_map": {}}')
+    done = command("verify", tmp_path / "out", "--sample", "0")
+    assert done.code == 1 and "loaders prefer it" in done.out
+
+
+def test_weights_that_no_source_gives(merged: Path, command: Command) -> None:
+    """Checksums that were made to fit do not help: the sample is computed from the experts."""
+    manifest = json.loads((merged / MANIFEST).read_text())
+    file = manifest["files"][0]
+    path = merged / file["name"]
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    for row in manifest["tensors"]:
+        if row["name"] in header:
+            first, last = (start + offset for offset in header[row["name"]]["data_offsets"])
+            content[last - 1] ^= 0x01  # the exponent of the last value: twice or half of it
+            row["sha256"] = hashlib.sha256(content[first:last]).hexdigest()
+    path.write_bytes(content)
+    file["sha256"] = hashlib.sha256(content).hexdigest()
+    (merged / MANIFEST).write_text(json.dumps(manifest))
+    assert command("verify", merged, "--sample", "0").code == 0
+    done = command("verify", merged, "--sample", "100")
+    assert done.code == 1 and "is not what its sources give" in done.out
+
+
+@pytest.mark.parametrize("change", ["weights", "gone"])
+def test_sources_that_have_changed(merged: Path, command: Command, tmp_path: Path, change: str) -> None:
+    expert = tmp_path / "expert1/model.safetensors"
+    if change == "weights":
+        flip(expert)
+    else:
+        expert.unlink()
+    unasked = command("verify", merged)
+    assert unasked.code == 0 and "not checked: nothing was recomputed" in unasked.out and "expert1" in unasked.out
+    asked = command("verify", merged, "--sample", "2")
+    assert asked.code == 2 and "fine;" in asked.out
+
+
+def test_spectra_of_a_store_are_enough_for_other_experts(
+    make_models: Any, merge_flow: Any, command: Command, tmp_path: Path
+) -> None:
+    """Aligned layers depend on all others: without the store's table of eigenvalues they cannot be computed alone."""
+    models = make_models(num_experts=2, layers=2)
+    recipe = models.write_recipe("swudi", parameters={"alignment_rho": 0.5})
+    merge_flow(recipe, tmp_path / "out", store=str(tmp_path / "store"))
+    alone = command("verify", tmp_path / "out", "--sample", "3")
+    assert alone.code == 2 and "give the run's store" in alone.out
+    done = command("verify", tmp_path / "out", "--sample", "3", "--store", tmp_path / "store")
+    assert done.code == 0 and done.out.count("recomputed, identical") == 3, done.out
+
+
+def test_sums_that_were_kept_are_within_tolerance(
+    make_models: Any, merge_flow: Any, command: Command, tmp_path: Path
+) -> None:
+    models = make_models(num_experts=4, layers=1)
+    last = models.experts.pop()
+    store = str(tmp_path / "store")
+    merge_flow(models.write_recipe("swudi", "three.yml", keep_operators=True), tmp_path / "three", store=store)
+    models.experts.insert(0, last)
+    merge_flow(models.write_recipe("swudi", "four.yml", keep_operators=True), tmp_path / "four", store=store)
+    found = json.loads(command("verify", tmp_path / "four", "--sample", "100", "--json").out)
+    outcomes = {tensor["outcome"] for tensor in found["recomputed"]}
+    assert outcomes <= {"identical", "within tolerance"} and found["problems"] == []
+
+
+def test_adapters(make_models: Any, merge_flow: Any, command: Command, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    models = make_models(num_experts=2, layers=1)
+    for index, place in enumerate(models.experts):
+        generator = torch.Generator().manual_seed(index)
+        for path in place.iterdir():
+            path.unlink()
+        factors = {}
+        for name, tensor in models.base_tensors.items():
+            if "_proj" in name:
+                stem = f"base_model.model.{name.removesuffix('.weight')}"
+                factors[f"{stem}.lora_A.weight"] = torch.randn(2, tensor.shape[1], generator=generator)
+                factors[f"{stem}.lora_B.weight"] = torch.randn(tensor.shape[0], 2, generator=generator)
+        save_file(factors, place / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": "base"}
+        (place / "adapter_config.json").write_text(json.dumps(config))
+    recipe = models.write_recipe("swudi", output={"format": "adapter"})
+    merge_flow(recipe, tmp_path / "out", store=str(tmp_path / "store"))
+    done = command("verify", tmp_path / "out", "--sample", "100")
+    assert done.code == 0 and done.out.count("recomputed, identical") == 7, done.out
+    flip(tmp_path / "out/adapter_model.safetensors")
+    assert command("verify", tmp_path / "out", "--sample", "0").code == 1
+
+
+def test_on_s3_each_tensor_has_its_checksum(
+    make_models: Any, merge_flow: Any, command: Command, tmp_path: Path, s3_root: Any
+) -> None:
+    models = make_models(num_experts=2, layers=1)
+    options = s3_root.storage_options
+    recipe = models.write_recipe("swudi", storage_options=options)
+    out = f"{s3_root.uri}/out"
+    merge_flow(recipe, out, store=f"{s3_root.uri}/store")
+    store = Store(out, options)
+    assert json.loads(store.read(MANIFEST))["files"][0]["sha256"] is None, "the server copied it"
+    fine = command("verify", out, "--recipe", recipe)
+    assert fine.code == 0 and "sha256 of 12 tensors" in fine.out, fine.out + fine.err
+    content = bytearray(store.read("model.safetensors"))
+    content[-100] ^= 1
+    store.write("model.safetensors", bytes(content))
+    done = command("verify", out, "--recipe", recipe, "--sample", "0")
+    assert done.code == 1 and "tensor 'model.norm.weight' fails its sha256" in done.out
+
+
+def test_no_checkpoint_and_no_manifest(command: Command, tmp_path: Path) -> None:
+    done = command("verify", tmp_path / "nothing")
+    assert done.code == 1 and MANIFEST in done.err and "Traceback" not in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_damaged_manifests_are_one_line(command: Command, tmp_path: Path) -> None:
+    for content in (b"", b"{", b"[]", b'{"format": 1}', b'{"format": 99}', b"\xff", b"[" * 100_000):
+        (tmp_path / MANIFEST).write_bytes(content)
+        done = command("verify", tmp_path)
+        assert done.code == 1 and len(done.err.splitlines()) == 1 and "Traceback" not in done.err, content[:20]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.just("../x"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=150)
+def test_any_change_of_the_manifest_gives_our_own_errors(data: st.DataObject) -> None:
+    """Whatever stands where: a clear refusal, a problem, or nothing that matters; never a traceback."""
+    manifest = _manifest()
+    place: Any = manifest
+    for _ in range(data.draw(st.integers(1, 3))):
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    else:
+        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else list(range(len(place)))))
+    place[key] = data.draw(json_values)
+    store = Store(f"memory://verify-{uuid.uuid4().hex}")
+    store.write(MANIFEST, json.dumps(manifest).encode())
+    store.write("model.safetensors", _FILE)
+    try:
+        read_manifest(store)
+    except CheckpointError:
+        return
+    try:
+        verify_checkpoint(store.root_uri, sample=1)
+    except (CheckpointError, OSError) as error:
+        assert "refused" in str(error), error  # a file name that leaves the folder
+
+
+_HEADER = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+_FILE = len(_HEADER).to_bytes(8, "little") + _HEADER + b"\0\0\0\0"
+
+
+def _manifest() -> dict[str, Any]:
+    return {
+        "format": 1,
+        "eigenmerge": "0",
+        "run_key": "k",
+        "recipe": {"merge_method": "average", "base_model": "/nowhere", "models": [{"model": "/nowhere/either"}]},
+        "base": {"name": "/nowhere", "fingerprint": "f"},
+        "experts": [{"name": "/nowhere/either", "fingerprint": "g"}],
+        "files": [{"name": "model.safetensors", "num_bytes": len(_FILE), "sha256": None}],
+        "side_files": {"config.json": "0" * 64},
+        "tensors": [
+            {
+                "name": "w",
+                "shape": [1],
+                "dtype": "F32",
+                "action": "merge",
+                "sha256": hashlib.sha256(b"\0" * 4).hexdigest(),
+            }
+        ],
+    }
