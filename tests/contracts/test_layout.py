@@ -49,7 +49,9 @@ def test_no_catch_all_names() -> None:
 def test_top_level_is_as_agreed() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     top = {line.split("/")[0] for line in tracked if line}
     agreed = {"pyproject.toml", "flows", "tasks", "core", "deployments", "tests", "docs"}
     agreed |= {"README.md", "CHANGELOG.md", "LICENSE", "Makefile", "constraints.txt"}
