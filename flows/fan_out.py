@@ -103,38 +103,48 @@ def _on_shards(
     *,
     done: Callable[[Any], None] | None = None,
 ) -> list[Any]:
-    """What the task says of each shard, in the order given. Costly shards go first: no long one is left for the end."""
-    in_process, run = pool.runner == "threads", pool.run
+    """What the task says of each shard, in the order given.
+
+    Costly shards go first: no long one is left for the end. What another run is at comes last, when it may be done: two
+    runs on one store share the work.
+    """
+    run = pool.run
     reports: dict[int, Any] = {}
+    failure: BaseException | None = None
     threads_before = torch.get_num_threads()
+    common = {"settings": json.dumps(asdict(settings)), "store_uri": store_uri, "storage_options": storage_options}
+    if pool.runner == "threads":
+        common |= {"stop": quote(run.stop), "on_tensor": quote(run.listener.tensor_done) if done is not None else None}
     with make_runner(pool.runner, workers=pool.workers, address=pool.address, device=settings.device) as runner:
-        futures = [
-            runner.submit(
-                task,
-                parameters={
-                    "label": _label(shards[position]),
-                    "shard": json.dumps(shard_to_json(shards[position])),
-                    "settings": json.dumps(asdict(settings)),
-                    "store_uri": store_uri,
-                    "storage_options": storage_options,
-                    "stop": quote(run.stop) if in_process else None,
-                    "on_tensor": quote(run.listener.tensor_done) if in_process and done is not None else None,
-                },
-            )
-            for position in schedule_order(shards)
-        ]
-        failure: BaseException | None = None
-        for future in as_completed(futures):
-            try:
-                report = future.result()
-            except Exception as error:
-                if failure is None:
-                    failure = error
-                    run.stop.stop("an error in another shard")
-                continue
-            reports[report.index] = report
-            if done is not None:
-                done(report)
+        for wait in (False, True):
+            left = [shards[position] for position in schedule_order(shards) if shards[position].index not in reports]
+            futures = [
+                runner.submit(
+                    task,
+                    parameters={
+                        "label": _label(shard),
+                        "shard": json.dumps(shard_to_json(shard)),
+                        "wait": wait,
+                        **common,
+                    },
+                )
+                for shard in left
+            ]
+            for future in as_completed(futures):
+                try:
+                    report = future.result()
+                except Exception as error:
+                    if failure is None:
+                        failure = error
+                        run.stop.stop("an error in another shard")
+                    continue
+                if report is None:
+                    continue
+                reports[report.index] = report
+                if done is not None:
+                    done(report)
+            if failure is not None:
+                break
     torch.set_num_threads(threads_before)  # shards set one; the caller's notebook goes on after us
     if failure is not None:
         raise failure

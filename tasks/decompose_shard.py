@@ -13,6 +13,7 @@ from prefect.tasks import exponential_backoff
 from ..core.planning.plan import RunSettings
 from ..core.planning.plan_json import shard_from_json
 from ..core.steps import decompose_shard as step
+from ..core.steps.claims import ClaimedElsewhere
 from ..core.steps.decompose_shard import DecomposeReport
 from ..core.steps.stop import StopSignal
 from .retrying import worth_retrying
@@ -36,13 +37,18 @@ def decompose_shard(
     storage_options: Mapping[str, Any] | None,
     stop: StopSignal | None = None,
     on_tensor: Callable[[str, int], None] | None = None,
-) -> DecomposeReport:
-    """Leave the spectra of one shard's aligned tensors in the store; see `core.steps.decompose_shard`."""
-    return step.decompose_shard(
-        shard_from_json(json.loads(shard)),
-        RunSettings(**json.loads(settings)),
-        store_uri,
-        storage_options,
-        stop=stop,
-        on_tensor=on_tensor,
-    )
+    wait: bool = True,
+) -> DecomposeReport | None:
+    """Leave the spectra of one shard's aligned tensors in the store; see there. None: another run is at it."""
+    try:
+        return step.decompose_shard(
+            shard_from_json(json.loads(shard)),
+            RunSettings(**json.loads(settings)),
+            store_uri,
+            storage_options,
+            stop=stop,
+            on_tensor=on_tensor,
+            wait=wait,
+        )
+    except ClaimedElsewhere:
+        return None

@@ -13,6 +13,7 @@ from prefect.tasks import exponential_backoff
 from ..core.planning.plan import RunSettings
 from ..core.planning.plan_json import shard_from_json
 from ..core.steps import merge_shard as step
+from ..core.steps.claims import ClaimedElsewhere
 from ..core.steps.reports import ShardReport
 from ..core.steps.stop import StopSignal
 from .retrying import worth_retrying
@@ -38,16 +39,21 @@ def merge_shard(
     storage_options: Mapping[str, Any] | None,
     stop: StopSignal | None = None,
     on_tensor: Callable[[str, int], None] | None = None,
-) -> ShardReport:
-    """Merge one shard and leave its part in the store; see `core.steps.merge_shard`.
+    wait: bool = True,
+) -> ShardReport | None:
+    """Merge one shard and leave its part in the store; see `core.steps.merge_shard`. None: another run is at it.
 
     `shard` and `settings` come as JSON: Prefect and Dask both walk the fields of whatever else they are given.
     """
-    return step.merge_shard(
-        shard_from_json(json.loads(shard)),
-        RunSettings(**json.loads(settings)),
-        store_uri,
-        storage_options,
-        stop=stop,
-        on_tensor=on_tensor,
-    )
+    try:
+        return step.merge_shard(
+            shard_from_json(json.loads(shard)),
+            RunSettings(**json.loads(settings)),
+            store_uri,
+            storage_options,
+            stop=stop,
+            on_tensor=on_tensor,
+            wait=wait,
+        )
+    except ClaimedElsewhere:
+        return None

@@ -49,6 +49,10 @@ def claimed(claim: str) -> tuple[str | None, str]:
     return None, f"parts/{name.removesuffix('-spectra').removesuffix('.safetensors')}.safetensors"
 
 
+class ClaimedElsewhere(Exception):
+    """Another run, or another worker of this one, is at this shard."""
+
+
 class Claim:
     """A held claim, refreshed by a thread until `release`. Use as a context manager.
 

@@ -12,7 +12,7 @@ import torch
 from ..planning.plan import LayerShard, RunSettings
 from ..storage.tensors import TensorReader
 from .alignment import aligned_tensors
-from .claims import POLL_SECONDS, ClaimWatcher, claim_key
+from .claims import POLL_SECONDS, ClaimedElsewhere, ClaimWatcher, claim_key
 from .devices import hold_device
 from .merge_tensor import TensorMerger
 from .open_store import open_store
@@ -42,6 +42,7 @@ def decompose_shard(
     *,
     stop: StopSignal | None = None,
     on_tensor: Callable[[str, int], None] | None = None,
+    wait: bool = True,
 ) -> DecomposeReport:
     """Make sure that the spectra of a shard's aligned tensors are in the store; idempotent, as `merge_shard`.
 
@@ -59,6 +60,8 @@ def decompose_shard(
     watcher = ClaimWatcher(store, claim_key(f"{shard.part_key}-spectra"))
     while (claim := watcher.acquire()) is None:
         stop.check()
+        if not wait:
+            raise ClaimedElsewhere
         time.sleep(POLL_SECONDS)
     with claim, hold_device(settings.device, stop) as device:
         reader = TensorReader(storage_options)

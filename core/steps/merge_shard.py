@@ -14,7 +14,7 @@ from ..planning.shards import output_entries
 from ..storage.safetensors_header import build_header
 from ..storage.store import Store
 from ..storage.tensors import TensorReader
-from .claims import POLL_SECONDS, ClaimWatcher, claim_key
+from .claims import POLL_SECONDS, ClaimedElsewhere, ClaimWatcher, claim_key
 from .devices import hold_device
 from .merge_tensor import TensorMerger
 from .open_store import open_store
@@ -32,6 +32,7 @@ def merge_shard(
     *,
     stop: StopSignal | None = None,
     on_tensor: Callable[[str, int], None] | None = None,
+    wait: bool = True,
 ) -> ShardReport:
     """Merge one shard; idempotent, and safe to run in several places at once.
 
@@ -42,6 +43,7 @@ def merge_shard(
     ----------
     stop : looked at between two tensors; the part is then dropped whole
     on_tensor : called with the name and the bytes read after each tensor
+    wait : for another run that is at this shard; with False ClaimedElsewhere is raised, so that other shards come first
 
     Raises
     ------
@@ -64,6 +66,8 @@ def merge_shard(
         claim = watcher.acquire()
         if claim is not None:
             break
+        if not wait:
+            raise ClaimedElsewhere
         time.sleep(POLL_SECONDS)
     with claim, hold_device(settings.device, stop) as device:
         notes = (reason,) if reason else ()
