@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+
 from eigenmerge.core.numerics.calibration import (
     apply_svc,
     calibration_warning,

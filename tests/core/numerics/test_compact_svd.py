@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from eigenmerge.core.numerics.compact_svd import (
     compact_svd,
     frobenius_norm,
@@ -10,8 +13,6 @@ from eigenmerge.core.numerics.compact_svd import (
     typical_value,
 )
 from eigenmerge.core.numerics.task_vectors import LowRank
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def rows(count: int, length: int, seed: int) -> torch.Tensor:

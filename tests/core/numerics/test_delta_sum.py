@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from eigenmerge.core.numerics.compact_svd import compact_svd
 from eigenmerge.core.numerics.delta_sum import DeltaSum, delta_spectrum, sum_of
 from eigenmerge.core.numerics.spectrum import Factors, apply_factors

@@ -330,7 +330,9 @@ def test_the_number_of_models(model: Any, plan_of: Any) -> None:
     slerp = "merge_method: slerp\nbase_model: base\nparameters: {t: 0.5}\nmodels: [a, b, c]"
     assert "slerp takes at most 2 models; found 3" in refused(RecipeError, lambda: plan_of(slerp, *models))
     two = slerp.replace("a, b, c", "a, b")
-    assert "slerp merges exactly 1 model beside the base; found 2" in refused(RecipeError, lambda: plan_of(two, *models))
+    assert "slerp merges exactly 1 model beside the base; found 2" in refused(
+        RecipeError, lambda: plan_of(two, *models)
+    )
     stock = "merge_method: model_stock\nbase_model: base\nmodels: [a]"
     assert "model_stock needs at least 2 models; found 1" in refused(RecipeError, lambda: plan_of(stock, *models))
 

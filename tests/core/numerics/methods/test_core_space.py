@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from eigenmerge.core.numerics.core_coordinates import core_task_vectors
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 

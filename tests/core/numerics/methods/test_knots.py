@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from eigenmerge.core.numerics.sign_consensus import trim_elect_average
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
+
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.spectrum import apply_factors, low_rank_form
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
-from torch.profiler import ProfilerActivity, profile
 
 ALL = ["ace", "cart", "core_space", "iso_c", "iso_cts", "knots", "star", "subspace_boosting", "tsv_m"]
 #: ACE takes mean rows; TIES (KnOTS) trims coordinate by coordinate of the input side

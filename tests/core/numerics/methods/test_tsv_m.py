@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
