@@ -90,7 +90,8 @@ class SpectralMethod(Method[P, E]):
 class TensorInputs(Protocol):
     """What a direct method gets for one tensor, any shape; iterable more than once, one expert at a time.
 
-    All tensors come in the arithmetic dtype (float32 or float64) on the device. `base` is None when the recipe has none.
+    All tensors come in the arithmetic dtype (float32 or float64) on the device. `base` is None when the recipe has
+    none.
     """
 
     @property
@@ -113,7 +114,7 @@ class TensorInputs(Protocol):
         ...
 
     def is_base(self, index: int) -> bool:
-        """True when expert `index` is the base model itself (mergekit lists the base among the models of some methods)."""
+        """True when expert `index` is the base model itself: mergekit lists it among the models of some methods."""
         ...
 
 

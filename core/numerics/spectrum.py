@@ -2,15 +2,15 @@
 
     merged delta = sum_k (sum_b g_bk left_bk) right_k^T
 
-Shapes: M = out features (D1), K = in features (D2), R = number of directions, N = experts. A *block* b is a named set of
-left vectors over the same right vectors. Most decompositions have one block, "left" (u_k of an SVD). The WUDI family has
-two: "target" = D q_k and "sum" = S q_k with S = sum_i v_i. Because the rows of S lie in the range of C, the anchor
+Shapes: M = out features (D1), K = in features (D2), R = number of directions, N = experts. A *block* b is a named set
+of left vectors over the same right vectors. Most decompositions have one block, "left" (u_k of an SVD). The WUDI family
+has two: "target" = D q_k and "sum" = S q_k with S = sum_i v_i. Because the rows of S lie in the range of C, the anchor
 theta_0 = c S (c = 1, 1/N or 0) is inside the same sum,
 
     theta_0 + sum_k f_k/lambda_k (D - theta_0 C) q_k q_k^T = sum_k [c (1 - f_k) S q_k + f_k/lambda_k D q_k] q_k^T,
 
-so changing the anchor, like changing the filter, needs neither the experts nor a new decomposition, and no D - theta_0 C
-is ever formed (it cancels badly in float32).
+so changing the anchor, like changing the filter, needs neither the experts nor a new decomposition, and no
+D - theta_0 C is ever formed (it cancels badly in float32).
 """
 
 from __future__ import annotations
