@@ -33,6 +33,13 @@ class Faults:
     # "error", "denied" (403), "short", "reset", "lost", "slow", or None to leave it to chance
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Silent: clients are killed here."""
+
+
 class FaultyProxy:
     """Listens on a free port of this machine; `requests` is what came, (method, path with query, range).
 
@@ -49,8 +56,7 @@ class FaultyProxy:
         self._upstream = urlsplit(upstream).netloc
         self._random = random.Random(seed)
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property
