@@ -56,6 +56,8 @@ def merge(
     EigenmergeError : for everything that a user can cure
     """
     run = current_run()
+    if run.begun is not None:
+        run.begun()
     started = time.monotonic()
     if time_limit is not None:
         run.stop.deadline = started + time_limit

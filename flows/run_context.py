@@ -6,6 +6,7 @@ a run that was started by a worker has the silent default.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -70,11 +71,16 @@ class Several(Listener):
 
 @dataclass(slots=True)
 class RunContext:
-    """on_prefect_page : write artifacts; not worth it on an embedded server, which nobody looks at."""
+    """
+    on_prefect_page : write artifacts; not worth it on an embedded server, which nobody looks at
+    begun : called when the flow begins, in its thread. Prefect has then put its own handler of SIGTERM, which ends the
+        run wherever it stands, in place of the caller's, who may put it back
+    """
 
     listener: Listener = field(default_factory=Listener)
     stop: StopSignal = field(default_factory=StopSignal)
     on_prefect_page: bool = True
+    begun: Callable[[], None] | None = None
 
 
 RUN_CONTEXT: ContextVar[RunContext | None] = ContextVar("eigenmerge_run_context", default=None)

@@ -46,18 +46,19 @@ def assemble(
     reports : one per shard, in the order of the plan
     started : of the whole run, on `time.monotonic`'s clock
     decomposed : what was decomposed before the merge began, where layers are aligned
-    stop : looked at while another run writes to the same destination
+    stop : looked at while another run writes to the same destination, and between two files
 
     Raises
     ------
     DestinationError : another recipe's merge came there since the destination was prepared
+    InterruptedRunError : `stop` was set; the marker stays there, and the same run takes the place over
     StoreError : a place that cannot be read or written; the marker that the checkpoint is not whole stays there
     """
     claim = take_destination(destination, plan, stop)
     through = 0
     if claim is not None:
         try:
-            through = _write_checkpoint(plan, reports, destination.store, store_uri, storage_options, claim)
+            through = _write_checkpoint(plan, reports, destination.store, store_uri, storage_options, claim, stop)
         except BaseException:
             claim.abandon()
             raise
@@ -90,6 +91,7 @@ def _write_checkpoint(
     store_uri: str,
     storage_options: Mapping[str, Any] | None,
     claim: Claim,
+    stop: StopSignal | None,
 ) -> int:
     """Everything but the taking away of the marker; the bytes of weights that passed through here."""
     store = Store(store_uri, storage_options)
@@ -97,6 +99,8 @@ def _write_checkpoint(
     through = 0
     clear_for_writing(target, plan)
     for file in plan.files:
+        if stop is not None:
+            stop.check()
         header = _header(plan, file)
         parts = [reports[index] for index in file.shards]
         ranges = [(report.part_key, report.header_bytes, report.num_bytes) for report in parts]

@@ -33,9 +33,13 @@ class StopSignal:
     def check(self) -> None:
         """Raises InterruptedRunError once the run is to stop."""
         if self.is_set:
-            raise InterruptedRunError(
-                f"stopped by {self.reason}; finished shards are kept: run the same command again to resume"
-            )
+            raise self.error()
+
+    def error(self) -> InterruptedRunError:
+        """What a stopped run ends with."""
+        return InterruptedRunError(
+            f"stopped by {self.reason}; finished shards are kept: run the same command again to resume"
+        )
 
     def __reduce__(self) -> tuple[type[StopSignal], tuple[None]]:
         # A worker in another process has its own signal: its scheduler cancels it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,13 +55,18 @@ def merge(
 
     from ...core.config import load_recipe
     from ...core.errors import RecipeError
+    from ...core.steps.stop import StopSignal
 
+    stop = StopSignal()
+    stop_on_signals(stop)  # before the seconds that Prefect takes to start
     if runner not in (None, "threads", "dask", "ray"):
         raise RecipeError(f"--runner {runner!r} is unknown; choose threads, dask or ray")
     if verbose:
         os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
     loaded = load_recipe(recipe)
     budget = parse_size(max_memory)
+
+    stop.check()
 
     from ...tasks.prefect_settings import quiet_prefect
     from ..embedded_server import EmbeddedServer, prefect_api
@@ -69,15 +75,17 @@ def merge(
     # It starts while the plan is made; a server that the user configured is used instead.
     server = None if os.environ.get("PREFECT_API_URL") else EmbeddedServer()
     try:
+        from prefect.exceptions import TerminationSignal
+
         from ...flows import merge as merge_flow
         from ...flows.run_context import RUN_CONTEXT, RunContext
         from .progress import make_listener
 
         listener = make_listener(quiet=quiet or as_json, terminal=sys.stderr.isatty())
-        context = RunContext(listener, on_prefect_page=server is None)
-        stop_on_signals(context.stop)
+        context = RunContext(listener, stop, on_prefect_page=server is None, begun=partial(stop_on_signals, stop))
         token = RUN_CONTEXT.set(context)
         try:
+            stop.check()
             with prefect_api(server):
                 result = merge_flow(
                     loaded,
@@ -92,6 +100,9 @@ def merge(
                     allow_nonfinite=allow_nonfinite,
                     time_limit=time_limit,
                 )
+        except TerminationSignal:  # Prefect's own, before the flow had begun
+            stop.stop("SIGTERM")
+            raise stop.error() from None
         finally:
             RUN_CONTEXT.reset(token)
             context.listener.close()
@@ -139,4 +150,4 @@ def stop_on_signals(stop: StopSignal) -> None:
         print("eigenmerge: stopping; what is finished is kept (again to stop at once)", file=sys.stderr)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
+        signal.signal(number, signal.SIG_DFL if stop.is_set else handler)

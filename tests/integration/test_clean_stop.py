@@ -1,0 +1,101 @@
+"""Ctrl-C, SIGTERM and a time limit: shards are finished or dropped whole, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = str(Path(sys.executable).parent / "eigenmerge")
+FILES = ("model.safetensors", "eigenmerge_manifest.json", "README.md", "config.json")
+
+
+@pytest.fixture
+def calm(make_models: Any, merge_flow: Any, tmp_path: Path) -> Any:
+    """Models, their recipe, and what an undisturbed run makes of it."""
+    models = make_models(num_experts=3, layers=6, hidden=192)
+    recipe = models.write_recipe("swudi_a", keep_operators=True)
+    merge_flow(recipe, tmp_path / "calm", store=str(tmp_path / "calm-store"))
+    return recipe
+
+
+def start(arguments: list[str | Path], server: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PREFECT_API_URL": server, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [COMMAND, *map(str, arguments)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def assert_whole(store: Path) -> int:
+    """Every part has its record, nothing is half-written or claimed; the number of parts."""
+    parts = {path.stem for path in store.glob("parts/*.safetensors")}
+    assert parts == {path.stem for path in store.glob("parts/*.json")}
+    assert not list(store.rglob("*.partial")) and not list(store.glob("claims/*"))
+    return len(parts)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals(
+    calm: Path, prefect_server: str, command: Callable[..., Any], tmp_path: Path, number: signal.Signals
+) -> None:
+    store, out = tmp_path / "store", tmp_path / "out"
+    process = start(["merge", calm, out, "--store", store, "--workers", "2"], prefect_server)
+    deadline = time.monotonic() + 90
+    while len(list(store.glob("parts/*.json"))) < 2:
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    lines = said.strip().splitlines()
+    assert lines[0] == "eigenmerge: stopping; what is finished is kept (again to stop at once)"
+    assert lines[-1].startswith(f"eigenmerge: error: stopped by {number.name}") and "run the same command again" in said
+    assert "Traceback" not in said
+    finished = assert_whole(store)
+    assert not list(out.glob("*")), "nothing half-written in the destination"
+
+    again = command("merge", calm, out, "--store", store, "--json")
+    assert again.code == 0, again.err
+    result = json.loads(again.out)
+    assert result["shards_reused"] == finished >= 2 and result["shards_done"] > 0
+    for name in FILES:
+        assert (out / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
+
+
+def test_a_signal_while_it_starts(calm: Path, prefect_server: str, tmp_path: Path) -> None:
+    process = start(["merge", calm, tmp_path / "out", "--store", tmp_path / "store"], prefect_server)
+    assert process.stderr is not None
+    time.sleep(1.5)  # in the middle of the imports
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert (
+        process.returncode in (130, -signal.SIGTERM) and "Traceback" not in said
+    )  # before main() Python is on its own
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_time_limits_add_up(calm: Path, command: Callable[..., Any], tmp_path: Path) -> None:
+    """A merge in slices of a night: every slice ends by itself, the last one finishes."""
+    store, out = tmp_path / "store", tmp_path / "out"
+    limit, before, slices = 1.0, -1, 0
+    while True:
+        done = command("merge", calm, out, "--store", store, "--time-limit", str(limit), "--workers", "1")
+        slices += 1
+        if done.code == 0:
+            break
+        assert done.code == 130 and "stopped by its time limit" in done.err and "again to resume" in done.err
+        finished = assert_whole(store)
+        limit = limit * 2 if finished == before else limit  # a slow machine
+        before = finished
+        assert slices < 40 and not list(out.glob("*"))
+    assert slices > 1, "the limit was never reached"
+    for name in FILES:
+        assert (out / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()
