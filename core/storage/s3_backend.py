@@ -109,7 +109,12 @@ class S3Backend:
         except Exception as error:
             if http_status(error) != 412 and s3_code(error) != "PreconditionFailed":
                 raise
-            return self.call("head_object", Key=name).get("Metadata", {}).get(_WRITER) == writer
+            try:
+                return self.call("head_object", Key=name).get("Metadata", {}).get(_WRITER) == writer
+            except Exception as looking:
+                if http_status(looking) != 404 and not isinstance(looking, FileNotFoundError):
+                    raise
+                return False  # it was another's, who has deleted it since: claims come and go
         return True
 
     def open_write(self, key: str, attempt: Attempt) -> S3Writer:

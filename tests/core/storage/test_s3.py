@@ -143,6 +143,20 @@ class TestFaults:
         assert store.create("claim", b"me")
         assert store.read("claim") == b"me"
 
+    def test_a_taken_name_that_becomes_free_meanwhile(self, faulty_s3: Faulty, s3_root: S3Root, store: Store) -> None:
+        proxy, _ = faulty_s3
+        direct = Store(s3_root.uri, s3_root.storage_options)
+        direct.write("claim", b"another's")
+
+        def delete_before_the_look(method: str, path: str) -> None:
+            if method == "HEAD":
+                direct.delete(["claim"])
+
+        proxy.faults = Faults(decide=delete_before_the_look)
+        assert not store.create("claim", b"me")
+        assert not direct.exists("claim")
+        assert store.create("claim", b"me")
+
 
 class TestServersThatIgnoreIfNoneMatch:
     def test_are_detected(self, faulty_s3: Faulty, store: Store) -> None:
