@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..errors import StoreError
 from ..storage.keys import CLAIMS, PROBES, RUNS
 from ..storage.store import Store
-from .inventory import Inventory, look_again, store_clock, take_inventory
+from .inventory import Inventory, StoredRun, look_again, store_clock, take_inventory
 from .run_record import RUN_NAME
 
 _SHORTEST_RUN_PREFIX = 4
@@ -48,7 +48,12 @@ class Collected:
 
 
 def collect_garbage(
-    store: Store, *, older_than: float | None = None, runs: Sequence[str] = (), dry_run: bool = False
+    store: Store,
+    *,
+    older_than: float | None = None,
+    runs: Sequence[str] = (),
+    superseded: bool = False,
+    dry_run: bool = False,
 ) -> Collected:
     """Remove runs, what only they use, and what killed writers left.
 
@@ -56,6 +61,7 @@ def collect_garbage(
     ----------
     older_than : seconds; runs whose record was not written for that long, and objects of that age that no run uses
     runs : keys, or unambiguous beginnings of keys, of runs to remove whatever their age
+    superseded : remove sums over experts that a larger set contains; a run that used them has its result already
     dry_run : look only
 
     Raises
@@ -64,9 +70,14 @@ def collect_garbage(
     """
     inventory = take_inventory(store, store_clock(store))
     named = [_named(inventory, prefix) for prefix in runs]
+    useless: frozenset[str] = frozenset()
+    if superseded:
+        from .superseded import superseded_sums  # it imports torch, and the rest should answer at once
+
+        useless = superseded_sums(store, inventory)
     if not dry_run:
         inventory = look_again(store, inventory)  # somebody may have begun while a million objects were listed
-    garbage = find_garbage(inventory, older_than=older_than, runs=named)
+    garbage = find_garbage(inventory, older_than=older_than, runs=named, useless=useless)
     if dry_run:
         return Collected(garbage.runs, len(garbage.keys), garbage.num_bytes, None, garbage.kept_running, dry_run=True)
     store.delete(garbage.keys)
@@ -75,8 +86,14 @@ def collect_garbage(
     return Collected(garbage.runs, len(garbage.keys), garbage.num_bytes, abandoned, garbage.kept_running, dry_run=False)
 
 
-def find_garbage(inventory: Inventory, *, older_than: float | None, runs: Sequence[str]) -> Garbage:
+def find_garbage(
+    inventory: Inventory, *, older_than: float | None, runs: Sequence[str], useless: frozenset[str] = frozenset()
+) -> Garbage:
     """What may go; pure.
+
+    Parameters
+    ----------
+    useless : keys that may go although a kept run names them, as long as it is not running
 
     Raises
     ------
@@ -93,8 +110,9 @@ def find_garbage(inventory: Inventory, *, older_than: float | None, runs: Sequen
             raise StoreError(f"run {run.key[:12]} is at work; stop it first, or wait until it has finished")
     gone = {run.key for run in inventory.runs if run.state != "running" and (run.key in runs or is_old(run.written))}
     kept = [run for run in inventory.runs if run.key not in gone]
-    protected = {*inventory.claimed_parts, *(key for run in kept for key in (*(run.objects or ()), *run.folder))}
-    used = {key for run in inventory.runs for key in (*(run.objects or ()), *run.folder)}
+    used = {key for run in inventory.runs for key in _names(run)}
+    in_work = {*inventory.claimed_parts, *(key for run in running for key in _names(run))}
+    protected = in_work | {key for run in kept for key in _names(run) if key not in useless}
     # A living run of which it is not known what it uses might use anything.
     blind = any(run.objects is None for run in running)
 
@@ -106,11 +124,15 @@ def find_garbage(inventory: Inventory, *, older_than: float | None, runs: Sequen
             return key in inventory.dead_claims
         if key.startswith(PROBES):
             return 0 < modified < inventory.now - _YOUNG_SECONDS
-        return not blind and (key in used or is_old(modified))
+        return not blind and (key in used or key in useless or is_old(modified))
 
     keys = sorted((key for key in inventory.objects if may_go(key)), key=_order)
     late = tuple(run.key for run in running if is_old(run.written))
     return Garbage(tuple(keys), tuple(sorted(gone)), inventory.size(keys), late)
+
+
+def _names(run: StoredRun) -> tuple[str, ...]:
+    return (*(run.objects or ()), *run.folder)
 
 
 def _order(key: str) -> tuple[int, str]:

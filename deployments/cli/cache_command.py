@@ -110,6 +110,9 @@ def gc(
     run: Annotated[
         list[str] | None, typer.Option("--run", metavar="KEY", help="Remove this run, and what only it uses.")
     ] = None,
+    superseded: Annotated[
+        bool, typer.Option("--superseded", help="Remove kept sums over experts that a larger set contains.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -117,7 +120,9 @@ def gc(
     from ...core.steps.collect_garbage import collect_garbage
 
     opened = open_store(store, recipe)
-    found = collect_garbage(opened, older_than=parse_age(older_than), runs=run or (), dry_run=dry_run)
+    found = collect_garbage(
+        opened, older_than=parse_age(older_than), runs=run or (), superseded=superseded, dry_run=dry_run
+    )
     if as_json:
         print(json.dumps({"store": opened.display(""), **asdict(found)}, indent=1))
         return

@@ -145,6 +145,31 @@ def test_gc_leaves_a_living_run_alone(make_models: Any, command: Callable[..., A
     assert keys(place) == set()
 
 
+def test_superseded_sums_go_and_the_next_expert_still_costs_one(
+    make_models: Any, merge_flow: Any, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    models = make_models(num_experts=4, layers=1)
+    experts, store = models.experts, tmp_path / "store"
+
+    def merge(*chosen: int) -> Any:
+        models.experts = [experts[index] for index in chosen]
+        name = "-".join(map(str, chosen))
+        return merge_flow(
+            models.write_recipe("swudi", f"{name}.yml", keep_operators=True), tmp_path / name, store=str(store)
+        )
+
+    merge(0)
+    merge(0, 1)
+    merge(0, 2)
+    before = {key for key in keys(store) if key.startswith("operators/")}
+    done = json.loads(command("cache", "gc", "--superseded", "--json").out)
+    after = {key for key in keys(store) if key.startswith("operators/")}
+    assert done["num_objects"] == len(before - after) == len(before) // 3, "the sets of one expert"
+    assert all(key.rpartition("/")[2].startswith("000002-") for key in after)
+    result = merge(0, 1, 3)
+    assert result.bytes_read == 2 * sum(tensor.nbytes for tensor in models.base_tensors.values())
+
+
 def test_what_killed_processes_leave_is_removed(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     claim = hold_run(store, "a" * 64)

@@ -149,6 +149,13 @@ def test_whatever_lies_there(
         assert used or (older_than is not None and ages[key] > older_than - 1e-3)  # ages are differences of times
 
 
+def test_useless_sums_go_although_a_kept_run_names_them() -> None:
+    runs = (stored_run("aaaa", "operators/a", "operators/b"), stored_run("bbbb", "operators/b", state="running"))
+    found = inventory(runs, {"operators/a": 0.0, "operators/b": 0.0})
+    garbage = find_garbage(found, older_than=None, runs=(), useless=frozenset({"operators/a", "operators/b"}))
+    assert garbage.keys == ("operators/a",), "what a living run names stays"
+
+
 def test_usage_by_kind_run_method_and_model() -> None:
     runs = (stored_run("aaaa", "spectra/shared", "spectra/a"), stored_run("cccc", "spectra/shared"))
     found = inventory(runs, {"spectra/shared": 0.0, "spectra/a": 0.0, "operators/x": 0.0})
