@@ -55,16 +55,20 @@ def merge_shards(
     store_uri: str,
     storage_options: Mapping[str, Any] | None,
     pool: Pool,
+    *,
+    done: Callable[[ShardReport], None],
 ) -> list[ShardReport]:
-    """Every shard's report, in the order of the plan; the first error ends the run after the shards in hand."""
+    """Every shard's report, in the order of the plan; the first error ends the run after the shards in hand.
+
+    `done` hears of each as it comes.
+    """
+
+    def tell(report: ShardReport) -> None:
+        done(report)
+        pool.run.listener.shard_done(report)
+
     reports: list[ShardReport] = _on_shards(
-        merge_shard,
-        plan.shards,
-        plan.settings,
-        store_uri,
-        storage_options,
-        pool,
-        done=pool.run.listener.shard_done,
+        merge_shard, plan.shards, plan.settings, store_uri, storage_options, pool, done=tell
     )
     return reports
 

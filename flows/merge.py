@@ -11,6 +11,7 @@ from prefect import flow
 from ..core.config import Recipe
 from ..core.steps.assemble import assemble
 from ..core.steps.destination import prepare_destination
+from ..core.steps.file_hashes import FileHashes
 from ..core.steps.make_plan import make_plan
 from ..core.steps.open_store import probe_store
 from ..core.steps.read_recipe import read_recipe
@@ -77,13 +78,21 @@ def merge(
     with recorded_run(plan, target.store.root_uri, store_uri, options) as record:
         pool = Pool(slots, runner or recipe.runner.kind, runner_address or recipe.runner.address, run)
         decomposed = align_layers(plan, store_uri, options, pool)
-        reports = merge_shards(plan, store_uri, options, pool)
-
-        run.listener.assembling(plan)
-        write_spectra_table(plan, store_uri, options)
-        result = assemble(
-            plan, reports, target, store_uri, options, started=started, decomposed=decomposed, stop=run.stop
-        )
+        with FileHashes(plan, store_uri, options) as hashes:
+            reports = merge_shards(plan, store_uri, options, pool, done=hashes.part_done)
+            run.listener.assembling(plan)
+            write_spectra_table(plan, store_uri, options)
+            result = assemble(
+                plan,
+                reports,
+                target,
+                store_uri,
+                options,
+                started=started,
+                decomposed=decomposed,
+                stop=run.stop,
+                file_hashes=hashes,
+            )
         record.finish(result)
     run.listener.finished(result)
     return result

@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import DestinationError
-from ..planning.plan import OutputFile, Plan, SideFile
-from ..planning.shards import Entry, output_entries
+from ..planning.plan import Plan, SideFile
 from ..storage.assemble import assemble_file
-from ..storage.safetensors_header import build_header
 from ..storage.store import Store, resolve
 from .claims import Claim
 from .decompose_shard import DecomposeReport
 from .destination import INDEX_NAME, Destination, clear_for_writing, take_destination
+from .file_hashes import FileHashes, file_entries, file_header
 from .manifest import MANIFEST_NAME, build_manifest
 from .model_card import build_model_card
 from .open_store import store_warnings
@@ -35,6 +34,7 @@ def assemble(
     started: float,
     decomposed: Sequence[DecomposeReport] = (),
     stop: StopSignal | None = None,
+    file_hashes: FileHashes | None = None,
 ) -> MergeResult:
     """Write weight files, config and tokenizer files, model card and manifest, and last the index.
 
@@ -46,6 +46,7 @@ def assemble(
     reports : one per shard, in the order of the plan
     started : of the whole run, on `time.monotonic`'s clock
     decomposed : what was decomposed before the merge began, where layers are aligned
+    file_hashes : what was hashed while the parts were made
     stop : looked at while another run writes to the same destination, and between two files
 
     Raises
@@ -58,7 +59,9 @@ def assemble(
     through = 0
     if claim is not None:
         try:
-            through = _write_checkpoint(plan, reports, destination.store, store_uri, storage_options, claim, stop)
+            through = _write_checkpoint(
+                plan, reports, destination.store, store_uri, storage_options, claim, stop, file_hashes
+            )
         except BaseException:
             claim.abandon()
             raise
@@ -92,6 +95,7 @@ def _write_checkpoint(
     storage_options: Mapping[str, Any] | None,
     claim: Claim,
     stop: StopSignal | None,
+    file_hashes: FileHashes | None,
 ) -> int:
     """Everything but the taking away of the marker; the bytes of weights that passed through here."""
     store = Store(store_uri, storage_options)
@@ -101,10 +105,11 @@ def _write_checkpoint(
     for file in plan.files:
         if stop is not None:
             stop.check()
-        header = _header(plan, file)
+        header = file_header(plan, file)
         parts = [reports[index] for index in file.shards]
         ranges = [(report.part_key, report.header_bytes, report.num_bytes) for report in parts]
-        written = assemble_file(target, file.name, header, store, ranges)
+        known = file_hashes.result(file) if file_hashes is not None else None
+        written = assemble_file(target, file.name, header, store, ranges, sha256=known)
         hashes[file.name] = written.sha256
         through += written.bytes_through
     for side in plan.side_files:
@@ -121,19 +126,8 @@ def _write_checkpoint(
     return through
 
 
-def _header(plan: Plan, file: OutputFile) -> bytes:
-    entries = _entries(plan, file)
-    return build_header({entry.name: (entry.dtype, entry.shape) for entry in entries}, {"format": "pt"})
-
-
-def _entries(plan: Plan, file: OutputFile) -> list[Entry]:
-    """The stored tensors of a file, in its order."""
-    tensors = (tensor for index in file.shards for tensor in plan.shards[index].tensors)
-    return [entry for tensor in tensors for entry in output_entries(tensor)]
-
-
 def _index(plan: Plan) -> bytes:
-    weight_map = {entry.name: file.name for file in plan.files for entry in _entries(plan, file)}
+    weight_map = {entry.name: file.name for file in plan.files for entry in file_entries(plan, file)}
     total = sum(shard.bytes_written for shard in plan.shards)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     return (json.dumps(index, indent=2) + "\n").encode()
