@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eigenmerge.core.errors import CheckpointError, EigenmergeError, RecipeError, ShapeError
-from eigenmerge.core.planning.adapters import read_adapter
+from eigenmerge.core.planning.adapters import oriented, read_adapter
 
 SWUDI = "merge_method: swudi\nbase_model: base\n"
 AT = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -205,3 +205,34 @@ def test_low_rank_experts_cost_less(
     assert lora.flops < full.flops / 20
     assert lora.spectrum_bytes < full.spectrum_bytes / 100
     assert lora.bytes_read < full.bytes_read
+
+
+class TestOrientation:
+    """PEFT's one fan_in_fan_out against the shapes of the base's weights."""
+
+    C_ATTN, C_PROJ, HEAD = "h.0.attn.c_attn", "h.0.attn.c_proj", "lm_head"
+
+    def turned(self, adapter: Any, switch: bool) -> dict[str, bool]:
+        shapes = {self.C_ATTN: (24, 8), self.C_PROJ: (8, 8), self.HEAD: (30, 8)}  # (out, in) of the layers
+        tensors = {}
+        for name, (rows, columns) in shapes.items():
+            tensors |= {f"{name}.lora_A.weight": (2, columns), f"{name}.lora_B.weight": (rows, 2)}
+        read = read_adapter(adapter("a", tensors, {"fan_in_fan_out": switch}).adapter)
+        stored = {
+            f"{self.C_ATTN}.weight": (8, 24),
+            f"{self.C_PROJ}.weight": (8, 8),
+            f"{self.HEAD}.weight": (30, 8),
+        }
+        found = oriented(read.lora, stored)
+        return {name: found[f"{name}.weight"].fan_in_fan_out for name in shapes}
+
+    @pytest.mark.parametrize("switch", [False, True])
+    def test_the_shape_decides_and_its_like_for_square_weights(self, adapter: Any, switch: bool) -> None:
+        assert self.turned(adapter, switch) == {self.C_ATTN: True, self.C_PROJ: True, self.HEAD: False}
+
+
+@pytest.mark.parametrize("switch", ["use_bdlora", "kasa_config", "arrow_config", "monteclora_config"])
+def test_newer_variants_are_refused_by_name(adapter: Any, switch: str) -> None:
+    listing = adapter("a", {"w.lora_A.weight": (2, 4), "w.lora_B.weight": (4, 2)}, {switch: {"x": 1}})
+    with pytest.raises(CheckpointError, match=switch):
+        read_adapter(listing.adapter)
