@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 
-.PHONY: install demo test lint format types contracts unit slow soak bench clean
+.PHONY: install demo test lint format types contracts unit slow soak ray bench clean
 
 install: $(STAMP)
 
@@ -45,6 +45,11 @@ slow: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak --timeout 7200
+
+# Ray is 440 MB with what it needs, so `make test` does without.
+ray: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	$(BIN)/python -m pytest -m slow tests/integration/test_ray.py
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -m benchmark --timeout 3600 -s
