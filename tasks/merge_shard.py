@@ -6,31 +6,16 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
-
 from ..core.planning.plan import RunSettings
 from ..core.planning.plan_json import shard_from_json
 from ..core.steps import merge_shard as step
 from ..core.steps.claims import ClaimedElsewhere
 from ..core.steps.reports import ShardReport
 from ..core.steps.stop import StopSignal
-from .retrying import worth_retrying
+from .shard_task import shard_task
 
 
-# NO_CACHE: a Prefect cache key that points at an object returns it even when the object is gone. The step looks for its
-# own part in the store, so running it twice is harmless.
-@task(
-    name="merge-shard",
-    task_run_name="{label}",
-    retries=2,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=worth_retrying,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+@shard_task("merge-shard", "{label}")
 def merge_shard(
     label: str,
     shard: str,

@@ -288,7 +288,7 @@ def test_bfloat16_factors(llama: Family, pipeline: Pipeline, tmp_path: Path) -> 
     [
         (lambda recipe, family: recipe["models"].append(str(family.full[0])), "full0 is a full model"),
         (lambda recipe, family: recipe.update(merge_method="ties"), "ties does not give a low-rank delta"),
-        (lambda recipe, family: recipe.update(merge_method="slerp", parameters={"t": 0.5}), "low-rank"),
+        (lambda recipe, family: recipe.update(merge_method="nuslerp"), "nuslerp does not give a low-rank delta"),
     ],
 )
 def test_what_cannot_be_an_adapter_is_refused_in_the_plan(
