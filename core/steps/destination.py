@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from .manifest import MANIFEST_NAME
 from .stop import StopSignal
 
 MARKER_NAME = ".eigenmerge-incomplete.json"
-_PROBE_NAME = ".eigenmerge-probe"
+_PROBE_PREFIX = ".eigenmerge-probe-"
 INDEX_NAME = "model.safetensors.index.json"
 
 # What an earlier merge (of ours or of another tool) may have left and a new one must not keep: a stale weight file or
@@ -56,14 +57,16 @@ def prepare_destination(
         if source == place or source.startswith(place + "/") or place.startswith(source.removesuffix("/") + "/"):
             raise DestinationError(f"{uri}: is the place of the input model {model.name!r}; choose another destination")
     store = Store(place, storage_options)
-    present = [info.key for info in store.list("")]
+    present = list(_objects(store))
     if present and not overwrite and _run_key_in(store, MARKER_NAME) != plan.run_key:
         raise DestinationError(_not_empty(store, uri, present, plan))
     if store.is_local:
-        store.write(_PROBE_NAME, b"")
-        store.delete([_PROBE_NAME])
+        probe = f"{_PROBE_PREFIX}{uuid.uuid4().hex}"
+        store.write(probe, b"")
+        store.delete([probe])
     else:
-        store = Store(place, storage_options, conditional_writes=store.probe_conditional_writes())
+        exclusive = store.probe_conditional_writes(_PROBE_PREFIX)
+        store = Store(place, storage_options, conditional_writes=exclusive)
     return Destination(uri, store, overwrite)
 
 
@@ -85,7 +88,7 @@ def take_destination(destination: Destination, plan: Plan, stop: StopSignal | No
             stop.check()
         marked = _run_key_in(store, MARKER_NAME)
         if marked is None and not destination.overwrite:
-            present = {info.key: info.size for info in store.list("")}
+            present = _objects(store)
             if _is_finished(store, plan, present):
                 return None
             if present and MARKER_NAME not in present:
@@ -113,8 +116,14 @@ def clear_for_writing(store: Store, plan: Plan) -> None:
         # Every file will be replaced by itself: whoever is killed now leaves a whole checkpoint.
         planned |= {MANIFEST_NAME, INDEX_NAME} if len(plan.files) > 1 else {MANIFEST_NAME}
     stale = [key for key in stale if key not in planned]
+    stale += [key for key in present if key.startswith(_PROBE_PREFIX)]  # a killed run's
     store.delete([key for key in stale if key.endswith(".index.json")])
     store.delete([key for key in stale if not key.endswith(".index.json")])
+
+
+def _objects(store: Store) -> dict[str, int]:
+    """Names and sizes of what stands there, without the probe of another run that begins this moment."""
+    return {info.key: info.size for info in store.list("") if not info.key.startswith(_PROBE_PREFIX)}
 
 
 def _is_finished(store: Store, plan: Plan, present: Mapping[str, int]) -> bool:

@@ -231,14 +231,14 @@ class Store:
         with self.in_our_words("cleaning", ""):
             return self.backend.remove_abandoned(older_than_seconds, self.attempt_on(""))
 
-    def probe_conditional_writes(self) -> bool:
+    def probe_conditional_writes(self, prefix: str = "probes/") -> bool:
         """Whether `create` is exclusive here. Also proves that the store can be written to.
 
         Three of six S3-compatible servers that were tried ignore If-None-Match and overwrite. Callers say so and go on
         with `Store(..., conditional_writes=False)`: results are addressed by content, so the last write is as good as
         the first.
         """
-        key = f"probes/{uuid.uuid4().hex}"
+        key = f"{prefix}{uuid.uuid4().hex}"
         try:
             return self.create(key, b"first") and not self.create(key, b"second")
         except StoreError as error:

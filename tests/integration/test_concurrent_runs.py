@@ -1,0 +1,102 @@
+"""Several runs at once on one store: the same bytes, no error, and the work is done about once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .s3_models import ForkedCommands, S3Models, objects, upload
+
+TEN_TIMES = pytest.param(10, marks=pytest.mark.soak, id="ten times")
+
+
+@pytest.fixture
+def on_s3(make_models: Any, s3_root: Any) -> S3Models:
+    return upload(make_models(num_experts=3, layers=3, hidden=64), s3_root.uri, s3_root.storage_options)
+
+
+def keys_of(log: Path) -> list[str]:
+    return [line.split()[1] for line in log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("times", [2, TEN_TIMES])
+def test_two_runs_of_one_recipe(on_s3: S3Models, forked_commands: ForkedCommands, tmp_path: Path, times: int) -> None:
+    recipe = on_s3.write_recipe("swudi_a", output={"max_shard_size": "100KB"})
+    calm = forked_commands.run("merge", recipe, f"{on_s3.uri}/calm", "--store", f"{on_s3.uri}/alone", "--json")
+    assert calm.code == 0, calm.output
+    expected = objects(on_s3.store("calm"))
+    shared = 0
+    for time in range(times):
+        log, store = tmp_path / f"log{time}", f"{on_s3.uri}/store{time}"
+        runs = [
+            forked_commands.start("merge", recipe, f"{on_s3.uri}/out{time}-{name}", "--store", store, "--json", log=log)
+            for name in "ab"
+        ]
+        finished = [run.wait() for run in runs]
+        assert [run.code for run in finished] == [0, 0], [run.output for run in finished]
+        assert objects(on_s3.store(f"out{time}-a")) == objects(on_s3.store(f"out{time}-b")) == expected
+        decomposed = Counter(keys_of(log))
+        assert len(decomposed) == calm.json["decompositions_computed"]
+        assert max(decomposed.values()) == 1, "a claimed shard is computed by one of the two"
+        shared += all(run.json["decompositions_computed"] > 0 for run in finished)
+        assert not [key for key in objects(on_s3.store(f"store{time}")) if key.startswith("claims/")]
+    assert shared, "at least once both took part in the work"
+
+
+@pytest.mark.parametrize("times", [1, TEN_TIMES])
+def test_two_recipes_that_share_spectra(
+    on_s3: S3Models, forked_commands: ForkedCommands, tmp_path: Path, times: int
+) -> None:
+    recipes = [
+        on_s3.write_recipe("swudi", name="swudi.yml", parameters={"exp_time": 300}),
+        on_s3.write_recipe("wudi_pinv", name="pinv.yml"),
+    ]
+    expected, num_decompositions = [], 0
+    for number, recipe in enumerate(recipes):
+        out = f"{on_s3.uri}/calm{number}"
+        calm = forked_commands.run("merge", recipe, out, "--store", f"{on_s3.uri}/alone", "--json")
+        assert calm.code == 0, calm.output
+        num_decompositions += calm.json["decompositions_computed"]
+        expected.append(objects(on_s3.store(f"calm{number}")))
+    for time in range(times):
+        log, store = tmp_path / f"log{time}", f"{on_s3.uri}/store{time}"
+        runs = [
+            forked_commands.start("merge", recipe, f"{on_s3.uri}/out{time}-{n}", "--store", store, "--json", log=log)
+            for n, recipe in enumerate(recipes)
+        ]
+        finished = [run.wait() for run in runs]
+        assert [run.code for run in finished] == [0, 0], [run.output for run in finished]
+        assert [objects(on_s3.store(f"out{time}-{number}")) for number in range(2)] == expected
+        assert set(keys_of(log)) and len(set(keys_of(log))) == num_decompositions
+
+
+@pytest.mark.parametrize("times", [1, TEN_TIMES])
+def test_two_runs_into_one_destination(
+    on_s3: S3Models, forked_commands: ForkedCommands, tmp_path: Path, times: int
+) -> None:
+    recipe = on_s3.write_recipe("swudi_a", output={"max_shard_size": "100KB"})
+    calm = forked_commands.run("merge", recipe, f"{on_s3.uri}/calm", "--store", f"{on_s3.uri}/store")
+    assert calm.code == 0, calm.output
+    other = on_s3.write_recipe("average", name="other.yml", output={"max_shard_size": "70KB"})
+    another = forked_commands.run("merge", other, f"{on_s3.uri}/calm-other", "--store", f"{on_s3.uri}/store")
+    assert another.code == 0, another.output
+    expected, expected_other = objects(on_s3.store("calm")), objects(on_s3.store("calm-other"))
+    # The parts are there: both runs come to the destination at once.
+    for time in range(times):
+        out = f"{on_s3.uri}/out{time}"
+        runs = [forked_commands.start("merge", recipe, out, "--store", f"{on_s3.uri}/store") for _ in range(2)]
+        finished = [run.wait() for run in runs]
+        refused = [run for run in finished if run.code]
+        assert len(refused) <= 1 and all("already holds the result" in run.output for run in refused), finished
+        assert objects(on_s3.store(f"out{time}")) == expected
+
+        out = f"{on_s3.uri}/mixed{time}"
+        runs = [forked_commands.start("merge", one, out, "--store", f"{on_s3.uri}/store") for one in (recipe, other)]
+        finished = [run.wait() for run in runs]
+        assert sorted(run.code for run in finished) == [0, 1], [run.output for run in finished]
+        refused = next(run for run in finished if run.code)
+        assert len(refused.output.splitlines()) == 1 and out in refused.output
+        assert objects(on_s3.store(f"mixed{time}")) == (expected if finished[0].code == 0 else expected_other)
