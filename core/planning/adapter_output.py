@@ -64,7 +64,7 @@ def as_adapter(
     tensors: list[PlannedTensor] = []
     saved: list[str] = []
     for item in planned:
-        if item.plan.action == "copy":
+        if item.plan.action == "copy" or item.plan.name not in names:
             continue
         own = names[item.plan.name]
         if all(expert.full is None for expert in item.plan.experts):

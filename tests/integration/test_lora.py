@@ -191,6 +191,7 @@ def load_with_peft(family: Family, adapter: Path) -> dict[str, torch.Tensor]:
         ("ace", {}),
         ("task_arithmetic", {"parameters": {"weight": 0.3}}),
         ("average", {}),
+        ("linear", {}),
     ],
 )
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
