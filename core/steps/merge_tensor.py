@@ -67,7 +67,7 @@ class TensorMerger:
         """Bytes of kept sums that the store gave instead of experts."""
         return self._sums.bytes_read
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: readers fill tensors from threads of their own, which are not in it
     def merge(self, tensor: TensorPlan) -> tuple[memoryview, TensorReport]:
         """The tensor's bytes in its output dtype, and what to say of it.
 
@@ -99,7 +99,7 @@ class TensorMerger:
             **facts,
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def largest_values(self, tensor: TensorPlan) -> tuple[dict[str, float], Origin]:
         """The largest value of each of the tensor's spectra, which are in the store afterwards if the recipe keeps any.
 

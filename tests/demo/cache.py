@@ -31,6 +31,7 @@ def making(folder: Path, key: str) -> Iterator[Path]:
     The old key goes first and the new one comes last: killed anywhere between, the next run makes the folder again.
     """
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a killed run that had the same process id, as in containers
     scratch.mkdir(parents=True)
     try:
         yield scratch

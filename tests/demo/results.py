@@ -74,7 +74,7 @@ class Results:
             table.add_column(name, justify="right" if number else "left", no_wrap=True)
         for number, line in enumerate(self.lines, 1):
             table.add_row(*line, end_section=number == len(self.tasks))
-        console.print(table)
+        console.print(table, soft_wrap=False)
 
     def write(self, folder: Path) -> None:
         """results.md and results.json."""

@@ -40,7 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path(".demo"), help="folder for all files of the demo")
     work = parser.parse_args().work.resolve()
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     began = time.perf_counter()
     try:
         # Spawned, because torch's threads do not survive a fork.
@@ -55,10 +55,8 @@ def main() -> int:
         return 1
     results.show(console)
     results.write(work)
-    console.print(
-        f"{time.perf_counter() - began:.0f} s in all; the table is kept in {_short(work)}/results.md and .json"
-    )
     console.print(f"merged checkpoints: {_short(work)}/merged/METHOD (README.md and eigenmerge_manifest.json say how)")
+    console.print(f"this table: {_short(work)}/results.md and results.json; {time.perf_counter() - began:.0f} s in all")
     return 0
 
 
@@ -87,8 +85,8 @@ def demo(work: Path, pool: Executor, console: Console) -> Results:
             seconds = merge(write_recipe(method, workshop, tasks), out, work)
             merged = evaluate(pool, workshop, tasks, lambda task, out=out: out)
         rows.append(Row(method, merged, Merge(out, seconds, share_kept(base, experts, merged))))
-        console.print((work / "logs" / f"{method}.log").read_text().strip(), soft_wrap=True)
-        console.print(f"  {_short(out)} loads in transformers, no key missing or left over", soft_wrap=True)
+        console.print((work / "logs" / f"{method}.log").read_text().strip())
+        console.print(f"  {_short(out)} loads in transformers, no key missing or left over")
     return Results(tasks, rows)
 
 
