@@ -124,10 +124,13 @@ def call_with_retries(action: Callable[[], Result], policy: RetryPolicy, what: s
     )
     try:
         return retrying(once)
-    except EigenmergeError:
-        raise
+    except EigenmergeError as error:
+        raise error.with_traceback(None)  # noqa: B904  (it is the same error)
     except Exception as error:
-        raise _translated(error, what, attempt, secrets) from _cause_without_secrets(error, secrets)
+        # Its traceback leads to tenacity's frames, and those back to the error: a cycle, which would keep every
+        # caller's tensors until the garbage collector comes by. "Not found" is what every first run meets everywhere.
+        cause = _cause_without_secrets(error.with_traceback(None), secrets)
+        raise _translated(error, what, attempt, secrets) from cause
 
 
 @contextlib.contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import itertools
 import logging
 import traceback
+import weakref
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
@@ -177,3 +180,27 @@ class TestSecrets:
         with pytest.raises(StoreError) as caught, in_our_words("reading x", (secret,)):
             raise ValueError("harmless")
         assert isinstance(caught.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize("kind", [FileNotFoundError, CorruptObjectError, PermissionError])
+def test_a_failure_keeps_nothing_of_its_callers_alive(kind: type[Exception]) -> None:
+    """A layer's tensors, that is: every first run meets "not found" once for each spectrum."""
+
+    class Layer:
+        pass
+
+    def fail() -> None:
+        raise kind("x")
+
+    def caller() -> weakref.ref[Layer]:
+        layer = Layer()
+        with contextlib.suppress(StoreError):
+            call_with_retries(fail, RetryPolicy(), "reading x", ())
+        return weakref.ref(layer)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert caller()() is None
+    finally:
+        gc.enable()
