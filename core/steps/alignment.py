@@ -6,14 +6,13 @@ the merge of each layer reads them. The key is made of the spectra's keys: an ob
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 
 from ..errors import CorruptObjectError, ObjectNotFoundError, StoreError
 from ..numerics.alignment import aligned_exp_times
 from ..planning.plan import LayerShard, Plan, TensorPlan
 from ..planning.spectral import spectrum_keys
+from ..storage.sealed_json import read_sealed_json, write_sealed_json
 from ..storage.store import Store
 
 FORMAT_VERSION = 1
@@ -53,9 +52,8 @@ def gather_alignments(plan: Plan, store: Store, largest_values: Mapping[str, flo
     largest_values : spectrum key to its largest eigenvalue, 0 where all experts are zero; of all aligned layers
     """
     for key, spectra in groups(plan).items():
-        values = json.dumps({spectrum: largest_values[spectrum] for spectrum in sorted(spectra)})
-        content = {"format": FORMAT_VERSION, "sha256": _digest(values), "largest_values": values}
-        store.write(key, json.dumps(content).encode())
+        values = {spectrum: largest_values[spectrum] for spectrum in sorted(spectra)}
+        write_sealed_json(store, key, {"format": FORMAT_VERSION, "key": key, "largest_values": values})
 
 
 def read_alignment(store: Store, key: str) -> dict[str, float]:
@@ -64,16 +62,13 @@ def read_alignment(store: Store, key: str) -> dict[str, float]:
     Raises
     ------
     ObjectNotFoundError : no such object
-    CorruptObjectError : truncated or changed
+    CorruptObjectError : truncated, changed, or that of other layers
     """
-    try:
-        content = json.loads(store.read(key))
-        text = content["largest_values"]
-        if content["format"] != FORMAT_VERSION or content["sha256"] != _digest(text):
-            raise ValueError("checksum does not fit")
-        return {str(spectrum): float(value) for spectrum, value in json.loads(text).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptObjectError(f"{store.display(key)} is damaged ({error}); run the same command again") from None
+    content = read_sealed_json(store, key)
+    values = content.get("largest_values")
+    if content.get("format") != FORMAT_VERSION or content.get("key") != key or not isinstance(values, dict):
+        raise CorruptObjectError(f"{store.display(key)} is not the table of these layers; run the same command again")
+    return {str(spectrum): float(value) for spectrum, value in values.items()}
 
 
 class Alignments:
@@ -101,7 +96,3 @@ class Alignments:
 def largest_of(reports: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The reports' values in one mapping."""
     return {key: value for report in reports for key, value in report.items()}
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

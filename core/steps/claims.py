@@ -180,8 +180,9 @@ def _owner_is_gone(content: bytes) -> bool:
     """True only where it is certain: same machine, same boot, and that process is not there any more."""
     try:
         owner = json.loads(content)
-        same_machine = owner["host"] == socket.gethostname() and owner["boot"] == _boot_id() and owner["boot"]
-        return bool(same_machine) and _process_start(int(owner["pid"])) != owner["started"]
+        host, boot, pid, started, _ = (owner[name] for name in ("host", "boot", "pid", "started", "beat"))
+        same_machine = host == socket.gethostname() and boot == _boot_id() and boot
+        return bool(same_machine) and _process_start(int(pid)) != started
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return True  # damaged: nobody can be refreshing it
 
