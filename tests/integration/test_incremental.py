@@ -326,3 +326,17 @@ def test_on_s3(make_models: Any, tmp_path: Path, s3_root: Any, load_checkpoint: 
         ruin(expert)
     merge_plan(plan, tmp_path / "three", store, options)
     assert_equal(load_checkpoint(tmp_path / "three"), load_checkpoint(tmp_path / "scratch"))
+
+
+def test_an_adapter_as_output_is_added_to_as_well(make_models: Any, tmp_path: Path) -> None:
+    models = make_models(num_experts=3, layers=1)
+    make_adapters(models, 3)
+    recipes = Recipes(models, output={"format": "adapter"})
+    merge_plan(recipes.plan(0, 1), tmp_path / "two", tmp_path / "store")
+    plan = recipes.plan(0, 1, 2)
+    merge_plan(plan, tmp_path / "scratch", tmp_path / "empty")
+    for expert in models.experts[:2]:
+        ruin(expert)
+    merge_plan(plan, tmp_path / "three", tmp_path / "store")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "three" / name).read_bytes() == (tmp_path / "scratch" / name).read_bytes()
