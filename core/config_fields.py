@@ -38,6 +38,17 @@ def parse_bytes(value: Any) -> int:
     return int(float(match[1]) * unit)
 
 
+def refuse_credentials(address: str) -> None:
+    """For addresses that are recorded or shown.
+
+    Raises
+    ------
+    ValueError : user:password@ in it; the message does not repeat it
+    """
+    if _CREDENTIALS.match(address):
+        raise ValueError("holds credentials in its address; put them into storage_options or the environment")
+
+
 def _model_reference(value: Any) -> Any:
     """mergekit also writes a model as {model: {path, revision}, lora: {path, revision}}; one string here."""
 
@@ -58,15 +69,14 @@ def _model_reference(value: Any) -> Any:
     if isinstance(value, str):
         if not value.strip():
             raise ValueError("is empty; expected a path, a URI or a Hub name")
-        if _CREDENTIALS.match(value):
-            raise ValueError("holds credentials in its address; put them into storage_options or the environment")
+        refuse_credentials(value)
     return value
 
 
 def _place(value: Any) -> Any:
     value = str(value) if isinstance(value, Path) else value
-    if isinstance(value, str) and _CREDENTIALS.match(value):
-        raise ValueError("holds credentials in its address; put them into storage_options or the environment")
+    if isinstance(value, str):
+        refuse_credentials(value)
     return value
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..config import Recipe, load_recipe, recipe_from_mapping
 from ..errors import RecipeError
 from ..recipe_yaml import parse_yaml_mapping
-from ..storage.redaction import redact
+from ..storage.redaction import redact, secrets_of
 from ..storage.store import resolve
 
 
@@ -22,16 +22,17 @@ def read_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
 
     Raises
     ------
-    RecipeError : it is no valid recipe
+    RecipeError : it is no valid recipe, or it is no file and holds credentials
     StoreError : the object cannot be read
     """
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):
-        return recipe_from_mapping(recipe)
+        return _without_credentials(recipe_from_mapping(recipe))
     if isinstance(recipe, str) and "\n" not in recipe and "://" in recipe:
         return recipe_from_mapping(read_recipe_mapping(recipe), redact(recipe))
-    return load_recipe(recipe)
+    read = load_recipe(recipe)
+    return _without_credentials(read) if isinstance(recipe, str) and "\n" in recipe else read
 
 
 def read_recipe_mapping(recipe: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -47,10 +48,26 @@ def read_recipe_mapping(recipe: str, storage_options: Mapping[str, Any] | None =
     StoreError : the file cannot be read
     """
     if "\n" in recipe:
-        return parse_yaml_mapping(recipe, "recipe")
+        found = parse_yaml_mapping(recipe, "recipe")
+        options = found.get("storage_options")
+        _refuse_recorded(options if isinstance(options, Mapping) else None)
+        return found
     store, key = resolve(recipe, storage_options)
     try:
         text = store.read(key).decode()
     except UnicodeDecodeError:
         raise RecipeError(f"{redact(recipe)}: is not text in UTF-8; expected a YAML file") from None
     return parse_yaml_mapping(text, redact(recipe))
+
+
+def _without_credentials(recipe: Recipe) -> Recipe:
+    _refuse_recorded(recipe.storage_options)
+    return recipe
+
+
+def _refuse_recorded(storage_options: Mapping[str, Any] | None) -> None:
+    if secrets_of(storage_options):
+        raise RecipeError(
+            "storage_options: a recipe that is given as text or data may not hold credentials: Prefect records the"
+            " parameters of runs; use a file, a profile or the environment"
+        )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from ...core.errors import DeployError
+from .options import check_addresses
 
 ApiOption = Annotated[
     str | None,
@@ -51,6 +52,7 @@ def deploy(
 
     if target not in ("process", "kubernetes", "ecs"):
         raise DeployError(f"target {target!r} is unknown; choose process, kubernetes or ecs")
+    check_addresses(store=store, recipe=recipe, registry=registry, publish=publish)
     options = DeployOptions(
         store=store,
         image=image,

@@ -19,6 +19,7 @@ from .options import (
     RecipeArgument,
     StoreOption,
     WorkersOption,
+    check_addresses,
     parse_size,
     show_bytes,
     show_seconds,
@@ -63,6 +64,7 @@ def merge(
         raise RecipeError(f"--runner {runner!r} is unknown; choose threads, dask or ray")
     if verbose:
         os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
+    check_addresses(OUT=destination, store=store)
     loaded = load_recipe(recipe)
     budget = parse_size(max_memory)
 

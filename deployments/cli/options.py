@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...core.config import parse_bytes
+from ...core.config_fields import refuse_credentials
 from ...core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -92,6 +93,20 @@ def parse_size(text: str | None) -> int | None:
         return parse_bytes(text)
     except ValueError as error:
         raise RecipeError(f"--max-memory {error}") from None
+
+
+def check_addresses(**addresses: str | None) -> None:
+    """Addresses that Prefect will record as parameters, by the name of their option.
+
+    Raises
+    ------
+    RecipeError : credentials in one of them
+    """
+    for name, address in addresses.items():
+        try:
+            refuse_credentials(address or "")
+        except ValueError as error:
+            raise RecipeError(f"{name}: {error}") from None
 
 
 def show_bytes(count: float) -> str:

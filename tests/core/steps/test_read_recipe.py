@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -36,3 +37,19 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe("/recipes/bad.yml", b"- a list\n")
     with pytest.raises(RecipeError, match=r"recipes/bad\.yml: is a list"):
         read_recipe("memory://recipes/bad.yml")
+
+
+@pytest.mark.parametrize("options", [{"key": "AKIAEXAMPLE", "secret": "example-secret"}, {"s3": {"token": "example"}}])
+def test_credentials_are_refused_where_prefect_would_record_them(tmp_path: Path, options: dict[str, Any]) -> None:
+    content = {"merge_method": "linear", "models": ["a", "b"], "storage_options": options}
+    for form in (content, yaml.safe_dump(content)):
+        with pytest.raises(RecipeError, match=r"storage_options: .* a file, a profile or the environment") as caught:
+            read_recipe(form)
+        assert "example" not in str(caught.value)
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(content))
+    assert read_recipe(tmp_path / "recipe.yml").storage_options == options
+    harmless = {
+        **content,
+        "storage_options": {"endpoint_url": "http://127.0.0.1:9000", "profile": "merging", "anon": True},
+    }
+    assert read_recipe(harmless).storage_options == harmless["storage_options"]

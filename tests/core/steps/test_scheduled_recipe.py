@@ -44,7 +44,7 @@ def test_the_digest_is_of_the_template_alone() -> None:
     first = template_digest(template, complete_recipe(template, make_scan("a")))
     assert digest(TEXT, "a", "b") == first
     assert digest("# a comment\n" + TEXT + "store: /elsewhere\n", "a") == first
-    assert digest(TEXT + "storage_options: {key: secret}\n", "a") == first
+    assert digest(TEXT + "storage_options: {profile: merging}\n", "a") == first
     assert digest(TEXT.replace("0.5", "0.6"), "a") != first
     assert digest(TEXT + "models:\n  - model: /models/own\n", "a") != first
 
