@@ -7,6 +7,7 @@ the merge of each layer reads them. The key is made of the spectra's keys: an ob
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 from ..errors import CorruptObjectError, ObjectNotFoundError, StoreError
 from ..numerics.alignment import aligned_exp_times
@@ -52,7 +53,7 @@ def gather_alignments(plan: Plan, store: Store, largest_values: Mapping[str, flo
     largest_values : spectrum key to its largest eigenvalue, 0 where all experts are zero; of all aligned layers
     """
     for key, spectra in groups(plan).items():
-        values = {spectrum: largest_values[spectrum] for spectrum in sorted(spectra)}
+        values = {spectrum: float(largest_values[spectrum]) for spectrum in sorted(spectra)}
         write_sealed_json(store, key, {"format": FORMAT_VERSION, "key": key, "largest_values": values})
 
 
@@ -66,9 +67,13 @@ def read_alignment(store: Store, key: str) -> dict[str, float]:
     """
     content = read_sealed_json(store, key)
     values = content.get("largest_values")
-    if content.get("format") != FORMAT_VERSION or content.get("key") != key or not isinstance(values, dict):
+    if content.get("format") != FORMAT_VERSION or content.get("key") != key or not _are_numbers(values):
         raise CorruptObjectError(f"{store.display(key)} is not the table of these layers; run the same command again")
-    return {str(spectrum): float(value) for spectrum, value in values.items()}
+    return values
+
+
+def _are_numbers(values: object) -> TypeGuard[dict[str, float]]:
+    return isinstance(values, dict) and all(isinstance(value, float) for value in values.values())
 
 
 class Alignments:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 Origin = Literal["computed", "reused", "none"]
 
 
@@ -67,13 +69,11 @@ class ShardReport:
 
     @staticmethod
     def from_dict(data: Mapping[str, object]) -> ShardReport:
-        """Raises KeyError, TypeError or ValueError where `data` is not such a record; callers treat that as corrupt."""
-        fields = dict(data)
-        tensors = fields.pop("tensors")
-        if not isinstance(tensors, (list, tuple)):
-            raise TypeError("tensors is not a list")
-        reports = tuple(TensorReport(**{**tensor, "notes": tuple(tensor["notes"])}) for tensor in tensors)
-        notes = fields.pop("notes")
-        if not isinstance(notes, (list, tuple)):
-            raise TypeError("notes is not a list")
-        return ShardReport(tensors=reports, notes=tuple(str(note) for note in notes), **fields)  # pyright: ignore[reportArgumentType]
+        """Raises ValueError where `data` is not such a record; callers treat that as corrupt."""
+        report = _RECORDS.validate_python(dict(data))
+        if not 0 <= report.header_bytes <= report.num_bytes:
+            raise ValueError(f"header_bytes is {report.header_bytes} of {report.num_bytes}")
+        return report
+
+
+_RECORDS = TypeAdapter(ShardReport)
