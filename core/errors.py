@@ -58,6 +58,10 @@ class CorruptObjectError(StoreError):
     """A stored object is truncated or fails its checksum. Inside the cache it is recomputed, not raised."""
 
 
+class WorkerError(EigenmergeError, RuntimeError):
+    """Workers of a cluster died again and again on one shard; says how to resume."""
+
+
 class InterruptedRunError(EigenmergeError, RuntimeError):
     """The run was stopped by a signal or its time limit; says how to resume."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
-from prefect.futures import as_completed
+from prefect.futures import PrefectFuture
 from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 
@@ -18,11 +20,14 @@ from ..core.planning.simulate import schedule_order
 from ..core.steps.alignment import aligned_tensors, gather_alignments, largest_of, missing_alignments
 from ..core.steps.decompose_shard import DecomposeReport
 from ..core.steps.reports import ShardReport
+from ..core.steps.stop import StopSignal
 from ..core.storage.store import Store
 from ..tasks.decompose_shard import decompose_shard
 from ..tasks.merge_shard import merge_shard
 from .run_context import RunContext
-from .runners import RunnerName, available_cores, make_runner
+from .runners import RunnerName, ShardRunner, available_cores, make_runner
+
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,24 +127,12 @@ def _on_shards(
     with make_runner(pool.runner, workers=pool.workers, address=pool.address, device=settings.device) as runner:
         for wait in (False, True):
             left = [shards[position] for position in schedule_order(shards) if shards[position].index not in reports]
-            futures = [
-                runner.submit(
-                    task,
-                    parameters={
-                        "label": _label(shard),
-                        "shard": json.dumps(shard_to_json(shard)),
-                        "wait": wait,
-                        **common,
-                    },
-                )
-                for shard in left
-            ]
-            for future in as_completed(futures):
+            for future in _as_they_end(runner, task, left, common | {"wait": wait}, run.stop):
                 try:
                     report = future.result()
                 except Exception as error:
                     if failure is None:
-                        failure = error
+                        failure = run.stop.error() if run.stop.is_set else runner.explain(error) or error
                         run.stop.stop("an error in another shard")
                     continue
                 if report is None:
@@ -147,12 +140,43 @@ def _on_shards(
                 reports[report.index] = report
                 if done is not None:
                     done(report)
+            if failure is None and len(reports) < len(shards) and run.stop.is_set:
+                failure = run.stop.error()
             if failure is not None:
                 break
     torch.set_num_threads(threads_before)  # shards set one; the caller's notebook goes on after us
     if failure is not None:
         raise failure
     return [reports[shard.index] for shard in shards]
+
+
+def _as_they_end(
+    runner: ShardRunner,
+    task: Task[..., Any],
+    shards: Sequence[LayerShard],
+    common: Mapping[str, Any],
+    stop: StopSignal,
+) -> Iterator[PrefectFuture[Any]]:
+    """Submit the shards; each future when it is done. No shard is submitted once `stop` is set, and those of a runner
+    that does not see it are waited for no longer.
+    """
+    ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
+    submitted: list[PrefectFuture[Any]] = []  # Dask forgets a task whose future nobody holds
+    left = 0
+    for shard in shards:
+        if stop.is_set:
+            break
+        parameters = {"label": _label(shard), "shard": json.dumps(shard_to_json(shard)), **common}
+        submitted.append(runner.submit(task, parameters, shard.peak_bytes))
+        submitted[-1].add_done_callback(ended.put)
+        left += 1
+        while not ended.empty():  # submitting thousands takes a while: hear of a failure meanwhile
+            yield ended.get()
+            left -= 1
+    while left and (runner.sees_stop_signal or not stop.is_set):
+        with suppress(Empty):
+            yield ended.get(timeout=_POLL_SECONDS)
+            left -= 1
 
 
 def _label(shard: LayerShard) -> str:

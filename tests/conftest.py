@@ -18,6 +18,9 @@ import pytest
 
 from .faulty_proxy import FaultyProxy
 
+# Else what a flow logged near the end is sent to a server that is gone, for a minute, when the tests are over.
+os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
+
 # moto and ministack accept any credentials; these are recognisable, so that a test can look for them where they must
 # not appear.
 ACCESS_KEY = "PLANTEDACCESSKEY"

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 distributed = pytest.importorskip("distributed", reason="the dask extra is not installed")
 
-HIDDEN, LAYERS, EXPERTS = 1024, 6, 3
+HIDDEN, LAYERS, EXPERTS = 2048, 16, 3
 
 
 def make_recipe(folder: Path, name: str, hidden: int, layers: int) -> Path:
@@ -50,7 +50,7 @@ def test_two_workers_are_nearly_twice_as_fast(tmp_path: Path) -> None:
     from eigenmerge.flows.run_context import RUN_CONTEXT, RunContext
 
     RUN_CONTEXT.set(RunContext(on_prefect_page=False))
-    recipe, small = make_recipe(tmp_path, "large", HIDDEN, 4 * LAYERS), make_recipe(tmp_path, "small", 64, 8)
+    recipe, small = make_recipe(tmp_path, "large", HIDDEN, LAYERS), make_recipe(tmp_path, "small", 64, 8)
     seconds = {}
     server = EmbeddedServer()
     try:
@@ -75,7 +75,7 @@ def test_two_workers_are_nearly_twice_as_fast(tmp_path: Path) -> None:
         server.close()
     ratio = seconds[1] / seconds[2]
     print(
-        f"\n{4 * LAYERS} layers of {HIDDEN} x {HIDDEN}, {EXPERTS} experts; 1 worker: {seconds[1]:.1f} s,"
+        f"\n{LAYERS} layers of {HIDDEN} x {HIDDEN}, {EXPERTS} experts; 1 worker: {seconds[1]:.1f} s,"
         f" 2: {seconds[2]:.1f} s, ratio {ratio:.2f}; {platform.processor() or platform.machine()}, {date.today()}"
     )
     assert ratio >= 1.7

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import task
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-pytest.importorskip("ray", reason="the ray extra is not installed; `make ray` installs it")
+from eigenmerge.core.errors import RecipeError, WorkerError
+from eigenmerge.flows.runners import make_runner
+
+ray = pytest.importorskip("ray", reason="the ray extra is not installed; `make ray` installs it")
 
 
 @pytest.mark.slow
@@ -18,3 +27,47 @@ def test_ray_gives_the_same_bytes(models: Any, merge_flow: Any, tmp_path: Path) 
     assert result.decompositions_computed == 21
     for name in ("model.safetensors", "eigenmerge_manifest.json"):
         assert (tmp_path / "threads" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()
+
+
+@pytest.fixture
+def two_gpus() -> Iterator[Any]:
+    """A local instance that believes in two GPUs."""
+    ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@task(persist_result=False)
+def visible_gpus(seconds: float) -> str:
+    time.sleep(seconds)
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+@task(persist_result=False)
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_each_shard_has_a_gpu_of_its_own(prefect_server: str, two_gpus: Any) -> None:
+    with temporary_settings({PREFECT_API_URL: prefect_server}), make_runner("ray", workers=4, device="cuda") as runner:
+        futures = [runner.submit(visible_gpus, {"seconds": 1.0}, peak_bytes=1) for _ in range(4)]
+        assert {future.result() for future in futures} == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_workers_that_die_on_one_shard_are_explained(prefect_server: str) -> None:
+    with temporary_settings({PREFECT_API_URL: prefect_server}), make_runner("ray", workers=2) as runner:
+        more_than_there_is = 10**15
+        assert runner.submit(visible_gpus, {"seconds": 0.0}, peak_bytes=more_than_there_is).result() == ""
+        future = runner.submit(die, {}, peak_bytes=1)
+        with pytest.raises(Exception) as caught:
+            future.result()
+        assert isinstance(runner.explain(caught.value), WorkerError)
+        assert runner.explain(ValueError("of a shard")) is None
+
+
+@pytest.mark.slow
+def test_one_gpu_by_number_is_refused() -> None:
+    with pytest.raises(RecipeError, match="gives each shard a GPU itself"):
+        make_runner("ray", workers=1, device="cuda:1")

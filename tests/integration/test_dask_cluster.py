@@ -1,0 +1,208 @@
+"""What a Dask cluster adds to a run: workers that must fit, shards taken back, GPUs, and what is told of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prefect import task
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+distributed = pytest.importorskip("distributed", reason="the dask extra is not installed")
+
+from eigenmerge.core.errors import RecipeError, WorkerError  # noqa: E402
+from eigenmerge.flows.runners import make_runner  # noqa: E402
+
+COMMAND = str(Path(sys.executable).parent / "eigenmerge")
+
+
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[Any]:
+    """One of which says that it has a GPU."""
+    with distributed.LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as running:
+        spec = running.new_worker_spec()
+        for name, worker in enumerate(list(spec.values()) * 2):
+            options = {**worker["options"], "resources": {"GPU": 1} if name else {}}
+            running.worker_spec[name] = {**worker, "options": options}
+        running.sync(running._correct_state)
+        yield running
+
+
+@pytest.fixture
+def cluster(two_workers: Any) -> Any:
+    """With both workers there, whatever a test before did to them."""
+    with distributed.Client(two_workers) as client:
+        client.wait_for_workers(2, timeout=60)
+    return two_workers
+
+
+@pytest.fixture
+def reached(prefect_server: str) -> Iterator[str]:
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        yield prefect_server
+
+
+def living(group: int) -> list[str]:
+    """Processes of a group, without those that only wait to be asked for their exit code."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(str(process))
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+@task(persist_result=False)
+def name_of_worker() -> Any:
+    return distributed.get_worker().name
+
+
+@task(persist_result=False)
+def wait_for(path: str, seconds: float) -> str:
+    Path(path).touch()
+    time.sleep(seconds)
+    return path
+
+
+@task(persist_result=False)
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_shard_for_a_gpu_goes_where_one_is(cluster: Any, reached: str) -> None:
+    for device, expected in (("cuda", {1}), ("cpu", {0, 1})):
+        with make_runner("dask", workers=2, address=cluster.scheduler_address, device=device) as runner:
+            futures = [runner.submit(name_of_worker, {}, peak_bytes=1) for _ in range(12)]
+            assert {future.result() for future in futures} == expected
+
+
+def test_leaving_takes_back_what_has_not_begun(cluster: Any, reached: str, tmp_path: Path) -> None:
+    with make_runner("dask", workers=2, address=cluster.scheduler_address) as runner:
+        marks = [tmp_path / str(number) for number in range(20)]
+        futures = [runner.submit(wait_for, {"path": str(mark), "seconds": 1.0}, peak_bytes=1) for mark in marks]
+        while not any(mark.exists() for mark in marks):
+            time.sleep(0.01)
+        assert len(futures) == 20
+    time.sleep(2.0)
+    assert sum(mark.exists() for mark in marks) <= 4  # in hand, or on the way to a worker
+
+
+def test_workers_that_die_on_one_shard_are_explained(cluster: Any, reached: str) -> None:
+    with make_runner("dask", workers=2, address=cluster.scheduler_address) as runner:
+        future = runner.submit(die, {}, peak_bytes=1)
+        with pytest.raises(Exception) as caught:
+            future.result()
+        explained = runner.explain(caught.value)
+        assert isinstance(explained, WorkerError) and "4 Dask workers died" in str(explained)
+        assert runner.explain(ValueError("of a shard")) is None
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the hang is one of Python 3.11")
+def test_the_profiler_that_hangs_is_off(cluster: Any, reached: str) -> None:
+    def profiles(dask_worker: Any) -> bool:
+        return "profile" in dask_worker.periodic_callbacks
+
+    with make_runner("dask", workers=2, address=cluster.scheduler_address), distributed.Client(cluster) as client:
+        assert list(client.run(profiles).values()) == [False, False]
+
+
+def test_a_server_that_workers_do_not_reach(cluster: Any) -> None:
+    runner = make_runner("dask", workers=2, address=cluster.scheduler_address)
+    nowhere = "http://127.0.0.1:9/api"
+    with (
+        temporary_settings({PREFECT_API_URL: nowhere}),
+        pytest.raises(RecipeError, match=f"Prefect server at {nowhere}"),
+    ):
+        runner.__enter__()
+
+
+@pytest.mark.parametrize(("address", "word"), [("nonsense", "no scheduler answers at 'nonsense'")])
+def test_a_wrong_address(command: Callable[..., Any], models: Any, tmp_path: Path, address: str, word: str) -> None:
+    recipe = models.write_recipe("swudi_a")
+    for runner, expected in (("dask", word), ("threads", "runner 'threads' has no address")):
+        done = command("merge", recipe, tmp_path / "out", "--runner", runner, "--runner-address", address)
+        assert done.code == 2 and expected in done.err and len(done.err.splitlines()) == 1
+        assert not list((tmp_path / "out").glob("*"))
+
+
+def test_an_error_in_one_shard_ends_the_others(
+    make_models: Any, command: Callable[..., Any], cluster: Any, tmp_path: Path
+) -> None:
+    models = make_models(num_experts=3, layers=16, hidden=256)
+    tensors = models.expert_tensors[1]
+    tensors["model.layers.0.self_attn.q_proj.weight"][0, 0] = float("nan")
+    from safetensors.torch import save_file
+
+    save_file(tensors, models.experts[1] / "model.safetensors", {"format": "pt"})
+    recipe, store = models.write_recipe("swudi_a"), tmp_path / "store"
+    done = command("merge", recipe, tmp_path / "out", "--runner", "dask", "--runner-address", cluster.scheduler_address)
+    assert done.code == 1 and "has 1 NaN or Inf" in done.err and len(done.err.splitlines()) == 1
+    parts = len(list(store.glob("parts/*.json")))
+    time.sleep(2.0)
+    assert len(list(store.glob("parts/*.json"))) <= parts + 2 < 24  # those in hand may be finished
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_resumed(
+    make_models: Any,
+    eigenmerge: Callable[..., Any],
+    merge_flow: Callable[..., Any],
+    prefect_server: str,
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    """On a cluster of its own. Ctrl-C goes to the workers as well, as in a terminal."""
+    recipe = make_models(num_experts=3, layers=8, hidden=192).write_recipe("swudi_a")
+    store, out = tmp_path / "store", tmp_path / "out"
+    arguments = ["merge", recipe, out, "--store", store, "--runner", "dask", "--workers", "2"]
+    process = subprocess.Popen(
+        [COMMAND, *map(str, arguments)],
+        env={**os.environ, "PREFECT_API_URL": prefect_server, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 90
+    while len(list(store.glob("parts/*.json"))) < 2:
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert len(said.strip().splitlines()) == 2, said  # and nothing of Dask's
+    first, last = said.strip().splitlines()
+    assert first == "eigenmerge: stopping; what is finished is kept (again to stop at once)"
+    assert last.startswith(f"eigenmerge: error: stopped by {number.name}")
+    while workers := living(process.pid):
+        assert time.monotonic() < deadline + 60, workers
+        time.sleep(0.1)
+    assert not list(out.glob("*")) and not list(store.rglob("*.partial"))
+
+    finished = len(list(store.glob("parts/*.json")))
+    assert finished >= 2
+    if number == signal.SIGTERM:
+        return
+    again = eigenmerge(*arguments, "--json")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr == ""
+    result = json.loads(again.stdout)
+    assert result["shards_reused"] == finished and result["shards_done"] > 0
+    merge_flow(recipe, tmp_path / "threads", store=str(tmp_path / "other"))
+    for name in ("model.safetensors", "eigenmerge_manifest.json"):
+        assert (out / name).read_bytes() == (tmp_path / "threads" / name).read_bytes()
