@@ -77,7 +77,7 @@ class EmbeddedServer:
 @contextlib.contextmanager
 def prefect_api(server: EmbeddedServer | None = None) -> Iterator[None]:
     """Inside, flows report to the user's server if one is configured, else to an embedded one."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     if PREFECT_API_URL.value():
         if server is not None:
@@ -87,7 +87,8 @@ def prefect_api(server: EmbeddedServer | None = None) -> Iterator[None]:
     server = server or EmbeddedServer()
     try:
         # In the environment too: worker processes (Dask, Ray) read it there, or each would start a server of its own.
-        with temporary_settings({PREFECT_API_URL: server.url()}):
+        # No heartbeat: the server ends with the run, and a flow waits up to a second for the thread that sends it.
+        with temporary_settings({PREFECT_API_URL: server.url(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             os.environ["PREFECT_API_URL"] = PREFECT_API_URL.value() or ""
             try:
                 yield

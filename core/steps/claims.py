@@ -63,7 +63,7 @@ class Claim:
         self._store, self._key, self._owner = store, key, owner
         self.is_lost = False
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._refresh, name="eigenmerge-claim", daemon=True)
+        self._thread = threading.Thread(target=self._refresh, name=_thread_name(owner), daemon=True)
         self._thread.start()
 
     def _refresh(self) -> None:
@@ -146,7 +146,10 @@ class ClaimWatcher:
         if content != self._seen:
             self.has_moved = self._seen is not None
             self._seen, self._seen_at = content, time.monotonic()
-        if _owner_is_gone(content) or time.monotonic() - self._seen_at > STALE_SECONDS:
+        unmoved = time.monotonic() - self._seen_at
+        # The second look: between the object and its thread there is a moment.
+        dropped = unmoved > POLL_SECONDS and _dropped_by_this_process(content)
+        if _owner_is_gone(content) or dropped or unmoved > STALE_SECONDS:
             self._store.write(self._key, _body(owner, 0))
             return Claim(self._store, self._key, owner)
         return None
@@ -185,6 +188,21 @@ def _owner_is_gone(content: bytes) -> bool:
         return bool(same_machine) and _process_start(int(pid)) != started
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return True  # damaged: nobody can be refreshing it
+
+
+def _dropped_by_this_process(content: bytes) -> bool:
+    """A run in this process ended and could not take its claim away, on a full disk say. Nobody refreshes it."""
+    try:
+        owner = json.loads(content)
+        this = _this_process()
+        ours = all(owner[name] == this[name] for name in ("host", "boot", "pid", "started"))
+        return ours and all(thread.name != _thread_name(owner) for thread in threading.enumerate())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return True
+
+
+def _thread_name(owner: Mapping[str, object]) -> str:
+    return f"eigenmerge-claim {owner['id']}"
 
 
 def _boot_id() -> str:

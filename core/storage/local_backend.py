@@ -163,8 +163,11 @@ class LocalWriter:
             return True
 
     def abort(self) -> None:
-        self._temporary.unlink(missing_ok=True)
-        os.close(self.descriptor)
+        """Drop what was not committed. A second call does nothing: the number may be another file's by then."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            self._temporary.unlink(missing_ok=True)
+            os.close(descriptor)
 
     @contextlib.contextmanager
     def _finished(self) -> Iterator[None]:

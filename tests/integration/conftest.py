@@ -178,9 +178,10 @@ def eigenmerge(prefect_server: str, tmp_path: Path) -> RunCommand:
 @pytest.fixture
 def merge_flow(prefect_server: str) -> Iterator[Callable[..., Any]]:
     """The flow in this process, reporting to the session's server."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: prefect_server}):
+    # A flow's end waits up to a second for the thread that sends heartbeats.
+    with temporary_settings({PREFECT_API_URL: prefect_server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         from eigenmerge.flows import merge
 
         yield merge
@@ -220,7 +221,7 @@ def command(
     monkeypatch.setenv("EIGENMERGE_STORE", str(tmp_path / "store"))
 
     def run(*arguments: str | Path) -> CommandResult:
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+        from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
         from eigenmerge.deployments.cli.app import main
 
@@ -229,7 +230,7 @@ def command(
         capfd.readouterr()
         code = 0
         try:
-            with temporary_settings({PREFECT_API_URL: prefect_server}):
+            with temporary_settings({PREFECT_API_URL: prefect_server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
                 main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

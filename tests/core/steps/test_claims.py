@@ -144,3 +144,26 @@ def test_many_at_once_and_one_wins(store: Store) -> None:
     assert len(won) == 1
     won[0].release()
     assert os.listdir(Path(store.root_uri) / "claims") == []  # noqa: PTH208
+
+
+def test_one_that_a_run_of_this_process_could_not_take_away_is_free_at_the_second_look(
+    store: Store, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk nothing can be written into it; a notebook starts the merge again in the same process."""
+    claim = ClaimWatcher(store, "claims/part.json").acquire()
+    assert claim is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(claim, "check", lambda: False)  # neither written to nor deleted
+        claim.abandon()
+    watcher = ClaimWatcher(store, "claims/part.json")
+    assert watcher.acquire() is None
+    monkeypatch.setattr(claims, "STALE_SECONDS", 1e9)
+    monkeypatch.setattr(claims, "POLL_SECONDS", 0.05)
+    time.sleep(0.1)
+    again = watcher.acquire()
+    assert again is not None
+    other = ClaimWatcher(store, "claims/part.json")
+    assert other.acquire() is None
+    time.sleep(0.1)
+    assert other.acquire() is None, "a held one stays held"
+    again.release()

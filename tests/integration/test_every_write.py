@@ -1,0 +1,92 @@
+"""A disk that is full, or becomes read-only, at each write of a run: one clear line, and the same command goes on."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eigenmerge.core.errors import EigenmergeError
+from eigenmerge.core.steps.destination import MARKER_NAME
+
+FILES = ("model.safetensors", "eigenmerge_manifest.json", "README.md", "config.json", "tokenizer.json")
+CALLS = ("open", "write", "fsync", "replace", "rename", "link", "mkdir", "copy_file_range", "sendfile")
+
+
+class BrokenDisk:
+    """From the n-th call that changes something below `root` on, all of them fail; removing still works."""
+
+    def __init__(self, root: Path, first: int | None, code: int) -> None:
+        self.root, self.first, self.code = str(root), first, code
+        self.calls = 0
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in CALLS:
+                if hasattr(os, name):
+                    patch.setattr(os, name, self._wrapped(name, getattr(os, name)))
+            yield
+
+    def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            path = self._path(name, arguments)
+            if f"{path}/".startswith(f"{self.root}/"):
+                self.calls += 1
+                if self.first is not None and self.calls > self.first:
+                    raise OSError(self.code, os.strerror(self.code), path)
+            return real(*arguments, **keywords)
+
+        return call
+
+    def _path(self, name: str, arguments: tuple[Any, ...]) -> str:
+        """The file that a call would change; "" if it changes none."""
+        if name == "open":
+            return os.fspath(arguments[0]) if arguments[1] & os.O_CREAT else ""
+        if name in {"write", "fsync", "sendfile"}:
+            return str(Path(f"/proc/self/fd/{arguments[0]}").readlink())
+        if name == "copy_file_range":
+            return str(Path(f"/proc/self/fd/{arguments[1]}").readlink())
+        return os.fspath(arguments[-1] if name != "mkdir" else arguments[0])
+
+
+@pytest.mark.parametrize("samples", [4, pytest.param(None, marks=pytest.mark.soak, id="all of them")])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS], ids=["full", "denied", "read-only"])
+@pytest.mark.parametrize("where", ["store", "out"])
+def test_each_write_fails_once(
+    make_models: Any, merge_flow: Any, tmp_path: Path, where: str, code: int, samples: int | None
+) -> None:
+    recipe = make_models(num_experts=2, layers=1).write_recipe("swudi_a", keep_operators=True)
+    expected = tmp_path / "expected"
+    whole = BrokenDisk(tmp_path / "calm", None, code)
+    with whole.installed():
+        target = expected if where == "store" else tmp_path / "calm"
+        merge_flow(recipe, target, store=str(tmp_path / ("calm" if where == "store" else "calm-store")), workers=1)
+        expected = target
+    assert whole.calls > 20
+    # The three kinds of failure share the writes between them: each write meets one of them.
+    kinds = [errno.ENOSPC, errno.EACCES, errno.EROFS]
+    step = len(kinds) if samples is None else len(kinds) * max(1, whole.calls // (len(kinds) * samples)) + 1
+    out, store = tmp_path / "out", tmp_path / "store"
+    for first in range(kinds.index(code), whole.calls, step):
+        broken = BrokenDisk(tmp_path / where, first, code)
+        with broken.installed(), pytest.raises(EigenmergeError) as caught:
+            merge_flow(recipe, out, store=str(store), workers=1)
+        said = str(caught.value)
+        assert os.strerror(code) in said and str(tmp_path / where) in said and "\n" not in said, (first, said)
+        assert not list(tmp_path.rglob("*.partial")), first
+        assert not out.exists() or not any(out.iterdir()) or (out / MARKER_NAME).exists(), first
+        if (
+            first % 4 == 0 or samples is not None
+        ):  # else the next failure comes a little later in the same, half-done run
+            merge_flow(recipe, out, store=str(store), workers=1)
+            for name in FILES:
+                assert (out / name).read_bytes() == (expected / name).read_bytes(), (first, name)
+            for path in itertools.chain(out.iterdir(), sorted(store.rglob("*"), reverse=True)):
+                path.rmdir() if path.is_dir() else path.unlink()
