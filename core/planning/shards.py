@@ -15,6 +15,9 @@ from math import prod
 from .layers import DTYPE_BYTES, natural_key
 from .plan import OutputFile, TensorPlan
 
+# A page: where tensors are whole pages too, as in real models, files are joined and mapped without shifting any byte.
+HEADER_ALIGNMENT = 4096
+
 _SHARDS_AIMED_AT = 200  # Prefect records a few hundred tasks a flow without losing any
 _SMALLEST_SHARD_BYTES = 4 * 2**20
 _LARGEST_SHARD_BYTES = 1024 * 2**20
@@ -76,7 +79,7 @@ def header_bytes(entries: Iterable[Entry]) -> int:
         }
         offset += entry.num_bytes
     length = 8 + len(json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode())
-    return length + -length % 8
+    return length + -length % HEADER_ALIGNMENT
 
 
 def default_shard_bytes(total_bytes: int) -> int:

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
+from ..planning.shards import HEADER_ALIGNMENT
 from .bounded_json import parse_json_object
 
 LENGTH_BYTES = 8
 LONGEST_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
-_ALIGNMENT = 8
 _MOST_DIMENSIONS = 64
 
 # Bits of one element. The small floats are listed so that a file which holds them can be planned and copied.
@@ -134,7 +134,7 @@ def build_header(
     Returns
     -------
     bytes
-        Length and JSON, padded so that the data begins at a multiple of 8. The same arguments give the same bytes.
+        Length and JSON, padded so that the data begins at a multiple of a page. The same arguments give the same bytes.
     """
     content: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -143,7 +143,7 @@ def build_header(
         content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, stop]}
         offset = stop
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(LENGTH_BYTES + len(text)) % _ALIGNMENT)
+    text += b" " * (-(LENGTH_BYTES + len(text)) % HEADER_ALIGNMENT)
     return struct.pack("<Q", len(text)) + text
 
 
