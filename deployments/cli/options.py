@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...core.config import parse_bytes
-from ...core.config_fields import refuse_credentials
 from ...core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -87,6 +85,8 @@ def parse_size(text: str | None) -> int | None:
     ------
     RecipeError : not a size
     """
+    from ...core.config import parse_bytes  # pydantic takes a third of the time that --help has
+
     if text is None:
         return None
     try:
@@ -102,6 +102,8 @@ def check_addresses(**addresses: str | None) -> None:
     ------
     RecipeError : credentials in one of them
     """
+    from ...core.config_fields import refuse_credentials
+
     for name, address in addresses.items():
         try:
             refuse_credentials(address or "")
