@@ -285,7 +285,7 @@ def test_the_plan_tells_what_is_kept(make_models: Any, tmp_path: Path) -> None:
         assert recipes.plan(0, 1, 2, keep=False).operators_bytes == 0
         merge_plan(plan, tmp_path / f"{name}-out", tmp_path / name)
         stored = sum(path.stat().st_size for path in sums_of(tmp_path / name))
-        headers = 2000 * len(sums_of(tmp_path / name))
+        headers = 4200 * len(sums_of(tmp_path / name))  # a page, and small numbers beside the sums
         # one adapter leaves a weight alone: the plan knows that too
         assert plan.operators_bytes <= stored <= plan.operators_bytes + headers
 
