@@ -154,7 +154,7 @@ def test_an_error_in_one_shard_ends_the_others(
     assert not list((tmp_path / "out").glob("*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_and_resumed(
     make_models: Any,
     eigenmerge: Callable[..., Any],

@@ -56,7 +56,7 @@ class BrokenDisk:
         return os.fspath(arguments[-1] if name != "mkdir" else arguments[0])
 
 
-@pytest.mark.parametrize("samples", [4, pytest.param(None, marks=pytest.mark.soak, id="all of them")])
+@pytest.mark.parametrize("samples", [2, pytest.param(None, marks=pytest.mark.soak, id="all of them")])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS], ids=["full", "denied", "read-only"])
 @pytest.mark.parametrize("where", ["store", "out"])
 def test_each_write_fails_once(
