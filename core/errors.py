@@ -8,6 +8,11 @@ The command line prints `str(error)` on one line and exits with `exit_code`; any
 from __future__ import annotations
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split())
+
+
 class EigenmergeError(Exception):
     """Base of every error that a user can cause or cure."""
 

@@ -14,7 +14,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL
 from prefect.tasks import Task
 from prefect_dask import DaskTaskRunner
 
-from ..core.errors import EigenmergeError, RecipeError, WorkerError
+from ..core.errors import EigenmergeError, RecipeError, one_line
+from .runners import ShardRunner, workers_died
 
 # Python 3.11 hangs for good when a thread starts while another one lists all threads (python/cpython#106883), which is
 # what Dask's profiler does a hundred times a second (dask/distributed#8616): two of our first five local runs stood
@@ -39,7 +40,7 @@ class StopProfiler(WorkerPlugin):
                 callback.stop()
 
 
-class DaskRunner:
+class DaskRunner(ShardRunner):
     """Workers with one thread each compute one shard at a time, so that memory is what the plan projected.
 
     Where workers say that they have GPUs (`dask worker --resources GPU=1`), a shard for "cuda" asks for one; where none
@@ -54,23 +55,22 @@ class DaskRunner:
         self._resources: dict[str, float] | None = None
         self._levels: dict[logging.Logger, int] = {}
         if address:
-            self._runner: DaskTaskRunner = DaskTaskRunner(address=address)
+            super().__init__(DaskTaskRunner(address=address))
             return
-        self._runner = DaskTaskRunner(
-            cluster_kwargs={
-                "n_workers": workers,
-                "threads_per_worker": 1,
-                "dashboard_address": "127.0.0.1:0",
-                "silence_logs": logging.CRITICAL,
-                "resources": {"GPU": 1} if self._on_gpu else {},
-                "preload": [_LEAVE_CTRL_C_TO_THE_RUN],
-                "env": {
-                    "OMP_NUM_THREADS": "1",
-                    "MKL_NUM_THREADS": "1",
-                    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": str(not _PROFILER_MAY_HANG),
-                },
-            }
-        )
+        cluster = {
+            "n_workers": workers,
+            "threads_per_worker": 1,
+            "dashboard_address": "127.0.0.1:0",
+            "silence_logs": logging.CRITICAL,
+            "resources": {"GPU": 1} if self._on_gpu else {},
+            "preload": [_LEAVE_CTRL_C_TO_THE_RUN],
+            "env": {
+                "OMP_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+                "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": str(not _PROFILER_MAY_HANG),
+            },
+        }
+        super().__init__(DaskTaskRunner(cluster_kwargs=cluster))
 
     def __enter__(self) -> Self:
         """Connects.
@@ -79,52 +79,51 @@ class DaskRunner:
         ------
         RecipeError : no scheduler there, or workers that cannot take part
         """
-        self._runner.__enter__()
+        super().__enter__()
         self._levels = _quiet_as_prefect()
         try:
-            client = self._runner.client
-        except (OSError, ValueError) as error:  # nobody there; an address that is none
-            self.__exit__(None, None, None)
-            raise RecipeError(
-                f"runner 'dask': no scheduler answers at {self._address!r} ({' '.join(str(error).split())}); give the"
-                " address that `dask scheduler` prints, such as tcp://host:8786"
-            ) from error
-        try:
-            if self._address:
-                if _PROFILER_MAY_HANG:
-                    client.register_plugin(StopProfiler())
-                self._check_workers()
-            workers = client.scheduler_info(n_workers=-1)["workers"].values()
-            if self._on_gpu and any("GPU" in worker["resources"] for worker in workers):
-                self._resources = {"GPU": 1}
+            self._connect()
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._runner.__exit__(*exception)
+        super().__exit__(*exception)
         for logger, level in self._levels.items():
             logger.setLevel(level)
 
     def submit(self, task: Task[..., Any], parameters: dict[str, Any], peak_bytes: int) -> PrefectFuture[Any]:
         with dask.annotate(resources=self._resources) if self._resources else nullcontext():
-            return self._runner.submit(task, parameters=parameters)
+            return super().submit(task, parameters, peak_bytes)
 
     def explain(self, error: Exception) -> EigenmergeError | None:
-        if isinstance(error, KilledWorker):
-            return WorkerError(
-                f"{error.allowed_failures + 1} Dask workers died while they had one shard, the last one at"
-                f" {error.last_worker.address}; most often memory: `eigenmerge plan` says what a shard needs. Finished"
-                " shards are kept: run the same command again to resume"
-            )
-        return None
+        if not isinstance(error, KilledWorker):
+            return None
+        died, last = error.allowed_failures + 1, error.last_worker.address
+        return workers_died(f"{died} Dask workers died while they had one shard, the last one at {last}")
+
+    def _connect(self) -> None:
+        try:
+            client = self._runner.client
+        except (OSError, ValueError) as error:  # nobody there; an address that is none
+            raise RecipeError(
+                f"runner 'dask': no scheduler answers at {self._address!r} ({one_line(error)}); give the address that"
+                " `dask scheduler` prints, such as tcp://host:8786"
+            ) from error
+        if self._address:
+            if _PROFILER_MAY_HANG:
+                client.register_plugin(StopProfiler())
+            self._check_workers()
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        if self._on_gpu and any("GPU" in worker["resources"] for worker in workers):
+            self._resources = {"GPU": 1}
 
     def _check_workers(self) -> None:
         """That every worker has this version of eigenmerge, and reaches the run's Prefect server."""
         api_url = PREFECT_API_URL.value()
         ours = _introduce(None)[0]
-        answers: Any = self._runner.client.run(_introduce, api_url, on_error="return")
+        answers = self._runner.client.run(_introduce, api_url, on_error="return")
         for worker, answer in answers.items():
             if isinstance(answer, Exception):
                 raise RecipeError(

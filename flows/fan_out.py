@@ -161,22 +161,21 @@ def _as_they_end(
     that does not see it are waited for no longer.
     """
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
-    submitted: list[PrefectFuture[Any]] = []  # Dask forgets a task whose future nobody holds
-    left = 0
+    pending: set[PrefectFuture[Any]] = set()  # Dask forgets a task whose future nobody holds
     for shard in shards:
         if stop.is_set:
             break
         parameters = {"label": _label(shard), "shard": json.dumps(shard_to_json(shard)), **common}
-        submitted.append(runner.submit(task, parameters, shard.peak_bytes))
-        submitted[-1].add_done_callback(ended.put)
-        left += 1
+        future = runner.submit(task, parameters, shard.peak_bytes)
+        pending.add(future)
+        future.add_done_callback(ended.put)
         while not ended.empty():  # submitting thousands takes a while: hear of a failure meanwhile
-            yield ended.get()
-            left -= 1
-    while left and (runner.sees_stop_signal or not stop.is_set):
+            yield (future := ended.get())
+            pending.remove(future)
+    while pending and (runner.sees_stop_signal or not stop.is_set):
         with suppress(Empty):
-            yield ended.get(timeout=_POLL_SECONDS)
-            left -= 1
+            yield (future := ended.get(timeout=_POLL_SECONDS))
+            pending.remove(future)
 
 
 def _label(shard: LayerShard) -> str:

@@ -11,12 +11,13 @@ from prefect.tasks import Task
 from prefect_ray import RayTaskRunner  # pyright: ignore[reportMissingImports]
 from prefect_ray.context import remote_options  # pyright: ignore[reportMissingImports]
 
-from ..core.errors import EigenmergeError, RecipeError, WorkerError
+from ..core.errors import EigenmergeError, RecipeError, one_line
+from .runners import ShardRunner, workers_died
 
 _QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
 
 
-class RayRunner:
+class RayRunner(ShardRunner):
     """Each shard asks for one CPU and, on "cuda", for one GPU, or else for the memory that the plan projected."""
 
     sees_stop_signal = False
@@ -28,7 +29,7 @@ class RayRunner:
         self._address = address
         self._largest_node = 0
         kwargs = {"log_to_driver": False} if address else {"num_cpus": workers, **_QUIET}
-        self._runner: Any = RayTaskRunner(address=address, init_kwargs=kwargs)
+        super().__init__(RayTaskRunner(address=address, init_kwargs=kwargs))
 
     def __enter__(self) -> Self:
         """Connects.
@@ -38,30 +39,23 @@ class RayRunner:
         RecipeError : no cluster there
         """
         try:
-            self._runner.__enter__()
+            super().__enter__()
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise RecipeError(
-                f"runner 'ray': no cluster answers at {self._address!r} ({' '.join(str(error).split())}); give the"
+                f"runner 'ray': no cluster answers at {self._address!r} ({one_line(error)}); give the"
                 " address of its head, such as ray://host:10001"
             ) from error
         self._largest_node = max((int(node["Resources"].get("memory", 0)) for node in ray.nodes()), default=0)
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self._runner.__exit__(*exception)
-
     def submit(self, task: Task[..., Any], parameters: dict[str, Any], peak_bytes: int) -> PrefectFuture[Any]:
         # More than the largest node offers would wait for ever; all that it has means one shard at a time there.
         wanted = {"num_gpus": 1} if self._on_gpu else {"memory": min(peak_bytes, self._largest_node)}
         with remote_options(num_cpus=1, **wanted):
-            return self._runner.submit(task, parameters=parameters)
+            return super().submit(task, parameters, peak_bytes)
 
     def explain(self, error: Exception) -> EigenmergeError | None:
         died = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
-        if isinstance(error, died):
-            return WorkerError(
-                f"the Ray workers that had one shard died ({' '.join(str(error).split())[:300]}); most often memory:"
-                " `eigenmerge plan` says what a shard needs. Finished shards are kept: run the same command again to"
-                " resume"
-            )
-        return None
+        if not isinstance(error, died):
+            return None
+        return workers_died(f"the Ray workers that had one shard died ({one_line(error)[:300]})")

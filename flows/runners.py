@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from prefect.futures import PrefectFuture
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import Task
 
-from ..core.errors import EigenmergeError, RecipeError
+from ..core.errors import EigenmergeError, RecipeError, WorkerError
 
 RunnerName = Literal["threads", "dask", "ray"]
 
 
-class ShardRunner(Protocol):
-    """A Prefect task runner, and what each kind does in its own way.
+class ShardRunner:
+    """A Prefect task runner, as it is for threads of this process; clusters override what they do in their own way."""
 
-    sees_stop_signal : shards are in this process and stop by themselves. Elsewhere leaving the runner takes back what
-        has not begun; a shard in hand is finished on a cluster that stays, and dropped whole with one that ends.
-    """
-
-    sees_stop_signal: bool
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exception: Any) -> None: ...
-
-    def submit(self, task: Task[..., Any], parameters: dict[str, Any], peak_bytes: int) -> PrefectFuture[Any]:
-        """Hand a shard over that needs `peak_bytes` of memory."""
-        ...
-
-    def explain(self, error: Exception) -> EigenmergeError | None:
-        """What an error of the runner itself means to a user; None for any other error."""
-        ...
-
-
-class ThreadRunner:
-    """Threads of this process."""
-
+    # Shards are in this process and stop by themselves. Elsewhere leaving the runner takes back what has not begun; a
+    # shard in hand is finished on a cluster that stays, and dropped whole with one that ends.
     sees_stop_signal = True
 
-    def __init__(self, workers: int) -> None:
-        self._runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)
+    def __init__(self, runner: TaskRunner[Any]) -> None:
+        self._runner: Any = runner
 
     def __enter__(self) -> Self:
         self._runner.__enter__()
@@ -52,10 +32,20 @@ class ThreadRunner:
         self._runner.__exit__(*exception)
 
     def submit(self, task: Task[..., Any], parameters: dict[str, Any], peak_bytes: int) -> PrefectFuture[Any]:
+        """Hand a shard over that needs `peak_bytes` of memory."""
         return self._runner.submit(task, parameters=parameters)
 
     def explain(self, error: Exception) -> EigenmergeError | None:
+        """What an error of the runner itself means to a user; None for any other error."""
         return None
+
+
+def workers_died(who: str) -> WorkerError:
+    """What a cluster's own error means when the same shard has killed several workers."""
+    return WorkerError(
+        f"{who}; most often memory: `eigenmerge plan` says what a shard needs. Finished shards are kept: run the same"
+        " command again to resume"
+    )
 
 
 def available_cores() -> int:
@@ -79,7 +69,7 @@ def make_runner(name: RunnerName, *, workers: int, address: str | None = None, d
             raise RecipeError(
                 f"runner 'threads' has no address, found {address!r}; choose dask or ray, or leave it out"
             )
-        return ThreadRunner(workers)
+        return ShardRunner(ThreadPoolTaskRunner(max_workers=workers))
     try:
         if name == "dask":
             from .dask_runner import DaskRunner

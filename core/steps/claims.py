@@ -147,9 +147,7 @@ class ClaimWatcher:
             self.has_moved = self._seen is not None
             self._seen, self._seen_at = content, time.monotonic()
         unmoved = time.monotonic() - self._seen_at
-        # The second look: between the object and its thread there is a moment.
-        dropped = unmoved > POLL_SECONDS and _dropped_by_this_process(content)
-        if _owner_is_gone(content) or dropped or unmoved > STALE_SECONDS:
+        if unmoved > STALE_SECONDS or _owner_is_gone(content, second_look=unmoved > POLL_SECONDS):
             self._store.write(self._key, _body(owner, 0))
             return Claim(self._store, self._key, owner)
         return None
@@ -179,26 +177,21 @@ def _id_of(content: bytes) -> object:
         return None
 
 
-def _owner_is_gone(content: bytes) -> bool:
-    """True only where it is certain: same machine, same boot, and that process is not there any more."""
+def _owner_is_gone(content: bytes, second_look: bool = False) -> bool:
+    """True only where it is certain: same machine, same boot, and that process is not there any more. Or it is this
+    process, and no thread of it refreshes the claim: a run ended and could not take it away, on a full disk say.
+
+    second_look : the claim stood there a while ago too. Between the object and its thread there is a moment
+    """
     try:
         owner = json.loads(content)
         host, boot, pid, started, _ = (owner[name] for name in ("host", "boot", "pid", "started", "beat"))
-        same_machine = host == socket.gethostname() and boot == _boot_id() and boot
-        return bool(same_machine) and _process_start(int(pid)) != started
+        same_machine = host == socket.gethostname() and boot == _boot_id()
+        if same_machine and pid == os.getpid() and started == _process_start(pid):
+            return second_look and all(thread.name != _thread_name(owner) for thread in threading.enumerate())
+        return bool(same_machine and boot) and _process_start(int(pid)) != started
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return True  # damaged: nobody can be refreshing it
-
-
-def _dropped_by_this_process(content: bytes) -> bool:
-    """A run in this process ended and could not take its claim away, on a full disk say. Nobody refreshes it."""
-    try:
-        owner = json.loads(content)
-        this = _this_process()
-        ours = all(owner[name] == this[name] for name in ("host", "boot", "pid", "started"))
-        return ours and all(thread.name != _thread_name(owner) for thread in threading.enumerate())
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return True
 
 
 def _thread_name(owner: Mapping[str, object]) -> str:

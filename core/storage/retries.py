@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_after_delay
 
-from ..errors import EigenmergeError, ObjectNotFoundError, StoreError
+from ..errors import EigenmergeError, ObjectNotFoundError, StoreError, one_line
 from .redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def http_status(error: BaseException | None) -> int | None:
 
 def _translated(error: Exception, what: str, attempts: int, secrets: tuple[str, ...]) -> StoreError:
     code, status = s3_code(error), http_status(error)
-    detail = redact(" ".join(str(error).split()) or type(error).__name__, secrets)[:300]
+    detail = redact(one_line(error) or type(error).__name__, secrets)[:300]
     number = error.errno if isinstance(error, OSError) else None
     if can_pass(error):
         tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ...core.errors import EigenmergeError
+from ...core.errors import EigenmergeError, one_line
 from . import (
     cache_command,
     deploy_command,
@@ -49,8 +49,7 @@ def main() -> None:
     try:
         app()
     except EigenmergeError as error:
-        line = " ".join(str(error).split())
-        print(f"eigenmerge: error: {line}", file=sys.stderr)
+        print(f"eigenmerge: error: {one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(1)

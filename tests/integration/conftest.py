@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from .processes import COMMAND
 from .s3_models import ForkedCommands, S3Models, upload
 
 HIDDEN, INTERMEDIATE, VOCABULARY, LAYERS = 32, 64, 50, 3
@@ -151,7 +153,6 @@ RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def eigenmerge(prefect_server: str, tmp_path: Path) -> RunCommand:
     """Calls the installed command; keyword `env` adds to the environment."""
-    executable = Path(sys.executable).parent / "eigenmerge"
 
     def run(
         *arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 120
@@ -164,7 +165,7 @@ def eigenmerge(prefect_server: str, tmp_path: Path) -> RunCommand:
             **(env or {}),
         }
         return subprocess.run(
-            [str(executable), *map(str, arguments)],
+            [COMMAND, *map(str, arguments)],
             capture_output=True,
             text=True,
             env=environment,
@@ -175,13 +176,19 @@ def eigenmerge(prefect_server: str, tmp_path: Path) -> RunCommand:
     return run
 
 
+@contextmanager
+def reporting_to(server: str) -> Iterator[None]:
+    """Flows of this process report there. No heartbeat: a flow's end waits up to a second for the thread that sends it."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
 @pytest.fixture
 def merge_flow(prefect_server: str) -> Iterator[Callable[..., Any]]:
     """The flow in this process, reporting to the session's server."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    # A flow's end waits up to a second for the thread that sends heartbeats.
-    with temporary_settings({PREFECT_API_URL: prefect_server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    with reporting_to(prefect_server):
         from eigenmerge.flows import merge
 
         yield merge
@@ -221,8 +228,6 @@ def command(
     monkeypatch.setenv("EIGENMERGE_STORE", str(tmp_path / "store"))
 
     def run(*arguments: str | Path) -> CommandResult:
-        from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
         from eigenmerge.deployments.cli.app import main
 
         monkeypatch.setattr(sys, "argv", ["eigenmerge", *map(str, arguments)])
@@ -230,7 +235,7 @@ def command(
         capfd.readouterr()
         code = 0
         try:
-            with temporary_settings({PREFECT_API_URL: prefect_server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            with reporting_to(prefect_server):
                 main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

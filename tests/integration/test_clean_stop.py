@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +11,8 @@ from typing import Any
 
 import pytest
 
-COMMAND = str(Path(sys.executable).parent / "eigenmerge")
+from .processes import num_parts, start, wait_until
+
 FILES = ("model.safetensors", "eigenmerge_manifest.json", "README.md", "config.json")
 
 
@@ -25,13 +23,6 @@ def calm(make_models: Any, merge_flow: Any, tmp_path: Path) -> Any:
     recipe = models.write_recipe("swudi_a", keep_operators=True)
     merge_flow(recipe, tmp_path / "calm", store=str(tmp_path / "calm-store"))
     return recipe
-
-
-def start(arguments: list[str | Path], server: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PREFECT_API_URL": server, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [COMMAND, *map(str, arguments)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
 
 
 def assert_whole(store: Path) -> int:
@@ -48,10 +39,7 @@ def test_signals(
 ) -> None:
     store, out = tmp_path / "store", tmp_path / "out"
     process = start(["merge", calm, out, "--store", store, "--workers", "2"], prefect_server)
-    deadline = time.monotonic() + 90
-    while len(list(store.glob("parts/*.json"))) < 2:
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
-        time.sleep(0.005)
+    wait_until(lambda: num_parts(store) >= 2, 90, process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said

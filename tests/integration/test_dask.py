@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from .processes import num_parts
+
 distributed = pytest.importorskip("distributed", reason="the dask extra is not installed")
 
 
@@ -44,7 +46,7 @@ def test_a_killed_worker_costs_its_shard(make_models: Any, merge_flow: Any, clus
 
     def kill_one_worker() -> None:
         deadline = time.monotonic() + 200
-        while len(list(store.glob("parts/*.json"))) < 2 and time.monotonic() < deadline:
+        while num_parts(store) < 2 and time.monotonic() < deadline:
             time.sleep(0.005)
         worker = next(iter(cluster.workers.values()))
         victims.append(worker.pid)

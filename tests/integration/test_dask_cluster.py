@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from prefect import task
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -22,7 +20,7 @@ distributed = pytest.importorskip("distributed", reason="the dask extra is not i
 from eigenmerge.core.errors import RecipeError, WorkerError  # noqa: E402
 from eigenmerge.flows.runners import make_runner  # noqa: E402
 
-COMMAND = str(Path(sys.executable).parent / "eigenmerge")
+from .processes import living, num_parts, start, wait_until  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +47,6 @@ def cluster(two_workers: Any) -> Any:
 def reached(prefect_server: str) -> Iterator[str]:
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         yield prefect_server
-
-
-def living(group: int) -> list[str]:
-    """Processes of a group, without those that only wait to be asked for their exit code."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(str(process))
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
 
 
 @task(persist_result=False)
@@ -148,9 +134,9 @@ def test_an_error_in_one_shard_ends_the_others(
     recipe, store = models.write_recipe("swudi_a"), tmp_path / "store"
     done = command("merge", recipe, tmp_path / "out", "--runner", "dask", "--runner-address", cluster.scheduler_address)
     assert done.code == 1 and "has 1 NaN or Inf" in done.err and len(done.err.splitlines()) == 1
-    parts = len(list(store.glob("parts/*.json")))
+    parts = num_parts(store)
     time.sleep(2.0)
-    assert len(list(store.glob("parts/*.json"))) <= parts + 2 < 24  # those in hand may be finished
+    assert num_parts(store) <= parts + 2 < 24  # those in hand may be finished
     assert not list((tmp_path / "out").glob("*"))
 
 
@@ -167,18 +153,8 @@ def test_stopped_and_resumed(
     recipe = make_models(num_experts=3, layers=8, hidden=192).write_recipe("swudi_a")
     store, out = tmp_path / "store", tmp_path / "out"
     arguments = ["merge", recipe, out, "--store", store, "--runner", "dask", "--workers", "2"]
-    process = subprocess.Popen(
-        [COMMAND, *map(str, arguments)],
-        env={**os.environ, "PREFECT_API_URL": prefect_server, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 90
-    while len(list(store.glob("parts/*.json"))) < 2:
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
-        time.sleep(0.005)
+    process = start(arguments, prefect_server, start_new_session=True)
+    wait_until(lambda: num_parts(store) >= 2, 90, process)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)
     else:
@@ -189,12 +165,13 @@ def test_stopped_and_resumed(
     first, last = said.strip().splitlines()
     assert first == "eigenmerge: stopping; what is finished is kept (again to stop at once)"
     assert last.startswith(f"eigenmerge: error: stopped by {number.name}")
+    deadline = time.monotonic() + 60
     while workers := living(process.pid):
-        assert time.monotonic() < deadline + 60, workers
+        assert time.monotonic() < deadline, workers
         time.sleep(0.1)
     assert not list(out.glob("*")) and not list(store.rglob("*.partial"))
 
-    finished = len(list(store.glob("parts/*.json")))
+    finished = num_parts(store)
     assert finished >= 2
     if number == signal.SIGTERM:
         return

@@ -6,24 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-COMMAND = str(Path(sys.executable).parent / "eigenmerge")
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened in time"
-        assert process.poll() is None, "the merge ended before it could be killed"
-        time.sleep(0.005)
+from .processes import COMMAND, num_parts, wait_until
 
 
 def test_kill_and_the_same_command_again(make_models: Any, command: Any, merge_flow: Any, tmp_path: Path) -> None:
@@ -34,14 +23,14 @@ def test_kill_and_the_same_command_again(make_models: Any, command: Any, merge_f
     environment.pop("PREFECT_API_URL", None)  # with a server of its own, which must not outlive it
     started = [COMMAND, "merge", str(recipe), str(tmp_path / "out"), "--store", str(store), "--workers", "1"]
     process = subprocess.Popen(started, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(list(store.glob("parts/*.json"))) >= 3, 90, process)
+    wait_until(lambda: num_parts(store) >= 3, 90, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert children, "the embedded server is a child"
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive, "the embedded server outlived the run"
-    finished = len(list(store.glob("parts/*.json")))
+    finished = num_parts(store)
     assert not list((tmp_path / "out").glob("*")), "nothing half-written in the destination"
 
     again = command("merge", recipe, tmp_path / "out", "--store", store, "--json")
