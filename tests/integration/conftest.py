@@ -178,7 +178,7 @@ def eigenmerge(prefect_server: str, tmp_path: Path) -> RunCommand:
 
 @contextmanager
 def reporting_to(server: str) -> Iterator[None]:
-    """Flows of this process report there. No heartbeat: a flow's end waits up to a second for the thread that sends it."""
+    """Send the flow runs of this process to `server`. Heartbeats are off: a flow waits up to a second for their thread."""
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
