@@ -7,6 +7,9 @@ The command line prints `str(error)` on one line and exits with `exit_code`; any
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+from typing import Any
+
 
 def one_line(error: BaseException) -> str:
     """What an error says, without line breaks."""
@@ -71,3 +74,14 @@ class InterruptedRunError(EigenmergeError, RuntimeError):
     """The run was stopped by a signal or its time limit; says how to resume."""
 
     exit_code = 130
+
+
+def suggestion(word: str, known: Any) -> str:
+    """ "; did you mean 'weight'?" or "; known: ..." for an error message about an unknown word."""
+    names = sorted(str(name) for name in known)
+    near = get_close_matches(word, names, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    if not names:
+        return "; none is known here"
+    return f"; known: {', '.join(names)}" if len(names) <= 40 else ""

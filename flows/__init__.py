@@ -3,10 +3,6 @@
 `merge` is imported here, not lazily: once this package is imported the name is the flow, never the submodule.
 """
 
-from ..tasks.prefect_settings import quiet_prefect
-
-quiet_prefect()
-
-from .merge import merge  # noqa: E402  (after the quiet defaults: Prefect reads them when it is imported)
+from .merge import merge
 
 __all__ = ["merge"]

@@ -14,18 +14,17 @@ from prefect.futures import PrefectFuture
 from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 
+from ..core.cache.alignments import aligned_tensors, gather_alignments, largest_of, missing_alignments
+from ..core.cache.reports import DecomposeReport, ShardReport
+from ..core.coordination.stop import StopSignal
+from ..core.planning.cost.simulate import schedule_order
 from ..core.planning.plan import LayerShard, Plan, RunSettings
 from ..core.planning.plan_json import shard_to_json
-from ..core.planning.simulate import schedule_order
-from ..core.steps.alignment import aligned_tensors, gather_alignments, largest_of, missing_alignments
-from ..core.steps.decompose_shard import DecomposeReport
-from ..core.steps.reports import ShardReport
-from ..core.steps.stop import StopSignal
 from ..core.storage.store import Store
 from ..tasks.decompose_shard import decompose_shard
 from ..tasks.merge_shard import merge_shard
+from ..tasks.runners.runner import RunnerName, ShardRunner, available_cores, make_runner
 from .run_context import RunContext
-from .runners import RunnerName, ShardRunner, available_cores, make_runner
 
 _POLL_SECONDS = 0.2
 

@@ -8,21 +8,21 @@ from pathlib import Path
 
 from prefect import flow
 
-from ..core.config import Recipe
+from ..core.cache.layout import DEFAULT_STORE
+from ..core.cache.result import MergeResult
+from ..core.cache.runs import recorded_run
+from ..core.cache.spectra.table import write_spectra_table
+from ..core.output.destination import prepare_destination
+from ..core.output.file_hashes import FileHashes
+from ..core.recipe.recipe import Recipe
 from ..core.steps.assemble import assemble
-from ..core.steps.destination import prepare_destination
-from ..core.steps.file_hashes import FileHashes
 from ..core.steps.make_plan import make_plan
 from ..core.steps.open_store import probe_store
 from ..core.steps.read_recipe import read_recipe
-from ..core.steps.result import MergeResult
-from ..core.steps.run_record import recorded_run
-from ..core.steps.spectra_table import write_spectra_table
-from ..core.storage.keys import DEFAULT_STORE
+from ..tasks.runners.runner import RunnerName
 from .fan_out import Pool, align_layers, choose_workers, merge_shards
 from .prefect_report import PrefectReport
 from .run_context import Several, current_run
-from .runners import RunnerName
 
 
 @flow(name="merge", flow_run_name="merge into {destination}", validate_parameters=False, persist_result=False)

@@ -9,8 +9,9 @@ from importlib.metadata import version
 from prefect import flow
 from prefect.logging import get_run_logger
 
-from ..core.steps.expert_registry import scan_registry
-from ..core.steps.publication import (
+from ..core.cache.result import MergeResult
+from ..core.publishing.expert_registry import scan_registry
+from ..core.publishing.publication import (
     MergeInputs,
     Outcome,
     Publication,
@@ -19,12 +20,11 @@ from ..core.steps.publication import (
     read_publication,
     write_publication,
 )
+from ..core.publishing.scheduled_recipe import complete_recipe, template_digest
 from ..core.steps.read_recipe import read_recipe_mapping
-from ..core.steps.result import MergeResult
-from ..core.steps.scheduled_recipe import complete_recipe, template_digest
-from ..core.storage.checkpoint import list_model
+from ..core.storage.checkpoints.list_model import list_model
+from ..tasks.runners.runner import RunnerName
 from .merge import merge
-from .runners import RunnerName
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ from prefect.artifacts import (
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
+from ..core.cache.reports import ShardReport
+from ..core.cache.result import MergeResult
 from ..core.planning.plan import Plan
 from ..core.steps.plot_spectra import plot_spectra
-from ..core.steps.reports import ShardReport
-from ..core.steps.result import MergeResult
 from .run_context import Listener
 
 logger = logging.getLogger(__name__)

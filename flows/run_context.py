@@ -10,10 +10,10 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from ..core.cache.reports import ShardReport
+from ..core.cache.result import MergeResult
+from ..core.coordination.stop import StopSignal
 from ..core.planning.plan import Plan
-from ..core.steps.reports import ShardReport
-from ..core.steps.result import MergeResult
-from ..core.steps.stop import StopSignal
 
 
 class Listener:

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..core.cache.reports import DecomposeReport
+from ..core.coordination.claims import ClaimedElsewhere
+from ..core.coordination.stop import StopSignal
 from ..core.planning.plan import RunSettings
 from ..core.planning.plan_json import shard_from_json
 from ..core.steps import decompose_shard as step
-from ..core.steps.claims import ClaimedElsewhere
-from ..core.steps.decompose_shard import DecomposeReport
-from ..core.steps.stop import StopSignal
 from .shard_task import shard_task
 
 

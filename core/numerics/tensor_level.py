@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import CheckpointError, NonFiniteError, RecipeError, ShapeError
-from .calibration import apply_svc, default_alpha, svc_factors, svc_of_filtered
 from .lazy_torch import torch
 from .method import DirectMethod, Method, SpectralMethod
 from .parameters import parse_parameters
 from .registry import get_method
 from .spectrum import apply_factors
+from .svd.svc import apply_svc, default_alpha, svc_factors, svc_of_filtered
 from .task_vectors import InMemoryTaskVectors, LowRank
 
 _CALIBRATIONS = {"svc": ("alpha",)}

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..listing import LoraSource, TensorSource
+
 # Runs of rows (first row in the output, first row as stored, number of rows), where vocabularies differ. A row that no
 # run covers is the base's; one that the base's runs do not cover either is the mean of the experts whose runs cover it.
 Rows = tuple[tuple[int, int, int], ...]
@@ -19,33 +21,6 @@ Action = Literal[
     "mean",  # base + scale * weighted mean delta (1-D tensors, convolutions, embeddings under a spectral method)
     "copy",  # bytes of `base` as they are (keep-base rules, integer buffers), cast only if the dtype differs
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSource:
-    """Where one stored tensor lies: bytes [start, stop) of the object `uri` (absolute, fsspec style)."""
-
-    uri: str
-    start: int
-    stop: int
-    dtype: str  # safetensors name: F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 ... BOOL
-    shape: tuple[int, ...]
-    scale: TensorSource | None = None  # float8: the scale that goes with it (weight_scale or weight_scale_inv)
-    scale_inverted: bool = False
-
-    @property
-    def num_bytes(self) -> int:
-        return self.stop - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSource:
-    """The factors of one adapted weight: delta = scaling * up @ down, transposed when fan_in_fan_out."""
-
-    up: TensorSource  # lora_B, (M, R)
-    down: TensorSource  # lora_A, (R, K)
-    scaling: float
-    fan_in_fan_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,3 +213,9 @@ class Plan:
     @property
     def operators_bytes(self) -> int:
         return sum(tensor.operators_bytes for shard in self.shards for tensor in shard.tensors)
+
+
+def spectrum_keys(tensor: TensorPlan) -> list[str]:
+    """The keys of all decompositions of one tensor, in the order of its views."""
+    own = [tensor.spectrum_key] if tensor.spectrum_key is not None else []
+    return own + [view.spectrum_key for view in tensor.views]

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, astuple, fields
 from typing import Any
 
+from ..listing import LoraSource, TensorSource
 from .plan import (
     AdapterFactors,
     ExpertTensor,
     LayerShard,
-    LoraSource,
     MatrixView,
     ModelSummary,
     OutputFile,
@@ -25,7 +25,6 @@ from .plan import (
     RunSettings,
     SideFile,
     TensorPlan,
-    TensorSource,
 )
 
 PLAN_FORMAT = 1  # bump when a plan written before can no longer be read

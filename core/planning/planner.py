@@ -9,26 +9,27 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ..config import Recipe
 from ..errors import CheckpointError, RecipeError
-from ..numerics.calibration import calibration_warning
+from ..formats.digest import digest
+from ..listing import ModelListing, TensorSource
 from ..numerics.registry import get_method
-from .adapter_output import ADAPTER_FILE, as_adapter
-from .cost import check_budget
-from .experts import averages_unlisted_base, groups_of, is_same_model
-from .fingerprints import digest, part_key, run_key
-from .incremental import incremental_warnings
-from .layers import natural_key
-from .listing import ModelListing
-from .output_layers import layers_of_models, layers_of_slices
-from .plan import LayerShard, Plan, RunSettings, TensorPlan, TensorSource
-from .rules import RuleBook, check_filters
+from ..numerics.svd.svc import calibration_warning
+from ..recipe.recipe import Recipe
+from .cost.projection import check_budget
+from .inputs.checkpoint import Checkpoint, MatchCache, reference_tensors, summarize
+from .keys import part_key, run_key
+from .names import natural_key
+from .outputs.adapter_output import ADAPTER_FILE, as_adapter
+from .outputs.incremental import incremental_warnings
+from .outputs.members import averages_unlisted_base, groups_of, is_same_model
+from .outputs.rules import RuleBook, check_filters
+from .outputs.side_files import side_files
+from .outputs.slots import layers_of_models, layers_of_slices
+from .outputs.spectral import align, with_alignment
+from .outputs.tensor_planner import PlannedTensor, TensorPlanner, check_needs_base
+from .outputs.vocabulary import VocabularyPlanner, is_row_by_token
+from .plan import LayerShard, Plan, RunSettings, TensorPlan
 from .shards import Layout, lay_out, written_bytes
-from .side_files import side_files
-from .sources import Checkpoint, MatchCache, reference_tensors, summarize
-from .spectral import align, with_alignment
-from .tensors import PlannedTensor, TensorPlanner, check_needs_base
-from .vocabulary import VocabularyPlanner, is_row_by_token
 
 _LONGEST_TENSOR_NAME = 1000
 _MOST_EXTRA_SHOWN = 3

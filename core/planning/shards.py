@@ -12,11 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from .layers import DTYPE_BYTES, natural_key
+from ..formats.safetensors_header import HEADER_ALIGNMENT
+from .names import DTYPE_BYTES, natural_key
 from .plan import OutputFile, TensorPlan
-
-# A page: where tensors are whole pages too, as in real models, files are joined and mapped without shifting any byte.
-HEADER_ALIGNMENT = 4096
 
 _SHARDS_AIMED_AT = 200  # Prefect records a few hundred tasks a flow without losing any
 _SMALLEST_SHARD_BYTES = 4 * 2**20

@@ -8,20 +8,19 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..cache.reports import DecomposeReport, ShardReport
+from ..cache.result import MergeResult, count_shards, worst_truncation
+from ..coordination.claims import Claim
+from ..coordination.stop import StopSignal
 from ..errors import DestinationError
+from ..output.destination import INDEX_NAME, Destination, clear_for_writing, take_destination
+from ..output.file_hashes import FileHashes, file_entries, file_header
+from ..output.manifest import MANIFEST_NAME, build_manifest
+from ..output.model_card import build_model_card
 from ..planning.plan import Plan, SideFile
-from ..storage.assemble import assemble_file
+from ..storage.assembly.assemble_file import assemble_file
 from ..storage.store import Store, resolve
-from .claims import Claim
-from .decompose_shard import DecomposeReport
-from .destination import INDEX_NAME, Destination, clear_for_writing, take_destination
-from .file_hashes import FileHashes, file_entries, file_header
-from .manifest import MANIFEST_NAME, build_manifest
-from .model_card import build_model_card
 from .open_store import store_warnings
-from .reports import ShardReport
-from .result import MergeResult, count_shards, worst_truncation
-from .stop import StopSignal
 
 
 def assemble(

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..cache.inventory import Inventory, StoredRun, look_again, store_clock, take_inventory
+from ..cache.layout import CLAIMS, PROBES, RUNS
+from ..cache.runs import RUN_NAME
 from ..errors import StoreError
-from ..storage.keys import CLAIMS, PROBES, RUNS
 from ..storage.store import Store
-from .inventory import Inventory, StoredRun, look_again, store_clock, take_inventory
-from .run_record import RUN_NAME
 
 _SHORTEST_RUN_PREFIX = 4
 # On S3 a living upload looks like a dead one; no upload takes a day.
@@ -72,7 +72,7 @@ def collect_garbage(
     named = [_named(inventory, prefix) for prefix in runs]
     useless: frozenset[str] = frozenset()
     if superseded:
-        from .superseded import superseded_sums  # it imports torch, and the rest should answer at once
+        from ..cache.superseded import superseded_sums
 
         useless = superseded_sums(store, inventory)
     if not dry_run:

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ..cache.alignments import aligned_tensors
+from ..cache.reports import DecomposeReport
+from ..coordination.claims import POLL_SECONDS, ClaimedElsewhere, ClaimWatcher, claim_key
+from ..coordination.devices import hold_device
+from ..coordination.stop import StopSignal
+from ..merging.tensor_merger import TensorMerger
 from ..planning.plan import LayerShard, RunSettings
-from ..storage.tensors import TensorReader
-from .alignment import aligned_tensors
-from .claims import POLL_SECONDS, ClaimedElsewhere, ClaimWatcher, claim_key
-from .devices import hold_device
-from .merge_tensor import TensorMerger
+from ..storage.checkpoints.tensor_reader import TensorReader
 from .open_store import open_store
-from .stop import StopSignal
-
-
-@dataclass(frozen=True, slots=True)
-class DecomposeReport:
-    """What one shard's first visit found.
-
-    largest_values : spectrum key to the largest eigenvalue, 0 where all experts are zero
-    num_computed : tensors that were decomposed now; the others' spectra were in the store
-    """
-
-    index: int
-    largest_values: Mapping[str, float]
-    num_computed: int
-    bytes_read: int
-    notes: tuple[str, ...] = ()
 
 
 def decompose_shard(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from ..config import Recipe
-from ..planning.listing import ModelListing
+from ..listing import ModelListing
+from ..planning.outputs.vocabulary import tokenizer_files_needed
 from ..planning.plan import Plan
 from ..planning.planner import plan_merge, run_settings
-from ..planning.vocabulary import tokenizer_files_needed
-from ..storage.checkpoint import list_model
+from ..recipe.recipe import Recipe
+from ..storage.checkpoints.list_model import list_model
 from ..storage.store import resolve
 
 _PARALLEL_READS = 16

@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
+from ..cache.parts import find_part, write_record
+from ..cache.reports import ShardReport
+from ..cache.spectra.table import write_shard_table
+from ..coordination.claims import POLL_SECONDS, ClaimedElsewhere, ClaimWatcher, claim_key
+from ..coordination.devices import hold_device
+from ..coordination.stop import StopSignal
+from ..formats.safetensors_header import build_header
+from ..merging.tensor_merger import TensorMerger
 from ..planning.plan import LayerShard, RunSettings
 from ..planning.shards import output_entries
-from ..storage.safetensors_header import build_header
+from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.store import Store
-from ..storage.tensors import TensorReader
-from .claims import POLL_SECONDS, ClaimedElsewhere, ClaimWatcher, claim_key
-from .devices import hold_device
-from .merge_tensor import TensorMerger
 from .open_store import open_store
-from .part import find_part, write_record
-from .reports import ShardReport
-from .spectra_table import write_shard_table
-from .stop import StopSignal
 
 
 def merge_shard(

@@ -7,12 +7,12 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from ..cache.layout import run_object_key
+from ..cache.spectra.table import TABLE_NAME
+from ..cache.spectra.table_file import read_run_table
 from ..errors import ObjectNotFoundError
 from ..planning.plan import Plan
-from ..storage.keys import run_object_key
-from ..storage.run_table import read_run_table
 from ..storage.store import Store
-from .spectra_table import TABLE_NAME
 
 _MOST_CURVES = 400
 

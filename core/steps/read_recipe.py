@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import Recipe, load_recipe, recipe_from_mapping
 from ..errors import RecipeError
-from ..recipe_yaml import parse_yaml_mapping
-from ..storage.redaction import redact, secrets_of
+from ..formats.redaction import redact, secrets_of
+from ..recipe.recipe import Recipe, load_recipe, recipe_from_mapping
+from ..recipe.strict_yaml import parse_yaml_mapping
 from ..storage.store import resolve
 
 

@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 import torch
 
-from ..config import Recipe, recipe_from_mapping
 from ..errors import CheckpointError, EigenmergeError, RecipeError
+from ..merging.tensor_merger import TensorMerger
+from ..output.read_manifest import Manifest, ManifestModel, ManifestTensor
 from ..planning.plan import ModelSummary, Plan, TensorPlan
 from ..planning.shards import output_entries
+from ..recipe.recipe import Recipe, recipe_from_mapping
+from ..storage.checkpoints.tensor_reader import TensorReader, torch_dtype
 from ..storage.store import Store
-from ..storage.tensors import TensorReader, torch_dtype
 from .make_plan import make_plan
-from .merge_tensor import TensorMerger
-from .read_manifest import Manifest, ManifestModel, ManifestTensor
 
 # Another machine, another number of threads or another route (sums that were kept, a GPU) adds up in another order.
 TOLERANCE = 1e-5

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from ..cache.alignments import read_alignment
+from ..cache.layout import ALIGNMENTS, CLAIMS, OPERATORS, PARTS, PROBES, RUNS, SPECTRA
+from ..cache.parts import hash_object, read_record, record_key
+from ..cache.runs import OBJECTS_NAME, RUN_NAME, read_run, read_run_objects
+from ..cache.sealed_tensors import read_seal, read_sealed
+from ..cache.spectra.reader import verify_spectrum
+from ..cache.spectra.table_file import read_run_table
 from ..errors import CorruptObjectError, ObjectNotFoundError
-from ..storage.keys import ALIGNMENTS, CLAIMS, OPERATORS, PARTS, PROBES, RUNS, SPECTRA
-from ..storage.run_table import read_run_table
-from ..storage.sealed_tensors import read_seal, read_sealed
-from ..storage.spectra import verify_spectrum
 from ..storage.store import Store
-from .alignment import read_alignment
-from .part import hash_object, read_record, record_key
-from .run_record import OBJECTS_NAME, RUN_NAME, read_run, read_run_objects
 
 _PARALLEL_OBJECTS = 4  # each may be as large as a layer, and is held while it is checked
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_after_delay
 
 from ..errors import EigenmergeError, ObjectNotFoundError, StoreError, one_line
-from .redaction import redact
+from ..formats.redaction import redact
 
 logger = logging.getLogger(__name__)
 

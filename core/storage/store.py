@@ -17,19 +17,10 @@ from pathlib import Path
 from typing import TypeVar, final
 
 from ..errors import ObjectNotFoundError, StoreError
-from .backend import (
-    Attempt,
-    Backend,
-    ObjectInfo,
-    ObjectWriter,
-    absolute_uri,
-    connect,
-    is_local,
-    options_for,
-    protocol_of,
-)
-from .object_names import check_key
-from .redaction import redact, secrets_of
+from ..formats.object_names import check_key
+from ..formats.redaction import redact, secrets_of
+from .addresses import absolute_uri, is_local, options_for, protocol_of
+from .backends.protocol import Attempt, Backend, ObjectInfo, ObjectWriter
 from .retries import RetryPolicy, call_with_retries
 from .retries import in_our_words as _in_our_words
 
@@ -296,3 +287,19 @@ def resolve(
     if not parent or parent.endswith(":/") or parent.endswith("://"):
         raise StoreError(f"{redact(uri)!r} does not name an object; expected something like s3://bucket/name")
     return Store(parent, storage_options, retry=retry), check_key(name)
+
+
+def connect(uri: str, options: Mapping[str, object]) -> Backend:
+    """The backend for an absolute URI."""
+    protocol = protocol_of(uri)
+    if protocol in {"file", "local"}:
+        from .backends.local_backend import LocalBackend
+
+        return LocalBackend(Path(uri))
+    if protocol in {"s3", "s3a"}:
+        from .backends.s3_backend import S3Backend
+
+        return S3Backend(uri, options)
+    from .backends.fsspec_backend import FsspecBackend
+
+    return FsspecBackend(uri, options)

@@ -13,7 +13,7 @@ from ...core.errors import RecipeError
 from .options import JsonOption, RecipeForStoreOption, StoreOption, open_store, parse_age, show_bytes
 
 if TYPE_CHECKING:
-    from ...core.steps.inventory import Grouping, Inventory, StoredRun
+    from ...core.cache.inventory import Grouping, Inventory, StoredRun
 
 cache = typer.Typer(help="What a store holds: list, sizes, removal, checksums.", no_args_is_help=True)
 
@@ -31,7 +31,7 @@ def ls(
     as_json: JsonOption = False,
 ) -> None:
     """List the runs of a store: method, models, state, size."""
-    from ...core.steps.inventory import NO_RUN, take_inventory, usage
+    from ...core.cache.inventory import NO_RUN, take_inventory, usage
 
     opened = open_store(store, recipe)
     inventory = take_inventory(opened)
@@ -77,7 +77,7 @@ def du(
     as_json: JsonOption = False,
 ) -> None:
     """Show what takes how much: OWN is what would be free if that alone were removed."""
-    from ...core.steps.inventory import take_inventory, usage
+    from ...core.cache.inventory import take_inventory, usage
 
     if by not in ("kind", "run", "method", "model"):
         raise RecipeError(f"--by {by!r} is unknown; choose kind, run, method or model")

@@ -75,7 +75,7 @@ def announce(
 ) -> None:
     """Tell the Prefect server that EXPERT has appeared in REGISTRY: the nightly merge then runs at once."""
     os.environ["PREFECT_API_URL"] = _server(api_url)
-    from ...flows.announce import announce_expert
+    from ..announce import announce_expert
 
     announce_expert(registry, expert)
     print(f"announced {expert} in {registry}")

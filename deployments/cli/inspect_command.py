@@ -18,7 +18,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what CHECKPOINT holds: size, dtypes, tensors, fingerprint. Reads headers only."""
-    from ...core.storage.checkpoint import list_model
+    from ...core.storage.checkpoints.list_model import list_model
 
     listing = list_model(checkpoint, None)
     stored = dict(listing.tensors) | (dict(listing.adapter.tensors) if listing.adapter else {})

@@ -26,8 +26,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ...core.steps.result import MergeResult
-    from ...core.steps.stop import StopSignal
+    from ...core.cache.result import MergeResult
+    from ...core.coordination.stop import StopSignal
 
 
 def merge(
@@ -54,9 +54,9 @@ def merge(
     """Merge the experts of RECIPE into OUT. The same command again resumes where a killed run stopped."""
     import os
 
-    from ...core.config import load_recipe
+    from ...core.coordination.stop import StopSignal
     from ...core.errors import RecipeError
-    from ...core.steps.stop import StopSignal
+    from ...core.recipe.recipe import load_recipe
 
     stop = StopSignal()
     stop_on_signals(stop)  # before the seconds that Prefect takes to start
@@ -70,8 +70,8 @@ def merge(
 
     stop.check()
 
-    from ...tasks.prefect_settings import quiet_prefect
     from ..embedded_server import EmbeddedServer, prefect_api
+    from ..prefect_settings import quiet_prefect
 
     quiet_prefect()
     # It starts while the plan is made; a server that the user configured is used instead.
@@ -136,7 +136,7 @@ def summary(result: MergeResult) -> str:
 
 
 def _exactness(result: MergeResult) -> str:
-    from ...core.steps.result import EXACT_BELOW
+    from ...core.cache.result import EXACT_BELOW
 
     if result.truncation_error is None or result.truncation_error < EXACT_BELOW:
         return "its rank holds the merged deltas exactly"

@@ -54,8 +54,8 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 def open_store(store: str | None, recipe: str | None) -> Store:
     """The store that a command looks into: as named, else the recipe's, else the default."""
+    from ...core.cache.layout import DEFAULT_STORE
     from ...core.steps.read_recipe import read_recipe
-    from ...core.storage.keys import DEFAULT_STORE
     from ...core.storage.store import Store
 
     read = read_recipe(recipe) if recipe is not None else None
@@ -85,7 +85,7 @@ def parse_size(text: str | None) -> int | None:
     ------
     RecipeError : not a size
     """
-    from ...core.config import parse_bytes  # pydantic takes a third of the time that --help has
+    from ...core.recipe.recipe import parse_bytes
 
     if text is None:
         return None
@@ -102,7 +102,7 @@ def check_addresses(**addresses: str | None) -> None:
     ------
     RecipeError : credentials in one of them
     """
-    from ...core.config_fields import refuse_credentials
+    from ...core.recipe.fields import refuse_credentials
 
     for name, address in addresses.items():
         try:

@@ -30,8 +30,8 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what RECIPE will do. Reads headers only, never a weight."""
-    from ...core.config import load_recipe
     from ...core.planning.summary import summarize_plan, tensor_rows
+    from ...core.recipe.recipe import load_recipe
     from ...core.steps.make_plan import make_plan
 
     made = make_plan(load_recipe(recipe), max_memory=parse_size(max_memory))

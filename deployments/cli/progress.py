@@ -7,8 +7,8 @@ import threading
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ...core.cache.reports import ShardReport
 from ...core.planning.plan import Plan
-from ...core.steps.reports import ShardReport
 from ...flows.run_context import Listener
 from .options import show_bytes
 

@@ -12,9 +12,9 @@ from ...core.errors import RecipeError
 from .options import show_bytes, show_seconds
 
 if TYPE_CHECKING:
-    from ...core.planning.machines import MachineModel
+    from ...core.planning.cost.machines import MachineModel
+    from ...core.planning.cost.simulate import Simulation
     from ...core.planning.plan import Plan
-    from ...core.planning.simulate import Simulation
 
 DEFAULT_MACHINE = "h100-80gb"
 SimulateOption = Annotated[
@@ -39,7 +39,7 @@ def run_simulations(plan: Plan, workers: str, machine: str = DEFAULT_MACHINE) ->
     ------
     RecipeError : not a list of numbers, or no such machine
     """
-    from ...core.planning.simulate import simulate
+    from ...core.planning.cost.simulate import simulate
 
     counts = [text.strip() for text in workers.split(",")]
     if not all(text.isdecimal() and 1 <= int(text) <= 100_000 for text in counts):
@@ -55,7 +55,7 @@ def find_machine(name_or_path: str) -> MachineModel:
     ------
     RecipeError : neither a known name nor a valid file
     """
-    from ...core.planning.machines import MACHINES, MachineModel
+    from ...core.planning.cost.machines import MACHINES, MachineModel
 
     if name_or_path in MACHINES:
         return MACHINES[name_or_path]

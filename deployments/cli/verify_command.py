@@ -11,7 +11,7 @@ import typer
 from .options import DeviceOption, JsonOption
 
 if TYPE_CHECKING:
-    from ...core.steps.verify import Verification
+    from ...core.steps.verify_checkpoint import Verification
 
 _DEFAULT_SAMPLE = 3
 _DAMAGED, _NOT_CHECKED = 1, 2
@@ -40,7 +40,7 @@ def verify(
     Exit code 0: fine. 1: damaged. 2: the sample that --sample asked for could not be computed.
     """
     from ...core.steps.read_recipe import read_recipe
-    from ...core.steps.verify import verify_checkpoint
+    from ...core.steps.verify_checkpoint import verify_checkpoint
 
     options = read_recipe(recipe).storage_options if recipe is not None else None
     count = _DEFAULT_SAMPLE if sample is None else sample

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 
+from eigenmerge.core.listing import LoraSource, TensorSource
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.spectral_merge import merged_delta
 from eigenmerge.core.numerics.task_vectors import LowRank
-from eigenmerge.core.planning.machines import EIGH_FLOPS_PER_CUBE, MACHINES, SVD_FLOPS_PER_CUBE, MachineModel
-from eigenmerge.core.planning.plan import ExpertTensor, LayerShard, LoraSource, TensorPlan, TensorSource
-from eigenmerge.core.planning.simulate import shard_cost, split_work
+from eigenmerge.core.planning.cost.machines import EIGH_FLOPS_PER_CUBE, MACHINES, SVD_FLOPS_PER_CUBE, MachineModel
+from eigenmerge.core.planning.cost.simulate import shard_cost, split_work
+from eigenmerge.core.planning.plan import ExpertTensor, LayerShard, TensorPlan
 
 # name, out features, in features of one block of Llama-3-70B
 LAYERS_70B = [

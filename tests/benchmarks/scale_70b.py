@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from eigenmerge.core.config import load_recipe
-from eigenmerge.core.planning.machines import MACHINES, MachineModel
+from eigenmerge.core.planning.cost.machines import MACHINES, MachineModel
+from eigenmerge.core.planning.cost.simulate import Simulation, simulate, split_work
 from eigenmerge.core.planning.plan import Plan
-from eigenmerge.core.planning.simulate import Simulation, simulate, split_work
+from eigenmerge.core.recipe.recipe import load_recipe
 from eigenmerge.core.steps.make_plan import make_plan
 
 WORKERS = (1, 8, 64)

@@ -9,8 +9,8 @@ from statistics import median
 
 import pytest
 
-from eigenmerge.core.planning.shards import HEADER_ALIGNMENT
-from eigenmerge.core.storage.assemble import assemble_file
+from eigenmerge.core.formats.safetensors_header import HEADER_ALIGNMENT
+from eigenmerge.core.storage.assembly.assemble_file import assemble_file
 from eigenmerge.core.storage.store import Store
 
 MIB = 2**20

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from eigenmerge.core.numerics.decompositions import decompose_interference, decomposition_elements
+from eigenmerge.core.numerics.interference.decompose import decompose_interference, decomposition_elements
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
 

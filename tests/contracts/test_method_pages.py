@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from eigenmerge.core.numerics.registry import all_methods
-from eigenmerge.core.presets import PRESETS
+from eigenmerge.core.recipe.presets import PRESETS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 INDEX = (DOCS / "methods.md").read_text()

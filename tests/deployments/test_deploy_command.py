@@ -7,15 +7,10 @@ from pathlib import Path
 import pytest
 
 from eigenmerge.core.errors import DeployError, RecipeError
-from eigenmerge.core.planning.machines import MACHINES
+from eigenmerge.core.planning.cost.machines import MACHINES
 from eigenmerge.core.planning.plan import LayerShard, OutputFile, Plan, RunSettings, TensorPlan
 from eigenmerge.deployments.cli.deploy_command import announce, deploy, parse_variables
-from eigenmerge.deployments.cli.simulate_option import (
-    find_machine,
-    run_simulations,
-    simulation_lines,
-    simulation_rows,
-)
+from eigenmerge.deployments.cli.simulate_option import find_machine, run_simulations, simulation_lines, simulation_rows
 
 
 def make_plan() -> Plan:

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import save_file
 
 from eigenmerge.deployments.embedded_server import EmbeddedServer
-from eigenmerge.tasks.prefect_settings import quiet_prefect
+from eigenmerge.deployments.prefect_settings import quiet_prefect
 
 
 @pytest.fixture

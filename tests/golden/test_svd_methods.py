@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eigenmerge.core.numerics.calibration import apply_svc
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.spectral_merge import merged_delta
+from eigenmerge.core.numerics.svd.svc import apply_svc
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
 
 METHODS = [("iso_c", "iso_c"), ("iso_cts_0.8", "iso_cts"), ("tsvm", "tsv_m"), ("tsvm_eig", "tsv_m")]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from eigenmerge.core.numerics.alignment import aligned_exp_times
-from eigenmerge.core.numerics.decompositions import decompose_interference
+from eigenmerge.core.numerics.interference.alignment import aligned_exp_times
+from eigenmerge.core.numerics.interference.decompose import decompose_interference
 from eigenmerge.core.numerics.rank_rules import select_rank
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.spectral_merge import merged_delta

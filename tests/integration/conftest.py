@@ -133,7 +133,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     old = os.environ.get("PREFECT_HOME")
     os.environ["PREFECT_HOME"] = str(home)
     from eigenmerge.deployments.embedded_server import EmbeddedServer
-    from eigenmerge.tasks.prefect_settings import quiet_prefect
+    from eigenmerge.deployments.prefect_settings import quiet_prefect
 
     quiet_prefect()
     server = EmbeddedServer()
@@ -178,7 +178,7 @@ def eigenmerge(prefect_server: str, tmp_path: Path) -> RunCommand:
 
 @contextmanager
 def reporting_to(server: str) -> Iterator[None]:
-    """Send the flow runs of this process to `server`. Heartbeats are off: a flow waits up to a second for their thread."""
+    """Send the flow runs of this process to `server`, without heartbeats: a flow waits a second for their thread."""
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -255,11 +255,11 @@ def pipeline(tmp_path: Path) -> Callable[..., Any]:
     def run(recipe: Mapping[str, Any], out: str | Path, store: str | Path | None = None, **keys: Any) -> Any:
         import time
 
-        from eigenmerge.core.config import recipe_from_mapping
-        from eigenmerge.core.steps.alignment import aligned_tensors, gather_alignments, largest_of
+        from eigenmerge.core.cache.alignments import aligned_tensors, gather_alignments, largest_of
+        from eigenmerge.core.output.destination import prepare_destination
+        from eigenmerge.core.recipe.recipe import recipe_from_mapping
         from eigenmerge.core.steps.assemble import assemble
         from eigenmerge.core.steps.decompose_shard import decompose_shard
-        from eigenmerge.core.steps.destination import prepare_destination
         from eigenmerge.core.steps.make_plan import make_plan
         from eigenmerge.core.steps.merge_shard import merge_shard
         from eigenmerge.core.storage.store import Store

@@ -18,7 +18,7 @@ import traceback
 
 def count_decompositions(log: str) -> None:
     """Append the key of every decomposition that begins from now on: one write each, which a kill cannot tear."""
-    from eigenmerge.core.steps.spectrum_cache import SpectrumCache
+    from eigenmerge.core.cache.spectra.cache import SpectrumCache
 
     original = SpectrumCache._computed
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -74,7 +74,7 @@ def start(line: dict[str, object]) -> int:
 
 
 def serve() -> None:
-    from eigenmerge.tasks.prefect_settings import quiet_prefect
+    from eigenmerge.deployments.prefect_settings import quiet_prefect
 
     quiet_prefect()
     import aiobotocore.session  # noqa: F401

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from eigenmerge.core import merge_task_vectors
-from eigenmerge.core.config import recipe_from_mapping
+from eigenmerge.core.cache.alignments import read_alignment
+from eigenmerge.core.cache.spectra.table_file import read_run_table
 from eigenmerge.core.errors import StoreError
-from eigenmerge.core.steps.alignment import read_alignment
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.merge_shard import merge_shard
-from eigenmerge.core.storage.run_table import read_run_table
 from eigenmerge.core.storage.store import Store
 
 GOLDEN = Path(__file__).parents[1] / "golden"

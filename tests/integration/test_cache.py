@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from eigenmerge.core.config import load_recipe
-from eigenmerge.core.steps.claims import hold_run
+from eigenmerge.core.cache.inventory import take_inventory
+from eigenmerge.core.cache.runs import recorded_run, run_objects
+from eigenmerge.core.coordination.claims import hold_run
+from eigenmerge.core.recipe.recipe import load_recipe
 from eigenmerge.core.steps.collect_garbage import collect_garbage
-from eigenmerge.core.steps.inventory import take_inventory
 from eigenmerge.core.steps.make_plan import make_plan
-from eigenmerge.core.steps.run_record import recorded_run, run_objects
 from eigenmerge.core.steps.verify_store import verify_store
 from eigenmerge.core.storage.store import Store
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from eigenmerge.core.config import recipe_from_mapping
-from eigenmerge.core.steps.claims import claim_key
+from eigenmerge.core.coordination.claims import claim_key
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
 from ..conftest import fresh_s3_root
 from .conftest import Models, base_weights, expert_weights, llama_config, save_model

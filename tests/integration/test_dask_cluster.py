@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 distributed = pytest.importorskip("distributed", reason="the dask extra is not installed")
 
 from eigenmerge.core.errors import RecipeError, WorkerError  # noqa: E402
-from eigenmerge.flows.runners import make_runner  # noqa: E402
+from eigenmerge.tasks.runners.runner import make_runner  # noqa: E402
 
 from .processes import living, num_parts, start, wait_until  # noqa: E402
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from eigenmerge.core.config import recipe_from_mapping
+from eigenmerge.core.coordination.claims import ClaimWatcher
+from eigenmerge.core.coordination.stop import StopSignal
 from eigenmerge.core.errors import DestinationError, InterruptedRunError, ObjectNotFoundError
+from eigenmerge.core.output.destination import MARKER_NAME, Destination, prepare_destination
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
 from eigenmerge.core.steps.assemble import assemble
-from eigenmerge.core.steps.claims import ClaimWatcher
-from eigenmerge.core.steps.destination import MARKER_NAME, Destination, prepare_destination
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.merge_shard import merge_shard
-from eigenmerge.core.steps.stop import StopSignal
 
 SEVERAL_FILES = {"output": {"max_shard_size": "40KB"}}
 
@@ -76,7 +76,7 @@ def test_another_recipe_finished_meanwhile(begin: Callable[..., Run], tmp_path: 
 def test_another_recipe_is_being_written(
     begin: Callable[..., Run], tmp_path: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eigenmerge.core.steps.claims.HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr("eigenmerge.core.coordination.claims.HEARTBEAT_SECONDS", 0.2)
     one, two = begin(), begin("wudi_pinv", overwrite=overwrite)
     claim = ClaimWatcher(one.target.store, MARKER_NAME, {"run_key": one.plan.run_key}).acquire()
     assert claim is not None

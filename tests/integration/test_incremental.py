@@ -12,13 +12,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from eigenmerge.core.config import load_recipe
+from eigenmerge.core.cache.result import MergeResult
+from eigenmerge.core.output.destination import prepare_destination
 from eigenmerge.core.planning.plan import Plan
+from eigenmerge.core.recipe.recipe import load_recipe
 from eigenmerge.core.steps.assemble import assemble
-from eigenmerge.core.steps.destination import prepare_destination
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.merge_shard import merge_shard
-from eigenmerge.core.steps.result import MergeResult
 
 Load = Callable[[Path], dict[str, torch.Tensor]]
 NUM_MATRICES = 7  # of one layer of the little Llama

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eigenmerge.core.steps.result import EXACT_BELOW
+from eigenmerge.core.cache.result import EXACT_BELOW
 
 Pipeline = Callable[..., Any]
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -210,7 +210,7 @@ def test_an_adapter_is_the_dense_merge(
 
 
 def test_through_the_flow(llama: Family, merge_flow: Any, tmp_path: Path) -> None:
-    from eigenmerge.core.config import recipe_from_mapping
+    from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
     recipe = llama.recipe(llama.adapters, "swudi", parameters={"alignment_rho": 0.5}, output="adapter")
     merge_flow(recipe_from_mapping(recipe), tmp_path / "out", store=str(tmp_path / "store"))
@@ -320,7 +320,7 @@ def test_nothing_finite_to_merge_leaves_zero_factors(llama: Family, pipeline: Pi
 
 def test_the_plan_bounds_what_an_adapter_takes(llama: Family) -> None:
     """Nothing of the base is read, and no buffer of the size of a weight is counted."""
-    from eigenmerge.core.config import recipe_from_mapping
+    from eigenmerge.core.recipe.recipe import recipe_from_mapping
     from eigenmerge.core.steps.make_plan import make_plan
 
     plan = make_plan(recipe_from_mapping(llama.recipe(llama.adapters[:2], output="adapter")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eigenmerge.core.storage.spectrum_format import ROWS_PER_BATCH
+from eigenmerge.core.cache.spectra.format import ROWS_PER_BATCH
 
 
 def test_reusing_a_spectrum_of_several_batches(make_models: Any, merge_flow: Any, tmp_path: Path) -> None:

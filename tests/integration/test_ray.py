@@ -14,7 +14,7 @@ from prefect import task
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from eigenmerge.core.errors import RecipeError, WorkerError
-from eigenmerge.flows.runners import make_runner
+from eigenmerge.tasks.runners.runner import make_runner
 
 ray = pytest.importorskip("ray", reason="the ray extra is not installed; `make ray` installs it")
 

@@ -80,7 +80,7 @@ def test_the_bytes_of_a_local_run(
 def test_the_server_copies_the_weights(
     make_models: Any, s3_root: Any, faulty_s3: Any, merge_flow: Any, layers: int, num_files: int
 ) -> None:
-    from eigenmerge.core.config import recipe_from_mapping
+    from eigenmerge.core.recipe.recipe import recipe_from_mapping
     from eigenmerge.flows.run_context import RUN_CONTEXT, Listener, RunContext
 
     proxy, _ = faulty_s3
@@ -118,7 +118,7 @@ def test_the_server_copies_the_weights(
 def test_a_server_that_ignores_conditional_writes(
     models: Any, s3_models: S3Models, faulty_s3: Any, merge_flow: Any, tmp_path: Path
 ) -> None:
-    from eigenmerge.core.config import recipe_from_mapping
+    from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
     proxy, _ = faulty_s3
     there = s3_models.through(proxy.endpoint)
@@ -138,8 +138,8 @@ def test_a_server_that_ignores_conditional_writes(
 def test_a_store_that_cannot_be_written_is_found_before_anything_is_computed(
     s3_models: S3Models, faulty_s3: Any, merge_flow: Any
 ) -> None:
-    from eigenmerge.core.config import recipe_from_mapping
     from eigenmerge.core.errors import StoreError
+    from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
     proxy, _ = faulty_s3
     there = s3_models.through(proxy.endpoint)

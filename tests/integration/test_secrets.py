@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from eigenmerge.core.config import recipe_from_mapping
 from eigenmerge.core.errors import EigenmergeError
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
 from ..conftest import ACCESS_KEY, SECRET_KEY
 from .s3_models import Finished, ForkedCommands, S3Models, objects

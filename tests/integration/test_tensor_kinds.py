@@ -272,7 +272,7 @@ def test_buffers_empty_and_scalar_tensors(made: Any, pipeline: Pipeline, tmp_pat
 
 def test_ten_thousand_tensors_are_planned_at_once(tmp_path: Path) -> None:
     """A mixture with 64 small experts a layer, from its files on disk."""
-    from eigenmerge.core.config import recipe_from_mapping
+    from eigenmerge.core.recipe.recipe import recipe_from_mapping
     from eigenmerge.core.steps.make_plan import make_plan
 
     tensor = torch.zeros(2, 2)

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eigenmerge.core.errors import CheckpointError
-from eigenmerge.core.steps.read_manifest import read_manifest
-from eigenmerge.core.steps.verify import verify_checkpoint
+from eigenmerge.core.output.read_manifest import read_manifest
+from eigenmerge.core.steps.verify_checkpoint import verify_checkpoint
 from eigenmerge.core.storage.store import Store
 
 MANIFEST = "eigenmerge_manifest.json"

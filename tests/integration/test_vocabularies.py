@@ -111,7 +111,7 @@ def test_appended_tokens_are_cut_off_with_a_warning(
 
 
 def test_through_the_flow(make: Any, merge_flow: Any, tmp_path: Path, load_checkpoint: Any) -> None:
-    from eigenmerge.core.config import recipe_from_mapping
+    from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
     base, expert = make("base", ["a", "b"], 0.0), make("expert", ["b", "x", "a"], 4.0)
     loaded = recipe_from_mapping(recipe(base, expert, tokenizer_source="union"))

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from eigenmerge.core.config import load_recipe
+from eigenmerge.core.output.destination import prepare_destination
+from eigenmerge.core.recipe.recipe import load_recipe
 from eigenmerge.core.steps.assemble import assemble
-from eigenmerge.core.steps.destination import prepare_destination
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.merge_shard import merge_shard
 

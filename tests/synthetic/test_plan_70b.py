@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from eigenmerge.core.config import load_recipe
-from eigenmerge.core.planning.machines import MACHINES
+from eigenmerge.core.planning.cost.machines import MACHINES
+from eigenmerge.core.planning.cost.simulate import simulate
 from eigenmerge.core.planning.plan import Plan
-from eigenmerge.core.planning.simulate import simulate
+from eigenmerge.core.recipe.recipe import load_recipe
 from eigenmerge.core.steps.make_plan import make_plan
 
 H100 = MACHINES["h100-80gb"]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from ..compact_svd import compact_svd, frobenius_norm, gram, stays_low_rank, svd_elements, svd_flops
-from ..delta_sum import delta_spectrum
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Factors, Spectrum
+from ..svd.compact_svd import compact_svd, frobenius_norm, gram, stays_low_rank, svd_elements, svd_flops
+from ..svd.delta_sum import delta_spectrum
 from ..task_vectors import LowRank, TaskVectors
 
 _TINY = 1e-12  # of the published code: added to traces and to the squared mean of their logarithms

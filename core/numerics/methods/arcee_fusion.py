@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..blocks import block_elements
-from ..expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, required_base
+from ..elementwise.blocks import block_elements
+from ..elementwise.expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, required_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 

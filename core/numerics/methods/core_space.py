@@ -7,14 +7,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..compact_svd import compact_svd, lifted, stays_low_rank, svd_elements, svd_flops
-from ..core_coordinates import CoreTaskVectors, core_task_vectors
-from ..delta_sum import svd_spectrum
+from ..elementwise.sign_consensus import trim_elect_average
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
-from ..sign_consensus import trim_elect_average
-from ..singular_directions import CollectingParameters
 from ..spectrum import Factors, Spectrum, apply_factors
+from ..svd.compact_svd import compact_svd, lifted, stays_low_rank, svd_elements, svd_flops
+from ..svd.core_coordinates import CoreTaskVectors, core_task_vectors
+from ..svd.delta_sum import svd_spectrum
+from ..svd.singular_directions import CollectingParameters
 from ..task_vectors import TaskVectors
 from .cart import cart_delta
 from .tsv_m import TsvM

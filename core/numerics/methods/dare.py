@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ..generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
+from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
+from ..elementwise.sparsify import at_random
 from ..lazy_torch import torch
-from ..sparsify import at_random
 
 
 class DareParameters(CombineParameters):

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from ..generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
+from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
+from ..elementwise.sparsify import by_rank_at_random
 from ..lazy_torch import torch
 from ..method import MethodParameters
-from ..sparsify import by_rank_at_random
 
 
 class DellaLinearParameters(CombineParameters):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..compact_svd import compact_svd, stays_low_rank, svd_elements, svd_flops
-from ..delta_sum import sum_of, svd_spectrum
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Factors, Spectrum
+from ..svd.compact_svd import compact_svd, stays_low_rank, svd_elements, svd_flops
+from ..svd.delta_sum import sum_of, svd_spectrum
 from ..task_vectors import TaskVectors
 
 KIND = "svd_of_sum"

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from ..compact_svd import (
+from ..lazy_torch import torch
+from ..method import ExpertParameters, SpectralMethod
+from ..spectrum import Factors, Spectrum
+from ..svd.compact_svd import (
     POLAR_CUT,
     CompactSVD,
     compact_svd,
@@ -16,11 +19,8 @@ from ..compact_svd import (
     svd_flops,
     typical_value,
 )
-from ..delta_sum import sum_of
-from ..lazy_torch import torch
-from ..method import ExpertParameters, SpectralMethod
-from ..singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
-from ..spectrum import Factors, Spectrum
+from ..svd.delta_sum import sum_of
+from ..svd.singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
 from ..task_vectors import LowRank, TaskVectors
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from ..blocks import inner_product, norm
-from ..expert_inputs import EXPERT_TENSORS, indexed
+from ..elementwise.blocks import inner_product, norm
+from ..elementwise.expert_inputs import EXPERT_TENSORS, indexed
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 

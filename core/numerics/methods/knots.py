@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from ..compact_svd import compact_svd, lifted, relative_cut, stays_low_rank, svd_elements, svd_flops
-from ..core_coordinates import stacked_basis
-from ..delta_sum import svd_spectrum
+from ..elementwise.sign_consensus import trim_elect_average
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
-from ..sign_consensus import trim_elect_average
 from ..spectrum import Factors, Spectrum
+from ..svd.compact_svd import compact_svd, lifted, relative_cut, stays_low_rank, svd_elements, svd_flops
+from ..svd.core_coordinates import stacked_basis
+from ..svd.delta_sum import svd_spectrum
 from ..task_vectors import LowRank, TaskVectors
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ...errors import RecipeError
-from ..expert_inputs import EXPERT_TENSORS, indexed
+from ..elementwise.expert_inputs import EXPERT_TENSORS, indexed
 from ..lazy_torch import torch
 from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 
 from ...errors import RecipeError
-from ..blocks import block_elements, norm
-from ..expert_inputs import TASK_VECTOR_TENSORS, other_indices, other_task_vectors, required_base
+from ..elementwise.blocks import block_elements, norm
+from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_indices, other_task_vectors, required_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ...errors import RecipeError
-from ..blocks import norm
-from ..expert_inputs import TASK_VECTOR_TENSORS, other_experts, other_indices, vectors_to_interpolate
+from ..elementwise.blocks import norm
+from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_experts, other_indices, vectors_to_interpolate
 from ..lazy_torch import torch
 from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from ..blocks import inner_product, norm
-from ..expert_inputs import TASK_VECTOR_TENSORS, check_other_count, vectors_to_interpolate
+from ..elementwise.blocks import inner_product, norm
+from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, check_other_count, vectors_to_interpolate
 from ..lazy_torch import torch
 from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
 

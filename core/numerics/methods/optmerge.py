@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from ..filters import heavy_ball
-from ..interference_method import (
+from ..interference.family import (
     Anchor,
     FilterParameters,
     InterferenceMethod,
@@ -17,8 +17,8 @@ from ..interference_method import (
     filtered,
     keep_by_ratio,
 )
-from ..iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
-from ..optmerge_operator import optmerge_operator, optmerge_spectrum, truncation_rank
+from ..interference.iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
+from ..interference.optmerge_operator import optmerge_operator, optmerge_spectrum, truncation_rank
 from ..spectrum import Factors, Spectrum
 from ..task_vectors import TaskVectors
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from ..expert_inputs import EXPERT_TENSORS
+from ..elementwise.expert_inputs import EXPERT_TENSORS
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 

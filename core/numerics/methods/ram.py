@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from ..blocks import blocks
-from ..expert_inputs import TASK_VECTOR_TENSORS, other_task_vectors, required_base
+from ..elementwise.blocks import blocks
+from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_task_vectors, required_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 

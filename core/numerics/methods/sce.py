@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from ..blocks import blocks, inner_product
-from ..elected_sign import SignElection
-from ..expert_inputs import TASK_VECTOR_TENSORS, other_task_vectors, required_base
+from ..elementwise.blocks import blocks, inner_product
+from ..elementwise.elected_sign import SignElection
+from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_task_vectors, required_base
+from ..elementwise.sparsify import Selection, largest_values
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
-from ..sparsify import Selection, largest_values
 
 _TINY = 1e-6  # mergekit's: a total energy below it weighs all experts alike; lower bound of a divisor
 

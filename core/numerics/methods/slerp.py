@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from ..blocks import inner_product, norm
-from ..expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, required_base
+from ..elementwise.blocks import inner_product, norm
+from ..elementwise.expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, required_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from ..compact_svd import compact_svd, stays_low_rank, svd_elements, svd_flops
-from ..delta_sum import DeltaSum, delta_spectrum
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Factors, Spectrum
+from ..svd.compact_svd import compact_svd, stays_low_rank, svd_elements, svd_flops
+from ..svd.delta_sum import DeltaSum, delta_spectrum
 from ..task_vectors import LowRank, TaskVectors
 
 

@@ -6,16 +6,10 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from ..decompositions import decompose_interference
-from ..interference_method import (
-    FilterParameters,
-    InterferenceMethod,
-    factors_on_top,
-    filtered,
-    keep_by_ratio,
-)
+from ..interference.decompose import decompose_interference
+from ..interference.family import FilterParameters, InterferenceMethod, factors_on_top, filtered, keep_by_ratio
+from ..interference.output_filter import filter_outputs
 from ..lazy_torch import torch
-from ..output_filter import filter_outputs
 from ..spectrum import Factors, Spectrum
 from ..task_vectors import TaskVectors
 

@@ -7,13 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from ..filters import FilterName
-from ..interference_method import (
-    FilterParameters,
-    InterferenceMethod,
-    anchor_factor,
-    factors_on_top,
-    filtered,
-)
+from ..interference.family import FilterParameters, InterferenceMethod, anchor_factor, factors_on_top, filtered
 from ..rank_rules import find_rule, select_rank
 from ..spectrum import Factors, Spectrum
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ..generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
+from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
 from ..lazy_torch import torch
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ..generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
+from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
+from ..elementwise.sparsify import largest
 from ..lazy_torch import torch
-from ..sparsify import largest
 
 
 class TiesParameters(CombineParameters):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..compact_svd import compact_svd, svd_elements, svd_flops
 from ..method import ExpertParameters, SpectralMethod
-from ..singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
 from ..spectrum import Factors, Spectrum
+from ..svd.compact_svd import compact_svd, svd_elements, svd_flops
+from ..svd.singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
 from ..task_vectors import LowRank, TaskVectors
 
 

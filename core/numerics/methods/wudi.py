@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import Field
 
 from ..filters import landweber
-from ..interference import accumulate
-from ..interference_method import AnchorParameters, InterferenceMethod, anchor_factor, factors_on_top
-from ..iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
+from ..interference.family import AnchorParameters, InterferenceMethod, anchor_factor, factors_on_top
+from ..interference.iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
+from ..interference.operator import accumulate
 from ..spectrum import Factors, Spectrum
 from ..task_vectors import TaskVectors
 

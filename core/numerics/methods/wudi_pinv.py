@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..filters import no_filter
-from ..interference_method import AnchorParameters, InterferenceMethod, factors_on_top, resolved_directions
+from ..interference.family import AnchorParameters, InterferenceMethod, factors_on_top, resolved_directions
 from ..spectrum import Factors, Spectrum
 
 

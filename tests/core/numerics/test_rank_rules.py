@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eigenmerge.core.errors import RecipeError
-from eigenmerge.core.numerics.decompositions import decompose_interference
+from eigenmerge.core.numerics.interference.decompose import decompose_interference
 from eigenmerge.core.numerics.rank_rules import select_rank
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
 

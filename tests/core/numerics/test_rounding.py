@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from eigenmerge.core.numerics import rounding
-from eigenmerge.core.numerics.decompositions import decompose_interference
+from eigenmerge.core.numerics.interference.decompose import decompose_interference
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.spectral_merge import merged_delta
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors

@@ -114,7 +114,7 @@ def test_weights_belong_to_experts(method: str) -> None:
 
 
 def test_calibration_comes_last() -> None:
-    from eigenmerge.core.numerics.calibration import apply_svc
+    from eigenmerge.core.numerics.svd.svc import apply_svc
     from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
 
     vectors = experts(3)

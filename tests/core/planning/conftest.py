@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from eigenmerge.core.config import load_recipe
-from eigenmerge.core.planning.listing import AdapterListing, ModelListing
-from eigenmerge.core.planning.plan import TensorSource
+from eigenmerge.core.listing import AdapterListing, ModelListing, TensorSource
 from eigenmerge.core.planning.planner import plan_merge
+from eigenmerge.core.recipe.recipe import load_recipe
 
 SIZES = {"F64": 8, "I64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "U8": 1, "BOOL": 1}
 

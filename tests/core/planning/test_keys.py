@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from eigenmerge.core.config import load_recipe
+from eigenmerge.core.cache import layout as storage_keys
+from eigenmerge.core.formats.object_names import check_key
 from eigenmerge.core.planning.planner import plan_merge, run_settings
-from eigenmerge.core.storage import keys as storage_keys
-from eigenmerge.core.storage.object_names import check_key
+from eigenmerge.core.recipe.recipe import load_recipe
 
 SWUDI = "merge_method: swudi\nbase_model: base\nmodels: [a, b]\n"
 NAMES = {"layers.0.w.weight": (8, 8), "layers.0.n.weight": (8,)}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from eigenmerge.core.config import recipe_from_mapping
 from eigenmerge.core.planning.planner import plan_merge
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "mergekit_parameters.json").read_text())["cases"]
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eigenmerge.core.formats.safetensors_header import build_header
 from eigenmerge.core.planning.plan import TensorPlan
 from eigenmerge.core.planning.shards import default_shard_bytes, header_bytes, lay_out, output_entries, written_bytes
-from eigenmerge.core.storage.s3_concatenate import SMALLEST_PART_BYTES, SentPart, plan_parts
-from eigenmerge.core.storage.safetensors_header import build_header
+from eigenmerge.core.storage.assembly.s3_concatenate import SMALLEST_PART_BYTES, SentPart, plan_parts
 
 DTYPES = st.sampled_from(["F32", "BF16", "I64", "BOOL", "F16"])
 

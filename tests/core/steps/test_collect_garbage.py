@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eigenmerge.core.cache.inventory import NO_RUN, Inventory, State, StoredRun, usage
 from eigenmerge.core.errors import StoreError
 from eigenmerge.core.steps.collect_garbage import Garbage, collect_garbage, find_garbage
-from eigenmerge.core.steps.inventory import NO_RUN, Inventory, State, StoredRun, usage
-from eigenmerge.core.storage.backend import ObjectInfo
+from eigenmerge.core.storage.backends.protocol import ObjectInfo
 from eigenmerge.core.storage.store import Store
 
 NOW = 100_000_000.0

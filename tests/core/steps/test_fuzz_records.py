@@ -14,17 +14,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from eigenmerge.core.cache.alignments import read_alignment
+from eigenmerge.core.cache.layout import run_object_key
+from eigenmerge.core.cache.parts import find_part, record_key, write_record
+from eigenmerge.core.cache.reports import ShardReport, TensorReport
+from eigenmerge.core.cache.runs import read_run, read_run_objects
+from eigenmerge.core.cache.sealed_json import write_sealed_json
 from eigenmerge.core.errors import CorruptObjectError, DestinationError, ObjectNotFoundError
+from eigenmerge.core.output.destination import MARKER_NAME, Destination, clear_for_writing, take_destination
+from eigenmerge.core.output.manifest import MANIFEST_NAME
 from eigenmerge.core.planning.plan import LayerShard, OutputFile, TensorPlan
-from eigenmerge.core.steps.alignment import read_alignment
-from eigenmerge.core.steps.destination import MARKER_NAME, Destination, clear_for_writing, take_destination
-from eigenmerge.core.steps.manifest import MANIFEST_NAME
-from eigenmerge.core.steps.part import find_part, record_key, write_record
-from eigenmerge.core.steps.publication import LATEST, read_publication
-from eigenmerge.core.steps.reports import ShardReport, TensorReport
-from eigenmerge.core.steps.run_record import read_run, read_run_objects
-from eigenmerge.core.storage.keys import run_object_key
-from eigenmerge.core.storage.sealed_json import write_sealed_json
+from eigenmerge.core.publishing.publication import LATEST, read_publication
 from eigenmerge.core.storage.store import Store
 
 PART, RUN, ALIGNMENT = "parts/abc.safetensors", "0123abcd", "alignments/abc.json"

@@ -9,8 +9,8 @@ import fsspec
 import pytest
 import yaml
 
-from eigenmerge.core.config import load_recipe
 from eigenmerge.core.errors import RecipeError, StoreError
+from eigenmerge.core.recipe.recipe import load_recipe
 from eigenmerge.core.steps.read_recipe import read_recipe
 
 TEXT = "merge_method: task_arithmetic\nbase_model: /models/base\nmodels:\n  - model: /models/a\n"

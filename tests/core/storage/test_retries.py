@@ -14,7 +14,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 
 from eigenmerge.core.errors import CheckpointError, CorruptObjectError, ObjectNotFoundError, StoreError
-from eigenmerge.core.storage.redaction import redact, secrets_of
+from eigenmerge.core.formats.redaction import redact, secrets_of
 from eigenmerge.core.storage.retries import RetryPolicy, ShortReadError, call_with_retries, can_pass, in_our_words
 from eigenmerge.core.storage.store import Store
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eigenmerge.core.numerics.core_coordinates import core_task_vectors
+from eigenmerge.core.numerics.svd.core_coordinates import core_task_vectors
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eigenmerge.core.numerics.sign_consensus import trim_elect_average
+from eigenmerge.core.numerics.elementwise.sign_consensus import trim_elect_average
 
 
 def naive_ties(rows: torch.Tensor, density: float) -> torch.Tensor:

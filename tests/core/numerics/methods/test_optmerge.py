@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from eigenmerge.core.numerics.gram_route import spectrum_of_operator
-from eigenmerge.core.numerics.optmerge_operator import optmerge_operator, optmerge_spectrum, truncation_rank
+from eigenmerge.core.numerics.interference.gram_route import spectrum_of_operator
+from eigenmerge.core.numerics.interference.optmerge_operator import (
+    optmerge_operator,
+    optmerge_spectrum,
+    truncation_rank,
+)
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.spectral_merge import merged_delta
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from eigenmerge.core.numerics.decompositions import decompose_interference
-from eigenmerge.core.numerics.interference_method import keep_by_ratio
+from eigenmerge.core.numerics.interference.decompose import decompose_interference
+from eigenmerge.core.numerics.interference.family import keep_by_ratio
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 from eigenmerge.core.numerics.tensor_level import merge_task_vectors

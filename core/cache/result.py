@@ -1,0 +1,68 @@
+"""What a finished run says: where the checkpoint is, and what was computed and what reused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from .reports import DecomposeReport, ShardReport, TensorReport
+
+#: What an adapter leaves out below this is the rounding of float32.
+EXACT_BELOW = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """One finished merge. Byte counts are of this run.
+
+    bytes_read : of base and experts
+    kept_bytes_read : of sums over experts that the store kept and gave instead of those experts
+    bytes_through_reduce : that passed through the assembling process
+    truncation_error : of an adapter, the largest share of a weight's merged delta that its rank leaves out (Frobenius
+        norm), in `truncated_tensor`; None for full checkpoints
+    """
+
+    destination: str
+    run_key: str
+    files: tuple[str, ...]
+    num_tensors: int
+    num_experts: int
+    method: str
+    shards_done: int
+    shards_reused: int
+    decompositions_computed: int
+    decompositions_reused: int
+    bytes_read: int
+    kept_bytes_read: int
+    bytes_written: int
+    bytes_through_reduce: int
+    seconds: float
+    warnings: tuple[str, ...] = ()
+    truncation_error: float | None = None
+    truncated_tensor: str | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def count_shards(reports: Sequence[ShardReport], decomposed: Sequence[DecomposeReport] = ()) -> dict[str, int]:
+    """The fields of MergeResult that add up over shards.
+
+    decomposed : of the first visit of shards whose layers are aligned; the merge then finds those spectra
+    """
+    made = [report for report in reports if not report.reused]
+    early = sum(report.num_computed for report in decomposed)
+    return {
+        "shards_done": len(made),
+        "shards_reused": len(reports) - len(made),
+        "decompositions_computed": early + sum(report.decompositions_computed for report in reports),
+        "decompositions_reused": sum(report.decompositions_reused for report in reports) - early,
+        "bytes_read": sum(report.bytes_read for report in [*made, *decomposed]),
+        "kept_bytes_read": sum(report.kept_bytes_read for report in made),
+    }
+
+
+def worst_truncation(reports: Sequence[ShardReport]) -> TensorReport | None:
+    """The weight that an adapter holds least exactly; None where the result is no adapter."""
+    tensors = [tensor for report in reports for tensor in report.tensors if tensor.truncation_error is not None]
+    return max(tensors, key=lambda tensor: tensor.truncation_error or 0.0, default=None)

@@ -1,0 +1,167 @@
+"""The run-level table: values and statistics of every matrix of a run, without the vectors, one row a matrix.
+
+Plots, rank rules that look across layers, and reports read this one file instead of a thousand. One record batch a row,
+so that it is written while the matrices are listed and read without holding all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ...errors import CorruptObjectError
+from ...formats.bounded_json import parse_json_object
+from ...numerics.spectrum import Spectrum
+from ...storage.store import Store
+from .format import TORCH_DTYPES, dtype_name
+from .writer import Sink
+
+_FORMAT = b"eigenmerge run table 1"
+_LONGEST_JSON_BYTES = 16 * 2**20
+# What Arrow, JSON and torch say to a table that is damaged; our own CorruptObjectError is an OSError, too.
+_UNREADABLE = (pa.ArrowException, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
+def _list_of(item: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("item", item, nullable=False))
+
+
+_NUMBERS = _list_of(pa.float64())
+_COLUMNS: Mapping[str, pa.DataType] = {
+    "name": pa.string(),  # of the tensor, or "tensor[q]" for a part of one
+    "spectrum_key": pa.string(),
+    "kind": pa.string(),
+    "rows": pa.int64(),
+    "columns": pa.int64(),
+    "num_experts": pa.int64(),
+    "dtype": pa.string(),  # of the values, before they became float64 here
+    "blocks": _list_of(pa.string()),
+    "statistics": _list_of(pa.string()),
+    "statistic_dtypes": _list_of(pa.string()),
+    "statistic_widths": pa.list_(pa.int64()),  # numbers a direction; null: a plain number
+    "info": pa.string(),  # JSON
+    "values": _NUMBERS,
+    "statistic_data": _list_of(_NUMBERS),
+    "checksum": pa.string(),
+}
+_SCHEMA = pa.schema(
+    [pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()], metadata={b"eigenmerge": _FORMAT}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One matrix of a run.
+
+    spectrum : values and statistics; the vectors are on the "meta" device when it was read
+    """
+
+    name: str
+    spectrum_key: str
+    spectrum: Spectrum
+
+
+def write_run_table(store: Store, key: str, rows: Iterable[TableRow]) -> int:
+    """Write the table; the number of bytes. Rows are taken one at a time."""
+    with store.open_write(key) as writer, pa.ipc.new_file(pa.PythonFile(Sink(writer.write), mode="w"), _SCHEMA) as file:
+        for row in rows:
+            file.write_batch(_to_arrow(row))
+    return writer.num_bytes
+
+
+def read_run_table(store: Store, key: str) -> list[TableRow]:
+    """Every row, checked.
+
+    Raises
+    ------
+    ObjectNotFoundError : no such object
+    CorruptObjectError : truncated, changed, or no such table
+    """
+    name, data = store.display(key), store.read(key)
+    try:
+        file = pa.ipc.open_file(pa.py_buffer(data))
+        if file.schema != _SCHEMA or (file.schema.metadata or {}).get(b"eigenmerge") != _FORMAT:
+            raise CorruptObjectError(f"{name} is no table of spectra")
+        found = []
+        for index in range(file.num_record_batches):
+            batch = file.get_batch(index)
+            batch.validate(full=True)
+            found.extend(_from_arrow(batch.slice(number, 1), name) for number in range(batch.num_rows))
+    except CorruptObjectError:
+        raise
+    except _UNREADABLE as error:
+        raise CorruptObjectError(f"{name} is damaged ({str(error)[:100]})") from None
+    return found
+
+
+def _to_arrow(row: TableRow) -> pa.RecordBatch:
+    spectrum = row.spectrum
+    statistics = dict(sorted(spectrum.statistics.items()))
+    values, data = _numbers(spectrum.values), [_numbers(statistic) for statistic in statistics.values()]
+    facts: dict[str, Any] = {
+        "name": row.name,
+        "spectrum_key": row.spectrum_key,
+        "kind": spectrum.kind,
+        "rows": spectrum.shape[0],
+        "columns": spectrum.shape[1],
+        "num_experts": spectrum.num_experts,
+        "dtype": dtype_name(spectrum.values.dtype),
+        "blocks": sorted(spectrum.left),
+        "statistics": list(statistics),
+        "statistic_dtypes": [dtype_name(statistic.dtype) for statistic in statistics.values()],
+        "statistic_widths": [tensor.shape[1] if tensor.ndim == 2 else None for tensor in statistics.values()],
+        "info": json.dumps(dict(spectrum.info), sort_keys=True),
+    }
+    arrays = [pa.array([value], type=_COLUMNS[name]) for name, value in facts.items()]
+    edges = np.cumsum([0, *map(len, data)], dtype=np.int32)
+    numbers = pa.array(np.concatenate([np.empty(0), *data]), type=pa.float64())
+    inner = pa.ListArray.from_arrays(pa.array(edges, type=pa.int32()), numbers, type=_NUMBERS)
+    arrays.append(pa.ListArray.from_arrays([0, len(values)], pa.array(values), type=_NUMBERS))
+    arrays.append(pa.ListArray.from_arrays([0, len(data)], inner, type=_COLUMNS["statistic_data"]))
+    arrays.append(pa.array([_checksum(facts, values, data)], type=pa.string()))
+    return pa.record_batch(arrays, schema=_SCHEMA)
+
+
+def _from_arrow(row: pa.RecordBatch, name: str) -> TableRow:
+    facts = {column: row.column(column)[0].as_py() for column in list(_COLUMNS)[:-3]}
+    values = row.column("values").flatten().to_numpy()
+    data = [entry.values.to_numpy() for entry in row.column("statistic_data").flatten()]
+    if _checksum(facts, values, data) != row.column("checksum")[0].as_py():
+        raise CorruptObjectError(f"{name}: the row of {str(facts['name'])[:200]!r} fails its checksum")
+    dtype = TORCH_DTYPES[facts["dtype"]]
+    count, rows, columns = len(values), facts["rows"], facts["columns"]
+    statistics: dict[str, torch.Tensor] = {}
+    kinds = zip(facts["statistics"], facts["statistic_dtypes"], facts["statistic_widths"], data, strict=True)
+    for statistic, kind, width, numbers in kinds:
+        found = torch.tensor(numbers).to(TORCH_DTYPES[kind])
+        statistics[statistic] = found if width is None else found.reshape(count, width)
+    spectrum = Spectrum(
+        kind=facts["kind"],
+        shape=(rows, columns),
+        num_experts=facts["num_experts"],
+        values=torch.tensor(values).to(dtype),
+        right=torch.empty((count, columns), dtype=dtype, device="meta"),
+        left={block: torch.empty((count, rows), dtype=dtype, device="meta") for block in facts["blocks"]},
+        statistics=statistics,
+        info=parse_json_object(facts["info"].encode(), name, _LONGEST_JSON_BYTES, finite=False),
+    )
+    return TableRow(facts["name"], facts["spectrum_key"], spectrum)
+
+
+def _numbers(tensor: torch.Tensor) -> np.ndarray:
+    # float64 holds every float32 and every integer below 2^53, so nothing is lost.
+    return tensor.detach().to("cpu", torch.float64).reshape(-1).numpy()
+
+
+def _checksum(facts: Mapping[str, Any], values: np.ndarray, data: list[np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for numbers in (values, *data):
+        digest.update(np.ascontiguousarray(numbers).data)
+    return digest.hexdigest()

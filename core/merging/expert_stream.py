@@ -1,0 +1,221 @@
+"""The experts of one output tensor, read one at a time: what the numerics see of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import NonFiniteError
+from ..listing import LoraSource, TensorSource
+from ..numerics.task_vectors import LowRank
+from ..planning.plan import ExpertTensor, MatrixView, TensorPlan
+from ..storage.checkpoints.tensor_reader import TensorReader
+from ..storage.read_ahead import read_ahead
+from .row_placement import covered, fill_with_means, place_rows
+
+
+@dataclass(slots=True)
+class _Stored:
+    """One expert's bytes, not yet computed with."""
+
+    entry: ExpertTensor
+    full: torch.Tensor | None
+    up: torch.Tensor | None
+    down: torch.Tensor | None
+
+
+@dataclass(slots=True)
+class ExpertStream:
+    """Base and experts of one tensor in the arithmetic dtype; base and one expert are held, the next one is being read.
+
+    It is both what a spectral method iterates (TaskVectors) and what a direct method reads (TensorInputs).
+
+    Parameters
+    ----------
+    view : one matrix inside the tensor (q of a fused QKV weight, one expert of a mixture); only its bytes are read
+        where they lie together
+    """
+
+    tensor: TensorPlan
+    reader: TensorReader
+    dtype: torch.dtype
+    device: torch.device
+    seed: int = 0
+    view: MatrixView | None = None
+    _base: torch.Tensor | None = None  # in the rows of the output
+    _rest: torch.Tensor | None = None  # where there is no base: what gives the rows that an expert lacks
+
+    @property
+    def name(self) -> str:
+        return self.tensor.name
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.tensor.experts)
+
+    @property
+    def base(self) -> torch.Tensor | None:
+        if self.tensor.base is None:
+            return None
+        if self._base is None:
+            stored = self._finite(self._read(self.tensor.base), self.tensor.base)
+            self._base = stored if self.tensor.base_rows is None else self._in_output_rows(stored)
+        return self._base
+
+    def _in_output_rows(self, stored: torch.Tensor) -> torch.Tensor:
+        """The base in the output's vocabulary; a token that is new to it starts from the experts' mean."""
+        assert self.tensor.base_rows is not None
+        placed = place_rows(stored, self.tensor.base_rows, stored.new_zeros(self.tensor.shape))
+        new = ~covered(self.tensor.base_rows, placed.shape[0])
+        return fill_with_means(placed, new, self.tensor.experts, self._read_full) if bool(new.any()) else placed
+
+    def _rows_it_lacks(self) -> torch.Tensor:
+        """What gives the rows that an expert's vocabulary does not have: the base, or else the mean of the others."""
+        if self.base is not None:
+            return self.base
+        if self._rest is None:
+            rest = torch.zeros(self.tensor.shape, dtype=self.dtype, device=self.device)
+            lacking = torch.zeros(self.tensor.shape[0], dtype=torch.bool)
+            for expert in self.tensor.experts:
+                lacking |= ~covered(expert.rows, len(lacking))
+            self._rest = fill_with_means(rest, lacking, self.tensor.experts, self._read_full)
+        return self._rest
+
+    def _read_full(self, expert: ExpertTensor) -> torch.Tensor:
+        assert expert.full is not None
+        return self._finite(self._read(expert.full), expert.full)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.tensor.matrix_shape or self.tensor.shape
+        if self.view is None:
+            return rows, columns
+        length = self.view.stop - self.view.start
+        return (length, columns) if self.view.axis == 0 else (rows, length)
+
+    @property
+    def max_ranks(self) -> Sequence[int]:
+        full = min(self.shape)
+        return [
+            full if expert.full is not None else min(full, expert.lora.down.shape[0]) if expert.lora else 0
+            for expert in self.tensor.experts
+        ]
+
+    @property
+    def all_low_rank(self) -> bool:
+        return all(expert.full is None for expert in self.tensor.experts)
+
+    def is_base(self, index: int) -> bool:
+        return self.tensor.experts[index].is_base
+
+    def experts(self) -> Iterator[torch.Tensor]:
+        """Full expert tensors, no weight applied."""
+        for stored in self._read_experts():
+            full = self._full(stored)
+            del stored  # what is bound here would be held beside the next expert
+            yield full
+            del full
+
+    def task_vectors(self) -> Iterator[torch.Tensor]:
+        """Dense deltas, no weight applied."""
+        for stored in self._read_experts():
+            delta = self._delta(stored)
+            del stored
+            yield delta.dense() if isinstance(delta, LowRank) else delta
+            del delta
+
+    def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
+        """Deltas with each expert's weight folded in; factors stay factors."""
+        for stored in self._read_experts():
+            weight = stored.entry.parameters.get("weight", 1.0)
+            assert isinstance(weight, (int, float))
+            delta = self._delta(stored)
+            del stored
+            if weight != 1.0:
+                delta = LowRank(delta.left * weight, delta.right) if isinstance(delta, LowRank) else delta * weight
+            yield delta
+            del delta
+
+    def _read_experts(self) -> Iterator[_Stored]:
+        return read_ahead(self._read_expert, self.tensor.experts)
+
+    def _read_expert(self, expert: ExpertTensor) -> _Stored:
+        full = self._read(expert.full) if expert.full is not None else None
+        if expert.lora is None:
+            return _Stored(expert, full, None, None)
+        return _Stored(expert, full, self.reader.read(expert.lora.up), self.reader.read(expert.lora.down))
+
+    def _full(self, stored: _Stored) -> torch.Tensor:
+        if stored.full is None:
+            assert self.base is not None, "the planner gives every adapter a base"
+            delta = self._delta(stored)
+            return self.base + (delta.dense() if isinstance(delta, LowRank) else delta)
+        assert stored.entry.full is not None
+        full = self._finite(stored.full, stored.entry.full)
+        if stored.entry.rows is not None:
+            full = place_rows(full, stored.entry.rows, self._rows_it_lacks().clone())
+        return full + self._low_rank(stored).dense() if stored.entry.lora else full
+
+    def _delta(self, stored: _Stored) -> torch.Tensor | LowRank:
+        if stored.full is not None:
+            full = self._full(stored)
+            return full if self.base is None else full - self.base
+        if stored.entry.lora is not None:
+            return self._low_rank(stored)
+        if len(self.tensor.matrix_shape or self.tensor.shape) == 2:  # an adapter that leaves this weight alone
+            rows, columns = self.shape
+            nothing = torch.zeros((rows, 0), dtype=self.dtype, device=self.device)
+            return LowRank(nothing, torch.zeros((0, columns), dtype=self.dtype, device=self.device))
+        assert self.base is not None, "the planner gives every adapter a base"
+        return torch.zeros_like(self.base)
+
+    def _low_rank(self, stored: _Stored) -> LowRank:
+        lora = stored.entry.lora
+        assert lora is not None and stored.up is not None and stored.down is not None
+        up, down = self._finite(stored.up, lora.up), self._finite(stored.down, lora.down)
+        left, right = self._oriented(up, down, lora)
+        if self.view is not None and self.view.axis == 0:
+            left = left[self.view.start : self.view.stop]
+        elif self.view is not None:
+            right = right[:, self.view.start : self.view.stop]
+        return LowRank(left, right)
+
+    @staticmethod
+    def _oriented(up: torch.Tensor, down: torch.Tensor, lora: LoraSource) -> tuple[torch.Tensor, torch.Tensor]:
+        if lora.fan_in_fan_out:  # the weight is stored (in, out), its adapter as (out, in)
+            return down.T * lora.scaling, up.T
+        return up * lora.scaling, down
+
+    def _read(self, source: TensorSource) -> torch.Tensor:
+        """The stored tensor in its 2-D form and cut, in its stored dtype."""
+        matrix_shape = self.tensor.matrix_shape
+        if self.view is not None and self.view.axis == 0 and source.scale is None:
+            rows, columns = matrix_shape or self.tensor.shape
+            row_bytes = source.num_bytes // rows
+            cut = TensorSource(
+                source.uri,
+                source.start + self.view.start * row_bytes,
+                source.start + self.view.stop * row_bytes,
+                source.dtype,
+                (self.view.stop - self.view.start, columns),
+            )
+            return self.reader.read(cut)
+        stored = self.reader.read(source)
+        stored = stored if matrix_shape is None else stored.reshape(matrix_shape)
+        if self.view is None:
+            return stored
+        return stored.narrow(self.view.axis, self.view.start, self.view.stop - self.view.start)
+
+    def _finite(self, stored: torch.Tensor, source: TensorSource) -> torch.Tensor:
+        tensor = stored.to(self.device, self.dtype)
+        # A sum is Inf or NaN if any term is; only then are the terms looked at one by one.
+        if tensor.numel() and not bool(torch.isfinite(tensor.sum())):
+            bad = int(tensor.numel() - torch.isfinite(tensor).sum())
+            if bad:
+                raise NonFiniteError(
+                    f"{source.uri}: tensor {self.tensor.name!r} has {bad} NaN or Inf among {tensor.numel()} values;"
+                    " remove this expert, or pass --allow-nonfinite to keep the base's tensor there"
+                )
+        return tensor

@@ -1,0 +1,244 @@
+"""Which entries of a task vector are kept: the largest, all but outliers, or a random part.
+
+Every function returns a flat boolean mask over `delta.reshape(-1)` (a quarter of a float32 tensor), or None where all
+entries are kept. The magnitude rules find their threshold by counting bit patterns, which needs no sort and no copy:
+about 5 ns an entry on one core against 62 ns for the argsort that it replaces.
+
+Entries of equal magnitude at the threshold. mergekit keeps those that an unstable `argsort` happens to put first: torch
+does not define which. That choice is repeated (`_repeat_argsort`) where it costs little: in small tensors, and where
+few entries tie, as in float32 checkpoints. Where many tie, as on the coarse grid of bfloat16 checkpoints, those that
+come first in the tensor are kept.
+
+References
+----------
+TIES-Merging, arXiv:2306.01708; DARE, arXiv:2311.03099; Model Breadcrumbs, arXiv:2312.06795; DELLA, arXiv:2406.11617;
+conventions of mergekit 0.1.5 (how many entries a density keeps, rescaling to the L1 norm).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..lazy_torch import torch
+from .blocks import absolute_sum, block_elements, blocks
+
+_DIGIT_BITS = 16
+_SMALL = 1 << 16  # elements; argsort takes 4 ms
+LARGEST_SORT = 1 << 24  # elements that are still sorted: argsort's work space is 400 MiB then
+SORT_TENSORS = 6.0  # its work space in float32 tensors: magnitudes, sorted values, 64-bit order, and its buffers
+_FEW_TIES = 10_000  # one entry in so many
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The kept part of a task vector.
+
+    keep : Tensor, bool, flat, or None for every entry
+    factor : what the kept entries are multiplied by
+    """
+
+    keep: torch.Tensor | None = None
+    factor: float = 1.0
+
+    def apply(self, flat_delta: torch.Tensor, span: slice) -> torch.Tensor:
+        """A block of the sparsified task vector, newly allocated."""
+        block = flat_delta[span]
+        kept = block.clone() if self.keep is None else block * self.keep[span]
+        return kept if self.factor == 1.0 else kept.mul_(self.factor)
+
+
+def rescaled(delta: torch.Tensor, keep: torch.Tensor | None) -> Selection:
+    """The selection, scaled so that it has the L1 norm of the whole task vector (mergekit's `rescale`)."""
+    if keep is None:
+        return Selection()
+    before, after = absolute_sum(delta), absolute_sum(delta, keep)
+    # mergekit's guard: a task vector this small is left as it is
+    return Selection(keep, 1.0 if min(before, after) < 1e-7 else before / after)
+
+
+def largest(delta: torch.Tensor, density: float) -> torch.Tensor | None:
+    """Keep the fraction `density` of largest magnitude, at least one entry if density is positive."""
+    if density >= 1:
+        return None
+    if density <= 0 or delta.numel() == 0:
+        return _nothing(delta)
+    count = max(1, int(density * delta.numel()))
+    if delta.numel() <= _SMALL:
+        return _repeat_argsort(delta, 0, count, descending=True)
+    threshold = _Threshold.find(delta, count)
+    if threshold.ties_are_few(delta.numel()):
+        return _repeat_argsort(delta, 0, count, descending=True)
+    return _above(delta, threshold)
+
+
+def without_outliers(delta: torch.Tensor, density: float, gamma: float) -> torch.Tensor | None:
+    """Drop the fraction `gamma` of largest magnitude, then keep the next `density` of all.
+
+    Fewer outliers are dropped where density + gamma exceeds one.
+    """
+    if density >= 1:
+        return None
+    total = delta.numel()
+    num_kept = int(density * total)
+    first = max(0, total - num_kept - int(gamma * total))  # so many smaller ones are dropped
+    if num_kept == 0:
+        return _nothing(delta)
+    if total <= _SMALL:
+        return _repeat_argsort(delta, first, first + num_kept, descending=False)
+    upper = _Threshold.find(delta, total - first - num_kept)  # of the outliers
+    lower = _Threshold.find(delta, total - first)  # of outliers and kept together
+    if upper.ties_are_few(total) or lower.ties_are_few(total):
+        return _repeat_argsort(delta, first, first + num_kept, descending=False)
+    keep = _above(delta, lower)
+    return keep.logical_and_(_above(delta, upper).logical_not_())
+
+
+def at_random(delta: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor | None:
+    """Keep each entry with probability `density`."""
+    if density >= 1:
+        return None
+    keep = _nothing(delta)
+    for span in blocks(delta):
+        draws = torch.rand(span.stop - span.start, generator=generator)
+        keep[span] = (draws < density).to(delta.device)
+    return keep
+
+
+def by_rank_at_random(
+    delta: torch.Tensor, density: float, epsilon: float, generator: torch.Generator
+) -> torch.Tensor | None:
+    """Keep entries with a probability that rises with their magnitude's rank, from density - epsilon to + epsilon.
+
+    Ranks are taken along the second dimension (the input features of a matrix); a 1-D tensor is one row. The average
+    probability is `density`.
+    """
+    if density >= 1:
+        return None
+    if density <= 0 or delta.numel() == 0:
+        return _nothing(delta)
+    rows = delta.reshape(1, -1) if delta.ndim < 2 else delta.movedim(1, -1)
+    moved_shape, length = rows.shape, rows.shape[-1]
+    rows = rows.reshape(-1, length)
+    # probability of the entry of rank 0 .. length - 1; a row of one entry has the average probability
+    steps = torch.arange(length, device=delta.device, dtype=torch.float32)
+    probabilities = density + epsilon * (2 * steps / max(length - 1, 1) - 1) * (length > 1)
+    keep = torch.empty(rows.shape, dtype=torch.bool, device=delta.device)
+    num_rows = max(1, block_elements(delta.device) // length)
+    for start in range(0, rows.shape[0], num_rows):
+        block = rows[start : start + num_rows]
+        order = torch.argsort(block.abs(), dim=1, stable=True)
+        of_entry = torch.empty_like(block, dtype=torch.float32)
+        of_entry.scatter_(1, order, probabilities.expand_as(order))
+        draws = torch.rand(block.shape, generator=generator).to(delta.device)
+        keep[start : start + num_rows] = draws < of_entry
+    if delta.ndim > 2:
+        keep = keep.reshape(moved_shape).movedim(-1, 1)
+    return keep.reshape(-1)
+
+
+def largest_values(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Keep the `count` largest of non-negative values; of equal ones those that torch.topk takes, where it is cheap."""
+    total = values.numel()
+    threshold = _Threshold.find(values, count)
+    if total <= _SMALL or threshold.ties_are_few(total):
+        keep = _nothing(values)
+        keep[torch.topk(values.reshape(-1), count).indices] = True
+        return keep
+    return _above(values, threshold)
+
+
+def kth_largest_magnitude(values: torch.Tensor, count: int) -> float:
+    """The magnitude that `count` entries (at least one) reach or exceed."""
+    assert 1 <= count <= values.numel()
+    bits = _Threshold.find(values, count).bits
+    return torch.tensor(bits, dtype=_integer_dtype(values)).view(values.dtype).item()
+
+
+@dataclass(frozen=True, slots=True)
+class _Threshold:
+    """Magnitude of the count-th largest entry, as the bit pattern of its absolute value.
+
+    num_above : entries of larger magnitude
+    num_equal : entries of this magnitude
+    count : entries to keep, num_above < count <= num_above + num_equal (0: keep none)
+    """
+
+    bits: int
+    num_above: int
+    num_equal: int
+    count: int
+
+    def ties_are_few(self, num_elements: int) -> bool:
+        """True when some, but not all, of the entries at the threshold are kept, and a sort to choose them is cheap."""
+        splits = 0 < self.count - self.num_above < self.num_equal
+        return splits and num_elements <= LARGEST_SORT and self.num_equal * _FEW_TIES <= num_elements
+
+    @staticmethod
+    def find(delta: torch.Tensor, count: int) -> _Threshold:
+        """Select the count-th largest magnitude by radix: a histogram of 16 bits at a time, highest first.
+
+        The bit pattern of a non-negative IEEE number, read as an integer, has the order of the number.
+
+        Cost: one pass over the tensor per 16 bits (2 in float32, 4 in float64); no memory that grows with it.
+        """
+        if count == 0:
+            return _Threshold(bits=torch.iinfo(_integer_dtype(delta)).max, num_above=0, num_equal=1, count=0)
+        flat = delta.reshape(-1)
+        prefix, num_above, num_equal = 0, 0, flat.numel()
+        num_bits = 8 * flat.element_size()
+        for shift in range(num_bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
+            histogram = torch.zeros(1 << _DIGIT_BITS, dtype=torch.int64, device=flat.device)
+            for span in blocks(flat):
+                bits = _magnitude_bits(flat[span])
+                if shift + _DIGIT_BITS < num_bits:
+                    bits = bits[(bits >> (shift + _DIGIT_BITS)) == prefix]
+                digits = (bits >> shift) & ((1 << _DIGIT_BITS) - 1)
+                histogram += torch.bincount(digits, minlength=1 << _DIGIT_BITS)
+            from_top = histogram.flip(0).cumsum(0)
+            steps = int((from_top < count - num_above).sum())  # digits that are larger than the wanted one
+            digit = (1 << _DIGIT_BITS) - 1 - steps
+            num_above += int(from_top[steps - 1]) if steps else 0
+            num_equal = int(histogram[digit])
+            prefix = (prefix << _DIGIT_BITS) | digit
+        return _Threshold(bits=prefix, num_above=num_above, num_equal=num_equal, count=count)
+
+
+def _integer_dtype(tensor: torch.Tensor) -> torch.dtype:
+    assert tensor.dtype in (torch.float32, torch.float64), tensor.dtype
+    return torch.int32 if tensor.dtype == torch.float32 else torch.int64
+
+
+def _magnitude_bits(block: torch.Tensor) -> torch.Tensor:
+    """Absolute values as integers of the same order."""
+    integer = _integer_dtype(block)
+    return block.contiguous().view(integer) & torch.iinfo(integer).max
+
+
+def _above(delta: torch.Tensor, threshold: _Threshold) -> torch.Tensor:
+    """Mask of the threshold's `count` entries: those above it, and the first of those at it."""
+    flat = delta.reshape(-1)
+    keep = _nothing(delta)
+    num_wanted = threshold.count - threshold.num_above
+    for span in blocks(flat):
+        bits = _magnitude_bits(flat[span])
+        if num_wanted >= threshold.num_equal:
+            torch.ge(bits, threshold.bits, out=keep[span])
+            continue
+        torch.gt(bits, threshold.bits, out=keep[span])
+        if num_wanted > 0:
+            tied = (bits == threshold.bits).nonzero().squeeze(1)[:num_wanted]
+            keep[span][tied] = True
+            num_wanted -= tied.numel()
+    return keep
+
+
+def _nothing(delta: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(delta.numel(), dtype=torch.bool, device=delta.device)
+
+
+def _repeat_argsort(delta: torch.Tensor, start: int, stop: int, *, descending: bool) -> torch.Tensor:
+    """The entries at places [start, stop) of torch's unstable argsort of the magnitudes: mergekit's choice of ties."""
+    order = torch.argsort(delta.reshape(-1).abs(), descending=descending)
+    keep = _nothing(delta)
+    keep[order[start:stop]] = True
+    return keep

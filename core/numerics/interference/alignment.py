@@ -1,0 +1,39 @@
+"""Cross-layer alignment (SWUDI+): one filter time per layer, so that all layers are filtered to the same depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from ..filters import EIGENVALUE_FLOOR
+
+
+def aligned_exp_times(exp_time: float, largest_values: Mapping[str, float], alignment_rho: float) -> dict[str, float]:
+    """t_layer = t (geometric mean of lambda_max over layers / lambda_max,layer)^rho.
+
+    Parameters
+    ----------
+    exp_time : float
+        t of the recipe.
+    largest_values : mapping of layer name to lambda_max of its interference operator
+        The layers that are merged by the same method; floored at 1e-8 as the published code does. A layer whose experts
+        are all zero (value 0) takes no part in the mean and keeps t.
+    alignment_rho : float
+        0 leaves t alone, 1 equalises t lambda_max.
+
+    Returns
+    -------
+    dict of layer name to its filter time
+
+    References
+    ----------
+    "alignment_rho" of the published code of SWUDI, arXiv:2606.07289
+    """
+    floored = {name: max(value, EIGENVALUE_FLOOR) for name, value in largest_values.items() if value > 0}
+    if not floored:
+        return dict.fromkeys(largest_values, exp_time)
+    reference = math.exp(math.fsum(math.log(value) for value in floored.values()) / len(floored))
+    return {
+        name: exp_time * (reference / floored[name]) ** alignment_rho if name in floored else exp_time
+        for name in largest_values
+    }

@@ -1,0 +1,132 @@
+"""What the members of the WUDI family share: one decomposition, an anchor, and a filter on the top K directions.
+
+merged delta = sum_k [c (1 - f_k) S q_k + f_k / lambda_k  D q_k] q_k^T,   c = 1 (sum), 1/N (mean), 0 (zero)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar
+
+from pydantic import Field
+
+from ...errors import RecipeError
+from .. import filters
+from ..filters import FilterName, FilterValues
+from ..lazy_torch import torch
+from ..method import ExpertParameters, SpectralMethod, SpectralParameters
+from ..spectrum import Factors, Spectrum
+from ..task_vectors import TaskVectors
+from .decompose import choose_route, decompose_interference, decomposition_elements, decomposition_flops
+
+Anchor = Literal["sum", "mean", "zero"]
+
+
+class AnchorParameters(SpectralParameters):
+    """Parameters of every member of the family."""
+
+    anchor: Anchor = Field(
+        "sum", description="what a direction keeps where the filter is 0: sum, mean or zero of the experts"
+    )
+
+
+class FilterParameters(AnchorParameters):
+    """Parameters of the members that let the user choose the filter."""
+
+    filter: FilterName = Field("exponential", description="exponential | none | tikhonov | landweber | wiener")
+    exp_time: float = Field(
+        300.0, ge=0, allow_inf_nan=False, description="time t of the exponential filter 1 - exp(-t lambda)"
+    )
+    tikhonov_alpha: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="alpha of lambda / (lambda + alpha); with the exponential filter the two multiply"
+        " (default: 0.01 for the tikhonov filter, off otherwise)",
+    )
+    gamma: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="power of the filter: above 1 steeper, below 1 gentler"
+    )
+    landweber_steps: int = Field(150, ge=1, description="gradient steps n of the landweber filter")
+    landweber_eta: float = Field(
+        0.9, gt=0, le=1, description="step of the landweber filter, as a fraction of 1 / lambda_max"
+    )
+
+
+P = TypeVar("P", bound=AnchorParameters)
+
+
+class InterferenceMethod(SpectralMethod[P, ExpertParameters]):
+    """Abstract: a method on the interference spectrum. Subclasses say which filter and how many directions."""
+
+    def decomposition(self, parameters: P) -> Mapping[str, object]:
+        return {"kind": "interference"}
+
+    def decompose(self, task_vectors: TaskVectors, parameters: P) -> Spectrum:
+        return decompose_interference(task_vectors)
+
+    def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
+        return decomposition_flops(shape, max_ranks, choose_route(shape, max_ranks))
+
+    def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
+        route = choose_route(shape, max_ranks)
+        directions = shape[1] if route == "gram" else min(sum(max_ranks), shape[1])
+        # spectrum with two blocks, the blocks combined, their selected rows, and the delta
+        applying = directions * (2 * shape[1] + 4 * shape[0]) + shape[0] * shape[1]
+        return max(decomposition_elements(shape, max_ranks, route), applying)
+
+
+def anchor_factor(anchor: Anchor, num_experts: int) -> float:
+    """theta_0 as a multiple of the sum of the experts."""
+    return {"sum": 1.0, "mean": 1.0 / num_experts, "zero": 0.0}[anchor]
+
+
+def resolved_directions(spectrum: Spectrum) -> torch.Tensor:
+    """(R,) bool: the directions whose eigenvalue is more than rounding noise."""
+    return spectrum.statistics["resolved"] > 0
+
+
+def keep_by_ratio(rank_ratio: float | None, columns: int) -> int:
+    """K of a rank ratio r: D2 r rounded up from 0.001 on, at least 1, as the published code has it; None keeps all."""
+    return columns if rank_ratio is None else max(1, int((columns * rank_ratio + 0.999) // 1))
+
+
+def filtered(spectrum: Spectrum, parameters: FilterParameters, rank: int) -> FilterValues:
+    """The chosen filter on all directions of the spectrum; `rank` only sets the noise of the Wiener filter."""
+    values, resolved = spectrum.values, resolved_directions(spectrum)
+    if parameters.filter == "none":
+        return filters.no_filter(values, resolved)
+    if parameters.filter == "tikhonov":
+        alpha = 0.01 if parameters.tikhonov_alpha is None else parameters.tikhonov_alpha
+        if alpha == 0.0:  # no ridge is no filter, with its null space
+            return filters.no_filter(values, resolved)
+        chosen = filters.tikhonov(values, alpha)
+    elif parameters.filter == "landweber":
+        largest = float(values[0]) if len(values) else 1.0
+        chosen = filters.landweber(values, parameters.landweber_eta / largest, parameters.landweber_steps)
+    elif parameters.filter == "wiener":
+        chosen = filters.wiener(values, rank, spectrum.shape[1])
+    else:
+        chosen = filters.exponential(values, parameters.exp_time)
+    chosen = filters.to_power(chosen, parameters.gamma, values, resolved)
+    if parameters.filter == "exponential" and parameters.tikhonov_alpha:
+        # the power shapes the exponential part alone, as in the published code
+        chosen = chosen.times(filters.tikhonov(values, parameters.tikhonov_alpha).passed)
+    return chosen
+
+
+def factors_on_top(spectrum: Spectrum, chosen: FilterValues, rank: int, anchor: Anchor, scale: float) -> Factors:
+    """The filter on the first `rank` directions, the anchor everywhere it does not reach, all of it times `scale`."""
+    index = torch.arange(spectrum.num_directions, device=spectrum.values.device)
+    chosen = chosen.where(index < rank)
+    if not filters.is_finite(chosen):
+        raise RecipeError(
+            "the filter's factors overflow: gradient descent diverges at this learning rate;"
+            f" choose it below {1.0 / float(spectrum.values[0]):.3g} (1 / lambda_max)"
+        )
+    weights = {"target": scale * chosen.gain}
+    factor = scale * anchor_factor(anchor, spectrum.num_experts)
+    if factor != 0.0:
+        weights["sum"] = factor * (1.0 - chosen.passed)
+    kept = int((resolved_directions(spectrum) & (index < rank)).sum())
+    return Factors(weights, kept)

@@ -1,0 +1,56 @@
+"""Coordinates in the experts' joint row space: a problem with K columns becomes one with as many as the stacked rows.
+
+Whatever is built from the experts by sums, products v^T v and SVDs turns with the columns: solving it for v_i Q^T and
+multiplying the result by Q is exact. (Adam is not such a thing: it divides element by element.)
+
+Shapes: M = out features (D1), K = in features (D2), P = sum of the experts' row dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..lazy_torch import torch
+from ..task_vectors import LowRank, TaskVectors
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectedTaskVectors:
+    """The task vectors times the basis' transpose, (M, P): TaskVectors of the small problem."""
+
+    full: TaskVectors
+    basis: torch.Tensor  # (P, K), orthonormal rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.full.shape[0], self.basis.shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        return self.full.num_experts
+
+    @property
+    def max_ranks(self) -> Sequence[int]:
+        return [min(rank, self.basis.shape[0]) for rank in self.full.max_ranks]
+
+    @property
+    def all_low_rank(self) -> bool:
+        return self.full.all_low_rank
+
+    def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
+        for v in self.full:
+            if isinstance(v, LowRank):
+                yield LowRank(v.left, v.right @ self.basis.T)
+            else:
+                yield v @ self.basis.T
+
+
+def project_to_row_space(task_vectors: TaskVectors) -> ProjectedTaskVectors:
+    """Coordinates in an orthonormal basis of all experts' rows.
+
+    Cost: 8 K P^2 flops; 3 P K elements.
+    """
+    rows = torch.cat([v.right if isinstance(v, LowRank) else v for v in task_vectors])
+    basis, _ = torch.linalg.qr(rows.T)
+    return ProjectedTaskVectors(task_vectors, basis.T)

@@ -1,0 +1,120 @@
+"""Interference spectrum in the row space of the stacked experts: for LoRA, and for few experts with few rows.
+
+    B = [v_1 / ||v_1||; ...; v_N / ||v_N||],   C = B^T B,   B = U diag(sigma) V^T,   lambda_k = sigma_k^2,   q_k = V e_k
+
+With U_i the rows of U that belong to expert i, v_i = ||v_i|| U_i diag(sigma) V^T, and so
+
+    S q_k = sum_i ||v_i|| sigma_k U_i e_k,   D q_k = sum_i ||v_i|| sigma_k U_i diag(sigma^2) U_i^T U_i e_k.
+
+A LoRA expert v = L A enters B as the factor F of v = Q F with orthonormal columns in Q, which multiply back at the end.
+No K x K and no M x K matrix is formed, and nothing is squared before it is decomposed: singular values are good down
+to epsilon times the largest, eigenvalues of C only down to its square root.
+
+Shapes: M = out features (D1), K = in features (D2), P = sum of the experts' row dimensions, R = directions; N experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..energies import frobenius_norm, row_energies
+from ..lazy_torch import torch
+from ..rounding import arithmetic_epsilon, singular_value_cut
+from ..spectrum import Spectrum
+from ..task_vectors import LowRank, TaskVectors
+from .gram_route import empty_spectrum
+from .operator import orthonormal_times_rows
+
+
+@dataclass(frozen=True, slots=True)
+class _ExpertRows:
+    """One expert as v = norm * columns @ unit_rows.
+
+    columns : Tensor (M, P_i) with orthonormal columns, or None for the identity (a dense expert)
+    unit_rows : Tensor (P_i, K) of Frobenius norm 1, without rows for a zero expert
+    """
+
+    norm: float
+    columns: torch.Tensor | None
+    unit_rows: torch.Tensor
+
+    def place(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows (P_i, R) of the small space -> (R, M), columns applied."""
+        return rows.T if self.columns is None else rows.T @ self.columns.T
+
+
+def decompose_row_space(task_vectors: TaskVectors) -> Spectrum:
+    """The interference spectrum without C.
+
+    Cost: about 8 K P^2 + 24 P^3 + 4 M P R flops; 4 P K + M P elements beyond the inputs, plus the spectrum.
+
+    Returns
+    -------
+    Spectrum as `gram_route.spectrum_of_operator` gives it, with the statistic "expert_energy" (R, N) besides
+
+    References
+    ----------
+    The singular vectors' identity is ours; the problem is SWUDI's, arXiv:2606.07289
+    """
+    shape = task_vectors.shape
+    experts = list(_rows_of_experts(task_vectors))
+    norms = torch.tensor([expert.norm for expert in experts], dtype=torch.float64)
+    like = experts[0].unit_rows
+    active = [(index, expert) for index, expert in enumerate(experts) if expert.norm > 0]
+    if not active:
+        return empty_spectrum("interference", shape, norms, like)
+
+    stacked = torch.cat([expert.unit_rows for _, expert in active])
+    parts = [expert.unit_rows.shape[0] for _, expert in active]
+    # QR first: the SVD is then of order P, whatever K is.
+    basis, triangle = torch.linalg.qr(stacked.T)
+    del stacked
+    U, sigma, Vh = torch.linalg.svd(triangle.T, full_matrices=False)
+    cut = singular_value_cut(float(sigma[0]), shape[1], arithmetic_epsilon(like.dtype))
+    num_kept = int((sigma > cut).sum())
+    U, sigma, Vh = U[:, :num_kept], sigma[:num_kept], Vh[:num_kept]
+    right = Vh @ basis.T
+    del basis, triangle
+
+    total = like.new_zeros((num_kept, shape[0]))
+    target = like.new_zeros((num_kept, shape[0]))
+    shares = torch.zeros((num_kept, len(experts)), dtype=torch.float64, device=like.device)
+    for (index, expert), U_i in zip(active, U.split(parts), strict=True):
+        overlap = U_i.T @ U_i
+        total += expert.place(U_i * (expert.norm * sigma))
+        if len(active) > 1:
+            target += expert.place((U_i * sigma**2) @ (overlap * (expert.norm * sigma)))
+        shares[:, index] = overlap.diagonal().double() * sigma.double() ** 2
+    if len(active) == 1:
+        target = total * (sigma**2).unsqueeze(1)  # D = v C, exactly
+    return Spectrum(
+        kind="interference",
+        shape=shape,
+        num_experts=len(experts),
+        values=sigma**2,
+        right=right,
+        left={"target": target, "sum": total},
+        statistics={
+            "target_energy": row_energies(target),
+            "sum_energy": row_energies(total),
+            "resolved": torch.ones(num_kept, dtype=torch.float64, device=like.device),
+            "expert_energy": shares,
+        },
+        info={
+            "route": "row_space",
+            "expert_norms": norms.tolist(),
+            "value_cut": cut**2,
+            "num_resolved": num_kept,
+        },
+    )
+
+
+def _rows_of_experts(task_vectors: TaskVectors) -> Iterator[_ExpertRows]:
+    for task_vector in task_vectors:
+        if isinstance(task_vector, LowRank):
+            columns, rows = orthonormal_times_rows(task_vector)
+        else:
+            columns, rows = None, task_vector
+        norm = frobenius_norm(rows)
+        yield _ExpertRows(norm, columns, rows / norm if norm > 0 else rows[:0])

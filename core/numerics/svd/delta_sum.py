@@ -1,0 +1,99 @@
+"""Sums of task vectors that stay factors as long as factors are smaller, and the spectrum of such a sum.
+
+Shapes: M = out features, K = in features, P = rank of the stacked factors, R = number of directions, N = experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..lazy_torch import torch
+from ..spectrum import Spectrum
+from ..task_vectors import LowRank, TaskVectors
+from .compact_svd import CompactSVD, compact_svd, relative_cut, typical_value
+
+
+class DeltaSum:
+    """Adds up dense matrices and low-rank products of one shape.
+
+    Low-rank terms are stacked, [L_1 L_2 ..] [R_1; R_2; ..], until the stack would hold more elements than the M x K
+    matrix; from then on, or from the first dense term on, the sum is dense. So it never takes more than 2 M K elements.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._shape = shape
+        self._stack: list[LowRank] = []
+        self._dense: torch.Tensor | None = None
+
+    def add(self, term: torch.Tensor | LowRank, factor: float = 1.0) -> None:
+        """sum += factor * term"""
+        if not isinstance(term, LowRank):
+            self._make_dense(term).add_(term, alpha=factor)
+        elif self._dense is not None:
+            self._dense.addmm_(term.left, term.right, alpha=factor)
+        else:
+            self._stack.append(LowRank(term.left * factor, term.right))
+            if sum(part.rank for part in self._stack) * sum(self._shape) >= self._shape[0] * self._shape[1]:
+                self._make_dense(term.left)
+
+    def total(self) -> torch.Tensor | LowRank:
+        """The sum; do not add to it afterwards.
+
+        Returns
+        -------
+        Tensor (M, K), or LowRank where all terms were and their stack is smaller
+        """
+        if self._dense is not None:
+            return self._dense
+        assert self._stack, "nothing was added"
+        return LowRank(
+            torch.cat([part.left for part in self._stack], dim=1),
+            torch.cat([part.right for part in self._stack], dim=0),
+        )
+
+    def _make_dense(self, like: torch.Tensor) -> torch.Tensor:
+        if self._dense is None:
+            dense = torch.zeros(self._shape, dtype=like.dtype, device=like.device)
+            for part in self._stack:
+                dense.addmm_(part.left, part.right)
+            self._stack.clear()
+            self._dense = dense
+        return self._dense
+
+
+def sum_of(task_vectors: TaskVectors) -> tuple[torch.Tensor | LowRank, float]:
+    """sum_i v_i, one expert at a time, and the level below which a direction of it is rounding.
+
+    Experts may cancel; then what is left of the sum is rounding of the experts, and a cut relative to the sum's own
+    largest value would take that for data. The level is relative to the largest expert.
+
+    Cost: one pass; M K elements, or the stacked factors.
+
+    Returns
+    -------
+    total : Tensor (M, K) or LowRank
+    noise_level : float, absolute
+    """
+    total = DeltaSum(task_vectors.shape)
+    largest = 0.0
+    for vector in task_vectors:
+        largest = max(largest, typical_value(vector))
+        total.add(vector)
+    return total.total(), largest * relative_cut(task_vectors.shape)
+
+
+def svd_spectrum(kind: str, svd: CompactSVD, num_experts: int, info: Mapping[str, object] | None = None) -> Spectrum:
+    """Singular triplets as a spectrum with the one block "left"."""
+    shape = (svd.left.shape[1], svd.right.shape[1])
+    facts = {"rank": svd.rank, "full_rank": min(shape), **(info or {})}
+    return Spectrum(kind, shape, num_experts, svd.values, svd.right, {"left": svd.left}, info=facts)
+
+
+def delta_spectrum(
+    kind: str, delta: torch.Tensor | LowRank, num_experts: int, info: Mapping[str, object] | None = None
+) -> Spectrum:
+    """The spectrum of a delta that is merged already: its singular triplets down to the rounding of the arithmetic.
+
+    It reproduces the delta, so a filter may scale it, cut it, or flatten it.
+    """
+    return svd_spectrum(kind, compact_svd(delta, cut=0.0), num_experts, info)

@@ -1,0 +1,209 @@
+"""SVC: singular value calibration of a merged delta, whatever method it comes from.
+
+Shapes: M = out features, K = in features, R = number of directions, N = experts.
+
+Where experts share a direction the merge counts it several times. SVC measures along every left singular vector u_r of
+the merged delta how far the merged response overshoots each expert's own, and divides the singular value by the mean.
+
+The expensive part, the SVD and the responses s_ri, does not depend on alpha: `svc_decompose` returns it as a spectrum
+that can be kept, `svc_factors` is the cheap part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..lazy_torch import torch
+from ..spectrum import Factors, Spectrum, apply_factors, low_rank_form
+from ..task_vectors import LowRank, TaskVectors
+from .compact_svd import compact_svd, frobenius_norm, gram, svd_elements, svd_flops
+
+KIND = "svc"
+#: bump when the numbers that `svc_decompose` returns change
+ALGORITHM_VERSION = 1
+#: An expert that has less than this fraction of its norm along a direction does not respond to it: s_ri is 0. What is
+#: there is rounding of float32 data, and s_ri, noise over squared noise, would be anything (0.90 where 3.08 is right).
+RESPONSE_CUT = 1e-4
+#: Singular values closer than this, relative to the largest, do not have directions of their own in float32 data.
+_TIE = 2e-6
+#: Methods that make singular values equal, so that SVC after them is ill-posed.
+_FLATTENING_METHODS = frozenset({"iso_c", "iso_cts", "subspace_boosting"})
+_BLOCK = 1024
+
+
+def default_alpha(method: str | None, num_experts: int) -> float:
+    """1.0 after TSV-M, as its authors' results for it; 1/N otherwise."""
+    return 1.0 if method in ("tsv_m", "tsvm") else 1.0 / num_experts
+
+
+def svc_decompose(merged_delta: torch.Tensor | LowRank, task_vectors: TaskVectors) -> Spectrum:
+    """Singular triplets of the merged delta M and every expert's response along them.
+
+        s_ri = <u_r^T M, u_r^T v_i> / ||u_r^T v_i||^2
+
+    Projections are computed in float64 (trap: on experts orthogonal to each other the denominator is rounding).
+
+    Cost: one SVD; one pass over the experts, 4 R M K flops each in float64, or 2 R r (M + K) for factors of rank r.
+    Nothing of the size M x K is formed where the delta and the expert are factors.
+
+    Returns
+    -------
+    Spectrum of kind "svc": values sigma_r, right v_r, block "left" u_r, statistics["projection"] (R, N)
+
+    References
+    ----------
+    When Shared Knowledge Hurts: Spectral Over-Accumulation in Model Merging, arXiv:2602.05536, algorithm 1;
+    code: github.com/lyymuwu/SVC, merge_func.Align
+    """
+    svd = compact_svd(merged_delta, cut=0.0)
+    return _calibrated_spectrum(svd.values, svd.left, svd.right, task_vectors)
+
+
+def svc_of_filtered(spectrum: Spectrum, factors: Factors, task_vectors: TaskVectors) -> Spectrum:
+    """`svc_decompose` of what a filter made of a spectrum, with the spectrum's own directions where they are singular.
+
+    Where left and right vectors are orthonormal (Iso-C, Iso-CTS, TSV-M, ...), the weights are the singular values, and
+    there is nothing to decompose. It also says which directions are meant where singular values tie, which the matrix
+    alone does not: Iso-C makes all of them equal.
+
+    Cost: 2 R^2 (M + K) flops instead of an SVD; otherwise that of `svc_decompose`.
+    """
+    weights = factors.weights.get("left")
+    if set(factors.weights) != {"left"} or weights is None or not _are_orthonormal(spectrum):
+        left, right = low_rank_form(spectrum, factors)
+        rows, columns = spectrum.shape
+        is_smaller = left.shape[1] * (rows + columns) < rows * columns
+        return svc_decompose(LowRank(left, right) if is_smaller else left @ right, task_vectors)
+    order = weights.abs().argsort(descending=True, stable=True)
+    order = order[: int((weights != 0).sum())]
+    sign = weights[order].sign().unsqueeze(1)
+    return _calibrated_spectrum(
+        weights[order].abs(), spectrum.left["left"][order] * sign, spectrum.right[order], task_vectors
+    )
+
+
+def svc_factors(spectrum: Spectrum, alpha: float | None = None) -> Factors:
+    """gamma_r sigma_r with gamma_r = N / sum_i max(alpha, s_ri).
+
+    Parameters
+    ----------
+    alpha : floor of the responses, > 0; None for 1/N
+    """
+    num_experts = spectrum.num_experts
+    floor = default_alpha(None, num_experts) if alpha is None else alpha
+    assert floor > 0, "alpha must be positive"
+    projection = spectrum.statistics["projection"].double()
+    gamma = num_experts / projection.clamp_min(floor).sum(dim=1)
+    calibrated = (gamma * spectrum.values.double()).to(spectrum.values.dtype)
+    return Factors({"left": calibrated}, spectrum.num_directions)
+
+
+def apply_svc(
+    merged_delta: torch.Tensor | LowRank, task_vectors: TaskVectors, alpha: float | None = None
+) -> torch.Tensor:
+    """The calibrated delta, (M, K)."""
+    spectrum = svc_decompose(merged_delta, task_vectors)
+    return apply_factors(spectrum, svc_factors(spectrum, alpha))
+
+
+def calibration_warning(method: str) -> str | None:
+    """What to say, before anything is read, of SVC after that method; None where it is well-posed."""
+    if method not in _FLATTENING_METHODS:
+        return None
+    return (
+        f"calibration: svc after {method} is ill-posed: {method} makes singular values equal, so a matrix alone no"
+        " longer says which directions svc is to weigh (in published codes a change of 1e-12 moves the result by 20%)."
+        f" The directions of {method} before it made them equal are used; consider leaving one of the two out"
+    )
+
+
+def flat_spectrum_warning(spectrum: Spectrum) -> str | None:
+    """What to say of a calibration once its singular values are known; None where the directions are their own.
+
+    More than a hundredth of the energy in directions whose singular values tie is ill-posed: any rotation among them
+    is as good a set of singular vectors, and gives another result.
+    """
+    values = spectrum.values.double()
+    if values.shape[0] < 2:
+        return None
+    ties = (values[:-1] - values[1:]) < _TIE * values[0]
+    tied = torch.zeros_like(values, dtype=torch.bool)
+    tied[:-1] |= ties
+    tied[1:] |= ties
+    share = (values[tied].square().sum() / values.square().sum()).item()
+    if share <= 0.01:
+        return None
+    return (
+        f"svc is ill-posed here: {int(tied.sum())} of {values.shape[0]} singular values of the merged delta tie"
+        f" ({share:.0%} of its energy), so their directions are arbitrary"
+    )
+
+
+def svc_flops(
+    shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool, delta_rank: int | None = None
+) -> float:
+    """Projected flops of `svc_decompose`; `delta_rank` where the merged delta comes as factors."""
+    rank = min(shape) if delta_rank is None else delta_rank
+    if all_low_rank:
+        each = sum(2.0 * rank * own * sum(shape) for own in max_ranks)
+    else:
+        each = 2.0 * len(max_ranks) * rank * shape[0] * shape[1]
+    return svd_flops(shape, delta_rank) + each
+
+
+def svc_elements(
+    shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool, delta_rank: int | None = None
+) -> int:
+    """Projected peak elements of `svc_decompose` and of applying it, the merged delta included."""
+    rows, columns = shape
+    rank = min(shape) if delta_rank is None else delta_rank
+    kept = rank * (rows + columns) + (0 if delta_rank is not None else rows * columns)
+    if all_low_rank:
+        projecting = 2 * rank * rows + 6 * max(max_ranks, default=0) * (rows + columns)
+    else:
+        block = min(_BLOCK, max(shape))
+        projecting = rows * columns + 2 * rank * columns + 2 * block * (2 * rank + columns)
+    return max(svd_elements(shape, delta_rank), kept + projecting, kept + 2 * rows * columns)
+
+
+def _calibrated_spectrum(
+    values: torch.Tensor, left: torch.Tensor, right: torch.Tensor, task_vectors: TaskVectors
+) -> Spectrum:
+    responses = [_responses(left, values, right, vector) for vector in task_vectors]
+    shape = (left.shape[1], right.shape[1])
+    statistics = {"projection": torch.stack(responses, dim=1).to(values.dtype)}
+    info = {"rank": values.shape[0], "full_rank": min(shape)}
+    return Spectrum(KIND, shape, task_vectors.num_experts, values, right, {"left": left}, statistics, info)
+
+
+def _are_orthonormal(spectrum: Spectrum) -> bool:
+    tolerance = 1e-9 if spectrum.right.dtype == torch.float64 else 1e-4
+    for vectors in (spectrum.left["left"], spectrum.right):
+        products = gram(vectors)
+        products.diagonal().sub_(1.0)
+        if products.numel() > 0 and products.abs().max().item() > tolerance:
+            return False
+    return True
+
+
+def _responses(
+    left: torch.Tensor, values: torch.Tensor, right: torch.Tensor, vector: torch.Tensor | LowRank
+) -> torch.Tensor:
+    """s_r of one expert, (R,), float64: sigma_r <v_r, a_r> / ||a_r||^2 with a_r = u_r^T v, as u_r^T M = sigma_r v_r."""
+    if isinstance(vector, LowRank):
+        coefficients = left.double() @ vector.left.double()  # a_r = coefficients_r A
+        down = vector.right.double()
+        squares = ((coefficients @ (down @ down.T)) * coefficients).sum(dim=1).clamp_min(0.0)
+        inner = (coefficients * (right.double() @ down.T)).sum(dim=1)
+    else:
+        projected = torch.zeros((left.shape[0], vector.shape[1]), dtype=torch.float64, device=left.device)
+        for start in range(0, vector.shape[0], _BLOCK):
+            span = slice(start, start + _BLOCK)
+            projected.addmm_(left[:, span].double(), vector[span].double())
+        squares = torch.linalg.vector_norm(projected, dim=1).square()
+        inner = torch.zeros_like(squares)
+        for start in range(0, vector.shape[1], _BLOCK):
+            span = slice(start, start + _BLOCK)
+            inner += (projected[:, span] * right[:, span]).sum(dim=1)
+    responds = squares.sqrt() > RESPONSE_CUT * frobenius_norm(vector)
+    return torch.where(responds, values.double() * inner / squares.where(responds, 1.0), 0.0)

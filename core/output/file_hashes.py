@@ -1,0 +1,71 @@
+"""The sha256 of every output file, computed while the merge goes on: afterwards it would take longer than the copy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from ..cache.reports import ShardReport
+from ..formats.safetensors_header import build_header
+from ..planning.plan import OutputFile, Plan
+from ..planning.shards import Entry, output_entries
+from ..storage.assembly.file_hash import FileHash
+from ..storage.store import Store
+
+
+def file_entries(plan: Plan, file: OutputFile) -> list[Entry]:
+    """The stored tensors of a file, in its order."""
+    tensors = (tensor for index in file.shards for tensor in plan.shards[index].tensors)
+    return [entry for tensor in tensors for entry in output_entries(tensor)]
+
+
+def file_header(plan: Plan, file: OutputFile) -> bytes:
+    """The safetensors header of an output file."""
+    entries = file_entries(plan, file)
+    return build_header({entry.name: (entry.dtype, entry.shape) for entry in entries}, {"format": "pt"})
+
+
+class FileHashes:
+    """Takes parts as they get done, in any order, and hashes each file in its own. Use as a context manager.
+
+    Does nothing where the store is remote: hashing would fetch all parts. There the manifest has the parts' checksums.
+    """
+
+    def __init__(self, plan: Plan, store_uri: str, storage_options: Mapping[str, Any] | None) -> None:
+        self._plan = plan
+        self._store = Store(store_uri, storage_options)
+        self._file_of = {index: file for file in plan.files for index in file.shards} if self._store.is_local else {}
+        self._waiting: dict[int, ShardReport] = {}
+        self._hashes: dict[str, FileHash] = {}
+        self._next: dict[str, int] = {}  # position in the file's shards
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> FileHashes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hashing in self._hashes.values():
+            hashing.close()
+
+    def part_done(self, report: ShardReport) -> None:
+        """A part is in the store; returns at once."""
+        file = self._file_of.get(report.index)
+        if file is None:
+            return
+        with self._lock:
+            self._waiting[report.index] = report
+            position = self._next.get(file.name, 0)
+            while position < len(file.shards) and file.shards[position] in self._waiting:
+                if file.name not in self._hashes:
+                    self._hashes[file.name] = FileHash(self._store, file_header(self._plan, file))
+                done = self._waiting.pop(file.shards[position])
+                self._hashes[file.name].add(done.part_key, done.header_bytes, done.num_bytes)
+                position += 1
+            self._next[file.name] = position
+
+    def result(self, file: OutputFile) -> str | None:
+        """Hexadecimal; None where not every part of the file was given. Waits for what is still being hashed."""
+        if self._next.get(file.name) != len(file.shards):
+            return None
+        return self._hashes[file.name].result()

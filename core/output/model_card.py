@@ -1,0 +1,95 @@
+"""README.md of the merged checkpoint, with the metadata that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from ..cache.reports import ShardReport
+from ..cache.result import EXACT_BELOW
+from ..planning.plan import Plan
+
+
+def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
+    """Front matter (base_model, tags), method, experts with weights, ranks kept, the recipe."""
+    models = [model.name for model in ((plan.base,) if plan.base else ()) + plan.experts]
+    method = str(plan.recipe.get("merge_method"))
+    is_adapter = any(tensor.adapter is not None for shard in plan.shards for tensor in shard.tensors)
+    front: dict[str, Any] = {
+        "base_model": models[0] if is_adapter else models,
+        "library_name": "peft" if is_adapter else "transformers",
+        "tags": ["eigenmerge", "merge", method],
+    }
+    tensors = [tensor for report in reports for tensor in report.tensors]
+    actions = Counter(tensor.action if tensor.method is None else tensor.method for tensor in tensors)
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# Merged model ({method})",
+        "",
+        f"{len(plan.experts)} experts of `{plan.base.name if plan.base else models[0]}` merged with"
+        " [Eigenmerge](https://pypi.org/project/eigenmerge/), method"
+        f" `{method}`, arithmetic in {plan.settings.arithmetic}.",
+        "",
+        "| expert | weight |",
+        "|---|---|",
+        *(f"| {expert.name} | {_weight(plan, index)} |" for index, expert in enumerate(plan.experts)),
+        "",
+        "What happened to the tensors: " + ", ".join(f"{count} {name}" for name, count in actions.most_common()) + ".",
+        "",
+        *_rank_lines(reports),
+        *_truncation_lines(reports),
+        "Checksums, fingerprints and the rank of every layer: `eigenmerge_manifest.json`.",
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        yaml.safe_dump(dict(plan.recipe), sort_keys=False).strip(),
+        "```",
+        "",
+    ]
+    lines += [line for warning in plan.warnings for line in (f"> {warning}", "")]
+    return "\n".join(lines).encode()
+
+
+def _weight(plan: Plan, expert: int) -> str:
+    """The expert's weight, or its range where it differs over layers."""
+    weights: set[Any] = {
+        entry.parameters["weight"]
+        for shard in plan.shards
+        for tensor in shard.tensors
+        for entry in tensor.experts
+        if entry.expert == expert and "weight" in entry.parameters
+    }
+    if not weights:
+        return "1"
+    low, high = min(weights), max(weights)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _rank_lines(reports: Sequence[ShardReport]) -> list[str]:
+    ranks = [(tensor.rank, tensor.energy) for report in reports for tensor in report.tensors if tensor.rank is not None]
+    if not ranks:
+        return []
+    kept = sorted(rank for rank, _ in ranks)
+    energies = [energy for _, energy in ranks if energy is not None]
+    text = f"Directions kept per layer: {kept[0]} to {kept[-1]}, median {kept[len(kept) // 2]}"
+    if energies:
+        text += f"; they hold {100 * min(energies):.1f}% to {100 * max(energies):.1f}% of each layer's eigenvalue sum"
+    return [text + ".", ""]
+
+
+def _truncation_lines(reports: Sequence[ShardReport]) -> list[str]:
+    """How exact an adapter is."""
+    errors = [tensor.truncation_error for report in reports for tensor in report.tensors]
+    known = [error for error in errors if error is not None]
+    if not known:
+        return []
+    if max(known) < EXACT_BELOW:
+        return ["An adapter whose rank holds the merged deltas exactly.", ""]
+    return [f"The adapter's rank leaves out at most {max(known):.2%} of a weight's merged delta (Frobenius norm).", ""]

@@ -1,0 +1,91 @@
+"""`eigenmerge_manifest.json` read back: it comes from outside, so everything in it is checked before it is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import CheckpointError, ObjectNotFoundError
+from ..formats.bounded_json import parse_json_object
+from ..storage.store import Store
+from .manifest import FORMAT_VERSION, MANIFEST_NAME
+
+_LONGEST_MANIFEST_BYTES = 512 * 2**20  # some 500 bytes for each tensor
+_SHA256 = r"^[0-9a-f]{64}$"
+
+
+class _Part(BaseModel):
+    # Keys that a later version adds are no damage: "ignore", unlike in recipes, where they are a misspelling.
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+class ManifestFile(_Part):
+    """One weight file."""
+
+    name: str = Field(description="below the checkpoint's folder")
+    num_bytes: int = Field(ge=0, description="of the whole file")
+    sha256: str | None = Field(pattern=_SHA256, description="of the whole file; null where a store copied it")
+
+
+class ManifestModel(_Part):
+    """Base or expert."""
+
+    name: str = Field(description="as written in the recipe")
+    fingerprint: str = Field(description="of its weights when they were merged")
+
+
+class ManifestTensor(_Part):
+    """One merged tensor."""
+
+    name: str = Field(description="in the model")
+    shape: list[int] = Field(description="in the model")
+    dtype: str = Field(description="as stored, safetensors' name")
+    action: str = Field(description="merge, mean or copy")
+    sha256: str = Field(
+        pattern=_SHA256, description="of its bytes, those of all its stored tensors one after the other"
+    )
+    stored_as: list[str] | None = Field(default=None, description="names in the file where they are others")
+
+    @property
+    def stored_names(self) -> list[str]:
+        return [self.name] if self.stored_as is None else self.stored_as
+
+
+class Manifest(_Part):
+    """What verification needs of it."""
+
+    format: int = Field(description="of the manifest")
+    eigenmerge: str = Field(description="version that merged")
+    run_key: str = Field(description="of the run")
+    recipe: dict[str, Any] = Field(description="without secrets")
+    base: ManifestModel | None = Field(description="null where the recipe has none")
+    experts: list[ManifestModel] = Field(description="in the recipe's order")
+    files: list[ManifestFile] = Field(description="weight files")
+    side_files: dict[str, str] = Field(description="name to sha256")
+    tensors: list[ManifestTensor] = Field(description="in the order of the files")
+
+
+def read_manifest(store: Store) -> Manifest:
+    """The manifest of the checkpoint in `store`.
+
+    Raises
+    ------
+    CheckpointError : there is none, or it is damaged; says where
+    """
+    name = store.display(MANIFEST_NAME)
+    try:
+        data = store.read(MANIFEST_NAME)
+    except ObjectNotFoundError:
+        raise CheckpointError(
+            f"{store.display('')}: has no {MANIFEST_NAME}; expected a checkpoint that eigenmerge wrote whole"
+        ) from None
+    content = parse_json_object(data, name, _LONGEST_MANIFEST_BYTES)
+    if content.get("format") != FORMAT_VERSION:
+        raise CheckpointError(f"{name}: format is {content.get('format')!r}, this version reads {FORMAT_VERSION}")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{name}: is damaged: {place[:200]}: {first['msg']}") from None

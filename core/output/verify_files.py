@@ -1,0 +1,193 @@
+"""The files of a merged checkpoint against its manifest: sizes, checksums, tensors, index."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ..errors import CheckpointError, CorruptObjectError, ObjectNotFoundError, StoreError
+from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
+from ..formats.safetensors_header import LENGTH_BYTES, SafetensorsHeader, TensorEntry, header_length, parse_header
+from ..storage.read_ahead import read_ahead
+from ..storage.store import Store
+from .destination import INDEX_NAME, MARKER_NAME
+from .read_manifest import Manifest, ManifestFile, ManifestTensor
+
+_PARALLEL_FILES = 4
+_CHUNK_BYTES = 16 * 2**20
+_CHUNKS_AHEAD = 2
+_SPECULATIVE_BYTES = 64 * 2**10
+_WEIGHTS = re.compile(r".*\.safetensors|pytorch_model.*\.bin")
+
+Range = tuple[str, int, int]  # file, start, stop
+
+
+@dataclass(frozen=True, slots=True)
+class FileCheck:
+    """One file. `how` says what was compared; `problems` is empty where all is well."""
+
+    name: str
+    how: str
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each stored tensor lies: name to file and place. Of files whose header could be read."""
+
+    places: Mapping[str, tuple[str, TensorEntry]]
+
+    def ranges(self, names: Iterable[str]) -> list[Range]:
+        return [(file, entry.start, entry.stop) for file, entry in (self.places[name] for name in names)]
+
+
+def verify_files(store: Store, manifest: Manifest) -> tuple[list[FileCheck], Layout]:
+    """Every file that the manifest names, then the index.
+
+    A file has its own sha256, or, where a store copied it on its own side, the sha256 of each of its tensors. Where the
+    file's does not fit, those of the tensors say which ones are damaged.
+
+    Cost: one read of everything.
+    """
+    with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="verify") as pool:
+        headers = dict(zip(manifest.files, pool.map(lambda file: _header(store, file), manifest.files), strict=True))
+        layout = _layout(headers)
+        rows = _rows_by_file(manifest, layout)
+
+        def check_weights(file: ManifestFile) -> FileCheck:
+            header = headers[file]
+            if isinstance(header, str):
+                return FileCheck(file.name, "header", (header,))
+            return _check_weights(store, file, header, rows.get(file.name, []), layout)
+
+        checks = [*pool.map(check_weights, manifest.files)]
+        checks += pool.map(lambda item: _check_side(store, *item), manifest.side_files.items())
+    present = {info.key for info in store.list("")}
+    readable = not any(isinstance(header, str) for header in headers.values())
+    checks.append(_check_whole(store, manifest, layout, present, readable))
+    return checks, layout
+
+
+def read_stored(store: Store, layout: Layout, row: ManifestTensor) -> bytes:
+    """The bytes of one tensor of the manifest, as they lie in the files."""
+    return b"".join(store.read_range(*place) for place in layout.ranges(row.stored_names))
+
+
+def _header(store: Store, file: ManifestFile) -> SafetensorsHeader | str:
+    """The header, or what is wrong with it."""
+    try:
+        data, size = store.read_head(file.name, _SPECULATIVE_BYTES)
+        if size != file.num_bytes:
+            return f"{size} bytes, the manifest says {file.num_bytes}"
+        length = LENGTH_BYTES + header_length(data, size, file.name)
+        if length > len(data):
+            data += store.read_range(file.name, len(data), length)
+        return parse_header(data, size, file.name)
+    except ObjectNotFoundError:
+        return "is missing"
+    except (CheckpointError, CorruptObjectError) as error:
+        return str(error)
+
+
+def _layout(headers: Mapping[ManifestFile, SafetensorsHeader | str]) -> Layout:
+    places: dict[str, tuple[str, TensorEntry]] = {}
+    for file, header in headers.items():
+        if not isinstance(header, str):
+            places.update((name, (file.name, entry)) for name, entry in header.tensors.items())
+    return Layout(places)
+
+
+def _rows_by_file(manifest: Manifest, layout: Layout) -> dict[str, list[ManifestTensor]]:
+    found: dict[str, list[ManifestTensor]] = {}
+    for row in manifest.tensors:
+        places = [layout.places[name] for name in row.stored_names if name in layout.places]
+        if len(places) == len(row.stored_names) and places:
+            found.setdefault(places[0][0], []).append(row)
+    return found
+
+
+def _check_weights(
+    store: Store, file: ManifestFile, header: SafetensorsHeader, rows: Sequence[ManifestTensor], layout: Layout
+) -> FileCheck:
+    known = {name for row in rows for name in row.stored_names}
+    problems = [f"tensor {name[:200]!r} is not in the manifest" for name in header.tensors if name not in known]
+    for row in rows:
+        entry = layout.places[row.stored_names[0]][1]
+        as_planned = row.stored_as is not None or list(entry.shape) == row.shape
+        if entry.dtype != row.dtype or not as_planned:
+            found = f"{entry.dtype} {list(entry.shape)}"
+            problems.append(f"tensor {row.name[:200]!r} is {found}, the manifest says {row.dtype} {row.shape}")
+    if file.sha256 is not None:
+        if _hash(store, [(file.name, 0, file.num_bytes)]) == file.sha256:
+            return FileCheck(file.name, "sha256", tuple(problems))
+        problems.append("its sha256 is not the manifest's")
+    damaged = [row for row in rows if _hash(store, layout.ranges(row.stored_names)) != row.sha256]
+    problems += [f"tensor {row.name[:200]!r} fails its sha256" for row in damaged]
+    return FileCheck(file.name, f"sha256 of {len(rows)} tensors", tuple(problems))
+
+
+def _check_side(store: Store, name: str, expected: str) -> FileCheck:
+    try:
+        found = _hash(store, [(name, 0, store.info(name).size)])
+    except ObjectNotFoundError:
+        return FileCheck(name, "sha256", ("is missing",))
+    return FileCheck(name, "sha256", () if found == expected else ("its sha256 is not the manifest's",))
+
+
+def _check_whole(store: Store, manifest: Manifest, layout: Layout, present: set[str], readable: bool) -> FileCheck:
+    """What no file says by itself: that the merge has finished, and that a loader takes these files and no others."""
+    problems = []
+    if MARKER_NAME in present:
+        problems.append("a merge into this place has begun and not finished; run it again")
+    if readable:  # else the header that cannot be read says enough
+        missing = [row.name for row in manifest.tensors if any(n not in layout.places for n in row.stored_names)]
+        problems += [f"tensor {name[:200]!r} is in none of the files" for name in missing]
+    weights = {name for name in present if "/" not in name and _WEIGHTS.fullmatch(name)}
+    foreign = sorted(weights - {file.name for file in manifest.files})
+    problems += [f"{name} is not of this merge; loaders may take it" for name in foreign]
+    if len(manifest.files) > 1:
+        problems += _check_index(store, manifest, layout, present, readable)
+    elif INDEX_NAME in present:
+        problems.append(f"{INDEX_NAME} is not of this merge; loaders prefer it to the file")
+    return FileCheck("the whole", "tensors, index, nothing foreign", tuple(problems))
+
+
+def _check_index(store: Store, manifest: Manifest, layout: Layout, present: set[str], readable: bool) -> Iterator[str]:
+    if INDEX_NAME not in present:
+        yield f"{INDEX_NAME} is missing: the merge has not finished"
+        return
+    try:
+        content = parse_json_object(store.read(INDEX_NAME), INDEX_NAME, LONGEST_INDEX_BYTES)
+    except (CheckpointError, StoreError) as error:
+        yield str(error)
+        return
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict):
+        yield f"{INDEX_NAME}: has no weight_map"
+        return
+    if not readable:
+        return
+    actual = {name: file for name, (file, _) in layout.places.items()}
+    wrong = sorted(str(name) for name in {*weight_map, *actual} if weight_map.get(name) != actual.get(name))
+    if wrong:
+        yield f"{INDEX_NAME}: {len(wrong)} tensors are in other files than it says, the first {wrong[0][:200]!r}"
+
+
+def _hash(store: Store, ranges: Sequence[Range]) -> str | None:
+    """sha256 of these ranges, one after the other; None where a file is gone or too short."""
+    digest = hashlib.sha256()
+    try:
+        for chunk in read_ahead(lambda one: store.read_range(*one), _chunks(ranges), _CHUNKS_AHEAD):
+            digest.update(chunk)
+    except (ObjectNotFoundError, CorruptObjectError):
+        return None
+    return digest.hexdigest()
+
+
+def _chunks(ranges: Sequence[Range]) -> Iterator[Range]:
+    for file, start, stop in ranges:
+        for position in range(start, stop, _CHUNK_BYTES):
+            yield file, position, min(position + _CHUNK_BYTES, stop)

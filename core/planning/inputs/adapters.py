@@ -1,0 +1,227 @@
+"""PEFT adapters: from a config and factor names to factors per weight.
+
+    base_model.model.<module>.lora_A.weight, .lora_B.weight        a linear layer, delta = scaling B A
+    base_model.model.<module>.lora_embedding_A, .lora_embedding_B  an embedding, delta = scaling (B A)^T
+    base_model.model.<module>.weight                               a whole tensor (modules_to_save)
+
+What is not plain LoRA is refused by name: it would merge into something that its author never trained.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ...errors import CheckpointError, ShapeError
+from ...listing import AdapterListing, LoraSource, TensorSource
+
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight$")
+_EMBEDDING_FACTOR = re.compile(r"^(?P<module>.+)\.lora_embedding_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?$")
+_WRAPPERS = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|base_layer)(?=\.)")
+
+# Config switch to what the user should do about it.
+_REFUSED_SWITCHES: Mapping[str, str] = {
+    "use_dora": "DoRA rescales the base's weights, which is no low-rank delta; merge it into its base first"
+    " (PeftModel.merge_and_unload) and give the full model as expert",
+    "lora_bias": "its lora_B has a bias; merge it into its base first and give the full model as expert",
+    "layer_replication": "it replicates layers of its base; merge it into its base first",
+    "use_qalora": "QALoRA pools the inputs; merge it into its base first",
+    "trainable_token_indices": "it trains single tokens' embeddings; merge it into its base first",
+    "target_parameters": "it adapts parameters inside modules (target_parameters); merge it into its base first",
+    "alora_invocation_tokens": "an activated LoRA holds only after its invocation tokens; it cannot be merged",
+    "use_bdlora": "its factors are block-diagonal (BD-LoRA); merge it into its base first",
+    "kasa_config": "KaSA scales directions of the base's weights; merge it into its base first",
+    "arrow_config": "it routes between adapters token by token; it cannot be merged",
+    "monteclora_config": "its factors are sampled (MonteCLoRA); merge it into its base first",
+}
+_CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}  # GPT-2's and its relatives' layers that are stored (in, out)
+# Initialisations that change the base, so that B A is no delta of the base on disk.
+_REFUSED_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What one adapter does, by weight name as its own model calls it."""
+
+    lora: Mapping[str, LoraSource]
+    full: Mapping[str, TensorSource]
+
+    def target_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Weight name to the shape it must have in the base."""
+        shapes = {name: source.shape for name, source in self.full.items()}
+        shapes.update((name, delta_shape(lora)) for name, lora in self.lora.items())
+        return shapes
+
+
+def delta_shape(lora: LoraSource) -> tuple[int, int]:
+    """Shape of the weight that the factors belong to, as it is stored."""
+    rows, columns = lora.up.shape[0], lora.down.shape[1]
+    return (columns, rows) if lora.fan_in_fan_out else (rows, columns)
+
+
+def oriented(lora: Mapping[str, LoraSource], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraSource]:
+    """The factors with `fan_in_fan_out` as the weights are stored, where PEFT's config says something else.
+
+    PEFT keeps one switch for all modules and turns it for the last one it looked at: with GPT-2's Conv1D layers (stored
+    (in, out)) and a Linear lm_head it may say either. The shape tells, and for a square weight the layers of its kind.
+
+    Parameters
+    ----------
+    shapes : of the base's weights, under the adapter's names
+    """
+    turned = {
+        name
+        for name, factors in lora.items()
+        if delta_shape(factors) != shapes[name] and delta_shape(factors)[::-1] == shapes[name]
+    }
+    kinds = {_module(name) for name in turned}
+    found = {}
+    for name, factors in lora.items():
+        is_square = factors.up.shape[0] == factors.down.shape[1]
+        is_like_turned = is_square and _module(name) in kinds | (_CONV1D if kinds & _CONV1D else set())
+        if name in turned or is_like_turned:
+            factors = replace(factors, fan_in_fan_out=not factors.fan_in_fan_out)  # noqa: PLW2901
+        found[name] = factors
+    return found
+
+
+def _module(name: str) -> str:
+    """ "c_proj" of transformer.h.0.attn.c_proj.weight"""
+    return name.removesuffix(".weight").rpartition(".")[2]
+
+
+def read_adapter(listing: AdapterListing) -> Adapter:
+    """Pair the factors and compute each weight's scaling.
+
+    Raises
+    ------
+    CheckpointError : not a LoRA, a LoRA variant that is no low-rank delta, a factor without its partner
+    ShapeError : factors that do not fit each other or the rank in the config
+    """
+    config = listing.config
+    _refuse_variants(config, listing.uri)
+    factors: dict[str, dict[str, TensorSource]] = {}
+    embeddings: set[str] = set()
+    full: dict[str, TensorSource] = {}
+    adapter_names: set[str] = set()
+    for stored_name, source in listing.tensors.items():
+        name = stored_name.removeprefix(_PREFIX)
+        if "lora_magnitude_vector" in name:
+            raise CheckpointError(f"adapter {listing.uri}: tensor {stored_name}: {_REFUSED_SWITCHES['use_dora']}")
+        match = _FACTOR.match(name) or _EMBEDDING_FACTOR.match(name)
+        if match is not None:
+            module = match["module"].removesuffix(".base_layer")
+            factors.setdefault(module, {})[match["part"]] = source
+            adapter_names.add(match["adapter"] or "")
+            if "lora_embedding_" in name[len(match["module"]) :]:
+                embeddings.add(module)
+        elif ".lora_" in name:
+            raise CheckpointError(
+                f"adapter {listing.uri}: tensor {stored_name} is no plain LoRA factor (lora_A.weight, lora_B.weight);"
+                " merge the adapter into its base first and give the full model as expert"
+            )
+        elif ".original_module." not in name:
+            full[_WRAPPERS.sub("", name)] = source
+    if len(adapter_names) > 1:
+        raise CheckpointError(
+            f"adapter {listing.uri} holds several adapters ({', '.join(sorted(adapter_names))}); save one of them alone"
+        )
+    if not factors and not full:
+        raise CheckpointError(f"adapter {listing.uri} holds no LoRA factors; expected names such as X.lora_A.weight")
+    scaling = _Scaling(config, listing.uri)
+    # An embedding is stored (tokens, features), its factors multiply to (features, tokens): the same as fan_in_fan_out.
+    stored_in_out = bool(config.get("fan_in_fan_out"))
+    lora = {
+        f"{module}.weight": _pair(
+            module, parts, scaling, transposed=stored_in_out or module in embeddings, uri=listing.uri
+        )
+        for module, parts in factors.items()
+    }
+    return Adapter(lora, full)
+
+
+def _refuse_variants(config: Mapping[str, object], uri: str) -> None:
+    kind = str(config.get("peft_type", "LORA")).rpartition(".")[2].upper()
+    if kind != "LORA":
+        raise CheckpointError(
+            f"adapter {uri}: peft_type is {kind}, expected LORA; merge it into its base first"
+            " (PeftModel.merge_and_unload) and give the full model as expert"
+        )
+    for switch, advice in _REFUSED_SWITCHES.items():
+        if config.get(switch):
+            raise CheckpointError(f"adapter {uri}: adapter_config.json sets {switch}: {advice}")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_REFUSED_INITIALISATIONS):
+        raise CheckpointError(
+            f"adapter {uri}: init_lora_weights is {start!r}, which changes the base it was trained on; convert it to a"
+            " plain LoRA (path_initial_model_for_weight_conversion of PEFT's save_pretrained) and give that"
+        )
+
+
+class _Scaling:
+    """alpha / r, or alpha / sqrt(r) for rsLoRA, with the module's own alpha and rank where a pattern names it."""
+
+    def __init__(self, config: Mapping[str, object], uri: str) -> None:
+        self._uri = uri
+        self._rank = self._number(config.get("r", 8), "r")
+        self._alpha = self._number(config.get("lora_alpha", 8), "lora_alpha")
+        self._ranks = self._patterns(config.get("rank_pattern"), "rank_pattern")
+        self._alphas = self._patterns(config.get("alpha_pattern"), "alpha_pattern")
+        self._square_root = bool(config.get("use_rslora"))
+
+    def of(self, module: str) -> tuple[int, float]:
+        """Rank and scaling of one module."""
+        rank = int(self._match(self._ranks, module, self._rank))
+        alpha = self._match(self._alphas, module, self._alpha)
+        return rank, alpha / (math.sqrt(rank) if self._square_root else rank)
+
+    @staticmethod
+    def _match(patterns: Mapping[re.Pattern[str], float], module: str, default: float) -> float:
+        return next((value for pattern, value in patterns.items() if pattern.match(module)), default)
+
+    def _patterns(self, raw: object, key: str) -> dict[re.Pattern[str], float]:
+        if not isinstance(raw, Mapping):
+            return {}
+        compiled: dict[re.Pattern[str], float] = {}
+        for pattern, value in raw.items():
+            try:
+                # PEFT: the key is a regular expression for the end of the module's name, from a dot on
+                compiled[re.compile(rf"(.*\.)?({pattern})$")] = self._number(value, f"{key}[{pattern!r}]")
+            except re.error as error:
+                raise CheckpointError(
+                    f"adapter {self._uri}: {key} has {pattern!r}, no regular expression: {error}"
+                ) from None
+        return compiled
+
+    def _number(self, value: object, key: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+            raise CheckpointError(
+                f"adapter {self._uri}: adapter_config.json has {key} = {value!r}; expected a positive number"
+            )
+        return float(value)
+
+
+def _pair(
+    module: str, parts: Mapping[str, TensorSource], scaling: _Scaling, *, transposed: bool, uri: str
+) -> LoraSource:
+    if len(parts) != 2:
+        have = next(iter(parts))
+        raise CheckpointError(
+            f"adapter {uri}: {module} has lora_{have} and no lora_{'B' if have == 'A' else 'A'}; the file is incomplete"
+        )
+    up, down = parts["B"], parts["A"]
+    if len(up.shape) != 2 or len(down.shape) != 2:
+        raise ShapeError(
+            f"adapter {uri}: {module} has factors {list(up.shape)} and {list(down.shape)}; only matrices are supported"
+            " (a LoRA on a convolution has to be merged into its base first)"
+        )
+    rank, factor = scaling.of(module)
+    if up.shape[1] != rank or down.shape[0] != rank:
+        raise ShapeError(
+            f"adapter {uri}: {module} has lora_B {list(up.shape)} and lora_A {list(down.shape)},"
+            f" adapter_config.json says rank {rank}; give the adapter_config.json that belongs to these weights"
+        )
+    return LoraSource(up, down, factor, transposed)

@@ -1,0 +1,84 @@
+"""The small files of the output: config.json corrected, the rest copied from the model that gives the tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from ...errors import CheckpointError, RecipeError
+from ...listing import ModelListing
+from ...recipe.recipe import Recipe
+from ..inputs.quantized import is_quantized, unquantized
+from ..plan import SideFile
+
+_CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_TORCH_NAMES = ("float64", "float32", "bfloat16", "float16")
+# Names the assembly writes itself; a copy of the base's would be wrong.
+_OWN_FILES = frozenset(
+    {"README.md", "eigenmerge_manifest.json", "config.json", "model.safetensors.index.json", "hf_quant_config.json"}
+)
+_SAFE_NAME = re.compile(r"[\w][\w.+ -]{0,199}", re.ASCII)
+
+
+def side_files(
+    recipe: Recipe,
+    reference: ModelListing,
+    config_changes: Mapping[str, object],
+    tokenizer: ModelListing | None = None,
+    tokenizer_json: bytes | None = None,
+) -> tuple[SideFile, ...]:
+    """What goes beside the weights, by name.
+
+    Parameters
+    ----------
+    reference : the base, or the first model
+    config_changes : keys of config.json that the merge changed (number of layers, vocabulary)
+    tokenizer : the model whose tokenizer files are taken; the reference by default
+    tokenizer_json : content where it is none of the models'
+
+    Raises
+    ------
+    RecipeError : a chat template that is neither a template nor known by name
+    CheckpointError : a file name from outside that would leave the destination
+    """
+    files: dict[str, SideFile] = {}
+    for name, uri in (tokenizer or reference).side_files.items():
+        if not _SAFE_NAME.fullmatch(name) or ".." in name:
+            raise CheckpointError(f"{reference.name}: file name {name[:200]!r} is refused; rename the file")
+        if name not in _OWN_FILES:
+            files[name] = SideFile(name, uri)
+    if tokenizer_json is not None:
+        files["tokenizer.json"] = SideFile("tokenizer.json", None, tokenizer_json)
+        for name in ("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"):
+            files.pop(name, None)  # they would contradict it
+    if reference.config is not None:
+        config = {**reference.config, **config_changes}
+        if is_quantized(config):
+            config = unquantized(config)
+        dtype = recipe.out_dtype or recipe.dtype or ("bfloat16" if is_quantized(reference.config) else None)
+        if dtype is not None:
+            assert dtype in _TORCH_NAMES
+            # transformers 5 writes `dtype`, everything before it `torch_dtype`; the key that is there is kept
+            config["dtype" if "dtype" in config else "torch_dtype"] = dtype
+        files["config.json"] = SideFile("config.json", None, (json.dumps(config, indent=2) + "\n").encode())
+    if recipe.chat_template is not None:
+        template = _chat_template(recipe.chat_template)
+        files["chat_template.jinja"] = SideFile("chat_template.jinja", None, template.encode())
+        files.pop("chat_template.json", None)
+    return tuple(files[name] for name in sorted(files))
+
+
+def _chat_template(written: str) -> str:
+    if "{" in written:
+        return written
+    if written == "chatml":
+        return _CHATML
+    raise RecipeError(
+        f"chat_template: {written[:60]!r} is not known here; give the Jinja template itself, chatml, or leave it out to"
+        " keep the base's"
+    )

@@ -1,0 +1,100 @@
+"""The kinds of value that stand in a recipe: model references, places, parameters, dtypes, sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from .settings import parse_setting
+
+_BYTE_UNITS = {
+    "": 1,
+    "B": 1,
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
+    **{letter: 1000**power for power, letter in enumerate("KMGT", 1)},
+    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)},
+}
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
+_CREDENTIALS = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@", re.IGNORECASE)
+
+
+def parse_bytes(value: Any) -> int:
+    """A number of bytes from 5000000000, "5GB" (decimal, as Hugging Face counts) or "5GiB".
+
+    Raises
+    ------
+    ValueError : not a positive size
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"is {value!r}; expected a size such as 5GB or 512MiB")
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*", str(value))
+    unit = _BYTE_UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) * unit < 1:
+        raise ValueError(f"is {value!r}; expected a size such as 5GB or 512MiB")
+    return int(float(match[1]) * unit)
+
+
+def refuse_credentials(address: str) -> None:
+    """For addresses that are recorded or shown.
+
+    Raises
+    ------
+    ValueError : user:password@ in it; the message does not repeat it
+    """
+    if _CREDENTIALS.match(address):
+        raise ValueError("holds credentials in its address; put them into storage_options or the environment")
+
+
+def _model_reference(value: Any) -> Any:
+    """mergekit also writes a model as {model: {path, revision}, lora: {path, revision}}; one string here."""
+
+    def path(part: Any) -> Any:
+        if isinstance(part, Mapping) and set(part) <= {"path", "revision"} and isinstance(part.get("path"), str):
+            return part["path"] + (f"@{part['revision']}" if part.get("revision") else "")
+        return part
+
+    if isinstance(value, Mapping) and "override_architecture" in value:
+        raise ValueError("override_architecture is not known here: the output keeps the base's config.json; remove it")
+    if isinstance(value, Mapping) and set(value) <= {"model", "lora"} and "model" in value:
+        model, lora = path(value["model"]), path(value.get("lora"))
+        if isinstance(model, str) and (lora is None or isinstance(lora, str)):
+            value = model + (f"+{lora}" if lora else "")
+    value = path(value)
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError("is empty; expected a path, a URI or a Hub name")
+        refuse_credentials(value)
+    return value
+
+
+def _place(value: Any) -> Any:
+    value = str(value) if isinstance(value, Path) else value
+    if isinstance(value, str):
+        refuse_credentials(value)
+    return value
+
+
+def _setting(value: Any) -> Any:
+    parse_setting(value)
+    return value
+
+
+def _dtype(value: Any) -> Any:
+    word = value.removeprefix("torch.") if isinstance(value, str) else ""
+    word = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}.get(word, word)
+    if word not in _DTYPES:
+        raise ValueError(f"is {value!r}; expected one of {', '.join(_DTYPES)}")
+    return word
+
+
+ModelReference = Annotated[str, BeforeValidator(_model_reference)]
+Place = Annotated[str, BeforeValidator(_place)]
+Parameters = dict[str, Annotated[Any, BeforeValidator(_setting)]]
+Dtype = Annotated[Literal["float64", "float32", "bfloat16", "float16"], BeforeValidator(_dtype)]
+ByteSize = Annotated[int, BeforeValidator(parse_bytes)]

@@ -1,0 +1,104 @@
+"""The published settings by name. A preset fills in what a recipe leaves out; what the recipe says wins.
+
+Each preset lists the methods its authors published a setting for, the first being the default; a recipe may name
+another of them in `merge_method`. The multimodal ones leave vision tower, embeddings, lm_head, norms and biases at the
+base, as their published code does. Sources: arXiv 2606.07289 (SWUDI, SWUDI-A), tables of settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import RecipeError, suggestion
+
+_VISION_TOWER = r"re:(^|\.)(visual|vision_tower|vision_model|vision_encoder)\."
+
+#: rules and kinds of tensor that the multimodal settings keep at the base
+_LANGUAGE_MATRICES_ONLY: Mapping[str, Any] = {
+    "embeddings": "base",
+    "lm_head": "base",
+    "vectors": "base",  # norms and biases
+    "conv": "base",
+    "rules": [{"match": _VISION_TOWER, "action": "keep_base"}],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """One published setting.
+
+    summary : one line for `eigenmerge methods` and the documentation
+    methods : method name to its parameters, the default method first
+    keys : other recipe keys it sets
+    """
+
+    summary: str
+    methods: Mapping[str, Mapping[str, Any]]
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _multimodal(summary: str, exp_time: float, rank_ratio: float, scale: float) -> Preset:
+    methods = {
+        "swudi": {"exp_time": exp_time, "rank_ratio": rank_ratio, "scale": scale},
+        "swudi_a": {"rank_rule": "participation_sqrt", "scale": scale},
+    }
+    return Preset(summary, methods, _LANGUAGE_MATRICES_ONLY)
+
+
+def _swudi(summary: str, exp_time: float, rank_ratio: float) -> Preset:
+    return Preset(summary, {"swudi": {"exp_time": exp_time, "rank_ratio": rank_ratio, "scale": 1.0}})
+
+
+def _swudi_a(summary: str) -> Preset:
+    return Preset(summary, {"swudi_a": {"rank_rule": "participation_sqrt"}})
+
+
+PRESETS: Mapping[str, Preset] = {
+    "clip-vit-b32-8": _swudi("CLIP ViT-B/32, 8 tasks: SWUDI t=1300 r=0.65", 1300.0, 0.65),
+    "clip-vit-b16-8": _swudi("CLIP ViT-B/16, 8 tasks: SWUDI t=1800 r=0.65", 1800.0, 0.65),
+    "clip-vit-l14": _swudi_a("CLIP ViT-L/14: SWUDI-A participation_sqrt"),
+    "clip-20": _swudi_a("CLIP, 20 tasks: SWUDI-A participation_sqrt"),
+    "flan-t5-lora": _swudi_a("Flan-T5, LoRA experts of rank 16: SWUDI-A participation_sqrt"),
+    "llama-3.2-3b": _swudi("Llama-3.2-3B: SWUDI t=300 r=0.85", 300.0, 0.85),
+    "qwen2-vl-7b": _multimodal(
+        "Qwen2-VL-7B, LoRA experts: SWUDI t=1300 r=0.01, or SWUDI-A, scale 0.2", 1300.0, 0.01, 0.2
+    ),
+    "internvl2.5-1b": _multimodal("InternVL2.5-1B: SWUDI t=300 r=0.65, or SWUDI-A, scale 0.1", 300.0, 0.65, 0.1),
+}
+
+
+def apply_preset(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's plain data with the preset that it names filled in; without `preset` as it is.
+
+    Explicit keys win, explicit parameters win one by one, and the preset's rules come after the recipe's. Applying it
+    twice changes nothing, so a canonical recipe may be loaded again.
+
+    Raises
+    ------
+    RecipeError : no such preset, or it has no setting for the recipe's merge_method
+    """
+    name = recipe.get("preset")
+    if name is None:
+        return dict(recipe)
+    preset = PRESETS.get(name) if isinstance(name, str) else None
+    if preset is None:
+        raise RecipeError(f"preset {name!r} does not exist{suggestion(str(name), PRESETS)}")
+    filled = dict(recipe)
+    method = filled.setdefault("merge_method", next(iter(preset.methods)))
+    if method not in preset.methods:
+        raise RecipeError(
+            f"preset {name!r} has no setting for merge_method {method!r}; it has one for {', '.join(preset.methods)}."
+            " Leave out merge_method, or the preset"
+        )
+    explicit = filled.get("parameters")
+    if explicit is None or isinstance(explicit, Mapping):  # anything else is refused by the recipe's own check
+        filled["parameters"] = {**preset.methods[method], **(explicit or {})}
+    for key, value in preset.keys.items():
+        if key == "rules" and (filled.get(key) is None or isinstance(filled[key], list)):
+            own = filled.get(key) or []
+            filled[key] = [*own, *(rule for rule in value if rule not in own)]
+        else:
+            filled.setdefault(key, value)
+    return filled

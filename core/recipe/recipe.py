@@ -1,0 +1,282 @@
+"""The recipe: what to merge and how. A mergekit YAML, with Eigenmerge's own keys beside mergekit's.
+
+A recipe that mergekit accepts is accepted where the method exists here too. What mergekit passes over in silence
+(unknown keys, misspelled parameters, keys that stand twice) is an error that names the place and the nearest name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from ..errors import RecipeError, suggestion
+from ..numerics.method import DirectMethod, SpectralMethod
+from ..numerics.registry import get_method
+from .fields import ByteSize, Dtype, ModelReference, Parameters, Place, parse_bytes
+from .parts import (
+    Calibration,
+    InputModel,
+    OutputModule,
+    OutputOptions,
+    OutputSlice,
+    Rule,
+    RunnerOptions,
+    Strict,
+    TokenizerOptions,
+)
+from .presets import apply_preset
+from .settings import adapters_of, check_values, parse_setting
+from .strict_yaml import parse_yaml_mapping
+
+__all__ = [
+    "InputModel",
+    "OutputSlice",
+    "Recipe",
+    "Rule",
+    "load_recipe",
+    "parse_bytes",
+    "recipe_from_mapping",
+]
+
+
+class Recipe(Strict):
+    """What to merge and how, validated. mergekit's keys first, then Eigenmerge's own."""
+
+    merge_method: str = Field(description="one of `eigenmerge methods`")
+    base_model: ModelReference | None = Field(default=None, description="what the experts were fine-tuned from")
+    models: list[InputModel] | None = Field(default=None, description="the experts")
+    slices: list[OutputSlice] | None = Field(
+        default=None, description="output layers, slice by slice, instead of models"
+    )
+    modules: dict[str, OutputModule] | None = Field(default=None, description="models or slices under one module name")
+    parameters: Parameters | None = Field(
+        default=None, description="parameters of the method, for all tensors and experts"
+    )
+    dtype: Dtype | None = Field(default=None, description="dtype of the output; float64 also means float64 arithmetic")
+    out_dtype: Dtype | None = Field(default=None, description="dtype of the output, before dtype")
+    tokenizer_source: ModelReference | None = Field(default=None, description="base, union, or a model")
+    tokenizer: TokenizerOptions | None = Field(default=None, description="mergekit's long form of tokenizer_source")
+    chat_template: str | None = Field(default=None, description="a Jinja template for the output, chatml, or auto")
+
+    preset: str | None = Field(default=None, description="a published setting by name; explicit keys win")
+    rules: list[Rule] = Field(default_factory=list, description="exceptions by tensor name")
+    calibration: Calibration | None = Field(default=None, description="SVC on top of the method")
+    embeddings: Literal["mean", "base", "merge"] = Field(
+        default="mean",
+        description="embedding matrices under a spectral method; other methods merge them like any tensor",
+    )
+    lm_head: Literal["mean", "base", "merge"] = Field(default="mean", description="the output projection, likewise")
+    vectors: Literal["mean", "base"] = Field(
+        default="mean", description="norms, biases and other 1-D tensors, likewise"
+    )
+    conv: Literal["mean", "matrix", "base"] = Field(default="mean", description="convolution kernels, likewise")
+    qkv: Literal["stored", "split"] = Field(
+        default="stored", description="fused QKV weights: one matrix, or q, k, v apart"
+    )
+    missing: Literal["error", "base"] = Field(
+        default="error", description="an expert that lacks a tensor: an error, or it counts as the base there"
+    )
+    arithmetic: Literal["float32", "float64"] | None = Field(
+        default=None, description="float32 unless dtype is float64"
+    )
+    seed: int = Field(default=0, description="of the methods that draw random masks", ge=0, lt=2**63)
+    spectra: Literal["full", "values", "none"] = Field(
+        default="full", description="what the store keeps of decompositions"
+    )
+    spectra_dtype: Literal["float32", "float64", "arithmetic"] = Field(
+        default="arithmetic", description="of kept spectra"
+    )
+    fingerprint: Literal["stat", "content"] = Field(
+        default="stat",
+        description="what identifies a model's files: header, size and etag (locally the time of the last change), or"
+        " every byte. By content a copy elsewhere has the same keys and gives the same bytes; all weights are read once"
+        " more to plan",
+    )
+    keep_operators: bool = Field(
+        default=False, description="keep the sums over experts, so that one can be added cheaply"
+    )
+    output: OutputOptions = Field(default_factory=OutputOptions, description="the form of the result")
+    store: Place | None = Field(default=None, description="URI of the store for spectra and parts")
+    storage_options: dict[str, Any] | None = Field(
+        default=None,
+        repr=False,
+        exclude=True,
+        description="fsspec options, credentials among them; never written anywhere",
+    )
+    runner: RunnerOptions = Field(default_factory=RunnerOptions, description="where the shards run")
+    max_memory: ByteSize | None = Field(default=None, description="of one machine; a plan that does not fit is refused")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, data: Any) -> Any:
+        return apply_preset(data) if isinstance(data, Mapping) else data
+
+    @model_validator(mode="after")
+    def _check_structure(self) -> Recipe:
+        forms = [key for key in ("models", "slices", "modules") if getattr(self, key)]
+        if len(forms) != 1:
+            found = f"found {' and '.join(forms)}" if forms else "found none"
+            raise ValueError(f"exactly one of models, slices, modules must be given; {found}")
+        if self.modules is not None:
+            if len(self.modules) > 1:
+                names = ", ".join(self.modules)
+                raise ValueError(f"modules: has {names}; one module is supported, use `rules` to treat parts apart")
+            module = next(iter(self.modules.values()))
+            if bool(module.models) == bool(module.slices):
+                raise ValueError("modules: exactly one of models, slices must be given inside a module")
+        if self.tokenizer is not None and self.tokenizer_source is not None:
+            raise ValueError("tokenizer and tokenizer_source say the same thing; keep one of them")
+        if self.tokenizer is not None and (self.tokenizer.tokens or self.tokenizer.pad_to_multiple_of):
+            key = "tokens" if self.tokenizer.tokens else "pad_to_multiple_of"
+            raise ValueError(f"tokenizer.{key} is not supported; leave it out")
+        for index, part in enumerate(self.output_slices or ()):
+            if part.residual_weight is not None:
+                raise ValueError(f"slices[{index}].residual_weight is not supported; remove it")
+            if part.base_model is not None and part.base_model != self.base_model:
+                raise ValueError(
+                    f"slices[{index}].base_model is {part.base_model!r}, base_model is {self.base_model!r};"
+                    " give one base_model for all slices, at the top"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_parameters(self) -> Recipe:
+        _check_parameters(self)
+        return self
+
+    @property
+    def module(self) -> OutputModule | None:
+        return next(iter(self.modules.values())) if self.modules else None
+
+    @property
+    def input_models(self) -> list[InputModel] | None:
+        """The experts of the `models` form, also when they stand under a module."""
+        return self.module.models if self.module else self.models
+
+    @property
+    def output_slices(self) -> list[OutputSlice] | None:
+        return self.module.slices if self.module else self.slices
+
+    @property
+    def expert_references(self) -> list[str]:
+        """What to list as experts, in the recipe's order: every model, or each that occurs in the slices once."""
+        if self.input_models is not None:
+            return [item.model for item in self.input_models]
+        sources = [source.model for part in self.output_slices or () for source in part.sources]
+        return list(dict.fromkeys(sources))
+
+    @property
+    def vocabulary_source(self) -> str | None:
+        """tokenizer_source, whichever way it was written."""
+        return self.tokenizer.source if self.tokenizer is not None else self.tokenizer_source
+
+    @property
+    def arithmetic_dtype(self) -> Literal["float32", "float64"]:
+        return self.arithmetic or ("float64" if self.dtype == "float64" else "float32")
+
+    def canonical(self) -> dict[str, Any]:
+        """JSON-able, without defaults, secrets, or what only says where it runs: the same for the same result."""
+        hidden = {"storage_options", "store", "runner", "max_memory"}
+        data = self.model_dump(mode="json", exclude=hidden, exclude_defaults=True)
+        return json.loads(json.dumps(data, sort_keys=True))
+
+
+def _check_parameters(recipe: Recipe) -> None:
+    """Every parameter's name and value against the models of the methods that will read it."""
+    method = _method(recipe.merge_method, "merge_method")
+    _check_scope(recipe.parameters, "parameters", method, shared=True)
+    if recipe.module is not None:
+        _check_scope(
+            recipe.module.parameters, f"modules.{next(iter(recipe.modules or {}))}.parameters", method, shared=True
+        )
+    for index, item in enumerate(recipe.input_models or ()):
+        _check_scope(item.parameters, f"models[{index}].parameters", method, shared=False)
+    for index, part in enumerate(recipe.output_slices or ()):
+        _check_scope(part.parameters, f"slices[{index}].parameters", method, shared=True)
+        for number, source in enumerate(part.sources):
+            _check_scope(source.parameters, f"slices[{index}].sources[{number}].parameters", method, shared=False)
+    for index, rule in enumerate(recipe.rules):
+        ruled = _method(rule.method, f"rules[{index}].method") if rule.method else method
+        _check_scope(rule.parameters, f"rules[{index}].parameters", ruled, shared=True)
+    if recipe.calibration is not None and not isinstance(method, SpectralMethod):
+        raise RecipeError(f"calibration: needs a spectral method, {method.name} works on the tensors themselves")
+
+
+AnyMethod = SpectralMethod[Any, Any] | DirectMethod[Any, Any]
+
+
+def _method(name: str, place: str) -> AnyMethod:
+    try:
+        return get_method(name)
+    except RecipeError as error:
+        raise RecipeError(f"{place}: {error}") from None
+
+
+def _check_scope(parameters: Mapping[str, Any] | None, place: str, method: AnyMethod, *, shared: bool) -> None:
+    own, per_expert = adapters_of(method.Parameters), adapters_of(method.Expert)
+    for name, raw in (parameters or {}).items():
+        adapter = per_expert.get(name) or (own.get(name) if shared else None)
+        if adapter is None:
+            if name in own:
+                raise RecipeError(
+                    f"{place}.{name}: is a parameter of the whole merge; move it to the global parameters"
+                )
+            known = {**own, **per_expert} if shared else per_expert
+            raise RecipeError(f"{place}.{name}: {method.name} has no such parameter{suggestion(name, known)}")
+        try:
+            check_values(parse_setting(raw), adapter)
+        except ValueError as error:
+            raise RecipeError(f"{place}.{name}: {error}") from None
+
+
+def load_recipe(path_or_text: str | Path) -> Recipe:
+    """Read and validate a recipe.
+
+    Parameters
+    ----------
+    path_or_text : path of a YAML file, or the YAML itself (anything with a line break)
+
+    Raises
+    ------
+    RecipeError : one line that names the place in the recipe, what was expected and what to do
+    """
+    if isinstance(path_or_text, str) and "\n" in path_or_text:
+        return recipe_from_mapping(parse_yaml_mapping(path_or_text, "recipe"), "recipe")
+    path = Path(path_or_text)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: is not text in UTF-8; expected a YAML file") from None
+    except (OSError, ValueError) as error:
+        if isinstance(path_or_text, str) and ": " in path_or_text:  # one line of YAML, as in a notebook
+            return recipe_from_mapping(parse_yaml_mapping(path_or_text, "recipe"), "recipe")
+        reason = error.strerror if isinstance(error, OSError) else "not a path"
+        raise RecipeError(f"{path}: recipe cannot be read: {reason}") from None
+    return recipe_from_mapping(parse_yaml_mapping(text, str(path)), str(path))
+
+
+def recipe_from_mapping(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+    """A recipe from plain data, as `load_recipe` does from YAML."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        found = [_one_line(item) for item in error.errors(include_url=False, include_context=False)]
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise RecipeError(f"{origin}: {'; '.join(found[:3])}{more}") from None
+
+
+def _one_line(item: Any) -> str:
+    place = ""
+    for part in item["loc"]:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "missing":
+        message = "is missing"
+    elif not item["type"].startswith("value_error") and item["loc"] and item["loc"][0] != "storage_options":
+        found = repr(item["input"])
+        message += f", found {found if len(found) <= 60 else found[:57] + '...'}"
+    return " ".join((f"{place}: {message}" if place else message).split())

@@ -1,0 +1,212 @@
+"""A store on any other fsspec file system: memory://, gs://, az://, hf://, sftp://, ..."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+
+from ...errors import CorruptObjectError, StoreError
+from ..addresses import protocol_of
+from ..retries import ShortReadError
+from .protocol import Attempt, ObjectInfo
+
+# Here a put is one object or none. Everywhere else a file grows under its name while it is written.
+_WHOLE_OBJECT_PROTOCOLS = frozenset({"memory", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "hf", "r2"})
+_SPOOL_BYTES = 64 * 2**20
+
+
+class FsspecBackend:
+    """Objects below the root of one fsspec URL."""
+
+    def __init__(self, uri: str, options: Mapping[str, object]) -> None:
+        self._protocol = protocol_of(uri)
+        chosen: dict[str, Any] = {"use_listings_cache": False, **options}
+        try:
+            fs, root = fsspec.core.url_to_fs(uri, **chosen)
+        except ImportError as error:
+            raise StoreError(f"{self._protocol}:// needs a package that is not installed: {error}") from None
+        except ValueError as error:
+            raise StoreError(f"{self._protocol}:// is not a place that fsspec knows: {error}") from None
+        self._fs = cast(Any, fs)
+        self._root = root.rstrip("/")
+        # The Hub's file system reads megabytes beyond what is asked for, in case a reader goes on.
+        self._no_read_ahead = {"cache_type": "none"} if self._protocol == "hf" else {}
+
+    def info(self, key: str) -> ObjectInfo:
+        found = self._fs.info(self._path(key))
+        if found.get("type") == "directory":
+            raise FileNotFoundError(key)
+        return self._object_info(found)
+
+    def list(self, prefix: str, recursive: bool, attempt: Attempt) -> Iterator[ObjectInfo]:
+        folder = self._path(prefix.rstrip("/")) if prefix else self._root
+        depth = None if recursive else 1
+
+        def find() -> dict[str, dict[str, Any]]:
+            self._fs.invalidate_cache()
+            try:
+                return self._fs.find(folder, maxdepth=depth, detail=True)
+            except FileNotFoundError:
+                return {}
+
+        for name, found in sorted(attempt(find, "listing").items()):
+            if name.rstrip("/") != folder.rstrip("/") and ".partial-" not in name:
+                yield self._object_info(found)
+
+    def read(self, key: str) -> bytes:
+        return self._fs.cat_file(self._path(key))
+
+    def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
+        size = self.info(key).size
+        return self.read_range(key, 0, min(num_bytes, size)) if size else b"", size
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        data = self._fs.cat_file(self._path(key), start=start, end=stop, **self._no_read_ahead)
+        if len(data) != stop - start:
+            size = self.info(key).size
+            if size < stop:
+                raise CorruptObjectError(f"{key} is too short: {size} bytes, expected at least {stop}")
+            raise ShortReadError(f"asked for {stop - start} bytes, got {len(data)}")
+        return data
+
+    def write(self, key: str, data: bytes | memoryview) -> None:
+        with self._target(key) as path:
+            self._fs.pipe_file(path, bytes(data))
+
+    def create(self, key: str, data: bytes, writer: str, first_attempt: bool) -> bool:
+        path = self._path(key)
+        if self._protocol == "memory":
+            return self._create_in_memory(path, data)
+        self._make_parent(path)
+        try:
+            self._fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):  # it was another's, who has deleted it since
+                return not first_attempt and self.read(key) == data
+            return False
+        except (NotImplementedError, TypeError):
+            if self._fs.exists(path):
+                return False
+            self.write(key, data)
+        return True
+
+    def _create_in_memory(self, path: str, data: bytes) -> bool:
+        from fsspec.implementations.memory import MemoryFile
+
+        # fsspec checks and then stores; two threads could both win. dict.setdefault is one step.
+        self._make_parent(path)
+        path = self._fs._strip_protocol(path)
+        file = MemoryFile(self._fs, path, data)
+        return self._fs.store.setdefault(path, file) is file
+
+    def open_write(self, key: str, attempt: Attempt) -> SpooledWriter:
+        return SpooledWriter(self, key, attempt)
+
+    def put(self, key: str, local_name: str) -> None:
+        with self._target(key) as path:
+            self._fs.put_file(local_name, path)
+
+    def delete(self, keys: Sequence[str], attempt: Attempt) -> None:
+        for key in keys:
+            attempt(lambda key=key: self._delete(key), "deleting")
+
+    def _delete(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(key))
+
+    def local_path(self, key: str) -> Path | None:
+        return None
+
+    def remove_abandoned(self, older_than_seconds: float, attempt: Attempt) -> int:
+        return 0
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    def _make_parent(self, path: str) -> None:
+        if self._protocol not in _WHOLE_OBJECT_PROTOCOLS or self._protocol == "memory":
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+
+    @contextlib.contextmanager
+    def _target(self, key: str) -> Iterator[str]:
+        """A path to write to, which becomes the object when everything is written."""
+        path = self._path(key)
+        self._make_parent(path)
+        if self._protocol in _WHOLE_OBJECT_PROTOCOLS:
+            yield path
+            return
+        temporary = f"{path}.partial-{secrets.token_hex(8)}"
+        try:
+            yield temporary
+            self._fs.mv(temporary, path)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._fs.rm_file(temporary)
+            raise
+
+    def _object_info(self, found: Mapping[str, Any]) -> ObjectInfo:
+        key = found["name"].removeprefix(self._root).lstrip("/")
+        return ObjectInfo(key, found["size"] or 0, _version(found), _modified(found))
+
+
+class SpooledWriter:
+    """Collects in memory, from a size on in a file of this machine, and sends everything at the commit."""
+
+    def __init__(self, backend: FsspecBackend, key: str, attempt: Attempt) -> None:
+        self._backend = backend
+        self._key = key
+        self._attempt = attempt
+        self._buffer = bytearray()
+        self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
+
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        if self._file is not None:
+            self._file.write(chunk)
+            return
+        self._buffer += memoryview(chunk).cast("B")
+        if len(self._buffer) > _SPOOL_BYTES:
+            self._file = tempfile.NamedTemporaryFile(prefix="eigenmerge-")  # noqa: SIM115 (closed by commit or abort)
+            self._file.write(self._buffer)
+            self._buffer = bytearray()
+
+    def commit(self) -> None:
+        if self._file is None:
+            self._attempt(lambda: self._backend.write(self._key, bytes(self._buffer)), "writing")
+            return
+        with self._file as file:
+            file.flush()
+            self._attempt(lambda: self._backend.put(self._key, file.name), "writing")
+
+    def abort(self) -> None:
+        self._buffer = bytearray()
+        if self._file is not None:
+            self._file.close()
+
+
+def _version(found: Mapping[str, Any]) -> str:
+    """What changes with the content: a hash where the store has one, else a time."""
+    lfs = found.get("lfs")
+    if lfs:  # the Hub: the hash of the content itself, not of the pointer
+        return str(lfs["sha256"] if isinstance(lfs, Mapping) else lfs.sha256)
+    for name in ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "mtime", "LastModified", "updated", "created"):
+        value = found.get(name)
+        if value:
+            return str(value.timestamp() if isinstance(value, datetime) else value).strip('"')
+    return ""
+
+
+def _modified(found: Mapping[str, Any]) -> float:
+    for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
+        moment = found.get(name)
+        if isinstance(moment, datetime):
+            return moment.timestamp()
+        if isinstance(moment, int | float):
+            return float(moment)
+    return 0.0

@@ -1,0 +1,196 @@
+"""A store on S3 or a server that speaks its dialect, through s3fs and its underlying client.
+
+s3fs's own listing, info and read-ahead caches are off: other processes write to the same store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+from fsspec.asyn import sync
+
+from ...errors import CorruptObjectError
+from ..retries import ShortReadError, http_status, s3_code
+from .protocol import Attempt, ObjectInfo
+from .s3_writer import S3Writer
+
+_DELETE_BATCH = 1000  # the API's limit
+_CONNECTIONS = 32
+_WRITER = "eigenmerge-writer"
+
+
+class S3Backend:
+    """Objects below s3://bucket/prefix."""
+
+    def __init__(self, uri: str, options: Mapping[str, object]) -> None:
+        self.fs = cast(Any, fsspec.filesystem("s3", **_s3fs_options(options)))
+        self.fs.retries = 1  # `retries.py` is the only place that tries again
+        self.bucket, prefix, _ = self.fs.split_path(uri.rstrip("/"))
+        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+
+    def object_key(self, key: str) -> str:
+        return self._prefix + key
+
+    def call(self, method: str, **arguments: object) -> dict[str, Any]:
+        """One request of the S3 API, on this bucket."""
+        return self.fs.call_s3(method, Bucket=self.bucket, **arguments)
+
+    def info(self, key: str) -> ObjectInfo:
+        head = self.call("head_object", Key=self.object_key(key))
+        return ObjectInfo(
+            key, head["ContentLength"], head.get("ETag", "").strip('"'), _seconds(head.get("LastModified"))
+        )
+
+    def list(self, prefix: str, recursive: bool, attempt: Attempt) -> Iterator[ObjectInfo]:
+        arguments: dict[str, object] = {"Prefix": self._prefix + prefix}
+        if not recursive:
+            arguments["Delimiter"] = "/"
+        while True:
+            page = attempt(lambda: self.call("list_objects_v2", **arguments), "listing")
+            for entry in page.get("Contents", []):
+                key = entry["Key"].removeprefix(self._prefix)
+                if key and not key.endswith("/"):  # "directories" that some tools leave behind
+                    etag = entry.get("ETag", "").strip('"')
+                    yield ObjectInfo(key, entry["Size"], etag, _seconds(entry.get("LastModified")))
+            if not page.get("IsTruncated"):
+                return
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    def read(self, key: str) -> bytes:
+        # As a range, because only then the answer says how long the object is: a proxy that cuts a body short and
+        # announces the short length would not be noticed.
+        try:
+            data, size = self._get(key, Range="bytes=0-")
+        except Exception as error:
+            if _is_beyond_end(error):
+                return b""
+            raise
+        if len(data) != size:
+            raise ShortReadError(f"the object has {size} bytes, got {len(data)}")
+        return data
+
+    def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
+        try:
+            data, size = self._get(key, Range=f"bytes=0-{num_bytes - 1}")
+        except Exception as error:
+            if _is_beyond_end(error):  # S3 has no range of an empty object
+                return b"", 0
+            raise
+        if len(data) != min(num_bytes, size):
+            raise ShortReadError(f"asked for {min(num_bytes, size)} bytes, got {len(data)}")
+        return data, size
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        try:
+            data, size = self._get(key, Range=f"bytes={start}-{stop - 1}")
+        except Exception as error:
+            if _is_beyond_end(error):
+                raise self._too_short(key, stop, self.info(key).size) from None
+            raise
+        if len(data) != stop - start:
+            if size < stop:
+                raise self._too_short(key, stop, size)
+            raise ShortReadError(f"asked for {stop - start} bytes, got {len(data)}")
+        return data
+
+    def write(self, key: str, data: bytes | memoryview) -> None:
+        self.call("put_object", Key=self.object_key(key), Body=bytes(data))
+
+    def create(self, key: str, data: bytes, writer: str, first_attempt: bool) -> bool:
+        # The object carries who wrote it: a try whose answer was lost may have gone through, and aiohttp repeats a PUT
+        # on a connection that the server closed without telling. Then the object that is in the way is ours.
+        name, metadata = self.object_key(key), {_WRITER: writer}
+        try:
+            self.call("put_object", Key=name, Body=data, IfNoneMatch="*", Metadata=metadata)
+        except Exception as error:
+            if http_status(error) != 412 and s3_code(error) != "PreconditionFailed":
+                raise
+            try:
+                return self.call("head_object", Key=name).get("Metadata", {}).get(_WRITER) == writer
+            except Exception as looking:
+                if http_status(looking) != 404 and not isinstance(looking, FileNotFoundError):
+                    raise
+                return False  # it was another's, who has deleted it since: claims come and go
+        return True
+
+    def open_write(self, key: str, attempt: Attempt) -> S3Writer:
+        return S3Writer(self.call, self.object_key(key), attempt)
+
+    def delete(self, keys: Sequence[str], attempt: Attempt) -> None:
+        for start in range(0, len(keys), _DELETE_BATCH):
+            batch = [{"Key": self.object_key(key)} for key in keys[start : start + _DELETE_BATCH]]
+            attempt(lambda batch=batch: self._delete(batch), f"deleting {len(batch)} objects")
+
+    def _delete(self, batch: Sequence[Mapping[str, str]]) -> None:
+        from botocore.exceptions import ClientError
+
+        answer = self.call("delete_objects", Delete={"Objects": batch, "Quiet": True})
+        for failure in answer.get("Errors", []):
+            if failure.get("Code") != "NoSuchKey":
+                raise ClientError({"Error": failure}, "DeleteObjects")
+
+    def local_path(self, key: str) -> Path | None:
+        return None
+
+    def remove_abandoned(self, older_than_seconds: float, attempt: Attempt) -> int:
+        """Abort multipart uploads that were begun long ago: they are invisible, and paid for."""
+        removed = 0
+        arguments: dict[str, object] = {"Prefix": self._prefix}
+        while True:
+            page = attempt(lambda: self.call("list_multipart_uploads", **arguments), "listing unfinished uploads")
+            for upload in page.get("Uploads", []):
+                if time.time() - _seconds(upload.get("Initiated")) < older_than_seconds:
+                    continue
+                name = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+                attempt(lambda name=name: self.call("abort_multipart_upload", **name), "aborting an unfinished upload")
+                removed += 1
+            if not page.get("IsTruncated"):
+                return removed
+            arguments["KeyMarker"] = page["NextKeyMarker"]
+            arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
+
+    def _get(self, key: str, **arguments: object) -> tuple[bytes, int]:
+        """The bytes, and the size of the whole object."""
+
+        async def fetch() -> tuple[bytes, int]:
+            answer = await self.fs._call_s3("get_object", Bucket=self.bucket, Key=self.object_key(key), **arguments)
+            try:
+                data = await answer["Body"].read()
+            finally:
+                answer["Body"].close()
+            if len(data) != answer["ContentLength"]:
+                raise ShortReadError(f"the server announced {answer['ContentLength']} bytes and sent {len(data)}")
+            size = answer.get("ContentRange", "").rpartition("/")[2]
+            return data, int(size) if size.isdigit() else len(data)
+
+        return cast(tuple[bytes, int], sync(self.fs.loop, fetch))
+
+    def _too_short(self, key: str, stop: int, size: int) -> CorruptObjectError:
+        return CorruptObjectError(
+            f"s3://{self.bucket}/{self.object_key(key)} is too short: {size} bytes, expected at least {stop}"
+        )
+
+
+def _is_beyond_end(error: Exception) -> bool:
+    return http_status(error) == 416 or s3_code(error) == "InvalidRange"
+
+
+def _s3fs_options(options: Mapping[str, object]) -> dict[str, Any]:
+    """Ours on top of the user's: no caches, no retries below ours; `region` where botocore wants it."""
+    chosen: dict[str, Any] = dict(options)
+    client: dict[str, Any] = dict(chosen.pop("client_kwargs", None) or {})
+    for name in ("region", "region_name"):
+        if name in chosen:
+            client.setdefault("region_name", chosen.pop(name))
+    config: dict[str, Any] = dict(chosen.pop("config_kwargs", None) or {})
+    config["retries"] = {"total_max_attempts": 1, "mode": "standard"}
+    config.setdefault("max_pool_connections", _CONNECTIONS)
+    return {**chosen, "client_kwargs": client, "config_kwargs": config, "use_listings_cache": False}
+
+
+def _seconds(moment: Any) -> float:
+    return moment.timestamp() if moment is not None else 0.0

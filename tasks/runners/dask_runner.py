@@ -1,0 +1,167 @@
+"""Shards on a Dask cluster: a local one of processes, or one whose scheduler runs already."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import nullcontext
+from typing import Any, Self
+
+import dask
+from distributed import KilledWorker, Worker, WorkerPlugin
+from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL
+from prefect.tasks import Task
+from prefect_dask import DaskTaskRunner
+
+from ...core.errors import EigenmergeError, RecipeError, one_line
+from .runner import ShardRunner, workers_died
+
+# Python 3.11 hangs for good when a thread starts while another one lists all threads (python/cpython#106883), which is
+# what Dask's profiler does a hundred times a second (dask/distributed#8616): two of our first five local runs stood
+# still for the five minutes after which Dask gives a silent worker up.
+_PROFILER_MAY_HANG = sys.version_info < (3, 12)
+_REACH_SECONDS = 10.0
+
+# A terminal sends Ctrl-C to all processes. The run takes its shards back and ends the workers.
+_LEAVE_CTRL_C_TO_THE_RUN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
+
+class StopProfiler(WorkerPlugin):
+    """Ends Dask's statistical profiler on a worker; see above why."""
+
+    name = "eigenmerge-stop-profiler"
+    idempotent = True
+
+    def setup(self, worker: Worker) -> None:
+        for kind in ("profile", "profile-cycle"):
+            # Taken away: a worker that starts up calls its plugins before it starts what stands here.
+            if (callback := worker.periodic_callbacks.pop(kind, None)) is not None:
+                callback.stop()
+
+
+class DaskRunner(ShardRunner):
+    """Workers with one thread each compute one shard at a time, so that memory is what the plan projected.
+
+    Where workers say that they have GPUs (`dask worker --resources GPU=1`), a shard for "cuda" asks for one; where none
+    does, any worker takes it and waits for a free GPU of its machine (`core/steps/devices.py`).
+    """
+
+    sees_stop_signal = False
+
+    def __init__(self, workers: int, address: str | None, device: str) -> None:
+        self._address = address
+        self._on_gpu = device.startswith("cuda")
+        self._resources: dict[str, float] | None = None
+        self._levels: dict[logging.Logger, int] = {}
+        if address:
+            super().__init__(DaskTaskRunner(address=address))
+            return
+        cluster = {
+            "n_workers": workers,
+            "threads_per_worker": 1,
+            "dashboard_address": "127.0.0.1:0",
+            "silence_logs": logging.CRITICAL,
+            "resources": {"GPU": 1} if self._on_gpu else {},
+            "preload": [_LEAVE_CTRL_C_TO_THE_RUN],
+            "env": {
+                "OMP_NUM_THREADS": "1",
+                "MKL_NUM_THREADS": "1",
+                "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": str(not _PROFILER_MAY_HANG),
+            },
+        }
+        super().__init__(DaskTaskRunner(cluster_kwargs=cluster))
+
+    def __enter__(self) -> Self:
+        """Connects.
+
+        Raises
+        ------
+        RecipeError : no scheduler there, or workers that cannot take part
+        """
+        super().__enter__()
+        self._levels = _quiet_as_prefect()
+        try:
+            self._connect()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        for logger, level in self._levels.items():
+            logger.setLevel(level)
+
+    def submit(self, task: Task[..., Any], parameters: dict[str, Any], peak_bytes: int) -> PrefectFuture[Any]:
+        with dask.annotate(resources=self._resources) if self._resources else nullcontext():
+            return super().submit(task, parameters, peak_bytes)
+
+    def explain(self, error: Exception) -> EigenmergeError | None:
+        if not isinstance(error, KilledWorker):
+            return None
+        died, last = error.allowed_failures + 1, error.last_worker.address
+        return workers_died(f"{died} Dask workers died while they had one shard, the last one at {last}")
+
+    def _connect(self) -> None:
+        try:
+            client = self._runner.client
+        except (OSError, ValueError) as error:  # nobody there; an address that is none
+            raise RecipeError(
+                f"runner 'dask': no scheduler answers at {self._address!r} ({one_line(error)}); give the address that"
+                " `dask scheduler` prints, such as tcp://host:8786"
+            ) from error
+        if self._address:
+            if _PROFILER_MAY_HANG:
+                client.register_plugin(StopProfiler())
+            self._check_workers()
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        if self._on_gpu and any("GPU" in worker["resources"] for worker in workers):
+            self._resources = {"GPU": 1}
+
+    def _check_workers(self) -> None:
+        """That every worker has this version of eigenmerge, and reaches the run's Prefect server."""
+        api_url = PREFECT_API_URL.value()
+        ours = _introduce(None)[0]
+        answers = self._runner.client.run(_introduce, api_url, on_error="return")
+        for worker, answer in answers.items():
+            if isinstance(answer, Exception):
+                raise RecipeError(
+                    f"runner 'dask': worker {worker} cannot load eigenmerge ({answer!r}); install version {ours} there"
+                ) from answer
+            theirs, unreached = answer
+            if theirs != ours:
+                raise RecipeError(
+                    f"runner 'dask': worker {worker} has eigenmerge {theirs}, this process {ours}; install one"
+                    " version everywhere"
+                )
+            if unreached is not None:
+                raise RecipeError(
+                    f"runner 'dask': worker {worker} does not reach the Prefect server at {api_url} ({unreached});"
+                    " start one that all machines reach (`prefect server start --host ...`) and set PREFECT_API_URL"
+                )
+
+
+def _quiet_as_prefect() -> dict[logging.Logger, int]:
+    """Silence Dask's log where Prefect's is; what is lost or refused is told by the run. The levels as they were."""
+    if PREFECT_LOGGING_LEVEL.value() != "CRITICAL":
+        return {}
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
+    return levels
+
+
+def _introduce(api_url: str | None) -> tuple[str, str | None]:
+    """On a worker: its version of eigenmerge, and why it does not reach the Prefect server, if so."""
+    from importlib.metadata import version
+
+    import httpx
+
+    if api_url is not None:
+        try:
+            httpx.get(f"{api_url}/health", timeout=_REACH_SECONDS)  # any answer will do, "who are you?" too
+        except httpx.HTTPError as error:
+            return version("eigenmerge"), str(error) or type(error).__name__
+    return version("eigenmerge"), None

@@ -1,0 +1,103 @@
+"""What is kept of a set of experts is enough to go on with one more, and says when it is damaged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eigenmerge.core.errors import CorruptObjectError
+from eigenmerge.core.numerics.interference.decompose import decompose_interference
+from eigenmerge.core.numerics.interference.kept_sums import (
+    in_order,
+    kept_elements,
+    kept_form,
+    stack_factors,
+    unstack_factors,
+)
+from eigenmerge.core.numerics.interference.operator import accumulate
+from eigenmerge.core.numerics.interference.summed_task_vectors import SummedTaskVectors
+from eigenmerge.core.numerics.spectrum import Factors, apply_factors
+from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
+
+
+def dense(count: int, rows: int = 6, columns: int = 9, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(rows, columns, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def low_rank(ranks: tuple[int, ...], rows: int = 6, columns: int = 9) -> list[LowRank]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        LowRank(
+            torch.randn(rows, rank, generator=generator, dtype=torch.float64),
+            torch.randn(rank, columns, generator=generator, dtype=torch.float64),
+        )
+        for rank in ranks
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "ranks", "all_low_rank", "form"),
+    [
+        ((64, 64), (4, 4), True, "factors"),
+        ((64, 64), (4, 4), False, "operator"),  # a dense expert among them
+        ((8, 64), (8, 8), False, "operator"),  # few rows: still dense experts, which are to be read once only
+        ((64, 64), (40, 40), True, "operator"),  # so many factors that C is the smaller one
+    ],
+)
+def test_form(shape: tuple[int, int], ranks: tuple[int, ...], all_low_rank: bool, form: str) -> None:
+    assert kept_form(shape, ranks, all_low_rank) == form
+
+
+def test_elements_are_what_is_stored() -> None:
+    operator = accumulate(InMemoryTaskVectors(dense(3)))
+    stored = sum(t.numel() for name, t in operator.to_tensors().items() if name != "norms")
+    assert kept_elements((6, 9), (6, 6, 6), "operator") == stored
+    factors = stack_factors(low_rank((2, 0, 3)))
+    assert kept_elements((6, 9), (2, 0, 3), "factors") == factors["left"].numel() + factors["right"].numel()
+
+
+def test_factors_come_back_one_by_one() -> None:
+    experts = low_rank((2, 0, 3))
+    for found, given in zip(unstack_factors(stack_factors(experts)), experts, strict=True):
+        assert torch.equal(found.left, given.left) and torch.equal(found.right, given.right)
+
+
+@pytest.mark.parametrize("damage", ["missing", "ranks", "shape", "negative"])
+def test_factors_that_do_not_fit_are_refused(damage: str) -> None:
+    tensors = stack_factors(low_rank((2, 3)))
+    if damage == "missing":
+        del tensors["right"]
+    elif damage == "ranks":
+        tensors["ranks"] = torch.tensor([2, 2])
+    elif damage == "negative":
+        tensors["ranks"] = torch.tensor([7, -2])
+    else:
+        tensors["right"] = tensors["right"][:-1]
+    with pytest.raises(CorruptObjectError, match="recompute"):
+        unstack_factors(tensors)
+
+
+def test_summed_task_vectors_decompose_without_being_read() -> None:
+    vectors = dense(4)
+
+    class Unreadable(InMemoryTaskVectors):
+        def __iter__(self):
+            raise AssertionError("the experts are read although their sums are known")
+
+    spectrum = decompose_interference(SummedTaskVectors(accumulate(InMemoryTaskVectors(vectors)), Unreadable(vectors)))
+    expected = decompose_interference(InMemoryTaskVectors(vectors), route="gram")
+    for block in ("sum", "target"):
+        weights = Factors({block: torch.ones(spectrum.num_directions, dtype=torch.float64)}, 1)
+        torch.testing.assert_close(apply_factors(spectrum, weights), apply_factors(expected, weights))
+
+
+def test_energies_of_each_expert_follow_the_order_of_the_plan() -> None:
+    vectors = [vector * 10.0**index for index, vector in enumerate(dense(3))]
+    added = accumulate(InMemoryTaskVectors([vectors[2], vectors[0], vectors[1]]))
+    placed = in_order(added, [1, 2, 0])
+    summed = SummedTaskVectors(placed, InMemoryTaskVectors(vectors))
+    found = decompose_interference(summed, with_expert_energy=True)
+    expected = decompose_interference(InMemoryTaskVectors(vectors), route="gram", with_expert_energy=True)
+    torch.testing.assert_close(found.info["expert_norms"], expected.info["expert_norms"])
+    torch.testing.assert_close(found.statistics["expert_energy"], expected.statistics["expert_energy"])

@@ -1,0 +1,66 @@
+"""YAML that must not become a recipe."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eigenmerge.core.errors import RecipeError
+from eigenmerge.core.recipe.strict_yaml import parse_yaml_mapping
+
+BILLION = "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+def test_a_mapping_is_read() -> None:
+    assert parse_yaml_mapping("a: 1\nb: [1, two]\n", "recipe") == {"a": 1, "b": [1, "two"]}
+
+
+def test_aliases_and_merge_keys_work() -> None:
+    text = "defaults: &d {weight: 1}\none: *d\ntwo: {<<: *d, density: 2}\n"
+    assert parse_yaml_mapping(text, "recipe")["two"] == {"weight": 1, "density": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        ("- 1\n- 2", "is a list; expected a YAML mapping"),
+        ("just words", "is a single value"),
+        ("a: 1\nb: 2\na: 3", "key 'a' stands twice (lines 1 and 3)"),
+        ("x:\n  - y: 1\n    y: 2", "key 'x[0].y' stands twice"),
+        ("a: [1, 2", "is not valid YAML: line "),
+        ("a: &x [*x]", "contains itself"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        (BILLION, "expands to more than"),
+        ("1: 2", "key 1 is a int"),
+        ("when: 2001-13-45", "cannot build"),
+        ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
+        ("a: 1\n---\nb: 2", "another document"),
+        ("a: \x00", "is not valid YAML"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_in_one_line(text: str, says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_yaml_mapping(text, "my.yml")
+    message = str(caught.value)
+    assert message.startswith("my.yml: ")
+    assert says in message
+    assert "\n" not in message
+
+
+def test_a_message_does_not_quote_the_text() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_yaml_mapping("storage_options: {secret: hunter2hunter2\nmodels: [", "recipe")
+    assert "hunter2" not in str(caught.value)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.text(alphabet=st.sampled_from(list("ab:-[]{}&*!#|>'\"\n ,?%@\t0.")), max_size=60))
+def test_only_our_error_comes_out(text: str) -> None:
+    try:
+        assert isinstance(parse_yaml_mapping(text, "recipe"), dict)
+    except RecipeError as error:
+        assert "\n" not in str(error)

@@ -1,0 +1,191 @@
+"""Joining parts into files: right bytes everywhere, and few of them through this process."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eigenmerge.core.errors import CorruptObjectError, ObjectNotFoundError, StoreError
+from eigenmerge.core.storage.assembly import local_concatenate
+from eigenmerge.core.storage.assembly.assemble_file import assemble_file
+from eigenmerge.core.storage.assembly.file_hash import FileHash
+from eigenmerge.core.storage.assembly.s3_concatenate import SMALLEST_PART_BYTES, CopiedPart, SentPart, plan_parts
+from eigenmerge.core.storage.store import Store
+
+Place = Callable[[str], Store]
+MIB = 2**20
+
+
+def parts_in(store: Store, sizes: list[int]) -> tuple[list[tuple[str, int, int]], bytes]:
+    """Parts with a header of their own of 100 bytes, the ranges of their data, and what they join to."""
+    ranges, data = [], b""
+    for number, size in enumerate(sizes):
+        content = (number + 1).to_bytes(1, "little") * 100 + os.urandom(min(size, 1000)) * (size // 1000 + 1)
+        content = content[: 100 + size]
+        store.write(f"parts/{number}", content)
+        ranges.append((f"parts/{number}", 100, 100 + size))
+        data += content[100:]
+    return ranges, data
+
+
+class TestContent:
+    @pytest.mark.parametrize(
+        "sizes",
+        [[], [0], [1], [10, 20, 0, 5], [6 * MIB], [6 * MIB, 6 * MIB, 100], [100, 7 * MIB, MIB, MIB, 12 * MIB]],
+        ids=str,
+    )
+    def test_header_and_ranges_in_order(self, place: Place, sizes: list[int]) -> None:
+        store, out = place("store"), place("out")
+        ranges, data = parts_in(store, sizes)
+        written = assemble_file(out, "deep/model.safetensors", b"header", store, ranges)
+        assert out.read("deep/model.safetensors") == b"header" + data
+        assert written.num_bytes == 6 + len(data)
+        if written.sha256 is not None:
+            assert written.sha256 == hashlib.sha256(b"header" + data).hexdigest()
+        assert [info.key for info in out.list()] == ["deep/model.safetensors"]
+
+    def test_an_older_file_is_replaced(self, place: Place) -> None:
+        store, out = place("store"), place("out")
+        ranges, data = parts_in(store, [10])
+        out.write("x", b"something older and longer than that")
+        assemble_file(out, "x", b"", store, ranges)
+        assert out.read("x") == data
+
+    def test_between_two_kinds_of_store(self, tmp_path: Path, place: Place) -> None:
+        local = Store(str(tmp_path / "local"))
+        for source, target in ((local, place("out")), (place("store"), local)):
+            ranges, data = parts_in(source, [20 * MIB, 5])
+            written = assemble_file(target, "joined", b"head", source, ranges)
+            assert target.read("joined") == b"head" + data
+            assert written.sha256 == hashlib.sha256(b"head" + data).hexdigest()
+
+    def test_a_given_hash_is_kept(self, place: Place) -> None:
+        ranges, _ = parts_in(place("store"), [10])
+        if place("store").is_local:
+            assert assemble_file(place("out"), "x", b"", place("store"), ranges, sha256="given").sha256 == "given"
+
+    def test_a_part_that_is_too_short(self, place: Place) -> None:
+        ranges, _ = parts_in(place("store"), [6 * MIB, 6 * MIB])
+        ranges[1] = (ranges[1][0], 100, ranges[1][2] + 1)
+        with pytest.raises(StoreError):
+            assemble_file(place("out"), "x", b"", place("store"), ranges)
+        assert list(place("out").list()) == []
+
+    def test_a_part_that_is_missing(self, place: Place) -> None:
+        ranges, _ = parts_in(place("store"), [6 * MIB])
+        with pytest.raises(ObjectNotFoundError):
+            assemble_file(place("out"), "x", b"", place("store"), [*ranges, ("parts/none", 0, 6 * MIB)])
+        assert list(place("out").list()) == []
+
+
+class TestBytesThrough:
+    def test_on_one_s3_server_the_server_copies(self, s3_root) -> None:
+        store, out = (Store(f"{s3_root.uri}/{name}", s3_root.storage_options) for name in ("store", "out"))
+        ranges, data = parts_in(store, [55 * MIB, 55 * MIB])
+        written = assemble_file(out, "x", b"h" * 5000, store, ranges)
+        assert written.sha256 is None
+        assert written.bytes_through <= SMALLEST_PART_BYTES < 0.05 * len(data)
+        assert hashlib.sha256(out.read("x")).digest() == hashlib.sha256(b"h" * 5000 + data).digest()
+
+    def test_names_that_headers_cannot_carry(self, s3_root) -> None:
+        store = Store(f"{s3_root.uri}/ä ö+%20", s3_root.storage_options)
+        store.write("ü & ß.bin", bytes(7 * MIB))
+        written = assemble_file(store, "joined ñ", bytes(5 * MIB), store, [("ü & ß.bin", 0, 7 * MIB)])
+        assert written.bytes_through == 5 * MIB
+        assert store.read("joined ñ") == bytes(12 * MIB)
+
+    def test_on_moto_too(self, moto_root) -> None:
+        store, out = (Store(f"{moto_root.uri}/{name}", moto_root.storage_options) for name in ("store", "out"))
+        ranges, data = parts_in(store, [12 * MIB, 7 * MIB])
+        assert assemble_file(out, "x", b"head", store, ranges).bytes_through <= SMALLEST_PART_BYTES
+        assert out.read("x") == b"head" + data
+
+    def test_on_one_disk_the_kernel_copies(self, tmp_path: Path) -> None:
+        store = Store(str(tmp_path))
+        ranges, _ = parts_in(store, [MIB, MIB])
+        assert assemble_file(store, "x", b"head", store, ranges).bytes_through == 4
+
+    @pytest.mark.parametrize("missing", [["copy_file_range"], ["copy_file_range", "sendfile"]])
+    def test_where_the_kernel_cannot(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: list[str]) -> None:
+        def refuse(*_: object) -> int:
+            raise OSError(errno.EXDEV, "another file system")
+
+        for name in missing:
+            monkeypatch.setattr(local_concatenate, f"_{name}", refuse)
+        store = Store(str(tmp_path))
+        ranges, data = parts_in(store, [MIB + 7, 3])
+        written = assemble_file(store, "x", b"head", store, ranges)
+        assert store.read("x") == b"head" + data
+        assert written.bytes_through == (4 if missing == ["copy_file_range"] else 4 + len(data))
+
+    def test_servers_that_copy_no_ranges(self, s3_root, monkeypatch: pytest.MonkeyPatch) -> None:
+        store, out = (Store(f"{s3_root.uri}/{name}", s3_root.storage_options) for name in ("store", "out"))
+        ranges, data = parts_in(store, [6 * MIB, 6 * MIB])
+        call = out.backend.call  # type: ignore[attr-defined]
+
+        def without_copy(method: str, **arguments: object) -> dict[str, object]:
+            if method == "upload_part_copy":
+                raise OSError(errno.ENOSYS, "NotImplemented")
+            return call(method, **arguments)
+
+        monkeypatch.setattr(out.backend, "call", without_copy)
+        written = assemble_file(out, "x", b"head", store, ranges)
+        assert out.read("x") == b"head" + data
+        assert written.bytes_through == written.num_bytes
+
+
+class TestPlanOfParts:
+    @settings(deadline=None, max_examples=200)
+    @given(
+        st.integers(0, 6 * MIB),
+        st.lists(st.integers(0, 3 * MIB) | st.integers(4 * MIB, 12 * MIB) | st.just(600 * MIB), max_size=8),
+    )
+    def test_parts_are_legal_and_complete(self, header_bytes: int, sizes: list[int]) -> None:
+        header = bytes(header_bytes)
+        ranges = [(str(number), 100, 100 + size) for number, size in enumerate(sizes)]
+        parts = plan_parts(header, ranges)
+        pieces: list[tuple[str, int, int]] = []
+        for position, part in enumerate(parts):
+            if isinstance(part, SentPart):
+                assert (part.head == header) if position == 0 and header else not part.head
+                assert part.num_bytes >= SMALLEST_PART_BYTES or position == len(parts) - 1
+                assert part.num_bytes < max(4 * SMALLEST_PART_BYTES, header_bytes + 2 * SMALLEST_PART_BYTES)
+                pieces.extend(part.ranges)
+            else:
+                assert isinstance(part, CopiedPart)
+                assert SMALLEST_PART_BYTES <= part.stop - part.start <= 5 * 2**30
+                pieces.append((part.key, part.start, part.stop))
+        joined: list[list] = []
+        for key, start, stop in pieces:
+            if joined and joined[-1][0] == key and joined[-1][2] == start:
+                joined[-1][2] = stop
+            else:
+                joined.append([key, start, stop])
+        assert [tuple(piece) for piece in joined] == [piece for piece in ranges if piece[2] > piece[1]]
+
+
+class TestFileHash:
+    def test_ranges_in_the_order_of_adding(self, place: Place) -> None:
+        ranges, data = parts_in(place("store"), [3 * MIB, 10, 0, MIB])
+        running = FileHash(place("store"), b"head")
+        for piece in ranges:
+            running.add(*piece)
+        assert running.result() == hashlib.sha256(b"head" + data).hexdigest()
+
+    def test_a_missing_part_is_said_at_the_end(self, place: Place) -> None:
+        running = FileHash(place("store"), b"")
+        running.add("no/such", 0, 10)
+        with pytest.raises((ObjectNotFoundError, CorruptObjectError)):
+            running.result()
+
+    def test_giving_up(self, place: Place) -> None:
+        running = FileHash(place("store"), b"")
+        running.add("no/such", 0, 10)
+        running.close()

@@ -1,0 +1,180 @@
+"""Models on the Hub, on a server of ours that answers as the Hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from eigenmerge.core.errors import CheckpointError, StoreError
+from eigenmerge.core.storage.checkpoints.list_model import list_model
+from eigenmerge.core.storage.checkpoints.references import candidates, place
+from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
+
+pytest.importorskip("huggingface_hub")
+
+COMMITS = {"main": "a" * 40, "v2": "b" * 40, "refs/pr/1": "c" * 40}
+
+
+class FakeHub:
+    """One model, owner/model, with three revisions; counts what is sent."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.files = {commit: self._files(float(number)) for number, commit in enumerate(COMMITS.values())}
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                hub.requests.append((self.command, self.path, self.headers.get("Range")))
+                status, headers, content = hub.answer(urlsplit(self.path).path, self.headers.get("Range"))
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+
+            do_HEAD = do_GET
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    @property
+    def options(self) -> dict[str, object]:
+        return {"hf": {"endpoint": f"http://127.0.0.1:{self.server.server_address[1]}", "token": "hf_planted"}}
+
+    def _files(self, value: float) -> dict[str, bytes]:
+        weights = save({"a.weight": torch.full((300, 300), value), "b": torch.ones(3)})
+        return {"model.safetensors": weights, "config.json": b'{"model_type": "x"}', "tokenizer.json": b"{}"}
+
+    def answer(self, path: str, byte_range: str | None) -> tuple[int, dict[str, str], bytes]:
+        parts = unquote(path).strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            return self._api(parts[2:])
+        if parts[:2] == ["owner", "model"] and parts[2] == "resolve":
+            content = self.files[parts[3]]["/".join(parts[4:])]
+            if byte_range is None:
+                return 200, {"ETag": '"x"', "X-Repo-Commit": parts[3]}, content
+            start, _, stop = byte_range.removeprefix("bytes=").partition("-")
+            piece = content[int(start) : int(stop) + 1]
+            return 206, {"Content-Range": f"bytes {start}-{stop}/{len(content)}", "X-Repo-Commit": parts[3]}, piece
+        return 404, {}, b""
+
+    def _api(self, parts: list[str]) -> tuple[int, dict[str, str], bytes]:
+        if parts[:2] != ["owner", "model"]:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        kind, revision = (parts[2], "/".join(parts[3:])) if len(parts) > 2 else ("revision", "main")
+        commit = COMMITS.get(revision, revision)
+        if commit not in self.files:
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+        if kind == "revision":
+            return self._json({"id": "owner/model", "sha": commit, "siblings": [], "tags": []})
+        assert kind == "tree", kind
+        return self._json(
+            [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                | ({"lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}})
+                for name, data in self.files[commit].items()
+            ]
+        )
+
+    @staticmethod
+    def _json(content: object) -> tuple[int, dict[str, str], bytes]:
+        return 200, {"Content-Type": "application/json"}, json.dumps(content).encode()
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    hub = FakeHub()
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
+
+
+class TestHub:
+    @pytest.mark.parametrize(
+        ("reference", "value"),
+        [
+            ("hf://owner/model", 0),
+            ("owner/model", 0),
+            ("owner/model@main", 0),
+            ("owner/model@v2", 1),
+            ("hf://owner/model@refs/pr/1", 2),
+            ("hf://owner/model@v2/model.safetensors", 1),
+        ],
+    )
+    def test_a_model_at_a_revision(self, hub: FakeHub, reference: str, value: int) -> None:
+        listing = list_model(reference, hub.options)
+        assert listing.name == reference
+        assert list(COMMITS.values())[value] in listing.uri  # pinned, whatever the branch does next
+        assert listing.config == {"model_type": "x"}
+        assert "tokenizer.json" in listing.side_files
+        reader = TensorReader(hub.options)
+        assert torch.equal(reader.read(listing.tensors["a.weight"], (3, 5)), torch.full((2, 300), float(value)))
+        assert torch.equal(reader.read(listing.tensors["b"]), torch.ones(3))
+
+    def test_only_what_is_needed_is_read(self, hub: FakeHub) -> None:
+        listing = list_model("owner/model", hub.options)
+        before = len(hub.requests)
+        TensorReader(hub.options).read(listing.tensors["b"])
+        ranges = [byte_range for _, path, byte_range in hub.requests[before:] if "/resolve/" in path]
+        source = listing.tensors["b"]
+        assert ranges == [f"bytes={source.start}-{source.stop - 1}"]
+
+    def test_the_fingerprint_is_of_the_content(self, hub: FakeHub) -> None:
+        prints = {list_model(f"owner/model@{revision}", hub.options).fingerprint for revision in COMMITS}
+        assert len(prints) == 3
+        hub.files["d" * 40] = hub.files[COMMITS["main"]]
+        assert list_model(f"owner/model@{'d' * 40}", hub.options).fingerprint in prints
+
+    @pytest.mark.parametrize("reference", ["owner/none", "hf://owner/none", "owner/model@none"])
+    def test_nothing_there(self, hub: FakeHub, reference: str) -> None:
+        with pytest.raises(CheckpointError, match="no such model") as caught:
+            list_model(reference, hub.options)
+        assert "planted" not in str(caught.value)
+
+    def test_a_hub_that_cannot_be_reached(self) -> None:
+        with pytest.raises(StoreError, match="no such local path"):
+            list_model("models/misspelled", {"hf": {"endpoint": "http://127.0.0.1:1"}})
+
+
+class TestReferences:
+    @pytest.mark.parametrize(
+        ("text", "uri"),
+        [
+            ("owner/name", "hf://owner/name"),
+            ("owner/name@rev", "hf://owner/name@rev"),
+            ("hf://owner/name@refs/pr/3/x.safetensors", "hf://owner/name@refs%2Fpr%2F3/x.safetensors"),
+            ("s3://bucket/a@b/", "s3://bucket/a@b"),
+        ],
+    )
+    def test_places(self, text: str, uri: str) -> None:
+        assert place(text) == uri
+
+    def test_an_adapter_on_a_hub_model(self) -> None:
+        (reading,) = candidates("owner/name@v1+other/adapter@v2")
+        assert (reading.model, reading.adapter) == ("owner/name@v1", "other/adapter@v2")
+
+    def test_flat_options_are_not_sent_to_the_hub(self) -> None:
+        from eigenmerge.core.storage.addresses import options_for
+
+        flat = {"key": "k", "secret": "s", "token": "session"}
+        assert options_for("hf://owner/name", flat) == {}
+        assert options_for("https://host/x", flat) == {}
+        assert options_for("s3://bucket", flat) == flat
+        assert options_for("gs://bucket", {"s3": flat, "gs": {"token": "t"}}) == {"token": "t"}

@@ -1,0 +1,195 @@
+"""Reading stored tensors: every dtype, row ranges, float8 with scales, memory maps, large remote ones."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import save
+
+from eigenmerge.core.errors import CheckpointError
+from eigenmerge.core.formats.safetensors_header import build_header
+from eigenmerge.core.listing import TensorSource
+from eigenmerge.core.storage.checkpoints.float8_values import dequantise
+from eigenmerge.core.storage.checkpoints.list_model import list_model
+from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader, safetensors_dtype, torch_dtype
+from eigenmerge.core.storage.read_ahead import read_ahead
+from eigenmerge.core.storage.retries import RetryPolicy
+from eigenmerge.core.storage.store import Store
+
+Place = Callable[[str], Store]
+
+DTYPES = ["bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
+FLOATS = ["float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"]
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def stored(store: Store, tensors: dict[str, torch.Tensor]) -> dict[str, TensorSource]:
+    store.write("model.safetensors", save(tensors))
+    return dict(list_model(store.root_uri, store._options).tensors)
+
+
+class TestReading:
+    def test_every_dtype(self, place: Place) -> None:
+        tensors = {name: torch.randint(0, 2, (3, 5)).to(getattr(torch, name)) for name in DTYPES}
+        tensors |= {name: torch.randn(3, 5).to(getattr(torch, name)) for name in FLOATS}
+        sources = stored(place("model"), tensors)
+        reader = TensorReader(place("model")._options)
+        for name, tensor in tensors.items():
+            found = reader.read(sources[name])
+            assert found.dtype == tensor.dtype
+            assert found.shape == tensor.shape
+            assert torch.equal(bits(found), bits(tensor)), name
+        assert reader.bytes_read == sum(tensor.nbytes for tensor in tensors.values())
+
+    def test_rows(self, place: Place) -> None:
+        tensor = torch.randn(7, 3, 2)
+        source = stored(place("model"), {"a": tensor})["a"]
+        reader = TensorReader(place("model")._options)
+        for start, stop in ((0, 7), (2, 5), (6, 7), (3, 3)):
+            assert torch.equal(reader.read(source, (start, stop)), tensor[start:stop])
+        assert reader.bytes_read == (7 + 3 + 1) * 24
+
+    def test_zero_size_and_scalar(self, place: Place) -> None:
+        sources = stored(
+            place("model"), {"none": torch.empty(0, 4), "flat": torch.empty(4, 0), "one": torch.tensor(2.5)}
+        )
+        reader = TensorReader(place("model")._options)
+        assert reader.read(sources["none"]).shape == (0, 4)
+        assert reader.read(sources["flat"]).shape == (4, 0)
+        assert reader.read(sources["flat"], (1, 3)).shape == (2, 0)
+        assert reader.read(sources["one"]).item() == 2.5
+
+    def test_a_tensor_of_several_requests(self, place: Place) -> None:
+        tensor = torch.arange(5 * 2**20, dtype=torch.int32).reshape(1024, -1)  # 20 MiB: three chunks
+        source = stored(place("model"), {"a": torch.ones(3), "b": tensor})["b"]
+        reader = TensorReader(place("model")._options)
+        assert torch.equal(reader.read(source), tensor)
+        assert torch.equal(reader.read(source, (100, 900)), tensor[100:900])
+
+    def test_numbers_that_are_not_aligned(self, place: Place) -> None:
+        store, tensor = place("model"), torch.randn(5, dtype=torch.float64)
+        header = build_header({"odd": ("U8", (3,)), "a": ("F64", (5,))})
+        store.write("model.safetensors", header + b"\x01\x02\x03" + tensor.numpy().tobytes())
+        source = list_model(store.root_uri, store._options).tensors["a"]
+        assert source.start % 8
+        assert torch.equal(TensorReader(store._options).read(source), tensor)
+
+    def test_a_file_that_changed_since(self, place: Place) -> None:
+        store = place("model")
+        source = stored(store, {"a": torch.ones(100)})["a"]
+        store.write("model.safetensors", b"short")
+        with pytest.raises(CheckpointError, match="changed since"):
+            TensorReader(store._options).read(source)
+        store.delete(["model.safetensors"])
+        with pytest.raises(CheckpointError, match="changed since"):
+            TensorReader(store._options).read(source)
+
+    def test_names(self) -> None:
+        for name in ("F32", "BF16", "F8_E4M3", "BOOL", "I64", "U16"):
+            assert safetensors_dtype(torch_dtype(name)) == name
+        for name in ("F4", "F6_E2M3", "F33"):
+            with pytest.raises(CheckpointError, match=name):
+                torch_dtype(name)
+
+
+class TestLocalMaps:
+    def test_writing_changes_no_file(self, tmp_path: Path) -> None:
+        source = stored(Store(str(tmp_path)), {"a": torch.ones(10)})["a"]
+        TensorReader().read(source).fill_(7)
+        assert TensorReader().read(source).sum() == 10
+
+    def test_memory_goes_with_the_tensor(self, tmp_path: Path) -> None:
+        size = 64 * 2**20
+        sources = stored(Store(str(tmp_path)), {str(number): torch.ones(size // 4) for number in range(3)})
+        reader, process, before = TensorReader(), psutil.Process(), psutil.Process().memory_info().rss
+        for source in sources.values():
+            tensor = reader.read(source)
+            assert process.memory_info().rss - before < size // 2  # nothing is read before it is touched
+            assert tensor.sum() > 0
+            del tensor
+        assert process.memory_info().rss - before < size // 2
+
+
+class TestFloat8:
+    def source(self, shape: tuple[int, ...], scale: tuple[int, ...]) -> TensorSource:
+        return TensorSource("x", 0, 0, "F8_E4M3", shape, TensorSource("x", 0, 0, "F32", scale))
+
+    @pytest.mark.parametrize("scale_shape", [(), (1,), (300,), (300, 1), (3, 2)])
+    def test_scales(self, scale_shape: tuple[int, ...]) -> None:
+        weight, scale = torch.randn(300, 200).to(torch.float8_e4m3fn), torch.rand(scale_shape) + 0.5
+        source = self.source((300, 200), scale_shape)
+        full = scale
+        if scale_shape == (300,):
+            full = scale.reshape(300, 1)
+        elif scale_shape == (3, 2):
+            full = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[:300, :200]
+        expected = weight.float() * full
+        assert torch.equal(dequantise(weight, scale, source), expected)
+        assert torch.equal(dequantise(weight[100:270], scale, source, (100, 270)), expected[100:270])
+
+    def test_a_scale_that_does_not_fit(self) -> None:
+        with pytest.raises(CheckpointError, match=r"\(7, 7\)"):
+            dequantise(torch.ones(300, 200).to(torch.float8_e4m3fn), torch.ones(7, 7), self.source((300, 200), (7, 7)))
+
+    def test_from_a_file(self, place: Place) -> None:
+        weight = torch.randn(8, 4).to(torch.float8_e4m3fn)
+        source = stored(place("model"), {"a.weight": weight, "a.weight_scale": torch.full((8, 1), 2.0)})["a.weight"]
+        reader = TensorReader(place("model")._options)
+        assert torch.equal(reader.read(source), weight.float() * 2)
+        assert torch.equal(reader.read(source, (2, 5)), weight[2:5].float() * 2)
+
+
+class TestReadAhead:
+    def test_order_and_content(self, place: Place) -> None:
+        tensors = {str(number): torch.full((4,), float(number)) for number in range(6)}
+        sources = stored(place("model"), tensors)
+        reader = TensorReader(place("model")._options)
+        found = [tensor[0].item() for tensor in reader.read_ahead(sources[str(number)] for number in range(6))]
+        assert found == [0, 1, 2, 3, 4, 5]
+
+    def test_the_next_is_read_while_this_one_is_used(self) -> None:
+        begun = [threading.Event() for _ in range(3)]
+
+        def read(number: int) -> int:
+            begun[number].set()
+            return number
+
+        results = read_ahead(read, range(3))
+        assert next(results) == 0
+        assert begun[1].wait(5)
+        time.sleep(0.05)
+        assert not begun[2].is_set()  # one ahead and no more
+        assert list(results) == [1, 2]
+
+    def test_an_error_comes_in_its_turn(self) -> None:
+        results = read_ahead(lambda number: 1 // number, [1, 0, 1])
+        assert next(results) == 1
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+
+    def test_stopping_early_leaves_no_thread(self) -> None:
+        before = threading.active_count()
+        for _ in read_ahead(lambda number: number, range(100)):
+            break
+        results = read_ahead(lambda number: number, range(100))
+        next(results)
+        results.close()  # type: ignore[attr-defined]
+        del results
+        assert threading.active_count() == before
+
+    def test_a_missing_object_is_said_once(self, place: Place) -> None:
+        store = place("model")
+        source = stored(store, {"a": torch.ones(2)})["a"]
+        store.delete(["model.safetensors"])
+        reader = TensorReader(store._options, retry=RetryPolicy(attempts=2))
+        with pytest.raises(CheckpointError, match="changed"):
+            list(reader.read_ahead([source]))
