@@ -14,7 +14,7 @@ from ..coordination.claims import claimed, is_alive
 from ..errors import CorruptObjectError, ObjectNotFoundError, StoreError
 from ..storage.backends.protocol import ObjectInfo
 from ..storage.store import Store
-from .layout import ALIGNMENTS, CLAIMS, OPERATORS, PARTS, PROBES, RUNS, SPECTRA
+from .layout import ALIGNMENTS, CLAIMS, PARTS, PROBES, RUNS, SPECTRA, SUMS
 from .runs import RUN_NAME, read_run, read_run_objects
 
 # "unrecorded": a folder below runs/ without the record of a run
@@ -24,7 +24,7 @@ Grouping = Literal["kind", "run", "method", "model"]
 _PARALLEL_READS = 8
 _KINDS: Mapping[str, str] = {
     SPECTRA: "spectra",
-    OPERATORS: "operators",
+    SUMS: "sums",
     PARTS: "parts",
     ALIGNMENTS: "alignments",
     RUNS: "runs",

@@ -2,7 +2,7 @@
 
     spectra/<hh>/<hash>.arrow       one matrix' decomposition       (`planning.fingerprints.spectrum_key`)
     alignments/<hash>.json          largest eigenvalues of layers that are aligned with each other
-    operators/<hh>/<hash>/<set>.safetensors   sums over one set of experts, for `keep_operators`
+    sums/<hh>/<hash>/<set>.safetensors   sums over one set of experts, for `keep_sums`
     parts/<hash>.safetensors        the merged tensors of one shard (`planning.fingerprints.part_key`)
     parts/<hash>.json               its record, written after it: the commit of the part
     parts/<hash>.arrow              values and statistics of its matrices
@@ -23,7 +23,7 @@ DEFAULT_STORE = "~/.cache/eigenmerge"
 SPECTRA = "spectra/"
 ALIGNMENTS = "alignments/"
 PARTS = "parts/"
-OPERATORS = "operators/"
+SUMS = "sums/"
 RUNS = "runs/"
 CLAIMS = "claims/"
 PROBES = "probes/"

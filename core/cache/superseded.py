@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ..errors import CorruptObjectError, ObjectNotFoundError
 from ..storage.store import Store
 from .inventory import Inventory
-from .layout import OPERATORS
+from .layout import SUMS
 from .sealed_tensors import read_seal
 
 _PARALLEL_READS = 8
@@ -24,7 +24,7 @@ def superseded_sums(store: Store, inventory: Inventory) -> frozenset[str]:
     """
     folders: dict[str, list[str]] = {}
     for key in inventory.objects:
-        if key.startswith(OPERATORS):
+        if key.startswith(SUMS):
             folders.setdefault(key.rpartition("/")[0], []).append(key)
     several = [keys for keys in folders.values() if len(keys) > 1]
     with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="superseded") as pool:

@@ -58,7 +58,7 @@ class KeptSums:
 
         Parameters
         ----------
-        key : `TensorPlan.operators_key`, or the view's
+        key : `TensorPlan.sums_key`, or the view's
         members : `TensorPlan.members`, one for each expert of the stream
         """
         if _form(stream) == "factors":

@@ -247,19 +247,19 @@ class TensorMerger:
         return found, calibrated
 
     def _first_pass(self, stream: ExpertStream) -> TaskVectors:
-        key = _operators_key(stream)
+        key = _sums_key(stream)
         return stream if key is None else self._sums.task_vectors(stream, key, stream.tensor.members)
 
     def _second_pass(self, stream: ExpertStream) -> TaskVectors:
-        key = _operators_key(stream)
+        key = _sums_key(stream)
         return stream if key is None else self._sums.second_pass(stream, key, stream.tensor.members)
 
     def _add_mean(self, stream: ExpertStream, tensor: TensorPlan) -> torch.Tensor:
         """base + scale * mean of the weighted deltas, for any shape."""
-        if tensor.operators_key is None:
+        if tensor.sums_key is None:
             total = weighted_sum_of(stream)
         else:
-            total = self._sums.weighted_sum(stream, tensor.operators_key, tensor.members)
+            total = self._sums.weighted_sum(stream, tensor.sums_key, tensor.members)
         scale = tensor.parameters.get("scale", 1.0)
         assert isinstance(scale, (int, float))
         mean = total.mul_(scale / stream.num_experts)
@@ -292,8 +292,8 @@ def _add_facts(facts: dict[str, Any], rank: int, energy: float, origin: Origin, 
     facts.setdefault("spectrum_key", key)
 
 
-def _operators_key(stream: ExpertStream) -> str | None:
-    return stream.tensor.operators_key if stream.view is None else stream.view.operators_key
+def _sums_key(stream: ExpertStream) -> str | None:
+    return stream.tensor.sums_key if stream.view is None else stream.view.sums_key
 
 
 def _cast(result: torch.Tensor, tensor: TensorPlan, shape: tuple[int, ...], check: bool) -> torch.Tensor:

@@ -61,14 +61,14 @@ def alignment_key(spectra: Sequence[str]) -> str:
     return f"alignments/{hashed}.json"
 
 
-def operators_key(algorithm_version: int, arithmetic: str, base: str, matrix: str, members: Sequence[str]) -> str:
+def sums_key(algorithm_version: int, arithmetic: str, base: str, matrix: str, members: Sequence[str]) -> str:
     """Object key of the sums of one matrix, or of one tensor of any shape, over a set of experts.
 
     Sums over other experts lie in the same folder. The name begins with the size of the set: who looks for the largest
     subset need not open the small ones.
     """
-    shared = digest(["operators", algorithm_version, arithmetic, base, matrix])
-    return f"operators/{shared[:2]}/{shared}/{len(members):06d}-{digest(sorted(members))}.safetensors"
+    shared = digest(["sums", algorithm_version, arithmetic, base, matrix])
+    return f"sums/{shared[:2]}/{shared}/{len(members):06d}-{digest(sorted(members))}.safetensors"
 
 
 def _spectra(hashed: str) -> str:
@@ -95,7 +95,7 @@ def tensor_identity(tensor: TensorPlan, base: str | None, experts: Sequence[str]
         content["experts"] = [[name, expert.parameters, expert.is_base] for name, expert in pairs]
     if seed is not None:
         content |= {"name": tensor.name, "seed": seed}
-    if tensor.operators_key is not None:
+    if tensor.sums_key is not None:
         content["incremental"] = True  # as for `spectrum_key`
     return digest(content)
 

@@ -57,7 +57,7 @@ class MatrixView:
     spectrum_key: str
     axis: int = 0
     calibration_key: str | None = None  # as TensorPlan's
-    operators_key: str | None = None
+    sums_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +97,14 @@ class TensorPlan:
     flops: float = 0.0
     peak_bytes: int = 0  # projected, weights and work space of this tensor alone
     spectrum_bytes: int = 0
-    operators_bytes: int = 0
+    sums_bytes: int = 0
     matrix_shape: tuple[int, int] | None = None  # None: the tensor's own shape
     views: tuple[MatrixView, ...] = ()
     calibration_key: str | None = None  # spectrum of the merged delta with the experts' responses, which SVC filters
     alignment_key: str | None = None  # table of the largest eigenvalues of all layers that are aligned with this one
-    operators_key: str | None = None  # sums over experts; its folder holds the sums of other sets of the same experts
+    sums_key: str | None = None  # sums over experts; its folder holds the sums of other sets of the same experts
     adapter: AdapterFactors | None = None  # the output is an adapter; `out_dtype` is that of what is stored
-    members: tuple[str, ...] = ()  # with operators: what identifies each expert and its weight, as `experts`
+    members: tuple[str, ...] = ()  # with `sums_key`: what identifies each expert and its weight, as `experts`
     base_rows: Rows | None = None  # where the base's rows belong, when its vocabulary is not the output's
 
 
@@ -166,7 +166,7 @@ class RunSettings:
     spectra: Literal["full", "values", "none"] = "full"
     spectra_dtype: Literal["float32", "float64", "arithmetic"] = "arithmetic"
     allow_nonfinite: bool = False
-    keep_operators: bool = False
+    keep_sums: bool = False
     seed: int = 0
     conditional_writes: bool = True  # of the store's server, found when the run begins
 
@@ -211,8 +211,8 @@ class Plan:
         return sum(tensor.spectrum_bytes for shard in self.shards for tensor in shard.tensors)
 
     @property
-    def operators_bytes(self) -> int:
-        return sum(tensor.operators_bytes for shard in self.shards for tensor in shard.tensors)
+    def sums_bytes(self) -> int:
+        return sum(tensor.sums_bytes for shard in self.shards for tensor in shard.tensors)
 
 
 def spectrum_keys(tensor: TensorPlan) -> list[str]:

@@ -38,12 +38,12 @@ _SCALARS = (
     "spectrum_key",
     "calibration_key",
     "alignment_key",
-    "operators_key",
+    "sums_key",
     "bytes_read",
     "flops",
     "peak_bytes",
     "spectrum_bytes",
-    "operators_bytes",
+    "sums_bytes",
 )
 
 

@@ -46,7 +46,7 @@ def run_settings(
         spectra=recipe.spectra,
         spectra_dtype=recipe.spectra_dtype,
         allow_nonfinite=allow_nonfinite,
-        keep_operators=recipe.keep_operators,
+        keep_sums=recipe.keep_sums,
         seed=recipe.seed,
     )
 
@@ -126,7 +126,7 @@ def plan_merge(
     warnings += vocabulary.warnings + _warnings(planner, base, experts, checkpoints)
     if recipe.calibration is not None and recipe.calibration.svc is not None:
         warnings += [warning for warning in [calibration_warning(method.name)] if warning is not None]
-    if settings.keep_operators:
+    if settings.keep_sums:
         warnings += incremental_warnings(item.plan for item in planned)
     if not planner.split_qkv and "split" in (recipe.qkv, *(rule.qkv for rule in recipe.rules)):
         raise RecipeError("qkv: split: no fused QKV weight is merged by a spectral method; remove it")

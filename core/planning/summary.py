@@ -22,7 +22,7 @@ def summarize_plan(plan: Plan) -> dict[str, Any]:
         "bytes_read": plan.bytes_read,
         "bytes_written": plan.bytes_written,
         "spectrum_bytes": plan.spectrum_bytes,
-        "operators_bytes": plan.operators_bytes,
+        "sums_bytes": plan.sums_bytes,
         "flops": plan.flops,
         "peak_bytes": plan.peak_bytes,
         "largest_tensor": largest_tensor(plan),
@@ -65,7 +65,7 @@ def shard_rows(plan: Plan) -> list[dict[str, Any]]:
             "bytes_read": shard.bytes_read,
             "bytes_written": shard.bytes_written,
             "spectrum_bytes": sum(tensor.spectrum_bytes for tensor in shard.tensors),
-            "operators_bytes": sum(tensor.operators_bytes for tensor in shard.tensors),
+            "sums_bytes": sum(tensor.sums_bytes for tensor in shard.tensors),
             "flops": shard.flops,
             "peak_bytes": shard.peak_bytes,
         }
@@ -87,7 +87,7 @@ def tensor_rows(plan: Plan) -> list[dict[str, Any]]:
             "num_matrices": len(tensor.views) or int(tensor.spectrum_key is not None),
             "bytes_read": tensor.bytes_read,
             "spectrum_bytes": tensor.spectrum_bytes,
-            "operators_bytes": tensor.operators_bytes,
+            "sums_bytes": tensor.sums_bytes,
             "flops": tensor.flops,
             "peak_bytes": tensor.peak_bytes,
         }

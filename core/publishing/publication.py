@@ -58,7 +58,7 @@ class Publication:
 class Decision:
     """What a scheduled run has to do and why.
 
-    outcome : "incremental" when experts were only added, so that kept operators make it cheap; the result is the same
+    outcome : "incremental" when experts were only added, so that kept sums make it cheap; the result is the same
     """
 
     outcome: Outcome

@@ -24,7 +24,7 @@ def complete_recipe(template: Mapping[str, Any], scan: RegistryScan) -> Recipe:
         if template.get(key):
             raise RecipeError(f"a scheduled merge takes its experts from a registry: {key} has no place in its recipe")
     registered = [{"model": expert.uri} for expert in scan.experts]
-    data = {"keep_operators": True, **template, "models": [*(template.get("models") or []), *registered]}
+    data = {"keep_sums": True, **template, "models": [*(template.get("models") or []), *registered]}
     return recipe_from_mapping(data, "the scheduled recipe")
 
 

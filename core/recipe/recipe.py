@@ -96,9 +96,7 @@ class Recipe(Strict):
         " every byte. By content a copy elsewhere has the same keys and gives the same bytes; all weights are read once"
         " more to plan",
     )
-    keep_operators: bool = Field(
-        default=False, description="keep the sums over experts, so that one can be added cheaply"
-    )
+    keep_sums: bool = Field(default=False, description="keep the sums over experts, so that one can be added cheaply")
     output: OutputOptions = Field(default_factory=OutputOptions, description="the form of the result")
     store: Place | None = Field(default=None, description="URI of the store for spectra and parts")
     storage_options: dict[str, Any] | None = Field(

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..cache.alignments import read_alignment
-from ..cache.layout import ALIGNMENTS, CLAIMS, OPERATORS, PARTS, PROBES, RUNS, SPECTRA
+from ..cache.layout import ALIGNMENTS, CLAIMS, PARTS, PROBES, RUNS, SPECTRA, SUMS
 from ..cache.parts import hash_object, read_record, record_key
 from ..cache.runs import OBJECTS_NAME, RUN_NAME, read_run, read_run_objects
 from ..cache.sealed_tensors import read_seal, read_sealed
@@ -124,7 +124,7 @@ def _verify_record(store: Store, key: str) -> None:
 
 _CHECKS: tuple[tuple[str, str, Check], ...] = (
     (SPECTRA, ".arrow", verify_spectrum),
-    (OPERATORS, ".safetensors", lambda store, key: read_sealed(store, read_seal(store, key))),
+    (SUMS, ".safetensors", lambda store, key: read_sealed(store, read_seal(store, key))),
     (PARTS, ".safetensors", _verify_part),
     (PARTS, ".json", _verify_record),
     (PARTS, ".arrow", read_run_table),

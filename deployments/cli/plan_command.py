@@ -67,7 +67,7 @@ def _totals(summary: dict[str, Any]) -> list[str]:
         f"  write    {show_bytes(summary['bytes_written'])}: {', '.join(f['name'] for f in summary['files'][:3])}"
         + (", ..." if len(summary["files"]) > 3 else ""),
         f"  keep     {show_bytes(summary['spectrum_bytes'])} of spectra in the store"
-        + (f", {show_bytes(summary['operators_bytes'])} of sums over experts" if summary["operators_bytes"] else ""),
+        + (f", {show_bytes(summary['sums_bytes'])} of sums over experts" if summary["sums_bytes"] else ""),
         f"  memory   {show_bytes(summary['peak_bytes'])} per worker at most"
         + (f", for {largest['name']} {'x'.join(map(str, largest['shape']))}" if largest else ""),
     ]

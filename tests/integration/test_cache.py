@@ -21,7 +21,7 @@ from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.verify_store import verify_store
 from eigenmerge.core.storage.store import Store
 
-FOLDERS = ("spectra", "operators", "parts", "alignments")
+FOLDERS = ("spectra", "sums", "parts", "alignments")
 
 
 def keys(store: Path | Store) -> set[str]:
@@ -52,7 +52,7 @@ def test_every_object_of_a_run_is_recorded(make_models: Any, merge_flow: Any, tm
     models = make_models(num_experts=2, layers=2)
     recipe = models.write_recipe(
         "swudi",
-        keep_operators=True,
+        keep_sums=True,
         calibration={"svc": {"alpha": 0.5}},
         parameters={"alignment_rho": 0.5},
     )
@@ -155,15 +155,15 @@ def test_superseded_sums_go_and_the_next_expert_still_costs_one(
         models.experts = [experts[index] for index in chosen]
         name = "-".join(map(str, chosen))
         return merge_flow(
-            models.write_recipe("swudi", f"{name}.yml", keep_operators=True), tmp_path / name, store=str(store)
+            models.write_recipe("swudi", f"{name}.yml", keep_sums=True), tmp_path / name, store=str(store)
         )
 
     merge(0)
     merge(0, 1)
     merge(0, 2)
-    before = {key for key in keys(store) if key.startswith("operators/")}
+    before = {key for key in keys(store) if key.startswith("sums/")}
     done = json.loads(command("cache", "gc", "--superseded", "--json").out)
-    after = {key for key in keys(store) if key.startswith("operators/")}
+    after = {key for key in keys(store) if key.startswith("sums/")}
     assert done["num_objects"] == len(before - after) == len(before) // 3, "the sets of one expert"
     assert all(key.rpartition("/")[2].startswith("000002-") for key in after)
     result = merge(0, 1, 3)
@@ -189,7 +189,7 @@ def test_verify_finds_damage_of_every_kind(
 ) -> None:
     models = make_models(num_experts=3, layers=2)
     store = tmp_path / "store"
-    recipe = models.write_recipe("swudi", keep_operators=True, parameters={"alignment_rho": 0.5})
+    recipe = models.write_recipe("swudi", keep_sums=True, parameters={"alignment_rho": 0.5})
     first = merge_flow(recipe, tmp_path / "a", store=str(store))
     assert command("cache", "verify").code == 0
     victims: dict[str, Path] = {}

@@ -24,12 +24,12 @@ KINDS = {
     "table of a part": (r"parts/.*\.arrow", None),
     "spectrum": (r"spectra/.*\.arrow", r"parts/"),
     "alignment": (r"alignments/.*\.json", r"parts/"),
-    "operators": (r"operators/.*\.safetensors", r"(parts|spectra|alignments)/"),
+    "sums": (r"sums/.*\.safetensors", r"(parts|spectra|alignments)/"),
     "record of a run": (r"runs/.*", None),
 }
 DAMAGES = ("truncated", "flipped", "emptied", "another run's")
 SETTINGS: dict[str, Any] = {
-    "keep_operators": True,
+    "keep_sums": True,
     "parameters": {"exp_time": 300, "alignment_rho": 0.5},
     "output": {"max_shard_size": "30KB"},
 }
@@ -111,7 +111,7 @@ def test_damaged_objects_are_made_again(finished: Finished, kind: str) -> None:
     if kind == "spectrum":
         assert result.decompositions_computed == count
         assert sum("computed again" in warning for warning in result.warnings) >= count
-    if kind == "operators":
+    if kind == "sums":
         assert sum("summed up again" in warning for warning in result.warnings) >= 1
 
 

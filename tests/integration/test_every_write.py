@@ -62,7 +62,7 @@ class BrokenDisk:
 def test_each_write_fails_once(
     make_models: Any, merge_flow: Any, tmp_path: Path, where: str, code: int, samples: int | None
 ) -> None:
-    recipe = make_models(num_experts=2, layers=1).write_recipe("swudi_a", keep_operators=True)
+    recipe = make_models(num_experts=2, layers=1).write_recipe("swudi_a", keep_sums=True)
     expected, calm_store = tmp_path / "calm-out", tmp_path / "calm-store"
     whole = BrokenDisk(tmp_path / f"calm-{where}", None, code)
     with whole.installed():

@@ -1,4 +1,4 @@
-"""`keep_operators`: an expert that is added to a merged set is the only one that is read; the result is the same."""
+"""`keep_sums`: an expert that is added to a merged set is the only one that is read; the result is the same."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Recipes:
         self.models, self.keys = models, keys
 
     def plan(self, *experts: int, method: str = "swudi", keep: bool = True, **keys: Any) -> Plan:
-        recipe = self.models.recipe(method, **{**self.keys, **keys}, keep_operators=keep)
+        recipe = self.models.recipe(method, **{**self.keys, **keys}, keep_sums=keep)
         recipe["models"] = [recipe["models"][index] for index in experts]
         return make_plan(load_recipe(yaml.safe_dump(recipe) + "\n"))
 
@@ -51,7 +51,7 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 def sums_of(store: Path) -> list[Path]:
-    return sorted(store.glob("operators/**/*.safetensors"))
+    return sorted(store.glob("sums/**/*.safetensors"))
 
 
 def ruin(model: Path) -> None:
@@ -86,10 +86,10 @@ def test_the_ninth_expert_costs_one_expert(
 ) -> None:
     models = make_models(num_experts=9)
     new, models.experts = models.experts[8], models.experts[:8]
-    eight = models.write_recipe("swudi", "eight.yml", keep_operators=True)
+    eight = models.write_recipe("swudi", "eight.yml", keep_sums=True)
     merge_flow(eight, tmp_path / "eight", store=str(tmp_path / "store"))
     models.experts.append(new)
-    nine = models.write_recipe("swudi", "nine.yml", keep_operators=True)
+    nine = models.write_recipe("swudi", "nine.yml", keep_sums=True)
     later = merge_flow(nine, tmp_path / "nine", store=str(tmp_path / "store"))
     one_model = sum(tensor.nbytes for tensor in models.base_tensors.values())
     assert later.bytes_read == 2 * one_model, "the base and the new expert"
@@ -184,7 +184,7 @@ def test_what_needs_every_expert_twice_reads_them_and_is_right(
     recipes = Recipes(models, **keys)
     merge_plan(recipes.plan(0, 1), tmp_path / "two", tmp_path / "store")
     plan = recipes.plan(0, 1, 2)
-    assert any("keep_operators" in warning for warning in plan.warnings)
+    assert any("keep_sums" in warning for warning in plan.warnings)
     merge_plan(plan, tmp_path / "three", tmp_path / "store")
     merge_plan(plan, tmp_path / "scratch", tmp_path / "empty")
     assert_equal(load_checkpoint(tmp_path / "three"), load_checkpoint(tmp_path / "scratch"))
@@ -192,8 +192,8 @@ def test_what_needs_every_expert_twice_reads_them_and_is_right(
 
 def test_a_method_without_sums_says_so(models: Any) -> None:
     warnings = Recipes(models).plan(0, 1, method="ties").warnings
-    assert any("keep_operators" in warning and "ties" in warning for warning in warnings)
-    assert not any("keep_operators" in warning for warning in Recipes(models).plan(0, 1).warnings)
+    assert any("keep_sums" in warning and "ties" in warning for warning in warnings)
+    assert not any("keep_sums" in warning for warning in Recipes(models).plan(0, 1).warnings)
 
 
 def test_the_largest_part_of_the_set_is_taken(make_models: Any, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_another_weight_is_another_expert(make_models: Any, tmp_path: Path, load
     one_model = sum(tensor.nbytes for tensor in models.base_tensors.values())
 
     def plan(*weights: float) -> Plan:
-        recipe = models.recipe("swudi", keep_operators=True)
+        recipe = models.recipe("swudi", keep_sums=True)
         recipe["models"] = [
             {**model, "parameters": {"weight": weight}}
             for model, weight in zip(recipe["models"], weights, strict=False)
@@ -282,12 +282,12 @@ def test_the_plan_tells_what_is_kept(make_models: Any, tmp_path: Path) -> None:
         if name == "adapters":
             make_adapters(models, 3)
         plan = recipes.plan(0, 1, 2)
-        assert recipes.plan(0, 1, 2, keep=False).operators_bytes == 0
+        assert recipes.plan(0, 1, 2, keep=False).sums_bytes == 0
         merge_plan(plan, tmp_path / f"{name}-out", tmp_path / name)
         stored = sum(path.stat().st_size for path in sums_of(tmp_path / name))
         headers = 4200 * len(sums_of(tmp_path / name))  # a page, and small numbers beside the sums
         # one adapter leaves a weight alone: the plan knows that too
-        assert plan.operators_bytes <= stored <= plan.operators_bytes + headers
+        assert plan.sums_bytes <= stored <= plan.sums_bytes + headers
 
 
 def test_parts_of_a_tensor_have_sums_of_their_own(make_models: Any, tmp_path: Path, load_checkpoint: Load) -> None:

@@ -61,7 +61,7 @@ def everything_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def test_a_merge_that_succeeds(s3_models: S3Models, eigenmerge: Any, prefect_home: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    recipe = s3_models.write_recipe(keep_operators=True)
+    recipe = s3_models.write_recipe(keep_sums=True)
     env = {"HOME": str(home), "PREFECT_HOME": str(home), "EIGENMERGE_STORE": f"{s3_models.uri}/store"}
     finished = eigenmerge("merge", recipe, f"{s3_models.uri}/out", "--verbose", env=env)
     assert finished.returncode == 0, finished.stderr

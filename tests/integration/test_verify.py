@@ -42,7 +42,7 @@ def flip(path: Path, position: int = -100) -> None:
 @pytest.mark.parametrize(
     ("method", "keys"),
     [
-        ("swudi_a", {"keep_operators": True}),
+        ("swudi_a", {"keep_sums": True}),
         ("dare_ties", {"parameters": {"density": 0.5, "weight": 0.5}}),
         ("tsv_m", {"calibration": {"svc": {"alpha": 0.5}}, "arithmetic": "float64", "spectra_dtype": "float32"}),
         ("linear", {"parameters": {"weight": 0.5}}),
@@ -159,9 +159,9 @@ def test_sums_that_were_kept_are_within_tolerance(
     models = make_models(num_experts=4, layers=1)
     last = models.experts.pop()
     store = str(tmp_path / "store")
-    merge_flow(models.write_recipe("swudi", "three.yml", keep_operators=True), tmp_path / "three", store=store)
+    merge_flow(models.write_recipe("swudi", "three.yml", keep_sums=True), tmp_path / "three", store=store)
     models.experts.insert(0, last)
-    merge_flow(models.write_recipe("swudi", "four.yml", keep_operators=True), tmp_path / "four", store=store)
+    merge_flow(models.write_recipe("swudi", "four.yml", keep_sums=True), tmp_path / "four", store=store)
     found = json.loads(command("verify", tmp_path / "four", "--sample", "100", "--json").out)
     outcomes = {tensor["outcome"] for tensor in found["recomputed"]}
     assert outcomes <= {"identical", "within tolerance"} and found["problems"] == []

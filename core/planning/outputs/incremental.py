@@ -1,4 +1,4 @@
-"""What `keep_operators` can promise for a plan: where sums over experts are enough, and where they are not."""
+"""What `keep_sums` can promise for a plan: where sums over experts are enough, and where they are not."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def adds_up(tensor: TensorPlan) -> bool:
 
 
 def incremental_warnings(tensors: Iterable[TensorPlan]) -> list[str]:
-    """For a plan with `keep_operators`: what reads every expert all the same when one is added."""
+    """For a plan with `keep_sums`: what reads every expert all the same when one is added."""
     without_sums, twice = Counter[str](), Counter[str]()
     extra: dict[int, bool] = {}  # by the identity of the parameters, which tensors share
     for tensor in tensors:
         if tensor.action != "merge" or tensor.method is None:
             continue
-        if tensor.operators_key is None and not any(view.operators_key for view in tensor.views):
+        if tensor.sums_key is None and not any(view.sums_key for view in tensor.views):
             without_sums[tensor.method] += 1
         elif any(expert.full is not None for expert in tensor.experts):
             number = id(tensor.parameters)
@@ -35,12 +35,12 @@ def incremental_warnings(tensors: Iterable[TensorPlan]) -> list[str]:
             if extra[number] or tensor.calibration:
                 twice[tensor.method] += 1
     found = [
-        f"keep_operators: {count} tensors are merged by {method} without sums over experts; an expert that is added"
+        f"keep_sums: {count} tensors are merged by {method} without sums over experts; an expert that is added"
         " later costs a pass over all of them there"
         for method, count in without_sums.items()
     ]
     found += [
-        f"keep_operators: {count} tensors need a second pass over all experts (SVC, consensus_power or"
+        f"keep_sums: {count} tensors need a second pass over all experts (SVC, consensus_power or"
         " output_exp_time); an expert that is added later saves only the first"
         for count in [twice.total()]
         if count

@@ -14,7 +14,7 @@ from ...numerics.svd.svc import ALGORITHM_VERSION as SVC_VERSION
 from ...numerics.svd.svc import svc_elements, svc_flops
 from ...recipe.recipe import Recipe
 from ..cost import projection as cost
-from ..keys import alignment_key, calibration_key, operators_key, spectrum_key
+from ..keys import alignment_key, calibration_key, spectrum_key, sums_key
 from ..plan import ExpertTensor, MatrixView, RunSettings, TensorPlan, spectrum_keys
 from .incremental import adds_up
 from .matrices import Matrices
@@ -53,7 +53,7 @@ class SpectralPlanner:
         experts = [(identity, expert.parameters) for identity, expert in zip(identities, plan.experts, strict=True)]
         inputs = digest([base_identity, experts])  # once, also for a stack of hundreds of matrices
         filtered = digest([method.name, plan.parameters, SVC_VERSION]) if self._calibration else ""
-        keeps = self._settings.keep_operators and decomposition.get("kind") == _INTERFERENCE and adds_up(plan)
+        keeps = self._settings.keep_sums and decomposition.get("kind") == _INTERFERENCE and adds_up(plan)
         members = tuple(digest(expert) for expert in experts) if keeps else ()
         form = f"{list(matrices.matrix_shape or plan.shape)}"
 
@@ -61,24 +61,24 @@ class SpectralPlanner:
             arithmetic = self._settings.arithmetic
             own = spectrum_key(decomposition, method.algorithm_version, arithmetic, inputs, matrix, incremental=keeps)
             calibrated = calibration_key(own, filtered) if self._calibration else None
-            operators = None
+            sums = None
             if keeps:
-                operators = operators_key(method.algorithm_version, arithmetic, base_identity, matrix, members)
-            return own, calibrated, operators
+                sums = sums_key(method.algorithm_version, arithmetic, base_identity, matrix, members)
+            return own, calibrated, sums
 
         views = tuple(
-            MatrixView(cut.label, cut.start, cut.stop, own, cut.axis, calibrated, operators)
+            MatrixView(cut.label, cut.start, cut.stop, own, cut.axis, calibrated, sums)
             for cut in matrices.cuts
-            for own, calibrated, operators in [keys(f"{form}/{cut.axis}:{cut.start}:{cut.stop}")]
+            for own, calibrated, sums in [keys(f"{form}/{cut.axis}:{cut.start}:{cut.stop}")]
         )
         whole = (None, None, None) if views else keys(form)
-        flops, work, spectrum, sums = 0.0, 0, 0, 0
+        flops, work, spectrum_bytes, sums_bytes = 0.0, 0, 0, 0
         for shape in matrices.shapes(plan.shape):
             one_flops, one_work, one_spectrum, one_sums = self._cost(method, decomposition, shape, plan.experts, keeps)
             flops += one_flops
             work = max(work, one_work)
-            spectrum += one_spectrum
-            sums += one_sums
+            spectrum_bytes += one_spectrum
+            sums_bytes += one_sums
         stored = cost.stored_working_set(plan.base, plan.experts)
         held = prod(plan.shape) * self._element  # the base; the method's work space counts its own task vectors
         passes = getattr(method, "passes", 1) + bool(self._calibration)
@@ -87,15 +87,15 @@ class SpectralPlanner:
             calibration=self._calibration,
             spectrum_key=whole[0],
             calibration_key=whole[1],
-            operators_key=whole[2],
+            sums_key=whole[2],
             members=members,
             matrix_shape=matrices.matrix_shape,
             views=views,
             bytes_read=cost.bytes_read(plan.base, plan.experts, passes),
             flops=flops,
             peak_bytes=work + held + stored + cost.output_bytes(plan.shape, plan.out_dtype),
-            spectrum_bytes=spectrum,
-            operators_bytes=sums,
+            spectrum_bytes=spectrum_bytes,
+            sums_bytes=sums_bytes,
         )
 
     def _decomposition(

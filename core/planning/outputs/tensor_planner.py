@@ -15,7 +15,7 @@ from ...recipe.recipe import Recipe
 from ...recipe.scopes import Resolver, Resolvers, scope
 from ..cost import projection as cost
 from ..inputs.checkpoint import Checkpoint
-from ..keys import SUM_VERSION, operators_key, tensor_identity
+from ..keys import SUM_VERSION, sums_key, tensor_identity
 from ..names import FLOAT8_DTYPES, FLOAT_DTYPES, Kind, tensor_kind
 from ..plan import ExpertTensor, Rows, RunSettings, TensorPlan
 from .incremental import adds_up
@@ -338,14 +338,14 @@ class TensorPlanner:
     def _mean(self, plan: TensorPlan, target: _Target, sources: Sequence[_Source]) -> TensorPlan:
         held = 4 * prod(plan.shape) * self._element  # base, sum, expert, task vector
         stored = cost.stored_working_set(plan.base, plan.experts)
-        if self._settings.keep_operators and adds_up(plan):
+        if self._settings.keep_sums and adds_up(plan):
             members = tuple(digest((source.identity, source.expert.parameters)) for source in sources)
             form = f"sum {list(plan.shape)}"
             plan = replace(
                 plan,
                 members=members,
-                operators_key=operators_key(SUM_VERSION, self._settings.arithmetic, target.identity, form, members),
-                operators_bytes=prod(plan.shape) * self._element,
+                sums_key=sums_key(SUM_VERSION, self._settings.arithmetic, target.identity, form, members),
+                sums_bytes=prod(plan.shape) * self._element,
             )
         return replace(
             plan,

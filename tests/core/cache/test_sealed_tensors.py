@@ -14,7 +14,7 @@ from eigenmerge.core.cache.sealed_tensors import read_seal, read_sealed, write_s
 from eigenmerge.core.errors import CorruptObjectError, ObjectNotFoundError
 from eigenmerge.core.storage.store import Store
 
-KEY = "operators/ab/000002-x.safetensors"
+KEY = "sums/ab/000002-x.safetensors"
 FACTS = {"form": "operator", "members": ["a", "b"]}
 
 
@@ -70,8 +70,8 @@ def test_nothing_there(tmp_path) -> None:
 
 def test_another_object_under_this_name(tmp_path) -> None:
     store = Store(str(tmp_path))
-    write_sealed(store, "operators/ab/other.safetensors", tensors(), FACTS)
-    store.write(KEY, store.read("operators/ab/other.safetensors"))
+    write_sealed(store, "sums/ab/other.safetensors", tensors(), FACTS)
+    store.write(KEY, store.read("sums/ab/other.safetensors"))
     with pytest.raises(CorruptObjectError, match="another object"):
         read_seal(store, KEY)
 

@@ -63,7 +63,7 @@ def test_filters_are_not_part_of_a_spectrums_key(change: str, plan_of: Any, thre
 
 @pytest.mark.parametrize(
     "change",
-    ["arithmetic: float64", "parameters: {weight: 0.5}", "parameters: {consensus_power: 1}", "keep_operators: true"],
+    ["arithmetic: float64", "parameters: {weight: 0.5}", "parameters: {consensus_power: 1}", "keep_sums: true"],
 )
 def test_what_changes_the_decomposition_changes_its_key(change: str, plan_of: Any, three: list[Any]) -> None:
     assert not set(spectra(plan_of(SWUDI + change, *three))) & set(spectra(plan_of(SWUDI, *three)))
@@ -141,13 +141,13 @@ def test_kept_sums_of_other_sets_lie_in_the_same_folder(plan_of: Any, model: Any
     models = [model(name, NAMES) for name in ("base", "a", "b", "c")]
 
     def tensor(names: str) -> Any:
-        text = f"merge_method: swudi\nbase_model: base\nmodels: [{names}]\nkeep_operators: true"
+        text = f"merge_method: swudi\nbase_model: base\nmodels: [{names}]\nkeep_sums: true"
         plan = plan_of(text, *models)
         return next(t for shard in plan.shards for t in shard.tensors if t.spectrum_key)
 
     two, three, again = tensor("a, b"), tensor("a, b, c"), tensor("b, a")
-    assert two.operators_key == again.operators_key != three.operators_key
-    assert two.operators_key.rpartition("/")[0] == three.operators_key.rpartition("/")[0]
+    assert two.sums_key == again.sums_key != three.sums_key
+    assert two.sums_key.rpartition("/")[0] == three.sums_key.rpartition("/")[0]
     assert set(two.members) < set(three.members)
     assert len(three.members) == len(three.experts)
 

@@ -18,7 +18,7 @@ base_model: base
 models: [{model: a, parameters: {weight: [0, 1]}}, lora]
 parameters: {alignment_rho: 0.5}
 calibration: {svc: {alpha: 0.25}}
-keep_operators: true
+keep_sums: true
 store: s3://place/of/store
 storage_options: {key: AKIAPLANTED, secret: planted-secret}
 conv: matrix

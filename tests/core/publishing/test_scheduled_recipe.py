@@ -24,14 +24,14 @@ def test_the_registry_supplies_the_experts(tmp_path: Path) -> None:
     assert template == read_recipe_mapping(TEXT)
     recipe = complete_recipe(template, make_scan("a", "b"))
     assert recipe.expert_references == ["/r/a", "/r/b"]
-    assert recipe.keep_operators
+    assert recipe.keep_sums
 
 
 def test_experts_of_the_template_come_first_and_its_word_counts() -> None:
-    template = read_recipe_mapping(TEXT + "keep_operators: false\nmodels:\n  - model: /models/own\n")
+    template = read_recipe_mapping(TEXT + "keep_sums: false\nmodels:\n  - model: /models/own\n")
     recipe = complete_recipe(template, make_scan("a"))
     assert recipe.expert_references == ["/models/own", "/r/a"]
-    assert not recipe.keep_operators
+    assert not recipe.keep_sums
 
 
 def test_the_digest_is_of_the_template_alone() -> None:

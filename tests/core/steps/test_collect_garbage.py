@@ -150,17 +150,17 @@ def test_whatever_lies_there(
 
 
 def test_useless_sums_go_although_a_kept_run_names_them() -> None:
-    runs = (stored_run("aaaa", "operators/a", "operators/b"), stored_run("bbbb", "operators/b", state="running"))
-    found = inventory(runs, {"operators/a": 0.0, "operators/b": 0.0})
-    garbage = find_garbage(found, older_than=None, runs=(), useless=frozenset({"operators/a", "operators/b"}))
-    assert garbage.keys == ("operators/a",), "what a living run names stays"
+    runs = (stored_run("aaaa", "sums/a", "sums/b"), stored_run("bbbb", "sums/b", state="running"))
+    found = inventory(runs, {"sums/a": 0.0, "sums/b": 0.0})
+    garbage = find_garbage(found, older_than=None, runs=(), useless=frozenset({"sums/a", "sums/b"}))
+    assert garbage.keys == ("sums/a",), "what a living run names stays"
 
 
 def test_usage_by_kind_run_method_and_model() -> None:
     runs = (stored_run("aaaa", "spectra/shared", "spectra/a"), stored_run("cccc", "spectra/shared"))
-    found = inventory(runs, {"spectra/shared": 0.0, "spectra/a": 0.0, "operators/x": 0.0})
+    found = inventory(runs, {"spectra/shared": 0.0, "spectra/a": 0.0, "sums/x": 0.0})
     kinds = {row.name: (row.num_objects, row.num_bytes) for row in usage(found, "kind")}
-    assert kinds == {"runs": (4, 40), "spectra": (2, 20), "operators": (1, 10)}
+    assert kinds == {"runs": (4, 40), "spectra": (2, 20), "sums": (1, 10)}
     by_run = {row.name: (row.num_bytes, row.own_bytes) for row in usage(found, "run")}
     assert by_run == {"aaaa": (40, 30), "cccc": (30, 20), NO_RUN: (10, 10)}
     assert usage(found, "run")[-1].name == NO_RUN
