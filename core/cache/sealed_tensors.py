@@ -25,10 +25,10 @@ from ..formats.safetensors_header import (
     header_length,
     parse_header,
 )
-from ..storage.checkpoints.tensor_reader import safetensors_dtype, torch_dtype
 from ..storage.mapped_file import view_as
 from ..storage.object_bytes import bytes_of_object
 from ..storage.store import Store
+from ..storage.torch_dtypes import safetensors_dtype, torch_dtype
 
 _SPECULATIVE_BYTES = 64 * 2**10  # the record of 700 experts
 _RECORD = "eigenmerge"

@@ -15,38 +15,13 @@ from dataclasses import dataclass
 
 from ..errors import CheckpointError
 from .bounded_json import parse_json_object
+from .dtypes import DTYPES, tensor_bytes
 
 LENGTH_BYTES = 8
 # A page: where tensors are whole pages too, as in real models, files are joined and mapped without shifting any byte.
 HEADER_ALIGNMENT = 4096
 LONGEST_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 _MOST_DIMENSIONS = 64
-
-# Bits of one element. The small floats are listed so that a file which holds them can be planned and copied.
-DTYPE_BITS: Mapping[str, int] = {
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "U16": 16,
-    "I16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "U32": 32,
-    "I32": 32,
-    "F32": 32,
-    "U64": 64,
-    "I64": 64,
-    "F64": 64,
-    "C64": 64,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +115,12 @@ def build_header(
     content: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, (dtype, shape) in tensors.items():
-        stop = offset + num_bytes(dtype, shape)
+        stop = offset + tensor_bytes(dtype, shape)
         content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, stop]}
         offset = stop
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(LENGTH_BYTES + len(text)) % HEADER_ALIGNMENT)
     return struct.pack("<Q", len(text)) + text
-
-
-def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a stored tensor."""
-    bits = DTYPE_BITS[dtype] * math.prod(shape)
-    assert bits % 8 == 0, (dtype, shape)
-    return bits // 8
 
 
 def _metadata(found: object, file: str) -> Mapping[str, str]:
@@ -168,14 +136,14 @@ def _entry(name: str, found: object, data_start: int, file: str) -> TensorEntry:
     if not isinstance(found, dict) or found.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: expected dtype, shape and data_offsets in the header, found {_short(found)}")
     dtype, shape, offsets = found["dtype"], found["shape"], found["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise CheckpointError(f"{where}: dtype {_short(dtype)} is unknown; expected one of {', '.join(DTYPE_BITS)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(f"{where}: dtype {_short(dtype)} is unknown; expected one of {', '.join(DTYPES)}")
     if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS or not all(map(_is_size, shape)):
         raise CheckpointError(f"{where}: shape {_short(shape)} is not a list of non-negative integers")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
         raise CheckpointError(f"{where}: data_offsets {_short(offsets)} are not two non-negative integers")
     start, stop = offsets
-    bits = DTYPE_BITS[dtype] * math.prod(shape)
+    bits = DTYPES[dtype].bits * math.prod(shape)
     if (stop - start) * 8 != bits:
         raise CheckpointError(
             f"{where}: {stop - start} bytes, expected {bits / 8 if bits < 2**63 else '2^63 or more'}"

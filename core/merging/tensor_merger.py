@@ -22,8 +22,9 @@ from ..numerics.svd.svc import calibration_warning, default_alpha, flat_spectrum
 from ..numerics.task_vectors import LowRank, TaskVectors
 from ..planning.plan import MatrixView, RunSettings, TensorPlan
 from ..planning.shards import output_entries
-from ..storage.checkpoints.tensor_reader import TensorReader, torch_dtype
+from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.store import Store
+from ..storage.torch_dtypes import torch_dtype
 from .adapter_factors import mean_factors, nothing, stored_factors
 from .expert_stream import ExpertStream
 from .kept_sums import KeptSums, weighted_sum_of

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Literal
 
+from ..formats.dtypes import MERGEABLE_DTYPES
+
 Kind = Literal[
     "matrix",  # 2-D weight
     "expert_stack",  # 3-D, one matrix per expert of a mixture
@@ -17,15 +19,6 @@ Kind = Literal[
     "buffer",  # not trained: integers, switches, precomputed tables
     "empty",  # no elements
 ]
-
-FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
-FLOAT8_DTYPES = frozenset({"F8_E4M3", "F8_E5M2"})
-DTYPE_BYTES: Mapping[str, int] = {
-    "F64": 8, "I64": 8, "U64": 8, "C64": 8,
-    "F32": 4, "I32": 4, "U32": 4,
-    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
 
 # The words before a layer's number in the names that Hugging Face, timm and OpenAI checkpoints use. A number behind any
 # other word (mlp1.0, classifier.2) counts places in a small module, not layers of a stack.
@@ -78,7 +71,7 @@ def tensor_kind(name: str, shape: tuple[int, ...], dtype: str) -> Kind:
     """The kind that decides what a spectral method does with a tensor when no rule does."""
     if 0 in shape:
         return "empty"
-    if dtype not in FLOAT_DTYPES:
+    if dtype not in MERGEABLE_DTYPES:
         return "buffer"
     return _kind_by_template(_DIGITS.sub("0", name), len(shape))
 

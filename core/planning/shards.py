@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 
+from ..formats.dtypes import element_bytes, tensor_bytes
 from ..formats.safetensors_header import HEADER_ALIGNMENT
-from .names import DTYPE_BYTES, natural_key
+from .names import natural_key
 from .plan import OutputFile, TensorPlan
 
 _SHARDS_AIMED_AT = 200  # Prefect records a few hundred tasks a flow without losing any
@@ -48,16 +48,12 @@ def output_entries(tensor: TensorPlan) -> tuple[Entry, ...]:
     adapter = tensor.adapter
     if adapter is None or adapter.full is not None:
         name = tensor.name if adapter is None or adapter.full is None else adapter.full
-        size = DTYPE_BYTES.get(tensor.out_dtype)
-        if size is None:  # a dtype that is only ever copied
-            assert tensor.base is not None
-            return (Entry(name, tensor.out_dtype, tensor.shape, tensor.base.num_bytes),)
-        return (Entry(name, tensor.out_dtype, tensor.shape, size * prod(tensor.shape)),)
+        return (Entry(name, tensor.out_dtype, tensor.shape, tensor_bytes(tensor.out_dtype, tensor.shape)),)
     assert adapter.down is not None and adapter.up is not None
     rows, columns = reversed(tensor.shape) if adapter.transposed else tensor.shape
     shapes = {adapter.down: (adapter.rank, columns), adapter.up: (rows, adapter.rank)}
-    width = DTYPE_BYTES[tensor.out_dtype]
-    return tuple(Entry(name, tensor.out_dtype, shape, width * prod(shape)) for name, shape in shapes.items())
+    dtype = tensor.out_dtype
+    return tuple(Entry(name, dtype, shape, tensor_bytes(dtype, shape)) for name, shape in shapes.items())
 
 
 def written_bytes(tensor: TensorPlan) -> int:
@@ -134,7 +130,7 @@ def _runs_by_bytes(tensors: Sequence[TensorPlan], limit: int) -> Iterator[list[T
 
 
 def _aligned(group: list[TensorPlan]) -> list[TensorPlan]:
-    return sorted(group, key=lambda tensor: -DTYPE_BYTES.get(tensor.out_dtype, 1))
+    return sorted(group, key=lambda tensor: -element_bytes(tensor.out_dtype))
 
 
 def _pack(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from ..formats.dtypes import OUTPUT_DTYPES, OutputDtype
 from .settings import parse_setting
 
 _BYTE_UNITS = {
@@ -18,7 +19,6 @@ _BYTE_UNITS = {
     **{letter: 1000**power for power, letter in enumerate("KMGT", 1)},
     **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)},
 }
-_DTYPES = ("float64", "float32", "bfloat16", "float16")
 _CREDENTIALS = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@", re.IGNORECASE)
 
 
@@ -88,13 +88,13 @@ def _setting(value: Any) -> Any:
 def _dtype(value: Any) -> Any:
     word = value.removeprefix("torch.") if isinstance(value, str) else ""
     word = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}.get(word, word)
-    if word not in _DTYPES:
-        raise ValueError(f"is {value!r}; expected one of {', '.join(_DTYPES)}")
+    if word not in OUTPUT_DTYPES:
+        raise ValueError(f"is {value!r}; expected one of {', '.join(OUTPUT_DTYPES)}")
     return word
 
 
 ModelReference = Annotated[str, BeforeValidator(_model_reference)]
 Place = Annotated[str, BeforeValidator(_place)]
 Parameters = dict[str, Annotated[Any, BeforeValidator(_setting)]]
-Dtype = Annotated[Literal["float64", "float32", "bfloat16", "float16"], BeforeValidator(_dtype)]
+Dtype = Annotated[OutputDtype, BeforeValidator(_dtype)]
 ByteSize = Annotated[int, BeforeValidator(parse_bytes)]

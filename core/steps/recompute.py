@@ -17,8 +17,9 @@ from ..output.read_manifest import Manifest, ManifestModel, ManifestTensor
 from ..planning.plan import ModelSummary, Plan, TensorPlan
 from ..planning.shards import output_entries
 from ..recipe.recipe import Recipe, recipe_from_mapping
-from ..storage.checkpoints.tensor_reader import TensorReader, torch_dtype
+from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.store import Store
+from ..storage.torch_dtypes import torch_dtype
 from .make_plan import make_plan
 
 # Another machine, another number of threads or another route (sums that were kept, a GPU) adds up in another order.

@@ -36,14 +36,9 @@ _MOST_DIRECTIONS = 2**31
 
 VALUE, RIGHT, LEFT = "value", "right", "left_"  # names of columns; the last one is a prefix
 
-ARROW_TYPES: Mapping[str, pa.DataType] = {
-    "float32": pa.float32(),
-    "float64": pa.float64(),
-    "int32": pa.int32(),
-    "int64": pa.int64(),
-    "uint8": pa.uint8(),
-}
-TORCH_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in ARROW_TYPES}
+COLUMN_DTYPES = ("float32", "float64", "int32", "int64", "uint8")  # Arrow and torch use the same names
+ARROW_TYPES: Mapping[str, pa.DataType] = {name: getattr(pa, name)() for name in COLUMN_DTYPES}
+TORCH_DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in COLUMN_DTYPES}
 
 
 def padded(num_bytes: int) -> int:

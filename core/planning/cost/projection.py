@@ -11,9 +11,9 @@ from math import prod
 from typing import Any
 
 from ...errors import BudgetError
+from ...formats.dtypes import tensor_bytes
 from ...listing import TensorSource
 from ...numerics.method import DirectMethod, SpectralMethod
-from ..names import DTYPE_BYTES
 from ..plan import ExpertTensor, RunSettings, TensorPlan
 
 # Columns of the Arrow table beside the vectors: value and half a dozen statistics of 8 bytes, and one per expert.
@@ -101,7 +101,7 @@ def spectrum_bytes(
 
 def output_bytes(shape: tuple[int, ...], dtype: str) -> int:
     """Bytes of one tensor as it is written."""
-    return prod(shape) * DTYPE_BYTES[dtype]
+    return tensor_bytes(dtype, shape)
 
 
 def cast_bytes(shape: tuple[int, ...], dtype: str, element: int) -> int:

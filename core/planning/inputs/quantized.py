@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...errors import CheckpointError
+from ...formats.dtypes import FLOAT8_DTYPES
 from ...listing import TensorSource
-from ..names import FLOAT8_DTYPES
 
 _BLOCK = 128
 _ACTIVATION_SCALES = (".input_scale", ".input_activation_scale", ".k_scale", ".v_scale", ".activation_scale")

@@ -16,13 +16,13 @@ from typing import Any
 
 from ...errors import RecipeError
 from ...formats.digest import digest
+from ...formats.dtypes import element_bytes
 from ...numerics.method import SpectralMethod
 from ...numerics.registry import get_method
 from ...numerics.svd.compact_svd import stays_low_rank
 from ...recipe.recipe import Recipe
 from ..cost import projection as cost
 from ..inputs.checkpoint import Checkpoint
-from ..names import DTYPE_BYTES
 from ..plan import AdapterFactors, RunSettings, SideFile, TensorPlan
 from .tensor_planner import PlannedTensor
 
@@ -94,7 +94,7 @@ def _factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, own: st
     stem = f"{_PREFIX}{module}.lora_" + ("embedding_{}" if is_embedding else "{}.weight")
     factors = AdapterFactors(rank, stem.format("A"), stem.format("B"), None, lora.fan_in_fan_out)
     loras = [expert.lora for expert in plan.experts if expert.lora is not None]
-    widest = max((one.down.dtype for one in loras), key=lambda name: DTYPE_BYTES[name])
+    widest = max((one.down.dtype for one in loras), key=element_bytes)
     dtype = widest if recipe.out_dtype is None and recipe.dtype is None else plan.out_dtype
     stacked = sum(ranks)
     held = _peak_elements(plan, (rows, columns), ranks) * cost.element_bytes(settings)

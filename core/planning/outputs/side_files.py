@@ -17,7 +17,6 @@ _CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-_TORCH_NAMES = ("float64", "float32", "bfloat16", "float16")
 # Names the assembly writes itself; a copy of the base's would be wrong.
 _OWN_FILES = frozenset(
     {"README.md", "eigenmerge_manifest.json", "config.json", "model.safetensors.index.json", "hf_quant_config.json"}
@@ -62,7 +61,6 @@ def side_files(
             config = unquantized(config)
         dtype = recipe.out_dtype or recipe.dtype or ("bfloat16" if is_quantized(reference.config) else None)
         if dtype is not None:
-            assert dtype in _TORCH_NAMES
             # transformers 5 writes `dtype`, everything before it `torch_dtype`; the key that is there is kept
             config["dtype" if "dtype" in config else "torch_dtype"] = dtype
         files["config.json"] = SideFile("config.json", None, (json.dumps(config, indent=2) + "\n").encode())

@@ -9,6 +9,7 @@ from typing import Any, final
 
 from ...errors import CheckpointError, RecipeError, ShapeError
 from ...formats.digest import digest
+from ...formats.dtypes import FLOAT8_DTYPES, MERGEABLE_DTYPES, safetensors_name
 from ...listing import LoraSource, TensorSource
 from ...numerics.method import DirectMethod, SpectralMethod
 from ...recipe.recipe import Recipe
@@ -16,7 +17,7 @@ from ...recipe.scopes import Resolver, Resolvers, scope
 from ..cost import projection as cost
 from ..inputs.checkpoint import Checkpoint
 from ..keys import SUM_VERSION, sums_key, tensor_identity
-from ..names import FLOAT8_DTYPES, FLOAT_DTYPES, Kind, tensor_kind
+from ..names import Kind, tensor_kind
 from ..plan import ExpertTensor, Rows, RunSettings, TensorPlan
 from .incremental import adds_up
 from .matrices import matrices_of
@@ -25,8 +26,6 @@ from .rules import AnyMethod, Decision, RuleBook
 from .slots import Group, Member, Slot
 from .spectral import SpectralPlanner
 from .vocabulary import VocabularyPlanner, is_row_by_token
-
-_OUT_DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +172,11 @@ class TensorPlanner:
         return PlannedTensor(plan, tensor_identity(plan, target.identity, ()))
 
     def _out_dtype(self, reference: TensorSource) -> str:
-        if reference.dtype not in FLOAT_DTYPES:
+        if reference.dtype not in MERGEABLE_DTYPES:
             return reference.dtype
         chosen = self._recipe.out_dtype or self._recipe.dtype
         if chosen is not None:
-            return _OUT_DTYPES[chosen]
+            return safetensors_name(chosen)
         return "BF16" if reference.dtype in FLOAT8_DTYPES else reference.dtype
 
     def _sources(self, target: _Target) -> list[_Given | None]:
@@ -197,7 +196,7 @@ class TensorPlanner:
                 found.append(None if given is None else _Given(None, given.lora, given.identity))
                 continue
             full, rows, identity = given.full, None, given.identity
-            if full.dtype not in FLOAT_DTYPES:
+            if full.dtype not in MERGEABLE_DTYPES:
                 raise CheckpointError(
                     f"{slot.name}: {checkpoint.name} stores it as {full.dtype}, expected a float as in the base"
                     f" ({reference.dtype}); give the unquantised model"

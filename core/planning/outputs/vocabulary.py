@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from ...errors import RecipeError, ShapeError
+from ...formats.dtypes import FLOAT8_DTYPES
 from ...listing import ModelListing, TensorSource
 from ...recipe.recipe import Recipe
 from ..inputs.tokenizers import Vocabulary, read_vocabulary, vocabulary_files, with_added_tokens
-from ..names import FLOAT8_DTYPES
 from ..plan import Rows
 
 _ROWS_BY_TOKEN = re.compile(

@@ -19,44 +19,8 @@ from ..object_bytes import fetch_bytes
 from ..read_ahead import read_ahead
 from ..retries import RetryPolicy
 from ..store import Store, resolve
+from ..torch_dtypes import torch_dtype
 from .float8_values import dequantise
-
-# Names of torch's dtypes; those that an older torch does not have are refused when met.
-_TORCH_NAMES: Mapping[str, str] = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "U16": "uint16",
-    "I16": "int16",
-    "U32": "uint32",
-    "I32": "int32",
-    "U64": "uint64",
-    "I64": "int64",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F8_E8M0": "float8_e8m0fnu",
-}
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a safetensors dtype; `CheckpointError` for one that torch cannot compute with."""
-    dtype = getattr(torch, _TORCH_NAMES.get(name, ""), None)
-    if not isinstance(dtype, torch.dtype):
-        raise CheckpointError(f"dtype {name} has no torch equivalent; convert the checkpoint to BF16 first")
-    return dtype
-
-
-def safetensors_dtype(dtype: torch.dtype) -> str:
-    """The safetensors name of a torch dtype."""
-    wanted = str(dtype).removeprefix("torch.")
-    return next(name for name, torch_name in _TORCH_NAMES.items() if torch_name == wanted)
 
 
 @final

@@ -15,7 +15,8 @@ from safetensors import deserialize
 from safetensors.torch import load, save
 
 from eigenmerge.core.errors import CheckpointError
-from eigenmerge.core.formats.safetensors_header import DTYPE_BITS, build_header, num_bytes, parse_header
+from eigenmerge.core.formats.dtypes import DTYPES, tensor_bytes
+from eigenmerge.core.formats.safetensors_header import build_header, parse_header
 
 
 def file_of(header: object, data: bytes = b"") -> bytes:
@@ -150,7 +151,7 @@ class TestWriting:
                 lambda name: name != "__metadata__"
             ),
             st.tuples(
-                st.sampled_from([name for name, bits in DTYPE_BITS.items() if bits >= 8]),
+                st.sampled_from([dtype.name for dtype in DTYPES.values() if dtype.bits >= 8]),
                 st.lists(st.integers(0, 4), max_size=3).map(tuple),
             ),
             max_size=6,
@@ -158,7 +159,7 @@ class TestWriting:
     )
     def test_round_trip(self, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
         header = build_header(tensors)
-        data = header + bytes(sum(num_bytes(*tensor) for tensor in tensors.values()))
+        data = header + bytes(sum(tensor_bytes(*tensor) for tensor in tensors.values()))
         parsed = parse_header(data, len(data), "x")
         assert {name: (e.dtype, e.shape) for name, e in parsed.tensors.items()} == tensors
         deserialize(data)  # the reference implementation agrees

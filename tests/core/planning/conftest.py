@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
+from eigenmerge.core.formats.dtypes import tensor_bytes
 from eigenmerge.core.listing import AdapterListing, ModelListing, TensorSource
 from eigenmerge.core.planning.planner import plan_merge
 from eigenmerge.core.recipe.recipe import load_recipe
-
-SIZES = {"F64": 8, "I64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "U8": 1, "BOOL": 1}
 
 
 def place(uri: str, tensors: Mapping[str, tuple[int, ...]], dtype: str | Mapping[str, str]) -> dict[str, TensorSource]:
     position, placed = 1000, {}
     for name, shape in tensors.items():
         stored = dtype if isinstance(dtype, str) else dtype.get(name, "F32")
-        stop = position + math.prod(shape) * SIZES[stored]
+        stop = position + tensor_bytes(stored, tuple(shape))
         placed[name] = TensorSource(uri, position, stop, stored, tuple(shape))
         position = stop
     return placed

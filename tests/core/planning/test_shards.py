@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eigenmerge.core.formats.dtypes import element_bytes
 from eigenmerge.core.formats.safetensors_header import build_header
 from eigenmerge.core.planning.plan import TensorPlan
 from eigenmerge.core.planning.shards import default_shard_bytes, header_bytes, lay_out, output_entries, written_bytes
@@ -44,8 +45,7 @@ def test_every_tensor_once_in_order_and_aligned(tensors: list[TensorPlan], file_
         assert file.num_bytes == len(header) + data
         offset = 0
         for one, entry in zip(members, entries, strict=True):
-            width = {"F32": 4, "BF16": 2, "I64": 8, "BOOL": 1, "F16": 2}[one.out_dtype]
-            assert offset % width == 0
+            assert offset % element_bytes(one.out_dtype) == 0
             offset += entry.num_bytes
     for shard in layout.shards:
         assert sum(output_entries(one)[0].num_bytes for one in shard) <= shard_bytes or len(shard) == 1

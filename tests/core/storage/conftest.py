@@ -1,13 +1,10 @@
-"""Small checkpoints on local disk and on S3."""
+"""Small checkpoints for the tests of storage."""
 
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
-import pytest
 import torch
 from safetensors.torch import save
 
@@ -38,15 +35,3 @@ def write_model(store: Store, tensors: Mapping[str, torch.Tensor], *, files: int
         store.write("model.safetensors.index.json", json.dumps(index).encode())
     store.write("config.json", json.dumps(config or {"model_type": "test"}).encode())
     store.write("tokenizer.json", b"{}")
-
-
-@pytest.fixture(params=["local", "memory", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Store]:
-    """Name to an empty store of that name, on one of three kinds of storage."""
-    if request.param == "local":
-        return lambda name: Store(str(tmp_path / name))
-    if request.param == "memory":
-        root = uuid.uuid4().hex
-        return lambda name: Store(f"memory://{root}/{name}")
-    s3 = request.getfixturevalue("s3_root")
-    return lambda name: Store(f"{s3.uri}/{name}", s3.storage_options)

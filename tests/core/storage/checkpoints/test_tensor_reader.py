@@ -17,10 +17,11 @@ from eigenmerge.core.formats.safetensors_header import build_header
 from eigenmerge.core.listing import TensorSource
 from eigenmerge.core.storage.checkpoints.float8_values import dequantise
 from eigenmerge.core.storage.checkpoints.list_model import list_model
-from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader, safetensors_dtype, torch_dtype
+from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
 from eigenmerge.core.storage.read_ahead import read_ahead
 from eigenmerge.core.storage.retries import RetryPolicy
 from eigenmerge.core.storage.store import Store
+from eigenmerge.core.storage.torch_dtypes import safetensors_dtype, torch_dtype
 
 Place = Callable[[str], Store]
 
