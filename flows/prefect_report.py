@@ -23,6 +23,7 @@ from prefect.runtime import flow_run
 
 from ..core.cache.reports import ShardReport
 from ..core.cache.result import MergeResult
+from ..core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
 from ..core.planning.plan import Plan
 from ..core.steps.plot_spectra import plot_spectra
 from .run_context import Listener
@@ -117,7 +118,7 @@ def _summary(result: MergeResult) -> str:
     lines = [
         f"**{result.num_experts} experts merged with `{result.method}`** into `{place}`",
         "",
-        f"* report: `{place}/README.md`, manifest: `{place}/eigenmerge_manifest.json`",
+        f"* report: `{place}/{MODEL_CARD_NAME}`, manifest: `{place}/{MANIFEST_NAME}`",
         f"* {result.shards_done} shards computed, {result.shards_reused} found in the store",
         f"* {result.decompositions_computed} decompositions computed, {result.decompositions_reused} reused",
         f"* {result.bytes_read:,} bytes read, {result.bytes_written:,} written, {result.seconds:.1f} s",

@@ -7,16 +7,15 @@ itself, so that a part that was truncated, changed or replaced is noticed and ma
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 
 from ..errors import CorruptObjectError, ObjectNotFoundError
+from ..formats.digest import hash_text
 from ..planning.plan import LayerShard
+from ..storage.object_hash import hash_object
 from ..storage.store import Store
 from .reports import ShardReport
-
-CHUNK_BYTES = 16 * 2**20
 
 
 def record_key(part_key: str) -> str:
@@ -31,7 +30,7 @@ def shard_table_key(part_key: str) -> str:
 def write_record(store: Store, report: ShardReport) -> None:
     """Commit a part that is already in the store."""
     body = json.dumps(report.to_dict(), sort_keys=True)
-    store.write(record_key(report.part_key), json.dumps({"sha256": _digest(body), "report": body}).encode())
+    store.write(record_key(report.part_key), json.dumps({"sha256": hash_text(body), "report": body}).encode())
 
 
 def read_record(store: Store, part_key: str) -> ShardReport:
@@ -44,7 +43,7 @@ def read_record(store: Store, part_key: str) -> ShardReport:
     """
     try:
         envelope = json.loads(store.read(record_key(part_key)))
-        if _digest(envelope["report"]) != envelope["sha256"]:
+        if hash_text(envelope["report"]) != envelope["sha256"]:
             raise ValueError("checksum does not fit")
         report = ShardReport.from_dict(json.loads(envelope["report"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -78,15 +77,3 @@ def find_part(store: Store, shard: LayerShard) -> tuple[ShardReport | None, str 
     if not unchanged and hash_object(store, shard.part_key, info.size) != report.sha256:
         return None, f"part {shard.part_key} fails its checksum; made again"
     return replace(report, index=shard.index, reused=True), None
-
-
-def hash_object(store: Store, key: str, size: int) -> str:
-    """sha256 of an object, 16 MiB of it in memory."""
-    digest = hashlib.sha256()
-    for start in range(0, size, CHUNK_BYTES):
-        digest.update(store.read_range(key, start, min(size, start + CHUNK_BYTES)))
-    return digest.hexdigest()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import CheckpointError, CorruptObjectError
 from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
+from ..formats.digest import hash_json
 from ..storage.store import Store
 
 _CHECKSUM = "sha256"
@@ -18,7 +18,7 @@ def write_sealed_json(store: Store, key: str, content: Mapping[str, object]) -> 
     """Write `content`, which has no key "sha256" of its own."""
     assert _CHECKSUM not in content
     plain = json.loads(json.dumps(dict(content)))  # as it will be read: tuples become lists
-    store.write(key, (json.dumps({**plain, _CHECKSUM: _digest(plain)}, indent=1) + "\n").encode())
+    store.write(key, (json.dumps({**plain, _CHECKSUM: hash_json(plain)}, indent=1) + "\n").encode())
 
 
 def read_sealed_json(store: Store, key: str) -> dict[str, Any]:
@@ -34,10 +34,6 @@ def read_sealed_json(store: Store, key: str) -> dict[str, Any]:
         content: dict[str, Any] = parse_json_object(store.read(key), name, LONGEST_INDEX_BYTES)
     except CheckpointError as error:
         raise CorruptObjectError(str(error)) from None
-    if content.pop(_CHECKSUM, None) != _digest(content):
+    if content.pop(_CHECKSUM, None) != hash_json(content):
         raise CorruptObjectError(f"{name}: fails its checksum")
     return content
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

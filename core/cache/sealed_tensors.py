@@ -7,7 +7,6 @@ opens it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,20 +16,14 @@ import torch
 
 from ..errors import CheckpointError, CorruptObjectError
 from ..formats.bounded_json import parse_json_object
-from ..formats.safetensors_header import (
-    LENGTH_BYTES,
-    LONGEST_HEADER_BYTES,
-    SafetensorsHeader,
-    build_header,
-    header_length,
-    parse_header,
-)
+from ..formats.digest import hash_bytes, hash_text
+from ..formats.safetensors_header import LONGEST_HEADER_BYTES, SafetensorsHeader, build_header
 from ..storage.mapped_file import view_as
 from ..storage.object_bytes import bytes_of_object
+from ..storage.object_header import read_header
 from ..storage.store import Store
 from ..storage.torch_dtypes import safetensors_dtype, torch_dtype
 
-_SPECULATIVE_BYTES = 64 * 2**10  # the record of 700 experts
 _RECORD = "eigenmerge"
 _CHECKSUM = "eigenmerge_sha256"
 
@@ -63,10 +56,10 @@ def write_sealed(store: Store, key: str, tensors: Mapping[str, torch.Tensor], fa
     # Wider numbers first: every tensor then begins at a multiple of its element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     table = {name: (safetensors_dtype(tensors[name].dtype), tuple(tensors[name].shape)) for name in names}
-    checksums = {name: _sha256(_flat(tensors[name])) for name in names}
+    checksums = {name: hash_bytes(_flat(tensors[name]).numpy().data) for name in names}
     rows = {name: [dtype, list(shape), checksums[name]] for name, (dtype, shape) in table.items()}
     record = json.dumps({"key": key, "facts": dict(facts), "tensors": rows}, sort_keys=True, separators=(",", ":"))
-    metadata = {_RECORD: record, _CHECKSUM: hashlib.sha256(record.encode()).hexdigest()}
+    metadata = {_RECORD: record, _CHECKSUM: hash_text(record)}
     with store.open_write(key) as writer:
         writer.write(build_header(table, metadata))
         for name in names:
@@ -84,16 +77,12 @@ def read_seal(store: Store, key: str) -> Seal:
     CorruptObjectError : truncated, changed in its record, foreign, or another object under this name
     """
     name = store.display(key)
-    head, size = store.read_head(key, _SPECULATIVE_BYTES)
     try:
-        length = LENGTH_BYTES + header_length(head, size, name)
-        if length > len(head):
-            head += store.read_range(key, len(head), length)
-        header = parse_header(head, size, name)
+        header = read_header(store, key)
     except CheckpointError as error:
         raise CorruptObjectError(f"{error}") from None
     record = header.metadata.get(_RECORD, "")
-    if hashlib.sha256(record.encode()).hexdigest() != header.metadata.get(_CHECKSUM):
+    if hash_text(record) != header.metadata.get(_CHECKSUM):
         raise CorruptObjectError(f"{name}: its record fails its checksum")
     try:
         content: dict[str, Any] = parse_json_object(record.encode(), name, LONGEST_HEADER_BYTES)
@@ -106,7 +95,7 @@ def read_seal(store: Store, key: str) -> Seal:
     found = {tensor: (entry.dtype, list(entry.shape)) for tensor, entry in header.tensors.items()}
     if found != {tensor: row[:2] for tensor, row in rows.items()}:
         raise CorruptObjectError(f"{name}: its header does not fit its record")
-    return Seal(key, facts, header, {tensor: str(row[2]) for tensor, row in rows.items()}, size)
+    return Seal(key, facts, header, {tensor: str(row[2]) for tensor, row in rows.items()}, header.file_size)
 
 
 def read_sealed(store: Store, seal: Seal) -> dict[str, torch.Tensor]:
@@ -119,7 +108,7 @@ def read_sealed(store: Store, seal: Seal) -> dict[str, torch.Tensor]:
     found = {}
     for name, entry in seal.header.tensors.items():
         data = bytes_of_object(store, seal.key, entry.start, entry.stop)
-        if _sha256(data) != seal.checksums[name]:
+        if hash_bytes(data.numpy().data) != seal.checksums[name]:
             raise CorruptObjectError(f"{store.display(seal.key)}: tensor {name!r} fails its checksum")
         try:
             found[name] = view_as(data, torch_dtype(entry.dtype)).reshape(entry.shape)
@@ -130,7 +119,3 @@ def read_sealed(store: Store, seal: Seal) -> dict[str, torch.Tensor]:
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _sha256(data: torch.Tensor) -> str:
-    return hashlib.sha256(data.numpy().data).hexdigest()

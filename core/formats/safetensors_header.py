@@ -36,11 +36,17 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """A checked header. `tensors` is in the order of the data."""
+    """A checked header.
+
+    tensors : tensor name to entry, in the order of the data
+    data_start : offset of the first tensor in the file
+    file_size : bytes of the whole file
+    """
 
     tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
     data_start: int
+    file_size: int
 
 
 def header_length(prefix: bytes, file_size: int, file: str) -> int:
@@ -94,7 +100,7 @@ def parse_header(data: bytes, file_size: int, file: str) -> SafetensorsHeader:
     entries = [(name, _entry(name, entry, data_start, file)) for name, entry in content.items()]
     entries.sort(key=lambda item: (item[1].start, item[1].stop))
     _check_layout(entries, data_start, file_size, file)
-    return SafetensorsHeader(dict(entries), metadata, data_start)
+    return SafetensorsHeader(dict(entries), metadata, data_start, file_size)
 
 
 def build_header(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -15,6 +14,7 @@ from ..cache.reports import Origin, TensorReport
 from ..cache.spectra.cache import SpectrumCache
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
+from ..formats.digest import hash_bytes
 from ..numerics.method import DirectMethod, SpectralMethod
 from ..numerics.registry import get_method
 from ..numerics.spectrum import Factors, Spectrum, apply_factors, low_rank_form
@@ -89,7 +89,7 @@ class TensorMerger:
         return data, TensorReport(
             name=tensor.name,
             seconds=time.monotonic() - started,
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256=hash_bytes(data),
             notes=tuple(notes),
             **facts,
         )

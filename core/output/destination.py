@@ -13,14 +13,12 @@ from ..coordination.claims import POLL_SECONDS, Claim, ClaimWatcher
 from ..coordination.stop import StopSignal
 from ..errors import CheckpointError, DestinationError, ObjectNotFoundError
 from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
+from ..formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME
 from ..planning.plan import Plan
 from ..storage.addresses import absolute_uri
 from ..storage.store import Store
-from .manifest import MANIFEST_NAME
 
-MARKER_NAME = ".eigenmerge-incomplete.json"
 _PROBE_PREFIX = ".eigenmerge-probe-"
-INDEX_NAME = "model.safetensors.index.json"
 
 # What an earlier merge (of ours or of another tool) may have left and a new one must not keep: a stale weight file or
 # index beside new ones is a checkpoint that loads wrongly.

@@ -13,7 +13,6 @@ from ..planning.outputs.matrices import is_fused_qkv
 from ..planning.plan import ModelSummary, Plan, TensorPlan
 from ..planning.shards import output_entries
 
-MANIFEST_NAME = "eigenmerge_manifest.json"
 FORMAT_VERSION = 1
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from ..cache.reports import ShardReport
 from ..cache.result import EXACT_BELOW
+from ..formats.file_names import MANIFEST_NAME
 from ..planning.plan import Plan
 
 
@@ -44,7 +45,7 @@ def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
         "",
         *_rank_lines(reports),
         *_truncation_lines(reports),
-        "Checksums, fingerprints and the rank of every layer: `eigenmerge_manifest.json`.",
+        f"Checksums, fingerprints and the rank of every layer: `{MANIFEST_NAME}`.",
         "",
         "## Recipe",
         "",

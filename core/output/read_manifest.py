@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import CheckpointError, ObjectNotFoundError
 from ..formats.bounded_json import parse_json_object
+from ..formats.file_names import MANIFEST_NAME
 from ..storage.store import Store
-from .manifest import FORMAT_VERSION, MANIFEST_NAME
+from .manifest import FORMAT_VERSION
 
 _LONGEST_MANIFEST_BYTES = 512 * 2**20  # some 500 bytes for each tensor
 _SHA256 = r"^[0-9a-f]{64}$"

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..errors import CheckpointError, CorruptObjectError, ObjectNotFoundError, StoreError
 from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
-from ..formats.safetensors_header import LENGTH_BYTES, SafetensorsHeader, TensorEntry, header_length, parse_header
-from ..storage.read_ahead import read_ahead
+from ..formats.file_names import INDEX_NAME, MARKER_NAME
+from ..formats.safetensors_header import SafetensorsHeader, TensorEntry
+from ..storage.object_hash import hash_ranges
+from ..storage.object_header import read_header
 from ..storage.store import Store
-from .destination import INDEX_NAME, MARKER_NAME
 from .read_manifest import Manifest, ManifestFile, ManifestTensor
 
 _PARALLEL_FILES = 4
-_CHUNK_BYTES = 16 * 2**20
-_CHUNKS_AHEAD = 2
-_SPECULATIVE_BYTES = 64 * 2**10
 _WEIGHTS = re.compile(r".*\.safetensors|pytorch_model.*\.bin")
 
 Range = tuple[str, int, int]  # file, start, stop
@@ -53,7 +50,12 @@ def verify_files(store: Store, manifest: Manifest) -> tuple[list[FileCheck], Lay
     Cost: one read of everything.
     """
     with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="verify") as pool:
-        headers = dict(zip(manifest.files, pool.map(lambda file: _header(store, file), manifest.files), strict=True))
+        sizes = {info.key: info.size for info in store.list("")}
+
+        def header(file: ManifestFile) -> SafetensorsHeader | str:
+            return _header(store, file, sizes.get(file.name))
+
+        headers = dict(zip(manifest.files, pool.map(header, manifest.files), strict=True))
         layout = _layout(headers)
         rows = _rows_by_file(manifest, layout)
 
@@ -65,9 +67,8 @@ def verify_files(store: Store, manifest: Manifest) -> tuple[list[FileCheck], Lay
 
         checks = [*pool.map(check_weights, manifest.files)]
         checks += pool.map(lambda item: _check_side(store, *item), manifest.side_files.items())
-    present = {info.key for info in store.list("")}
     readable = not any(isinstance(header, str) for header in headers.values())
-    checks.append(_check_whole(store, manifest, layout, present, readable))
+    checks.append(_check_whole(store, manifest, layout, sizes.keys(), readable))
     return checks, layout
 
 
@@ -76,16 +77,14 @@ def read_stored(store: Store, layout: Layout, row: ManifestTensor) -> bytes:
     return b"".join(store.read_range(*place) for place in layout.ranges(row.stored_names))
 
 
-def _header(store: Store, file: ManifestFile) -> SafetensorsHeader | str:
-    """The header, or what is wrong with it."""
+def _header(store: Store, file: ManifestFile, size: int | None) -> SafetensorsHeader | str:
+    """Return the header, or what is wrong with it. `size` is None where the file is missing."""
+    if size is None:
+        return "is missing"
+    if size != file.num_bytes:
+        return f"{size} bytes, the manifest says {file.num_bytes}"
     try:
-        data, size = store.read_head(file.name, _SPECULATIVE_BYTES)
-        if size != file.num_bytes:
-            return f"{size} bytes, the manifest says {file.num_bytes}"
-        length = LENGTH_BYTES + header_length(data, size, file.name)
-        if length > len(data):
-            data += store.read_range(file.name, len(data), length)
-        return parse_header(data, size, file.name)
+        return read_header(store, file.name, size)
     except ObjectNotFoundError:
         return "is missing"
     except (CheckpointError, CorruptObjectError) as error:
@@ -137,7 +136,7 @@ def _check_side(store: Store, name: str, expected: str) -> FileCheck:
     return FileCheck(name, "sha256", () if found == expected else ("its sha256 is not the manifest's",))
 
 
-def _check_whole(store: Store, manifest: Manifest, layout: Layout, present: set[str], readable: bool) -> FileCheck:
+def _check_whole(store: Store, manifest: Manifest, layout: Layout, present: Set[str], readable: bool) -> FileCheck:
     """What no file says by itself: that the merge has finished, and that a loader takes these files and no others."""
     problems = []
     if MARKER_NAME in present:
@@ -155,7 +154,7 @@ def _check_whole(store: Store, manifest: Manifest, layout: Layout, present: set[
     return FileCheck("the whole", "tensors, index, nothing foreign", tuple(problems))
 
 
-def _check_index(store: Store, manifest: Manifest, layout: Layout, present: set[str], readable: bool) -> Iterator[str]:
+def _check_index(store: Store, manifest: Manifest, layout: Layout, present: Set[str], readable: bool) -> Iterator[str]:
     if INDEX_NAME not in present:
         yield f"{INDEX_NAME} is missing: the merge has not finished"
         return
@@ -178,16 +177,7 @@ def _check_index(store: Store, manifest: Manifest, layout: Layout, present: set[
 
 def _hash(store: Store, ranges: Sequence[Range]) -> str | None:
     """sha256 of these ranges, one after the other; None where a file is gone or too short."""
-    digest = hashlib.sha256()
     try:
-        for chunk in read_ahead(lambda one: store.read_range(*one), _chunks(ranges), _CHUNKS_AHEAD):
-            digest.update(chunk)
+        return hash_ranges(store, ranges)
     except (ObjectNotFoundError, CorruptObjectError):
         return None
-    return digest.hexdigest()
-
-
-def _chunks(ranges: Sequence[Range]) -> Iterator[Range]:
-    for file, start, stop in ranges:
-        for position in range(start, stop, _CHUNK_BYTES):
-            yield file, position, min(position + _CHUNK_BYTES, stop)

@@ -9,11 +9,10 @@ same keys. Device, workers and memory limits are not part of a key.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..formats.digest import digest
+from ..formats.digest import hash_bytes, hash_json
 from .plan import LayerShard, OutputFile, RunSettings, SideFile, TensorPlan
 
 # Bump when the bytes of a part change although no method did (rounding of the cast, order of the sums).
@@ -41,7 +40,7 @@ def spectrum_key(
     incremental : its sums may have been added up in another order, so that it differs in the last bits
     """
     content: list[object] = ["spectrum", dict(decomposition), algorithm_version, arithmetic, inputs, matrix]
-    return _spectra(digest([*content, "incremental"] if incremental else content))
+    return _spectra(hash_json([*content, "incremental"] if incremental else content))
 
 
 def calibration_key(spectrum: str, filtered: str) -> str:
@@ -52,12 +51,12 @@ def calibration_key(spectrum: str, filtered: str) -> str:
     spectrum : key of the method's decomposition
     filtered : digest of the method, its parameters and the calibration's algorithm version
     """
-    return _spectra(digest(["calibration", spectrum, filtered]))
+    return _spectra(hash_json(["calibration", spectrum, filtered]))
 
 
 def alignment_key(spectra: Sequence[str]) -> str:
     """Object key of the table of the largest eigenvalues of these decompositions."""
-    hashed = digest(["alignment", list(spectra)])
+    hashed = hash_json(["alignment", list(spectra)])
     return f"alignments/{hashed}.json"
 
 
@@ -67,8 +66,8 @@ def sums_key(algorithm_version: int, arithmetic: str, base: str, matrix: str, me
     Sums over other experts lie in the same folder. The name begins with the size of the set: who looks for the largest
     subset need not open the small ones.
     """
-    shared = digest(["sums", algorithm_version, arithmetic, base, matrix])
-    return f"sums/{shared[:2]}/{shared}/{len(members):06d}-{digest(sorted(members))}.safetensors"
+    shared = hash_json(["sums", algorithm_version, arithmetic, base, matrix])
+    return f"sums/{shared[:2]}/{shared}/{len(members):06d}-{hash_json(sorted(members))}.safetensors"
 
 
 def _spectra(hashed: str) -> str:
@@ -97,7 +96,7 @@ def tensor_identity(tensor: TensorPlan, base: str | None, experts: Sequence[str]
         content |= {"name": tensor.name, "seed": seed}
     if tensor.sums_key is not None:
         content["incremental"] = True  # as for `spectrum_key`
-    return digest(content)
+    return hash_json(content)
 
 
 def part_key(identities: Sequence[tuple[str, str]], settings: RunSettings) -> str:
@@ -112,7 +111,7 @@ def part_key(identities: Sequence[tuple[str, str]], settings: RunSettings) -> st
         content.append("allow_nonfinite")  # a strict run must not take a part in which NaN was passed over
     if settings.allow_tf32:
         content.append("tf32")
-    return f"parts/{digest(content)}.safetensors"
+    return f"parts/{hash_json(content)}.safetensors"
 
 
 def run_key(
@@ -122,9 +121,6 @@ def run_key(
     side_files: Sequence[SideFile],
 ) -> str:
     """Hash of everything that decides the output's bytes."""
-    sides = [
-        [side.name, hashlib.sha256(side.content).hexdigest() if side.content is not None else None]
-        for side in side_files
-    ]
+    sides = [[side.name, hash_bytes(side.content) if side.content is not None else None] for side in side_files]
     layout = [[file.name, file.shards] for file in files]
-    return digest(["run", dict(recipe), [shard.part_key for shard in shards], layout, sides])
+    return hash_json(["run", dict(recipe), [shard.part_key for shard in shards], layout, sides])

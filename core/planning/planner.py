@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ..errors import CheckpointError, RecipeError
-from ..formats.digest import digest
+from ..formats.digest import hash_json
+from ..formats.file_names import ADAPTER_WEIGHTS_NAME, WEIGHTS_NAME
 from ..listing import ModelListing, TensorSource
 from ..numerics.registry import get_method
 from ..numerics.svd.svc import calibration_warning
@@ -19,7 +20,7 @@ from .cost.projection import check_budget
 from .inputs.checkpoint import Checkpoint, MatchCache, reference_tensors, summarize
 from .keys import part_key, run_key
 from .names import natural_key
-from .outputs.adapter_output import ADAPTER_FILE, as_adapter
+from .outputs.adapter_output import as_adapter
 from .outputs.incremental import incremental_warnings
 from .outputs.members import averages_unlisted_base, groups_of, is_same_model
 from .outputs.rules import RuleBook, check_filters
@@ -133,13 +134,13 @@ def plan_merge(
     planned = _aligned(planned)
     changes = {**layers.config_changes, **_vocabulary_changes(reference, planned, vocabulary)}
     sides = side_files(recipe, reference, changes, vocabulary.tokenizer, vocabulary.tokenizer_json())
-    file_name, file_bytes = "model.safetensors", recipe.output.max_shard_size
+    file_name, file_bytes = WEIGHTS_NAME, recipe.output.max_shard_size
     if recipe.output.format == "adapter":
         if base is None:
             raise RecipeError("base_model: is missing; an adapter belongs to one")
         adapter = as_adapter(recipe, settings, base.name, checkpoints, planned)
         planned, sides = list(adapter.tensors), (adapter.config,)
-        file_name, file_bytes = ADAPTER_FILE, sys.maxsize  # PEFT reads one file
+        file_name, file_bytes = ADAPTER_WEIGHTS_NAME, sys.maxsize  # PEFT reads one file
     check_budget((item.plan for item in planned), max_memory if max_memory is not None else recipe.max_memory)
     layout = lay_out([item.plan for item in planned], file_bytes, shard_bytes, file_name)
     shards = _shards(planned, layout, settings)
@@ -163,7 +164,7 @@ def _aligned(planned: Sequence[PlannedTensor]) -> list[PlannedTensor]:
     if not keys:
         return list(planned)
     return [
-        PlannedTensor(with_alignment(item.plan, key), digest([item.identity, key])) if key is not None else item
+        PlannedTensor(with_alignment(item.plan, key), hash_json([item.identity, key])) if key is not None else item
         for item in planned
         for key in [keys.get(item.plan.name)]
     ]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..formats.dtypes import element_bytes, tensor_bytes
+from ..formats.file_names import WEIGHTS_NAME
 from ..formats.safetensors_header import HEADER_ALIGNMENT
 from .names import natural_key
 from .plan import OutputFile, TensorPlan
@@ -85,7 +86,7 @@ def lay_out(
     tensors: Sequence[TensorPlan],
     max_file_bytes: int,
     shard_bytes: int | None = None,
-    single_name: str = "model.safetensors",
+    single_name: str = WEIGHTS_NAME,
 ) -> Layout:
     """Order the tensors, cut the run into files and the files into shards.
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ..errors import CheckpointError, CorruptObjectError, ObjectNotFoundError
 from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
-from ..formats.digest import digest
+from ..formats.digest import hash_json
 from ..storage.store import Store
 
 LATEST = "latest.json"
@@ -43,7 +43,7 @@ class MergeInputs:
 
     @property
     def digest(self) -> str:
-        return digest([self.recipe, self.base, self.version, dict(self.experts)])
+        return hash_json([self.recipe, self.base, self.version, dict(self.experts)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import RecipeError
-from ..formats.digest import digest
+from ..formats.digest import hash_json
 from ..recipe.recipe import Recipe, recipe_from_mapping
 from .expert_registry import RegistryScan
 
@@ -33,4 +33,4 @@ def template_digest(template: Mapping[str, Any], recipe: Recipe) -> str:
     fixed = len(template.get("models") or [])
     canonical = recipe.canonical()
     canonical["models"] = canonical["models"][:fixed]
-    return digest(canonical)
+    return hash_json(canonical)

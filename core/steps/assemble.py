@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,11 @@ from ..cache.result import MergeResult, count_shards, worst_truncation
 from ..coordination.claims import Claim
 from ..coordination.stop import StopSignal
 from ..errors import DestinationError
-from ..output.destination import INDEX_NAME, Destination, clear_for_writing, take_destination
+from ..formats.digest import hash_bytes
+from ..formats.file_names import INDEX_NAME, MANIFEST_NAME, MODEL_CARD_NAME
+from ..output.destination import Destination, clear_for_writing, take_destination
 from ..output.file_hashes import FileHashes, file_entries, file_header
-from ..output.manifest import MANIFEST_NAME, build_manifest
+from ..output.manifest import build_manifest
 from ..output.model_card import build_model_card
 from ..planning.plan import Plan, SideFile
 from ..storage.assembly.assemble_file import assemble_file
@@ -113,7 +114,7 @@ def _write_checkpoint(
         through += written.bytes_through
     for side in plan.side_files:
         hashes[side.name] = _write(target, side.name, _content(side, storage_options))
-    hashes["README.md"] = _write(target, "README.md", build_model_card(plan, reports))
+    hashes[MODEL_CARD_NAME] = _write(target, MODEL_CARD_NAME, build_model_card(plan, reports))
     _write(target, MANIFEST_NAME, build_manifest(plan, reports, hashes))
     if not claim.check():
         raise DestinationError(
@@ -142,7 +143,7 @@ def _content(side: SideFile, storage_options: Mapping[str, Any] | None) -> bytes
 
 def _write(target: Store, name: str, data: bytes) -> str:
     target.write(name, data)
-    return hashlib.sha256(data).hexdigest()
+    return hash_bytes(data)
 
 
 def _notes(report: ShardReport) -> list[str]:

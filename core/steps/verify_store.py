@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from ..cache.alignments import read_alignment
 from ..cache.layout import ALIGNMENTS, CLAIMS, PARTS, PROBES, RUNS, SPECTRA, SUMS
-from ..cache.parts import hash_object, read_record, record_key
+from ..cache.parts import read_record, record_key
 from ..cache.runs import OBJECTS_NAME, RUN_NAME, read_run, read_run_objects
 from ..cache.sealed_tensors import read_seal, read_sealed
 from ..cache.spectra.reader import verify_spectrum
 from ..cache.spectra.table_file import read_run_table
 from ..errors import CorruptObjectError, ObjectNotFoundError
+from ..storage.object_hash import hash_object
 from ..storage.store import Store
 
 _PARALLEL_OBJECTS = 4  # each may be as large as a layer, and is held while it is checked

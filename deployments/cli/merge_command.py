@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
 from .options import (
     AllowNonfiniteOption,
     DeviceOption,
@@ -127,8 +128,8 @@ def summary(result: MergeResult) -> str:
         f" decompositions: {result.decompositions_computed} computed, {result.decompositions_reused} reused",
         f"  read {show_bytes(result.bytes_read)}"
         + (f" and {show_bytes(result.kept_bytes_read)} of kept sums" if result.kept_bytes_read else "")
-        + f"; report: {result.destination.rstrip('/')}/README.md,"
-        f" {result.destination.rstrip('/')}/eigenmerge_manifest.json",
+        + f"; report: {result.destination.rstrip('/')}/{MODEL_CARD_NAME},"
+        f" {result.destination.rstrip('/')}/{MANIFEST_NAME}",
     ]
     if result.truncation_error is not None:
         lines.insert(-1, f"  adapter: {_exactness(result)}")

@@ -15,7 +15,8 @@ import pytest
 from eigenmerge.core.coordination.claims import ClaimWatcher
 from eigenmerge.core.coordination.stop import StopSignal
 from eigenmerge.core.errors import DestinationError, InterruptedRunError, ObjectNotFoundError
-from eigenmerge.core.output.destination import MARKER_NAME, Destination, prepare_destination
+from eigenmerge.core.formats.file_names import MARKER_NAME
+from eigenmerge.core.output.destination import Destination, prepare_destination
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
 from eigenmerge.core.steps.assemble import assemble
 from eigenmerge.core.steps.make_plan import make_plan

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from eigenmerge.core.errors import EigenmergeError
-from eigenmerge.core.output.destination import MARKER_NAME
+from eigenmerge.core.formats.file_names import MARKER_NAME
 
 FILES = ("model.safetensors", "eigenmerge_manifest.json", "README.md", "config.json", "tokenizer.json")
 CALLS = ("open", "write", "fsync", "replace", "rename", "link", "mkdir", "copy_file_range", "sendfile")

@@ -12,7 +12,6 @@ vectors. So what is read is checked, and no more than that has to be read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 
 from ...errors import CheckpointError, CorruptObjectError
 from ...formats.bounded_json import parse_json_object
+from ...formats.digest import hash_bytes, hash_chunks
 
 FORMAT = 1
 ROWS_PER_BATCH = 256  # times any number of 4 or 8 bytes: a multiple of 64
@@ -127,10 +127,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def checksum(pieces: Sequence[torch.Tensor]) -> str:
     """Of flat uint8 tensors, one after the other."""
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece.numpy().data)
-    return digest.hexdigest()
+    return hash_chunks(piece.numpy().data for piece in pieces)
 
 
 def build_schema(description: Description) -> pa.Schema:
@@ -148,7 +145,7 @@ def build_schema(description: Description) -> pa.Schema:
         "vector_checksums": list(description.vector_checksums),
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    metadata = {_DESCRIPTION: text, _CHECKSUM: hashlib.sha256(text).hexdigest().encode()}
+    metadata = {_DESCRIPTION: text, _CHECKSUM: hash_bytes(text).encode()}
     schema = pa.schema([column.field for column in layout.columns])
     for length in range(2 * ALIGNMENT):
         candidate = schema.with_metadata({**metadata, _PADDING: b" " * length})
@@ -186,7 +183,7 @@ def parse_head(head: bytes, size: int, name: str) -> Description:
         raise CorruptObjectError(f"{name}: its Arrow schema is damaged ({str(error)[:100]})") from None
     metadata = schema.metadata or {}
     text = metadata.get(_DESCRIPTION, b"")
-    if hashlib.sha256(text).hexdigest().encode() != metadata.get(_CHECKSUM):
+    if hash_bytes(text).encode() != metadata.get(_CHECKSUM):
         raise CorruptObjectError(f"{name}: its description fails its checksum, or it is no spectrum")
     try:
         content = parse_json_object(text, name, LONGEST_DESCRIPTION_BYTES, finite=False)

@@ -6,7 +6,6 @@ so that it is written while the matrices are listed and read without holding all
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 
 from ...errors import CorruptObjectError
 from ...formats.bounded_json import parse_json_object
+from ...formats.digest import hash_chunks
 from ...numerics.spectrum import Spectrum
 from ...storage.store import Store
 from .format import TORCH_DTYPES, dtype_name
@@ -161,7 +161,5 @@ def _numbers(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _checksum(facts: Mapping[str, Any], values: np.ndarray, data: list[np.ndarray]) -> str:
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for numbers in (values, *data):
-        digest.update(np.ascontiguousarray(numbers).data)
-    return digest.hexdigest()
+    head = json.dumps(facts, sort_keys=True).encode()
+    return hash_chunks([head, *(np.ascontiguousarray(numbers).data for numbers in (values, *data))])

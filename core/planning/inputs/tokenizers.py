@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import CheckpointError
+from ...formats.file_names import TOKENIZER_NAME
 from ...listing import ModelListing
 
 Vocabulary = Mapping[str, int]
 
 _MOST_TOKENS = 10_000_000
-_FILE_SETS = (("tokenizer.json",), ("vocab.json", "added_tokens.json"), ("vocab.txt", "added_tokens.json"))
+_FILE_SETS = ((TOKENIZER_NAME,), ("vocab.json", "added_tokens.json"), ("vocab.txt", "added_tokens.json"))
 
 
 def vocabulary_files(listing: ModelListing) -> list[str]:
@@ -52,7 +53,7 @@ def _parse(uri: str, content: bytes) -> dict[str, int]:
         if uri.endswith(".txt"):
             return {token: row for row, token in enumerate(text.splitlines())}
         found = json.loads(text)
-        pairs = _tokenizer_json(found) if uri.endswith("tokenizer.json") else list(found.items())
+        pairs = _tokenizer_json(found) if uri.endswith(TOKENIZER_NAME) else list(found.items())
         vocabulary = {str(token): row for token, row in pairs if type(row) is int}
         if len(vocabulary) < len({token for token, _ in pairs}):
             raise ValueError("a row is not an integer")

@@ -15,8 +15,9 @@ from math import prod
 from typing import Any
 
 from ...errors import RecipeError
-from ...formats.digest import digest
+from ...formats.digest import hash_json
 from ...formats.dtypes import element_bytes
+from ...formats.file_names import ADAPTER_CONFIG_NAME
 from ...numerics.method import SpectralMethod
 from ...numerics.registry import get_method
 from ...numerics.svd.compact_svd import stays_low_rank
@@ -26,7 +27,6 @@ from ..inputs.checkpoint import Checkpoint
 from ..plan import AdapterFactors, RunSettings, SideFile, TensorPlan
 from .tensor_planner import PlannedTensor
 
-ADAPTER_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
 
@@ -72,11 +72,11 @@ def as_adapter(
         else:
             saved.append(own)
             full = AdapterFactors(rank=0, down=None, up=None, full=_PREFIX + own)
-            tensors.append(PlannedTensor(replace(item.plan, adapter=full), digest([item.identity, full.full])))
+            tensors.append(PlannedTensor(replace(item.plan, adapter=full), hash_json([item.identity, full.full])))
     if not tensors:
         raise RecipeError("output: adapter: nothing is merged, so there is nothing to write; see the rules")
     config = _config(base_name, checkpoints, tensors, names, saved, transposed)
-    return AdapterPlan(tuple(tensors), SideFile("adapter_config.json", None, config))
+    return AdapterPlan(tuple(tensors), SideFile(ADAPTER_CONFIG_NAME, None, config))
 
 
 def _factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, own: str) -> PlannedTensor:
@@ -109,7 +109,7 @@ def _factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, own: st
         peak_bytes=held,
         flops=max(0.0, plan.flops - 2.0 * min(columns, stacked) * prod(plan.shape)),
     )
-    return PlannedTensor(plan, digest([item.identity, plan.parameters, dtype, rank, factors.down, factors.up]))
+    return PlannedTensor(plan, hash_json([item.identity, plan.parameters, dtype, rank, factors.down, factors.up]))
 
 
 def _peak_elements(plan: TensorPlan, shape: tuple[int, int], ranks: Sequence[int]) -> int:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from ...errors import CheckpointError, RecipeError
+from ...formats.file_names import CONFIG_NAME, INDEX_NAME, MANIFEST_NAME, MODEL_CARD_NAME, TOKENIZER_NAME
 from ...listing import ModelListing
 from ...recipe.recipe import Recipe
 from ..inputs.quantized import is_quantized, unquantized
@@ -18,9 +19,7 @@ _CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 # Names the assembly writes itself; a copy of the base's would be wrong.
-_OWN_FILES = frozenset(
-    {"README.md", "eigenmerge_manifest.json", "config.json", "model.safetensors.index.json", "hf_quant_config.json"}
-)
+_OWN_FILES = frozenset({MODEL_CARD_NAME, MANIFEST_NAME, CONFIG_NAME, INDEX_NAME, "hf_quant_config.json"})
 _SAFE_NAME = re.compile(r"[\w][\w.+ -]{0,199}", re.ASCII)
 
 
@@ -52,7 +51,7 @@ def side_files(
         if name not in _OWN_FILES:
             files[name] = SideFile(name, uri)
     if tokenizer_json is not None:
-        files["tokenizer.json"] = SideFile("tokenizer.json", None, tokenizer_json)
+        files[TOKENIZER_NAME] = SideFile(TOKENIZER_NAME, None, tokenizer_json)
         for name in ("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"):
             files.pop(name, None)  # they would contradict it
     if reference.config is not None:
@@ -63,7 +62,7 @@ def side_files(
         if dtype is not None:
             # transformers 5 writes `dtype`, everything before it `torch_dtype`; the key that is there is kept
             config["dtype" if "dtype" in config else "torch_dtype"] = dtype
-        files["config.json"] = SideFile("config.json", None, (json.dumps(config, indent=2) + "\n").encode())
+        files[CONFIG_NAME] = SideFile(CONFIG_NAME, None, (json.dumps(config, indent=2) + "\n").encode())
     if recipe.chat_template is not None:
         template = _chat_template(recipe.chat_template)
         files["chat_template.jinja"] = SideFile("chat_template.jinja", None, template.encode())

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any, final
 
-from ...formats.digest import digest
+from ...formats.digest import hash_json
 from ...numerics.interference.kept_sums import kept_elements, kept_form
 from ...numerics.method import MethodParameters, SpectralMethod
 from ...numerics.svd.svc import ALGORITHM_VERSION as SVC_VERSION
@@ -51,10 +51,10 @@ class SpectralPlanner:
         """
         decomposition = self._decomposition(method, plan.parameters)
         experts = [(identity, expert.parameters) for identity, expert in zip(identities, plan.experts, strict=True)]
-        inputs = digest([base_identity, experts])  # once, also for a stack of hundreds of matrices
-        filtered = digest([method.name, plan.parameters, SVC_VERSION]) if self._calibration else ""
+        inputs = hash_json([base_identity, experts])  # once, also for a stack of hundreds of matrices
+        filtered = hash_json([method.name, plan.parameters, SVC_VERSION]) if self._calibration else ""
         keeps = self._settings.keep_sums and decomposition.get("kind") == _INTERFERENCE and adds_up(plan)
-        members = tuple(digest(expert) for expert in experts) if keeps else ()
+        members = tuple(hash_json(expert) for expert in experts) if keeps else ()
         form = f"{list(matrices.matrix_shape or plan.shape)}"
 
         def keys(matrix: str) -> tuple[str, str | None, str | None]:

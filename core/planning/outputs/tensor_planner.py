@@ -8,7 +8,7 @@ from math import prod
 from typing import Any, final
 
 from ...errors import CheckpointError, RecipeError, ShapeError
-from ...formats.digest import digest
+from ...formats.digest import hash_json
 from ...formats.dtypes import FLOAT8_DTYPES, MERGEABLE_DTYPES, safetensors_name
 from ...listing import LoraSource, TensorSource
 from ...numerics.method import DirectMethod, SpectralMethod
@@ -338,7 +338,7 @@ class TensorPlanner:
         held = 4 * prod(plan.shape) * self._element  # base, sum, expert, task vector
         stored = cost.stored_working_set(plan.base, plan.experts)
         if self._settings.keep_sums and adds_up(plan):
-            members = tuple(digest((source.identity, source.expert.parameters)) for source in sources)
+            members = tuple(hash_json((source.identity, source.expert.parameters)) for source in sources)
             form = f"sum {list(plan.shape)}"
             plan = replace(
                 plan,

@@ -20,6 +20,7 @@ from typing import final
 
 from ...errors import RecipeError, ShapeError
 from ...formats.dtypes import FLOAT8_DTYPES
+from ...formats.file_names import TOKENIZER_NAME
 from ...listing import ModelListing, TensorSource
 from ...recipe.recipe import Recipe
 from ..inputs.tokenizers import Vocabulary, read_vocabulary, vocabulary_files, with_added_tokens
@@ -145,7 +146,7 @@ class VocabularyPlanner:
         """The output's tokenizer.json where it is none of the inputs'."""
         if not self._added:
             return None
-        uris = [model.side_files.get("tokenizer.json", "") for model in (self._reference, *self._experts)]
+        uris = [model.side_files.get(TOKENIZER_NAME, "") for model in (self._reference, *self._experts)]
         contents = [self._contents[uri] for uri in dict.fromkeys(uris) if uri in self._contents]
         return with_added_tokens(contents[0], self._added, contents[1:])
 
@@ -236,7 +237,7 @@ class VocabularyPlanner:
                     position += 1
         if not self._added:
             return self._own
-        if self._reference.side_files.get("tokenizer.json", "") not in self._contents:
+        if self._reference.side_files.get(TOKENIZER_NAME, "") not in self._contents:
             raise RecipeError(
                 f"tokenizer_source: union: {self._reference.name} has no tokenizer.json to extend; use base"
             )

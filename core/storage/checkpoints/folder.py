@@ -9,6 +9,14 @@ from fnmatch import fnmatchcase
 
 from ...errors import CheckpointError, StoreError
 from ...formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
+from ...formats.file_names import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    CONFIG_NAME,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    WEIGHTS_NAME,
+)
 from ...formats.object_names import problem_with_key
 from ...formats.redaction import redact
 from ..addresses import is_local, protocol_of
@@ -16,19 +24,15 @@ from ..backends.protocol import ObjectInfo
 from ..store import Store, resolve
 from .hub import HUB_RETRY, pin_revision
 
-WEIGHT_INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 # Small files that belong to a model besides its weights. Python files are left out: a merge never carries code.
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe")
 _NOT_SIDE_FILES = (
-    "config.json",
+    CONFIG_NAME,
     "*.index.json",
-    ADAPTER_CONFIG,
-    "eigenmerge_manifest.json",
+    ADAPTER_CONFIG_NAME,
+    MANIFEST_NAME,
     "trainer_state.json",
     "all_results.json",
     "*_results.json",
@@ -102,22 +106,22 @@ def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, st
             return [folder.only_file], None
         raise _refused_pickle(folder, folder.only_file)
     safetensors = sorted(name for name in folder.files if name.endswith(".safetensors"))
-    if WEIGHT_INDEX in folder.files:
+    if INDEX_NAME in folder.files:
         weight_map = _read_index(folder)
         names = sorted(set(weight_map.values()))
-        if SINGLE in safetensors and SINGLE not in names:
+        if WEIGHTS_NAME in safetensors and WEIGHTS_NAME not in names:
             # transformers prefers the single file and mergekit the index: guessing would merge the wrong weights.
             raise CheckpointError(
-                f"{folder.path('')} holds {SINGLE} and an index of other files; remove the stale one,"
-                f" or name the file: {folder.path(SINGLE)}"
+                f"{folder.path('')} holds {WEIGHTS_NAME} and an index of other files; remove the stale one,"
+                f" or name the file: {folder.path(WEIGHTS_NAME)}"
             )
         return names, weight_map
-    if SINGLE in safetensors:
-        return [SINGLE], None
-    full = [name for name in safetensors if name != ADAPTER_WEIGHTS]
-    if ADAPTER_CONFIG in folder.files and not full:
-        if ADAPTER_WEIGHTS in safetensors:
-            return [ADAPTER_WEIGHTS], None
+    if WEIGHTS_NAME in safetensors:
+        return [WEIGHTS_NAME], None
+    full = [name for name in safetensors if name != ADAPTER_WEIGHTS_NAME]
+    if ADAPTER_CONFIG_NAME in folder.files and not full:
+        if ADAPTER_WEIGHTS_NAME in safetensors:
+            return [ADAPTER_WEIGHTS_NAME], None
         if "adapter_model.bin" in folder.files:
             raise _refused_pickle(folder, "adapter_model.bin")
     if len(full) == 1 and not _SHARD_NAME.fullmatch(full[0]):
@@ -128,14 +132,14 @@ def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, st
     if pickles:
         raise _refused_pickle(folder, pickles[0])
     raise CheckpointError(
-        f"no such model: {folder.path('')} holds no safetensors file; expected {SINGLE} or {WEIGHT_INDEX}"
+        f"no such model: {folder.path('')} holds no safetensors file; expected {WEIGHTS_NAME} or {INDEX_NAME}"
     )
 
 
 def _read_index(folder: CheckpointFolder) -> Mapping[str, str]:
-    index = folder.json_object(WEIGHT_INDEX, LONGEST_INDEX_BYTES)
+    index = folder.json_object(INDEX_NAME, LONGEST_INDEX_BYTES)
     weight_map = index.get("weight_map")
-    where = folder.path(WEIGHT_INDEX)
+    where = folder.path(INDEX_NAME)
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{where}: expected a weight_map of tensor names to file names")
     missing: list[str] = []
@@ -162,7 +166,7 @@ def _complete_shards(folder: CheckpointFolder, names: list[str]) -> list[str]:
     stems = {(match["stem"], match["count"]) for match in matches if match}
     if len(stems) != 1 or not all(matches):
         raise CheckpointError(
-            f"{folder.path('')} holds {len(names)} safetensors files and no {WEIGHT_INDEX}: {', '.join(names[:5])};"
+            f"{folder.path('')} holds {len(names)} safetensors files and no {INDEX_NAME}: {', '.join(names[:5])};"
             " name the file that is meant"
         )
     count = int(next(iter(stems))[1])
@@ -184,7 +188,7 @@ def _refused_pickle(folder: CheckpointFolder, name: str) -> CheckpointError:
     path = folder.path(name)
     shown = path if re.fullmatch(r"[\w./-]+", path) else "FILE.bin"
     output = shown.rpartition("/")[0] + "/" if "/" in shown else ""
-    output += ADAPTER_WEIGHTS if name.startswith("adapter_model") else SINGLE
+    output += ADAPTER_WEIGHTS_NAME if name.startswith("adapter_model") else WEIGHTS_NAME
     return CheckpointError(
         f"{path} is a pickle, which can run code when it is loaded; only safetensors is read. Convert it safely:"
         f' python -c "import torch; from safetensors.torch import save_file;'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,15 +9,15 @@ from typing import Literal, TypeVar
 
 from ...errors import CheckpointError, CorruptObjectError, ObjectNotFoundError
 from ...formats.bounded_json import LONGEST_CONFIG_BYTES
-from ...formats.digest import digest
+from ...formats.digest import hash_json
+from ...formats.file_names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, CONFIG_NAME, INDEX_NAME
 from ...formats.redaction import redact
-from ...formats.safetensors_header import LENGTH_BYTES, SafetensorsHeader, header_length, parse_header
+from ...formats.safetensors_header import SafetensorsHeader
 from ...listing import AdapterListing, ModelListing, TensorSource
+from ..object_hash import hash_object
+from ..object_header import read_header
 from .float8_scales import pair_scales
 from .folder import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    WEIGHT_INDEX,
     CheckpointFolder,
     NoModelError,
     choose_weights,
@@ -29,10 +28,7 @@ from .references import ModelReference, candidates, place
 Fingerprint = Literal["stat", "content"]
 Result = TypeVar("Result")
 
-# Most headers fit: one request a file. Beyond it a second one fetches the rest.
-_SPECULATIVE_BYTES = 64 * 2**10
 _PARALLEL_FILES = 16
-_HASH_CHUNK_BYTES = 8 * 2**20
 
 
 def list_model(
@@ -80,14 +76,15 @@ def _list_reference(
     adapter = _list_place(place(reading.adapter), options, fingerprint).adapter
     if adapter is None:
         raise CheckpointError(
-            f"{redact(reference)!r}: {redact(reading.adapter)} is no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})"
+            f"{redact(reference)!r}: {redact(reading.adapter)} is not an adapter; expected a directory with"
+            f" {ADAPTER_CONFIG_NAME} and {ADAPTER_WEIGHTS_NAME}"
         )
     return replace(
         model,
         name=redact(reference),
         kind="full+adapter",
         adapter=adapter,
-        fingerprint=digest([model.fingerprint, adapter.fingerprint]),
+        fingerprint=hash_json([model.fingerprint, adapter.fingerprint]),
         num_bytes=model.num_bytes + adapter.num_bytes,
     )
 
@@ -98,20 +95,20 @@ def _list_place(uri: str, options: Mapping[str, object] | None, fingerprint: Fin
     headers = _in_parallel(lambda name: _read_header(folder, name), names)
     tensors = _merge_tensors(folder, headers, weight_map)
     prints = _in_parallel(lambda name: _file_fingerprint(folder, headers[name], name, fingerprint), names)
-    whole = digest([[name, prints[name]] for name in sorted(names)])
+    whole = hash_json([[name, prints[name]] for name in sorted(names)])
     num_bytes = sum(source.num_bytes for source in tensors.values())
-    is_adapter = names == [ADAPTER_WEIGHTS] and ADAPTER_CONFIG in folder.files
+    is_adapter = names == [ADAPTER_WEIGHTS_NAME] and ADAPTER_CONFIG_NAME in folder.files
     adapter = None
     if is_adapter:
-        adapter_config = folder.json_object(ADAPTER_CONFIG, LONGEST_CONFIG_BYTES)
-        whole = digest([whole, adapter_config])  # alpha and rank change what the same factors mean
+        adapter_config = folder.json_object(ADAPTER_CONFIG_NAME, LONGEST_CONFIG_BYTES)
+        whole = hash_json([whole, adapter_config])  # alpha and rank change what the same factors mean
         adapter = AdapterListing(folder.uri, adapter_config, tensors, whole, num_bytes)
     return ModelListing(
         name=redact(uri),
         uri=folder.uri,
         kind="adapter" if is_adapter else "full",
         tensors={} if is_adapter else pair_scales(tensors),
-        config=folder.json_object("config.json", LONGEST_CONFIG_BYTES) if "config.json" in folder.files else None,
+        config=folder.json_object(CONFIG_NAME, LONGEST_CONFIG_BYTES) if CONFIG_NAME in folder.files else None,
         side_files=folder.side_files(),
         fingerprint=whole,
         num_bytes=num_bytes,
@@ -126,15 +123,10 @@ def _in_parallel(action: Callable[[str], Result], names: Sequence[str]) -> dict[
 
 
 def _read_header(folder: CheckpointFolder, name: str) -> SafetensorsHeader:
-    size, where = folder.files[name].size, folder.path(name)
     try:
-        data = folder.store.read_range(name, 0, min(size, _SPECULATIVE_BYTES))
-        needed = LENGTH_BYTES + header_length(data, size, where)
-        if needed > len(data):
-            data += folder.store.read_range(name, len(data), needed)
+        return read_header(folder.store, name, folder.files[name].size)
     except CorruptObjectError as error:
-        raise CheckpointError(f"{where} changed while it was read: {error}") from None
-    return parse_header(data, size, where)
+        raise CheckpointError(f"{folder.path(name)} changed while it was read: {error}") from None
 
 
 def _merge_tensors(
@@ -155,7 +147,7 @@ def _merge_tensors(
     for name, file in (weight_map or {}).items():
         if found_in.get(name) != file:
             raise CheckpointError(
-                f"{folder.path(WEIGHT_INDEX)} says tensor {name!r} is in {file}, and it is not; download it again"
+                f"{folder.path(INDEX_NAME)} says tensor {name!r} is in {file}, and it is not; download it again"
             )
     return tensors
 
@@ -163,9 +155,6 @@ def _merge_tensors(
 def _file_fingerprint(folder: CheckpointFolder, header: SafetensorsHeader, name: str, kind: Fingerprint) -> str:
     info = folder.files[name]
     if kind == "content":
-        hashed = hashlib.sha256()
-        for start in range(0, info.size, _HASH_CHUNK_BYTES):
-            hashed.update(folder.store.read_range(name, start, min(start + _HASH_CHUNK_BYTES, info.size)))
-        return hashed.hexdigest()
+        return hash_object(folder.store, name, info.size)
     tensors = [[key, entry.dtype, entry.shape, entry.start] for key, entry in sorted(header.tensors.items())]
-    return digest([name, info.size, info.etag, tensors, dict(header.metadata)])
+    return hash_json([name, info.size, info.etag, tensors, dict(header.metadata)])

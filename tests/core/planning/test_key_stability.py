@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from eigenmerge.core.formats.digest import digest
+from eigenmerge.core.formats.digest import hash_json
 from eigenmerge.core.numerics.registry import all_methods
 from eigenmerge.core.planning.plan import spectrum_keys
 
@@ -64,4 +64,4 @@ def test_keys_of_built_in_methods_are_frozen(method: str, model: Any, llama_tens
     text = f"merge_method: {method}\nbase_model: base\nmodels: [{', '.join(experts)}]\nparameters: {needed}"
     plan = plan_of(text, *(model(name, llama_tensors()) for name in ("base", *experts)))
     keys = [[shard.part_key, [spectrum_keys(tensor) for tensor in shard.tensors]] for shard in plan.shards]
-    assert digest([plan.run_key, keys])[:16] == KEYS[method]
+    assert hash_json([plan.run_key, keys])[:16] == KEYS[method]

@@ -21,8 +21,8 @@ from eigenmerge.core.cache.reports import ShardReport, TensorReport
 from eigenmerge.core.cache.runs import read_run, read_run_objects
 from eigenmerge.core.cache.sealed_json import write_sealed_json
 from eigenmerge.core.errors import CorruptObjectError, DestinationError, ObjectNotFoundError
-from eigenmerge.core.output.destination import MARKER_NAME, Destination, clear_for_writing, take_destination
-from eigenmerge.core.output.manifest import MANIFEST_NAME
+from eigenmerge.core.formats.file_names import MANIFEST_NAME, MARKER_NAME
+from eigenmerge.core.output.destination import Destination, clear_for_writing, take_destination
 from eigenmerge.core.planning.plan import LayerShard, OutputFile, TensorPlan
 from eigenmerge.core.publishing.publication import LATEST, read_publication
 from eigenmerge.core.storage.store import Store

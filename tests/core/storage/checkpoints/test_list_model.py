@@ -307,7 +307,7 @@ class TestBadInput:
             write_model(place(name), tensors_of(1))
         adapter_files(place("adapter"))
         store = place("base")
-        self.refused(store, "no adapter", f"{store.root_uri}+{place('other').root_uri}")
+        self.refused(store, "not an adapter", f"{store.root_uri}+{place('other').root_uri}")
         self.refused(store, "full model", f"{place('adapter').root_uri}+{place('adapter').root_uri}")
 
 

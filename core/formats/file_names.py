@@ -1,0 +1,18 @@
+"""Names of the files in a checkpoint directory."""
+
+from __future__ import annotations
+
+# Hugging Face: a model
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"  # tensor name to file name, where the weights are in several files
+TOKENIZER_NAME = "tokenizer.json"
+MODEL_CARD_NAME = "README.md"
+
+# PEFT: an adapter
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+
+# Eigenmerge: what a merge adds
+MANIFEST_NAME = "eigenmerge_manifest.json"
+MARKER_NAME = ".eigenmerge-incomplete.json"  # present while a merge writes to the directory
