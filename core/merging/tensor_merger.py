@@ -16,7 +16,7 @@ from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..formats.digest import hash_bytes
 from ..numerics.method import DirectMethod, SpectralMethod
-from ..numerics.registry import get_method
+from ..numerics.registry import get_planned_method
 from ..numerics.spectrum import Factors, Spectrum, apply_factors, low_rank_form
 from ..numerics.svd.svc import calibration_warning, default_alpha, flat_spectrum_warning, svc_factors, svc_of_filtered
 from ..numerics.task_vectors import LowRank, TaskVectors
@@ -103,7 +103,7 @@ class TensorMerger:
         NonFiniteError : an input holds NaN or Inf, and `allow_nonfinite` is false; with it the tensor takes no part
         """
         assert tensor.method is not None
-        method = get_method(tensor.method)
+        method = get_planned_method(tensor.method, tensor.method_package)
         assert isinstance(method, SpectralMethod)
         parameters = method.Parameters.model_validate(dict(tensor.parameters))
         found: dict[str, float] = {}
@@ -136,7 +136,7 @@ class TensorMerger:
             delta = mean_factors(stream, scale)
         else:
             assert tensor.method is not None and tensor.spectrum_key is not None, "the planner keys every decomposition"
-            method = get_method(tensor.method)
+            method = get_planned_method(tensor.method, tensor.method_package)
             assert isinstance(method, SpectralMethod), "the planner refuses what gives no low-rank delta"
             parameters = method.Parameters.model_validate(dict(tensor.parameters))
             delta = LowRank(*low_rank_form(*self._filtered(method, parameters, tensor.spectrum_key, stream, facts)))
@@ -163,7 +163,7 @@ class TensorMerger:
         if tensor.action == "mean":
             return self._add_mean(self._stream(tensor), tensor)
         assert tensor.method is not None, "the planner names a method for what is merged"
-        method = get_method(tensor.method)
+        method = get_planned_method(tensor.method, tensor.method_package)
         parameters = method.Parameters.model_validate(dict(tensor.parameters))
         if isinstance(method, DirectMethod):
             experts = [method.Expert.model_validate(dict(expert.parameters)) for expert in tensor.experts]

@@ -1,37 +1,58 @@
-"""What a merge method is. One file in `methods/` defines one (or one family), and is found without being told.
+"""Base classes of merge methods, their parameters and the protocol of their inputs.
 
-Two kinds. A *spectral* method is a decomposition (expensive, cached under its own key) and a filter (cheap). A *direct*
-method works on the tensors themselves (linear, ties, slerp, ...) and reads the experts each time.
+A *spectral* method is a decomposition (expensive, cached under its own key) and a filter (cheap). A *direct* method
+computes the merged tensor itself (linear, ties, slerp, ...) and reads the experts in every run. A method is one
+concrete subclass, in a file of `methods/` or in an installed package (docs/own-method.md).
+
+Shapes: M = out features (D1), K = in features (D2), N = experts.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from .lazy_torch import torch
 from .spectrum import Factors, Spectrum
-from .task_vectors import TaskVectors
+from .task_vectors import LowRank, TaskVectors
+
+# What a package with a method of its own imports; docs/own-method.md lists the same names.
+__all__ = [
+    "AnyMethod",
+    "DirectMethod",
+    "ExpertParameters",
+    "Factors",
+    "LowRank",
+    "Method",
+    "MethodParameters",
+    "SpectralMethod",
+    "SpectralParameters",
+    "Spectrum",
+    "TaskVectors",
+    "TensorInputs",
+]
 
 
 class MethodParameters(BaseModel):
-    """Parameters of a method, named as in the recipe. Every field has a description; unknown names are errors."""
+    """Base class of a method's parameters, named as in the recipe. Every field has a description.
+
+    Unknown names are errors.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class SpectralParameters(MethodParameters):
-    """What every spectral method takes."""
+    """Parameters that every spectral method has."""
 
     scale: float = Field(1.0, description="factor on the merged delta before it is added to the base")
 
 
 class ExpertParameters(MethodParameters):
-    """Per-expert parameters; in a recipe they stand under `models[].parameters` (or globally, for all experts)."""
+    """Parameters of one expert: in a recipe under `models[].parameters`, or under `parameters` for all experts."""
 
     weight: float = Field(1.0, description="factor on this expert's task vector")
 
@@ -41,107 +62,127 @@ E = TypeVar("E", bound=MethodParameters)
 
 
 class Method(ABC, Generic[P, E]):
-    """Abstract: use SpectralMethod or DirectMethod."""
+    """Common base; define a SpectralMethod or a DirectMethod."""
 
-    name: ClassVar[str]  # the published name, as in a recipe
+    name: ClassVar[str]  # as in a recipe
     summary: ClassVar[str]  # one line
-    source: ClassVar[str]  # arXiv number, DOI or the tool whose convention it is
+    source: ClassVar[str]  # arXiv number, DOI or URL, or the tool that defines it
     aliases: ClassVar[tuple[str, ...]] = ()
     Parameters: ClassVar[type[MethodParameters]]
     Expert: ClassVar[type[MethodParameters]] = ExpertParameters
     min_experts: ClassVar[int] = 1
     max_experts: ClassVar[int | None] = None
-    other_experts: ClassVar[int | None] = None  # exactly so many beside the base, which may or may not be listed
+    other_experts: ClassVar[int | None] = None  # exact number of experts, not counting the base
     order_matters: ClassVar[bool] = False  # True: the order of the experts is part of the keys
+
+    #: Part of the keys: increase it when the method's results change.
+    algorithm_version: ClassVar[int] = 1
+    #: "name version" of the installed package that defines the method, set when it is loaded; None: built-in.
+    package: str | None = None
 
 
 class SpectralMethod(Method[P, E]):
-    """A decomposition and a filter. Only 2-D weights; other tensors take the mean delta, or what a rule says."""
-
-    #: bump when the numbers that `decompose` returns change: it is part of every spectrum key
-    algorithm_version: ClassVar[int] = 1
+    """A decomposition and a filter, for 2-D weights. Other tensors get the mean delta, or what a rule sets."""
 
     @abstractmethod
     def decomposition(self, parameters: P) -> Mapping[str, object]:
-        """What identifies the decomposition: {"kind": ..., plus those parameters that it depends on}.
+        """Return what identifies the decomposition: {"kind": ..., and each parameter that `decompose` depends on}.
 
-        Two methods that return the same mapping share cached spectra (swudi, swudi_a, wudi_pinv do).
+        JSON-able. Built-in methods that return equal mappings share cached spectra (swudi, swudi_a and wudi_pinv do).
         """
 
     @abstractmethod
     def decompose(self, task_vectors: TaskVectors, parameters: P) -> Spectrum:
-        """Streams the experts; weights are already folded into the task vectors."""
+        """Decompose one weight from its task vectors, which are already multiplied by the experts' weights."""
 
     @abstractmethod
     def factors(self, spectrum: Spectrum, parameters: P) -> Factors:
-        """One factor per direction; needs no vectors: only `values`, `statistics`, `info`, shape and num_experts."""
+        """Return one factor per direction and block.
+
+        May use `values`, `statistics`, `info`, `shape` and `num_experts` of the spectrum, not its vectors: they are
+        read later, and only those with a factor other than 0.
+        """
 
     def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
-        """Projected floating point operations of `decompose`; override where this default is far off."""
+        """Return the projected floating point operations of `decompose`; override it where this default is far off.
+
+        Parameters
+        ----------
+        shape : (M, K)
+        max_ranks : upper bound of each expert's rank; min(M, K) for a dense one
+        all_low_rank : True where every expert is given as LoRA factors
+        """
         rows, columns = shape
         return 4.0 * len(max_ranks) * rows * columns * columns + 9.0 * columns**3
 
     def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
-        """Projected peak number of elements (arithmetic dtype) that decompose + apply hold, all included."""
+        """Return the projected peak number of elements (arithmetic dtype) of `decompose` and of applying the factors.
+
+        Task vectors, spectrum and result are included. Parameters as in `flops`.
+        """
         rows, columns = shape
         return 6 * rows * columns + 5 * columns * columns
 
 
 class TensorInputs(Protocol):
-    """What a direct method gets for one tensor, any shape; iterable more than once, one expert at a time.
+    """The inputs of a direct method for one tensor of any shape; iterable more than once, one expert at a time.
 
-    All tensors come in the arithmetic dtype (float32 or float64) on the device. `base` is None when the recipe has
-    none.
+    All tensors have the arithmetic dtype (float32 or float64) and are on the device of the run.
     """
 
     @property
     def name(self) -> str:
-        """Output tensor name: seeds random methods, so that results do not depend on the order of work."""
+        """Name of the output tensor; seeds methods that draw at random, whatever the order of the tensors."""
         ...
 
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """The recipe's seed."""
+        ...
+
     @property
-    def base(self) -> torch.Tensor | None: ...
+    def base(self) -> torch.Tensor | None:
+        """The base tensor; None where the recipe has no base_model."""
+        ...
+
     @property
-    def num_experts(self) -> int: ...
+    def num_experts(self) -> int:
+        """N, including the base where the recipe lists it among the models."""
+        ...
+
     def experts(self) -> Iterator[torch.Tensor]:
-        """The experts' full tensors, in recipe order (the base is not among them unless the recipe lists it)."""
+        """Iterate over the full tensors of the experts, in recipe order."""
         ...
 
     def task_vectors(self) -> Iterator[torch.Tensor]:
-        """expert - base, dense, NOT multiplied by any weight (direct methods apply their own)."""
+        """Iterate over expert - base, dense, in recipe order, NOT multiplied by any weight."""
         ...
 
     def is_base(self, index: int) -> bool:
-        """True when expert `index` is the base model itself: mergekit lists it among the models of some methods."""
+        """Return True when expert `index` is the base model itself, which mergekit lists for some methods."""
         ...
 
 
 class DirectMethod(Method[P, E]):
-    """Works on tensors of any shape; returns the full merged tensor (base included), arithmetic dtype."""
+    """A method on whole tensors of any shape."""
 
     needs_base: ClassVar[bool] = True  # False: works without base_model (linear, slerp, passthrough)
-    passes: ClassVar[int] = 1  # times the experts are read
+    passes: ClassVar[int] = 1  # number of times that the experts are read
 
     @abstractmethod
     def merge(self, inputs: TensorInputs, parameters: P, experts: Sequence[E]) -> torch.Tensor:
-        """`experts[i]` are the per-expert parameters of expert i."""
+        """Return the full merged tensor, base included, in the arithmetic dtype.
+
+        `experts[i]` are the parameters of expert i.
+        """
 
     def peak_tensors(self, num_experts: int) -> float:
-        """Projected peak memory in full tensors of the arithmetic dtype, inputs and result included."""
+        """Return the projected peak memory in full tensors of the arithmetic dtype, inputs and result included."""
         return 5.0
 
     def peak_elements(self, num_elements: int, num_experts: int) -> int:
-        """The same in elements; override where it is not proportional to the tensor."""
+        """Return the same in elements; override it where the peak is not proportional to the tensor."""
         return int(self.peak_tensors(num_experts) * num_elements)
 
 
-@dataclass(frozen=True, slots=True)
-class MethodCard:
-    """What `eigenmerge methods` prints of one method."""
-
-    name: str
-    summary: str
-    source: str
-    parameters: Mapping[str, str]
+AnyMethod = SpectralMethod[Any, Any] | DirectMethod[Any, Any]

@@ -74,6 +74,7 @@ def _tensors(plan: Plan, reports: Mapping[int, ShardReport]) -> list[dict[str, A
             }
             if planned.method is not None:
                 row |= {"method": planned.method, "parameters": dict(planned.parameters)}
+                row |= {"method_package": planned.method_package} if planned.method_package is not None else {}
                 row |= {"weights": [expert.parameters.get("weight", 1.0) for expert in planned.experts]}
             if done.rank is not None:
                 row |= {"rank": done.rank, "energy": done.energy, "spectrum": done.spectrum_key}

@@ -29,6 +29,7 @@ def spectrum_key(
     matrix: str,
     *,
     incremental: bool = False,
+    package: str | None = None,
 ) -> str:
     """Object key of one matrix' decomposition.
 
@@ -38,9 +39,14 @@ def spectrum_key(
     inputs : digest of the base's tensor, and each expert's tensor with its parameters in canonical order
     matrix : shape and, for a part of a tensor, which part
     incremental : its sums may have been added up in another order, so that it differs in the last bits
+    package : name and version of the package that defines the method; None for a built-in one
     """
     content: list[object] = ["spectrum", dict(decomposition), algorithm_version, arithmetic, inputs, matrix]
-    return _spectra(hash_json([*content, "incremental"] if incremental else content))
+    if incremental:
+        content.append("incremental")
+    if package is not None:
+        content.append({"package": package})
+    return _spectra(hash_json(content))
 
 
 def calibration_key(spectrum: str, filtered: str) -> str:
@@ -74,10 +80,13 @@ def _spectra(hashed: str) -> str:
     return f"spectra/{hashed[:2]}/{hashed}.arrow"  # two levels: some disks are slow with 100,000 files in a folder
 
 
-def tensor_identity(tensor: TensorPlan, base: str | None, experts: Sequence[str], seed: int | None = None) -> str:
+def tensor_identity(
+    tensor: TensorPlan, base: str | None, experts: Sequence[str], seed: int | None = None, algorithm_version: int = 1
+) -> str:
     """Hash of everything that decides the bytes of one output tensor.
 
-    `seed` is given for direct methods: they may draw masks, seeded by it and by the output's name.
+    `seed` and `algorithm_version` are given for direct methods: they may draw masks, seeded by the seed and by the
+    output's name, and have no spectrum key that contains the version.
     """
     content: dict[str, Any] = {
         "action": tensor.action,
@@ -94,6 +103,10 @@ def tensor_identity(tensor: TensorPlan, base: str | None, experts: Sequence[str]
         content["experts"] = [[name, expert.parameters, expert.is_base] for name, expert in pairs]
     if seed is not None:
         content |= {"name": tensor.name, "seed": seed}
+    if tensor.method_package is not None:
+        content["package"] = tensor.method_package
+    if algorithm_version != 1:
+        content["algorithm_version"] = algorithm_version
     if tensor.sums_key is not None:
         content["incremental"] = True  # as for `spectrum_key`
     return hash_json(content)

@@ -90,6 +90,7 @@ class TensorPlan:
     base: TensorSource | None
     experts: tuple[ExpertTensor, ...] = ()
     method: str | None = None
+    method_package: str | None = None  # "name version" of the package that defines `method`; None: built-in
     parameters: Mapping[str, object] = field(default_factory=dict)  # global, resolved for this tensor
     calibration: Mapping[str, object] = field(default_factory=dict)  # {"svc": {"alpha": ...}} or empty
     spectrum_key: str | None = None  # spectral methods only

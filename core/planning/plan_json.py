@@ -35,6 +35,7 @@ _SCALARS = (
     "action",
     "reason",
     "method",
+    "method_package",
     "spectrum_key",
     "calibration_key",
     "alignment_key",

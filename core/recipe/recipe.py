@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from ..errors import RecipeError, suggestion
-from ..numerics.method import DirectMethod, SpectralMethod
+from ..numerics.method import AnyMethod, SpectralMethod
 from ..numerics.registry import get_method
 from .fields import ByteSize, Dtype, ModelReference, Parameters, Place, parse_bytes
 from .parts import (
@@ -202,9 +202,6 @@ def _check_parameters(recipe: Recipe) -> None:
         _check_scope(rule.parameters, f"rules[{index}].parameters", ruled, shared=True)
     if recipe.calibration is not None and not isinstance(method, SpectralMethod):
         raise RecipeError(f"calibration: needs a spectral method, {method.name} works on the tensors themselves")
-
-
-AnyMethod = SpectralMethod[Any, Any] | DirectMethod[Any, Any]
 
 
 def _method(name: str, place: str) -> AnyMethod:

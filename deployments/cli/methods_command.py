@@ -1,13 +1,17 @@
-"""`eigenmerge methods`: every method with its line, parameters and source."""
+"""`eigenmerge methods`: list the merge methods with their parameters and sources."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import JsonOption
+
+if TYPE_CHECKING:
+    from ...core.numerics.method import AnyMethod, MethodParameters
 
 
 def methods(
@@ -15,35 +19,50 @@ def methods(
     as_json: JsonOption = False,
 ) -> None:
     """List the merge methods: one line each, parameters with their defaults, source."""
-    from ...core.numerics.method import SpectralMethod
-    from ...core.numerics.registry import all_methods, get_method
+    from ...core.numerics.registry import all_methods, get_method, unavailable_methods
 
-    chosen = [get_method(name)] if name else list(all_methods().values())
-    cards = [
-        {
-            "name": method.name,
-            "aliases": list(method.aliases),
-            "kind": "spectral" if isinstance(method, SpectralMethod) else "direct",
-            "summary": method.summary,
-            "source": method.source,
-            "parameters": _describe(method.Parameters),
-            "per_expert": _describe(method.Expert),
-        }
-        for method in chosen
-    ]
+    cards = [_card(method) for method in ([get_method(name)] if name else all_methods().values())]
+    if name is None:
+        cards += [
+            {"name": entry.names[0], "package": entry.package, "unavailable": entry.reason}
+            for entry in unavailable_methods()
+        ]
     if as_json:
         print(json.dumps(cards, indent=1))
         return
     for card in cards:
-        print(f"{card['name']}: {card['summary']} [{card['kind']}; {card['source']}]")
-        for title in ("parameters", "per_expert"):
-            for parameter, text in card[title].items():
-                print(f"    {parameter}{' (per expert)' if title == 'per_expert' else ''}: {text}")
+        _print_card(card)
 
 
-def _describe(model: type) -> dict[str, str]:
-    described = {}
-    for field_name, field in model.model_fields.items():  # pyright: ignore[reportAttributeAccessIssue]
+def _card(method: AnyMethod) -> dict[str, Any]:
+    from ...core.numerics.method import SpectralMethod
+
+    return {
+        "name": method.name,
+        "aliases": list(method.aliases),
+        "kind": "spectral" if isinstance(method, SpectralMethod) else "direct",
+        "summary": method.summary,
+        "source": method.source,
+        "package": method.package,
+        "parameters": _describe(method.Parameters),
+        "per_expert": _describe(method.Expert),
+    }
+
+
+def _print_card(card: Mapping[str, Any]) -> None:
+    if "unavailable" in card:
+        print(f"{card['name']}: unavailable: {card['unavailable']}")
+        return
+    origin = f"; package {card['package']}" if card["package"] else ""
+    print(f"{card['name']}: {card['summary']} [{card['kind']}; {card['source']}{origin}]")
+    for title in ("parameters", "per_expert"):
+        for parameter, text in card[title].items():
+            print(f"    {parameter}{' (per expert)' if title == 'per_expert' else ''}: {text}")
+
+
+def _describe(model: type[MethodParameters]) -> dict[str, str]:
+    described: dict[str, str] = {}
+    for field_name, field in model.model_fields.items():
         default = "required" if field.is_required() else f"default {field.default!r}"
         described[field.alias or field_name] = f"{field.description} ({default})"
     return described

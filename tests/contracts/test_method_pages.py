@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eigenmerge.core.numerics.registry import all_methods
+from eigenmerge.core.numerics.registry import built_in_methods
 from eigenmerge.core.recipe.presets import PRESETS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -17,7 +17,7 @@ NOT_METHODS = {"svc"}  # a calibration
 
 
 def test_every_method_has_a_page_and_a_line() -> None:
-    assert set(PAGES) == set(all_methods()) | NOT_METHODS
+    assert set(PAGES) == set(built_in_methods()) | NOT_METHODS
     listed = re.findall(r"^\| \[(\w+)\]\(methods/(\w+)\.md\) \|", INDEX, re.MULTILINE)
     assert all(name == page for name, page in listed)
     assert sorted(name for name, _ in listed) == sorted(PAGES), "each once"
@@ -31,9 +31,9 @@ def test_a_page_says_what_is_wanted(name: str) -> None:
         assert part in page, f"{name}.md lacks {part}"
 
 
-@pytest.mark.parametrize("name", sorted(all_methods()))
+@pytest.mark.parametrize("name", sorted(built_in_methods()))
 def test_a_page_names_every_parameter_and_the_source(name: str) -> None:
-    method, page = all_methods()[name], PAGES[name]
+    method, page = built_in_methods()[name], PAGES[name]
     for model in (method.Parameters, method.Expert):
         for field, facts in model.model_fields.items():
             parameter = facts.alias or field

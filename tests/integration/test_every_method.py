@@ -11,11 +11,11 @@ import torch
 
 from eigenmerge.core import merge_task_vectors
 from eigenmerge.core.numerics.method import DirectMethod, SpectralMethod
-from eigenmerge.core.numerics.registry import all_methods
+from eigenmerge.core.numerics.registry import built_in_methods
 
 Pipeline = Callable[..., Any]
-SPECTRAL = sorted(name for name, method in all_methods().items() if isinstance(method, SpectralMethod))
-DIRECT = sorted(name for name, method in all_methods().items() if isinstance(method, DirectMethod))
+SPECTRAL = sorted(name for name, method in built_in_methods().items() if isinstance(method, SpectralMethod))
+DIRECT = sorted(name for name, method in built_in_methods().items() if isinstance(method, DirectMethod))
 Q_PROJ, NORM = "model.layers.1.self_attn.q_proj.weight", "model.layers.1.input_layernorm.weight"
 
 # What a method cannot do without, or with its defaults on these models.
@@ -75,7 +75,7 @@ def test_a_direct_method(
     assert all(tensor.isfinite().all() for tensor in merged.values())
     for name in (Q_PROJ, NORM):
         assert not torch.equal(merged[name], base[name]), name
-    chosen = all_methods()[method]
+    chosen = built_in_methods()[method]
     if "seed" in type(chosen).__module__ or method.startswith(("dare", "della")):
         return  # draws by the tensor's name, which a notebook's tensor has not
     given = PARAMETERS.get(method, {})
@@ -116,6 +116,6 @@ def test_a_flat_spectrum_reaches_the_tensors_notes(
 
 
 def test_the_registry_is_covered() -> None:
-    assert len(SPECTRAL) + len(DIRECT) == len(all_methods())
+    assert len(SPECTRAL) + len(DIRECT) == len(built_in_methods())
     assert {"swudi", "optmerge", "iso_cts", "ace"} <= set(SPECTRAL)
     assert {"ties", "della", "model_stock"} <= set(DIRECT)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ...errors import RecipeError
 from ...listing import ModelListing
-from ...numerics.method import DirectMethod, SpectralMethod
+from ...numerics.method import AnyMethod, SpectralMethod
 from ...recipe.recipe import Recipe
 from ...recipe.scopes import scope
 from ..names import stack_depths
 from .slots import Group, Member, check_layer_range, shared_scopes
-
-AnyMethod = SpectralMethod[Any, Any] | DirectMethod[Any, Any]
 
 
 def needs_base(method: AnyMethod) -> bool:

@@ -9,14 +9,12 @@ from fnmatch import translate
 from typing import Any
 
 from ...errors import RecipeError, suggestion
-from ...numerics.method import DirectMethod, SpectralMethod
+from ...numerics.method import AnyMethod, DirectMethod
 from ...numerics.registry import get_method
 from ...recipe.recipe import Recipe, Rule
 from ...recipe.settings import parse_setting
 from ..names import Kind
 from ..plan import Action
-
-AnyMethod = SpectralMethod[Any, Any] | DirectMethod[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)

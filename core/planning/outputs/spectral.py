@@ -59,7 +59,15 @@ class SpectralPlanner:
 
         def keys(matrix: str) -> tuple[str, str | None, str | None]:
             arithmetic = self._settings.arithmetic
-            own = spectrum_key(decomposition, method.algorithm_version, arithmetic, inputs, matrix, incremental=keeps)
+            own = spectrum_key(
+                decomposition,
+                method.algorithm_version,
+                arithmetic,
+                inputs,
+                matrix,
+                incremental=keeps,
+                package=method.package,
+            )
             calibrated = calibration_key(own, filtered) if self._calibration else None
             sums = None
             if keeps:

@@ -11,7 +11,7 @@ from ...errors import CheckpointError, RecipeError, ShapeError
 from ...formats.digest import hash_json
 from ...formats.dtypes import FLOAT8_DTYPES, MERGEABLE_DTYPES, safetensors_name
 from ...listing import LoraSource, TensorSource
-from ...numerics.method import DirectMethod, SpectralMethod
+from ...numerics.method import AnyMethod, DirectMethod, SpectralMethod
 from ...recipe.recipe import Recipe
 from ...recipe.scopes import Resolver, Resolvers, scope
 from ..cost import projection as cost
@@ -22,7 +22,7 @@ from ..plan import ExpertTensor, Rows, RunSettings, TensorPlan
 from .incremental import adds_up
 from .matrices import matrices_of
 from .members import needs_base
-from .rules import AnyMethod, Decision, RuleBook
+from .rules import Decision, RuleBook
 from .slots import Group, Member, Slot
 from .spectral import SpectralPlanner
 from .vocabulary import VocabularyPlanner, is_row_by_token
@@ -260,6 +260,7 @@ class TensorPlanner:
             base=reference if self._base is not None else None,
             experts=tuple(source.expert for source in sources),
             method=method.name if merges else None,
+            method_package=method.package if merges else None,
             parameters=parameters,
             base_rows=target.base_rows,
         )
@@ -273,8 +274,10 @@ class TensorPlanner:
         else:
             plan = self._mean(plan, target, sources)
         base_identity = target.identity if self._base is not None else None
-        seed = self._settings.seed if merges and isinstance(method, DirectMethod) else None
-        return PlannedTensor(plan, tensor_identity(plan, base_identity, identities, seed))
+        if merges and isinstance(method, DirectMethod):
+            seed, version = self._settings.seed, method.algorithm_version
+            return PlannedTensor(plan, tensor_identity(plan, base_identity, identities, seed, version))
+        return PlannedTensor(plan, tensor_identity(plan, base_identity, identities))
 
     def _in_order(
         self,

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from eigenmerge.core.numerics.method import SpectralMethod
-from eigenmerge.core.numerics.registry import all_methods
+from eigenmerge.core.numerics.registry import built_in_methods
 from eigenmerge.core.numerics.spectral_merge import merged_delta, merged_low_rank
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
 
-SPECTRAL = [method for method in all_methods().values() if isinstance(method, SpectralMethod)]
+SPECTRAL = [method for method in built_in_methods().values() if isinstance(method, SpectralMethod)]
 
 
 def vectors() -> InMemoryTaskVectors:

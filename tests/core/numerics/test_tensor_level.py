@@ -11,7 +11,7 @@ import torch
 
 import eigenmerge.core
 from eigenmerge.core.errors import CheckpointError, NonFiniteError, RecipeError, ShapeError
-from eigenmerge.core.numerics.registry import all_methods
+from eigenmerge.core.numerics.registry import built_in_methods
 from eigenmerge.core.numerics.task_vectors import LowRank
 from eigenmerge.core.numerics.tensor_level import merge_task_vectors
 
@@ -29,7 +29,7 @@ def count_for(method: str) -> int:
     return 1 if method in ONE_OTHER_MODEL else 2
 
 
-@pytest.mark.parametrize("method", all_methods())
+@pytest.mark.parametrize("method", built_in_methods())
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_every_method_keeps_shape_and_dtype(method: str, dtype: torch.dtype) -> None:
     base = torch.randn((6, 8), generator=torch.Generator().manual_seed(2)).to(dtype)
@@ -40,7 +40,7 @@ def test_every_method_keeps_shape_and_dtype(method: str, dtype: torch.dtype) -> 
     assert not merged.requires_grad
 
 
-@pytest.mark.parametrize("method", all_methods())
+@pytest.mark.parametrize("method", built_in_methods())
 def test_inputs_are_left_as_they_are(method: str) -> None:
     vectors = experts(count_for(method))
     copies = [v.clone() for v in vectors]
@@ -195,7 +195,7 @@ def test_empty_weights(shape: tuple[int, int]) -> None:
     assert merged.shape == shape
 
 
-@pytest.mark.parametrize("method", all_methods())
+@pytest.mark.parametrize("method", built_in_methods())
 def test_zero_experts_merge_to_zero(method: str) -> None:
     zeros = [torch.zeros(5, 7)] * count_for(method)
     merged = merge_task_vectors(zeros, method, base=torch.ones(5, 7), **NEEDED.get(method, {}))
@@ -204,7 +204,7 @@ def test_zero_experts_merge_to_zero(method: str) -> None:
 
 def test_reading_parameters_does_not_load_torch() -> None:
     program = (
-        "import sys; import eigenmerge.core; from eigenmerge.core.numerics.registry import all_methods;"
-        "all_methods()['swudi_a'].Parameters(rank_rule='cumvar_0.9'); assert 'torch._C' not in sys.modules"
+        "import sys; import eigenmerge.core; from eigenmerge.core.numerics.registry import built_in_methods;"
+        "built_in_methods()['swudi_a'].Parameters(rank_rule='cumvar_0.9'); assert 'torch._C' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
+<<<<<<< HEAD
 from eigenmerge.core.formats.digest import hash_json
 from eigenmerge.core.numerics.registry import all_methods
+=======
+from eigenmerge.core.formats.digest import digest
+from eigenmerge.core.numerics.registry import built_in_methods
+>>>>>>> 7d25ced (Load merge methods of installed packages by the entry point group eigenmerge.methods)
 from eigenmerge.core.planning.plan import spectrum_keys
 
 NEEDED = {"slerp": {"t": 0.5}, "nearswap": {"t": 0.1}}
@@ -56,9 +61,9 @@ KEYS: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize("method", sorted(all_methods()))
+@pytest.mark.parametrize("method", sorted(built_in_methods()))
 def test_keys_of_built_in_methods_are_frozen(method: str, model: Any, llama_tensors: Any, plan_of: Any) -> None:
-    chosen = all_methods()[method]
+    chosen = built_in_methods()[method]
     experts = [f"e{index}" for index in range(chosen.other_experts or chosen.max_experts or 3)]
     needed = json.dumps(NEEDED.get(method, {}))
     text = f"merge_method: {method}\nbase_model: base\nmodels: [{', '.join(experts)}]\nparameters: {needed}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eigenmerge.core.errors import BudgetError, CheckpointError, EigenmergeError, RecipeError, ShapeError
-from eigenmerge.core.numerics.registry import all_methods
+from eigenmerge.core.numerics.registry import built_in_methods
 
 SWUDI = "merge_method: swudi\nbase_model: base\n"
 TIES = "merge_method: ties\nbase_model: base\n"
@@ -402,11 +402,11 @@ def test_calibration_is_part_of_the_plan(model: Any, plan_of: Any, tensors_of: A
     assert any("svc after iso_c is ill-posed" in warning for warning in plan.warnings)
 
 
-@pytest.mark.parametrize("method", sorted(all_methods()))
+@pytest.mark.parametrize("method", sorted(built_in_methods()))
 def test_every_method_can_be_planned(
     method: str, model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any
 ) -> None:
-    chosen = all_methods()[method]
+    chosen = built_in_methods()[method]
     count = chosen.max_experts - 1 if chosen.max_experts and chosen.max_experts > 1 else 1 if chosen.max_experts else 3
     needed = {"slerp": {"t": 0.5}, "nearswap": {"t": 0.1}, "ram": {}}.get(method, {})
     experts = [f"e{index}" for index in range(count)]
