@@ -11,13 +11,8 @@ from typing import Any
 
 import pytest
 
-<<<<<<< HEAD
 from eigenmerge.core.formats.digest import hash_json
-from eigenmerge.core.numerics.registry import all_methods
-=======
-from eigenmerge.core.formats.digest import digest
 from eigenmerge.core.numerics.registry import built_in_methods
->>>>>>> 7d25ced (Load merge methods of installed packages by the entry point group eigenmerge.methods)
 from eigenmerge.core.planning.plan import spectrum_keys
 
 NEEDED = {"slerp": {"t": 0.5}, "nearswap": {"t": 0.1}}
