@@ -19,7 +19,7 @@ from ..formats.bounded_json import parse_json_object
 from ..formats.digest import hash_bytes, hash_text
 from ..formats.safetensors_header import LONGEST_HEADER_BYTES, SafetensorsHeader, build_header
 from ..storage.mapped_file import view_as
-from ..storage.object_bytes import bytes_of_object
+from ..storage.object_bytes import read_object_bytes
 from ..storage.object_header import read_header
 from ..storage.store import Store
 from ..storage.torch_dtypes import safetensors_dtype, torch_dtype
@@ -107,7 +107,7 @@ def read_sealed(store: Store, seal: Seal) -> dict[str, torch.Tensor]:
     """
     found = {}
     for name, entry in seal.header.tensors.items():
-        data = bytes_of_object(store, seal.key, entry.start, entry.stop)
+        data = read_object_bytes(store, seal.key, entry.start, entry.stop)
         if hash_bytes(data.numpy().data) != seal.checksums[name]:
             raise CorruptObjectError(f"{store.display(seal.key)}: tensor {name!r} fails its checksum")
         try:

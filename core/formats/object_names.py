@@ -14,7 +14,7 @@ def check_key(key: str) -> str:
     Refused: empty names, absolute names, empty, `.` and `..` components, backslashes, control characters, names longer
     than a store takes, and what fsspec reads as something else than a name (`?versionId=`, `::`, `://`).
     """
-    problem = problem_with_key(key)
+    problem = find_key_problem(key)
     if problem is not None:
         raise StoreError(
             f"object name {key[:200]!r} is refused: {problem}; expected a relative name such as 'a/b.json'"
@@ -22,7 +22,7 @@ def check_key(key: str) -> str:
     return key
 
 
-def problem_with_key(key: str) -> str | None:
+def find_key_problem(key: str) -> str | None:
     """Why `key` is not a safe relative name, or None."""
     if not key:
         return "it is empty"

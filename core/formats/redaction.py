@@ -38,7 +38,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     return _QUERY.sub("?***", _USER_INFO.sub("***@", text))
 
 
-def secrets_of(options: Mapping[str, object] | None) -> tuple[str, ...]:
+def find_secrets(options: Mapping[str, object] | None) -> tuple[str, ...]:
     """Every string among the storage options that may be a credential, longest first."""
     found: set[str] = set()
 

@@ -20,7 +20,7 @@ from ..output.manifest import build_manifest
 from ..output.model_card import build_model_card
 from ..planning.plan import Plan, SideFile
 from ..storage.assembly.assemble_file import assemble_file
-from ..storage.store import Store, resolve
+from ..storage.store import Store, locate_object
 from .open_store import store_warnings
 
 
@@ -111,7 +111,7 @@ def _write_checkpoint(
         known = file_hashes.result(file) if file_hashes is not None else None
         written = assemble_file(target, file.name, header, store, ranges, sha256=known)
         hashes[file.name] = written.sha256
-        through += written.bytes_through
+        through += written.bytes_transferred
     for side in plan.side_files:
         hashes[side.name] = _write(target, side.name, _content(side, storage_options))
     hashes[MODEL_CARD_NAME] = _write(target, MODEL_CARD_NAME, build_model_card(plan, reports))
@@ -137,7 +137,7 @@ def _content(side: SideFile, storage_options: Mapping[str, Any] | None) -> bytes
     if side.content is not None:
         return side.content
     assert side.source_uri is not None
-    source, key = resolve(side.source_uri, storage_options)
+    source, key = locate_object(side.source_uri, storage_options)
     return source.read(key)
 
 

@@ -10,7 +10,7 @@ from ..planning.plan import Plan
 from ..planning.planner import plan_merge, run_settings
 from ..recipe.recipe import Recipe
 from ..storage.checkpoints.list_model import list_model
-from ..storage.store import resolve
+from ..storage.store import locate_object
 
 _PARALLEL_READS = 16
 
@@ -41,7 +41,7 @@ def make_plan(
         return list_model(reference, recipe.storage_options, fingerprint=recipe.fingerprint)
 
     def read_one(uri: str) -> bytes:
-        store, key = resolve(uri, recipe.storage_options)
+        store, key = locate_object(uri, recipe.storage_options)
         return store.read(key)
 
     with ThreadPoolExecutor(min(_PARALLEL_READS, len(references)), thread_name_prefix="list") as pool:

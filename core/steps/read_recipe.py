@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
-from ..formats.redaction import redact, secrets_of
+from ..formats.redaction import find_secrets, redact
 from ..recipe.recipe import Recipe, load_recipe, recipe_from_mapping
 from ..recipe.strict_yaml import parse_yaml_mapping
-from ..storage.store import resolve
+from ..storage.store import locate_object
 
 
 def read_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
@@ -52,7 +52,7 @@ def read_recipe_mapping(recipe: str, storage_options: Mapping[str, Any] | None =
         options = found.get("storage_options")
         _refuse_recorded(options if isinstance(options, Mapping) else None)
         return found
-    store, key = resolve(recipe, storage_options)
+    store, key = locate_object(recipe, storage_options)
     try:
         text = store.read(key).decode()
     except UnicodeDecodeError:
@@ -66,7 +66,7 @@ def _without_credentials(recipe: Recipe) -> Recipe:
 
 
 def _refuse_recorded(storage_options: Mapping[str, Any] | None) -> None:
-    if secrets_of(storage_options):
+    if find_secrets(storage_options):
         raise RecipeError(
             "storage_options: a recipe that is given as text or data may not hold credentials: Prefect records the"
             " parameters of runs; use a file, a profile or the environment"

@@ -13,7 +13,7 @@ _CHUNK_BYTES = 8 * 2**20  # one request: long enough to be paid by bandwidth, sh
 _PARALLEL_REQUESTS = 8
 
 
-def bytes_of_object(store: Store, key: str, start: int, stop: int) -> torch.Tensor:
+def read_object_bytes(store: Store, key: str, start: int, stop: int) -> torch.Tensor:
     """Bytes [start, stop), uint8. Writing to the tensor changes nothing in the store.
 
     Raises
@@ -26,7 +26,7 @@ def bytes_of_object(store: Store, key: str, start: int, stop: int) -> torch.Tens
     path = store.local_path(key)
     if path is None:
         return fetch_bytes(store, key, start, stop)
-    with store.in_our_words("reading", key):
+    with store.translate_errors("reading", key):
         return map_bytes(path, start, stop)
 
 

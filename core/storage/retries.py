@@ -116,7 +116,7 @@ def call_with_retries(action: Callable[[], Result], policy: RetryPolicy, what: s
         return min(doubled, policy.longest_wait_seconds) + jitter
 
     retrying = Retrying(
-        retry=retry_if_exception(can_pass),
+        retry=retry_if_exception(is_transient),
         stop=stop_after_attempt(policy.attempts) | stop_after_delay(policy.total_seconds),
         wait=wait,
         before_sleep=log,
@@ -134,7 +134,7 @@ def call_with_retries(action: Callable[[], Result], policy: RetryPolicy, what: s
 
 
 @contextlib.contextmanager
-def in_our_words(what: str, secrets: tuple[str, ...]) -> Iterator[None]:
+def translate_errors(what: str, secrets: tuple[str, ...]) -> Iterator[None]:
     """The same messages for a block that must not run twice."""
     try:
         yield
@@ -144,7 +144,7 @@ def in_our_words(what: str, secrets: tuple[str, ...]) -> Iterator[None]:
         raise _translated(error, what, 1, secrets) from _cause_without_secrets(error, secrets)
 
 
-def can_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
     if isinstance(error, EigenmergeError):
         return False
@@ -195,7 +195,7 @@ def _translated(error: Exception, what: str, attempts: int, secrets: tuple[str, 
     code, status = s3_code(error), http_status(error)
     detail = redact(one_line(error) or type(error).__name__, secrets)[:300]
     number = error.errno if isinstance(error, OSError) else None
-    if can_pass(error):
+    if is_transient(error):
         tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
         return StoreError(
             f"{what} still failed after {tries} ({detail}); check the network and the server, then resume"

@@ -10,25 +10,23 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, final
 
 from ..errors import ObjectNotFoundError, StoreError
 from ..formats.object_names import check_key
-from ..formats.redaction import redact, secrets_of
+from ..formats.redaction import find_secrets, redact
 from .addresses import absolute_uri, is_local, options_for, protocol_of
-from .backends.protocol import Attempt, Backend, ObjectInfo, ObjectWriter
+from .backends.protocol import Backend, ObjectInfo, ObjectWriter, RequestRunner
 from .retries import RetryPolicy, call_with_retries
-from .retries import in_our_words as _in_our_words
+from .retries import translate_errors as _translate_errors
 
-__all__ = ["ObjectInfo", "Store", "WholeObjectWriter", "resolve"]
+__all__ = ["ObjectInfo", "Store", "WholeObjectWriter", "locate_object"]
 
 Result = TypeVar("Result")
 
-_PARALLEL_REQUESTS = 16
 _SINGLE_PUT_BYTES = 32 * 2**20  # beyond it, several requests at a time are faster and a failure repeats less
 
 
@@ -61,7 +59,7 @@ class Store:
     ) -> None:
         self._uri = absolute_uri(os.fspath(root_uri))
         self._options = options_for(self._uri, storage_options)
-        self._secrets = secrets_of(self._options)
+        self._secrets = find_secrets(self._options)
         self._conditional_writes = conditional_writes
         self._retry = retry or RetryPolicy()
         self._connection: tuple[int, Backend] | None = None
@@ -128,8 +126,8 @@ class Store:
         if prefix:
             check_key(prefix.rstrip("/"))
             prefix = prefix.rstrip("/") + "/"
-        with self.in_our_words("listing", prefix):
-            yield from self.backend.list(prefix, recursive, self.attempt_on(prefix))
+        with self.translate_errors("listing", prefix):
+            yield from self.backend.list(prefix, recursive, self.request_runner(prefix))
 
     def read(self, key: str) -> bytes:
         """The whole object."""
@@ -149,13 +147,6 @@ class Store:
             return b""
         what = f"reading bytes {start}-{stop} of"
         return self._run(lambda: self.backend.read_range(key, start, stop), what, key)
-
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        """Several ranges of one object, at the same time where the store is remote."""
-        if self.is_local or len(ranges) < 2:
-            return [self.read_range(key, start, stop) for start, stop in ranges]
-        with ThreadPoolExecutor(min(_PARALLEL_REQUESTS, len(ranges)), thread_name_prefix="store") as pool:
-            return [*pool.map(lambda bounds: self.read_range(key, *bounds), ranges)]
 
     def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """Write one whole object; an older one of that name is replaced. Needs the whole content in memory."""
@@ -194,11 +185,11 @@ class Store:
         Memory: up to 64 MiB on S3, up to 64 MiB on other remote stores (then a local file), nothing locally.
         """
         check_key(key)
-        with self.in_our_words("writing", key):
-            raw = self.backend.open_write(key, self.attempt_on(key))
+        with self.translate_errors("writing", key):
+            raw = self.backend.open_write(key, self.request_runner(key))
         try:
-            yield WholeObjectWriter(raw, partial(self.in_our_words, "writing", key))
-            with self.in_our_words("writing", key):
+            yield WholeObjectWriter(raw, partial(self.translate_errors, "writing", key))
+            with self.translate_errors("writing", key):
                 raw.commit()
         except BaseException:
             raw.abort()
@@ -207,8 +198,8 @@ class Store:
     def delete(self, keys: Iterable[str]) -> None:
         """Remove these objects, in batches where the store has them; objects that are not there are no error."""
         names = [check_key(key) for key in keys]
-        with self.in_our_words("deleting from", ""):
-            self.backend.delete(names, self.attempt_on(""))
+        with self.translate_errors("deleting from", ""):
+            self.backend.delete(names, self.request_runner(""))
 
     def local_path(self, key: str) -> Path | None:
         """Where the object lies on this machine, for memory mapping; None when it does not."""
@@ -219,8 +210,8 @@ class Store:
 
         On S3 a living upload looks like a dead one: give an age there that no upload reaches, such as a day.
         """
-        with self.in_our_words("cleaning", ""):
-            return self.backend.remove_abandoned(older_than_seconds, self.attempt_on(""))
+        with self.translate_errors("cleaning", ""):
+            return self.backend.remove_abandoned(older_than_seconds, self.request_runner(""))
 
     def probe_conditional_writes(self, prefix: str = "probes/") -> bool:
         """Whether `create` is exclusive here. Also proves that the store can be written to.
@@ -243,16 +234,16 @@ class Store:
     def _run(self, action: Callable[[], Result], what: str, key: str) -> Result:
         return call_with_retries(action, self._retry, f"{what} {self.display(key)}", self._secrets)
 
-    def attempt_on(self, key: str) -> Attempt:
-        def attempt(action: Callable[[], Result], what: str) -> Result:
+    def request_runner(self, key: str) -> RequestRunner:
+        def run_request(action: Callable[[], Result], what: str) -> Result:
             return self._run(action, what, key)
 
-        return attempt
+        return run_request
 
     @contextlib.contextmanager
-    def in_our_words(self, what: str, key: str) -> Iterator[None]:
+    def translate_errors(self, what: str, key: str) -> Iterator[None]:
         """Errors of the block as `StoreError`; nothing is tried again."""
-        with _in_our_words(f"{what} {self.display(key)}", self._secrets):
+        with _translate_errors(f"{what} {self.display(key)}", self._secrets):
             yield
 
 
@@ -260,15 +251,17 @@ class Store:
 class WholeObjectWriter:
     """What `Store.open_write` gives: counts and hashes what passes."""
 
-    def __init__(self, raw: ObjectWriter, in_our_words: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+    def __init__(
+        self, raw: ObjectWriter, translate_errors: Callable[[], contextlib.AbstractContextManager[None]]
+    ) -> None:
         self._raw = raw
-        self._in_our_words = in_our_words
+        self._translate_errors = translate_errors
         self._hash = hashlib.sha256()
         self.num_bytes = 0
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         view = memoryview(chunk).cast("B")
-        with self._in_our_words():
+        with self._translate_errors():
             self._raw.write(view)
         self._hash.update(view)
         self.num_bytes += len(view)
@@ -279,7 +272,7 @@ class WholeObjectWriter:
         return self._hash.hexdigest()
 
 
-def resolve(
+def locate_object(
     uri: str, storage_options: Mapping[str, object] | None = None, *, retry: RetryPolicy | None = None
 ) -> tuple[Store, str]:
     """The store and the key of one object anywhere: ("s3://bucket/a", "b.safetensors") of "s3://bucket/a/b.safetensors"."""

@@ -13,7 +13,7 @@ import torch
 from ...errors import CorruptObjectError, ShapeError
 from ...numerics.spectrum import Spectrum
 from ...storage.mapped_file import view_as
-from ...storage.object_bytes import bytes_of_object
+from ...storage.object_bytes import read_object_bytes
 from ...storage.store import Store
 from .format import (
     LEFT,
@@ -116,7 +116,7 @@ def _open(store: Store, key: str) -> tuple[Description, Body]:
     def body(start: int, stop: int) -> torch.Tensor:
         if stop <= len(head) and not store.is_local:
             return torch.frombuffer(bytearray(head[start:stop]), dtype=torch.uint8)
-        return bytes_of_object(store, key, start, stop)
+        return read_object_bytes(store, key, start, stop)
 
     return description, body
 

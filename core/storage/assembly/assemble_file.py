@@ -32,12 +32,12 @@ class AssembledFile:
 
     sha256 : hexadecimal; None where the data was copied by an S3 server: reading it back would cost what the copy
         saved. The checksums of the parts, which are hashed when they are made, stand for it.
-    bytes_through : bytes that this process moved itself (locally, reading for the hash is not counted)
+    bytes_transferred : bytes that this process moved itself (locally, reading for the hash is not counted)
     """
 
     num_bytes: int
     sha256: str | None
-    bytes_through: int
+    bytes_transferred: int
 
 
 def assemble_file(
@@ -61,7 +61,7 @@ def assemble_file(
     num_bytes = len(header) + sum(stop - start for _, start, stop in ranges)
     written: AssembledFile | None = None
     if isinstance(target.backend, LocalBackend) and isinstance(source.backend, LocalBackend):
-        with target.in_our_words("writing", key):
+        with target.translate_errors("writing", key):
             paths = [(source.backend.path(name), start, stop) for name, start, stop in ranges]
             found, through = concatenate_files(target.backend.path(key), header, paths, hashed=sha256 is None)
         written = AssembledFile(num_bytes, sha256 or found, through)

@@ -83,7 +83,7 @@ def concatenate_objects(target: Store, key: str, header: bytes, source: Store, r
         target.write(key, content(parts[0]))
         return through
     to, origin = cast(S3Backend, target.backend), cast(S3Backend, source.backend)
-    upload = MultipartUpload(to.call, to.object_key(key), target.attempt_on(key))
+    upload = MultipartUpload(to.call, to.object_key(key), target.request_runner(key))
 
     def transfer(number: int) -> None:
         part = parts[number - 1]

@@ -15,7 +15,7 @@ import fsspec
 from ...errors import CorruptObjectError, StoreError
 from ..addresses import protocol_of
 from ..retries import ShortReadError
-from .protocol import Attempt, ObjectInfo
+from .protocol import ObjectInfo, RequestRunner
 
 # Here a put is one object or none. Everywhere else a file grows under its name while it is written.
 _WHOLE_OBJECT_PROTOCOLS = frozenset({"memory", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "hf", "r2"})
@@ -45,7 +45,7 @@ class FsspecBackend:
             raise FileNotFoundError(key)
         return self._object_info(found)
 
-    def list(self, prefix: str, recursive: bool, attempt: Attempt) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, recursive: bool, run_request: RequestRunner) -> Iterator[ObjectInfo]:
         folder = self._path(prefix.rstrip("/")) if prefix else self._root
         depth = None if recursive else 1
 
@@ -56,7 +56,7 @@ class FsspecBackend:
             except FileNotFoundError:
                 return {}
 
-        for name, found in sorted(attempt(find, "listing").items()):
+        for name, found in sorted(run_request(find, "listing").items()):
             if name.rstrip("/") != folder.rstrip("/") and ".partial-" not in name:
                 yield self._object_info(found)
 
@@ -106,16 +106,16 @@ class FsspecBackend:
         file = MemoryFile(self._fs, path, data)
         return self._fs.store.setdefault(path, file) is file
 
-    def open_write(self, key: str, attempt: Attempt) -> SpooledWriter:
-        return SpooledWriter(self, key, attempt)
+    def open_write(self, key: str, run_request: RequestRunner) -> SpooledWriter:
+        return SpooledWriter(self, key, run_request)
 
     def put(self, key: str, local_name: str) -> None:
         with self._target(key) as path:
             self._fs.put_file(local_name, path)
 
-    def delete(self, keys: Sequence[str], attempt: Attempt) -> None:
+    def delete(self, keys: Sequence[str], run_request: RequestRunner) -> None:
         for key in keys:
-            attempt(lambda key=key: self._delete(key), "deleting")
+            run_request(lambda key=key: self._delete(key), "deleting")
 
     def _delete(self, key: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -124,7 +124,7 @@ class FsspecBackend:
     def local_path(self, key: str) -> Path | None:
         return None
 
-    def remove_abandoned(self, older_than_seconds: float, attempt: Attempt) -> int:
+    def remove_abandoned(self, older_than_seconds: float, run_request: RequestRunner) -> int:
         return 0
 
     def _path(self, key: str) -> str:
@@ -159,10 +159,10 @@ class FsspecBackend:
 class SpooledWriter:
     """Collects in memory, from a size on in a file of this machine, and sends everything at the commit."""
 
-    def __init__(self, backend: FsspecBackend, key: str, attempt: Attempt) -> None:
+    def __init__(self, backend: FsspecBackend, key: str, run_request: RequestRunner) -> None:
         self._backend = backend
         self._key = key
-        self._attempt = attempt
+        self._run_request = run_request
         self._buffer = bytearray()
         self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
 
@@ -178,11 +178,11 @@ class SpooledWriter:
 
     def commit(self) -> None:
         if self._file is None:
-            self._attempt(lambda: self._backend.write(self._key, bytes(self._buffer)), "writing")
+            self._run_request(lambda: self._backend.write(self._key, bytes(self._buffer)), "writing")
             return
         with self._file as file:
             file.flush()
-            self._attempt(lambda: self._backend.put(self._key, file.name), "writing")
+            self._run_request(lambda: self._backend.put(self._key, file.name), "writing")
 
     def abort(self) -> None:
         self._buffer = bytearray()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...errors import CorruptObjectError, StoreError
-from .protocol import Attempt, ObjectInfo
+from .protocol import ObjectInfo, RequestRunner
 
 # The writer holds a lock on its temporary file: who can take that lock has found the file of a dead process.
 _TEMPORARY_PREFIX = ".eigenmerge-"
@@ -30,7 +30,7 @@ class LocalBackend:
     def info(self, key: str) -> ObjectInfo:
         return _object_info(key, self._regular(self.path(key).stat(), key))
 
-    def list(self, prefix: str, recursive: bool, attempt: Attempt) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, recursive: bool, run_request: RequestRunner) -> Iterator[ObjectInfo]:
         folder = self.path(prefix.rstrip("/")) if prefix else self._root
         # A prefix that is itself an object holds none; a root that is a file is a mistake worth an error.
         absent = (FileNotFoundError, NotADirectoryError) if prefix else (FileNotFoundError,)
@@ -84,17 +84,17 @@ class LocalBackend:
             raise
         return file.commit_new()
 
-    def open_write(self, key: str, attempt: Attempt) -> LocalWriter:
+    def open_write(self, key: str, run_request: RequestRunner) -> LocalWriter:
         return LocalWriter(self.path(key))
 
-    def delete(self, keys: Sequence[str], attempt: Attempt) -> None:
+    def delete(self, keys: Sequence[str], run_request: RequestRunner) -> None:
         for key in keys:
             self.path(key).unlink(missing_ok=True)
 
     def local_path(self, key: str) -> Path | None:
         return self.path(key)
 
-    def remove_abandoned(self, older_than_seconds: float, attempt: Attempt) -> int:
+    def remove_abandoned(self, older_than_seconds: float, run_request: RequestRunner) -> int:
         """Remove temporary files whose writer is gone: nobody holds their lock, and nobody wrote to them lately."""
         removed = 0
         for folder, _, names in os.walk(self._root):

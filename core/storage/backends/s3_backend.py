@@ -15,7 +15,7 @@ from fsspec.asyn import sync
 
 from ...errors import CorruptObjectError
 from ..retries import ShortReadError, http_status, s3_code
-from .protocol import Attempt, ObjectInfo
+from .protocol import ObjectInfo, RequestRunner
 from .s3_writer import S3Writer
 
 _DELETE_BATCH = 1000  # the API's limit
@@ -45,12 +45,12 @@ class S3Backend:
             key, head["ContentLength"], head.get("ETag", "").strip('"'), _seconds(head.get("LastModified"))
         )
 
-    def list(self, prefix: str, recursive: bool, attempt: Attempt) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, recursive: bool, run_request: RequestRunner) -> Iterator[ObjectInfo]:
         arguments: dict[str, object] = {"Prefix": self._prefix + prefix}
         if not recursive:
             arguments["Delimiter"] = "/"
         while True:
-            page = attempt(lambda: self.call("list_objects_v2", **arguments), "listing")
+            page = run_request(lambda: self.call("list_objects_v2", **arguments), "listing")
             for entry in page.get("Contents", []):
                 key = entry["Key"].removeprefix(self._prefix)
                 if key and not key.endswith("/"):  # "directories" that some tools leave behind
@@ -117,13 +117,13 @@ class S3Backend:
                 return False  # it was another's, who has deleted it since: claims come and go
         return True
 
-    def open_write(self, key: str, attempt: Attempt) -> S3Writer:
-        return S3Writer(self.call, self.object_key(key), attempt)
+    def open_write(self, key: str, run_request: RequestRunner) -> S3Writer:
+        return S3Writer(self.call, self.object_key(key), run_request)
 
-    def delete(self, keys: Sequence[str], attempt: Attempt) -> None:
+    def delete(self, keys: Sequence[str], run_request: RequestRunner) -> None:
         for start in range(0, len(keys), _DELETE_BATCH):
             batch = [{"Key": self.object_key(key)} for key in keys[start : start + _DELETE_BATCH]]
-            attempt(lambda batch=batch: self._delete(batch), f"deleting {len(batch)} objects")
+            run_request(lambda batch=batch: self._delete(batch), f"deleting {len(batch)} objects")
 
     def _delete(self, batch: Sequence[Mapping[str, str]]) -> None:
         from botocore.exceptions import ClientError
@@ -136,17 +136,19 @@ class S3Backend:
     def local_path(self, key: str) -> Path | None:
         return None
 
-    def remove_abandoned(self, older_than_seconds: float, attempt: Attempt) -> int:
+    def remove_abandoned(self, older_than_seconds: float, run_request: RequestRunner) -> int:
         """Abort multipart uploads that were begun long ago: they are invisible, and paid for."""
         removed = 0
         arguments: dict[str, object] = {"Prefix": self._prefix}
         while True:
-            page = attempt(lambda: self.call("list_multipart_uploads", **arguments), "listing unfinished uploads")
+            page = run_request(lambda: self.call("list_multipart_uploads", **arguments), "listing unfinished uploads")
             for upload in page.get("Uploads", []):
                 if time.time() - _seconds(upload.get("Initiated")) < older_than_seconds:
                     continue
                 name = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
-                attempt(lambda name=name: self.call("abort_multipart_upload", **name), "aborting an unfinished upload")
+                run_request(
+                    lambda name=name: self.call("abort_multipart_upload", **name), "aborting an unfinished upload"
+                )
                 removed += 1
             if not page.get("IsTruncated"):
                 return removed

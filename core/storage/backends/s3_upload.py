@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..retries import s3_code
-from .protocol import Attempt
+from .protocol import RequestRunner
 
 Call = Callable[..., dict[str, Any]]
 
@@ -15,18 +15,18 @@ Call = Callable[..., dict[str, Any]]
 class MultipartUpload:
     """One upload. Parts may be sent from several threads; nothing is visible before `complete`."""
 
-    def __init__(self, call: Call, key: str, attempt: Attempt) -> None:
+    def __init__(self, call: Call, key: str, run_request: RequestRunner) -> None:
         self._call = call
         self._key = key
-        self._attempt = attempt
-        self._upload_id: str = attempt(
+        self._run_request = run_request
+        self._upload_id: str = run_request(
             lambda: call("create_multipart_upload", Key=key)["UploadId"], "beginning to write"
         )
         self._parts: dict[int, dict[str, object]] = {}
 
     def send(self, number: int, body: bytes) -> None:
         """Upload part `number` (from 1). All but the last must have at least 5 MiB."""
-        answer = self._attempt(
+        answer = self._run_request(
             lambda: self._call("upload_part", **self._name, PartNumber=number, Body=body), f"writing part {number} of"
         )
         # Where the client sends checksums by default, some servers refuse to complete without them.
@@ -36,7 +36,7 @@ class MultipartUpload:
         """Make part `number` of bytes [start, stop) of another object; no byte passes through here."""
         # A mapping, not "bucket/key": botocore then quotes names that HTTP headers could not carry.
         arguments = {"CopySource": {"Bucket": bucket, "Key": key}, "CopySourceRange": f"bytes={start}-{stop - 1}"}
-        answer = self._attempt(
+        answer = self._run_request(
             lambda: self._call("upload_part_copy", **self._name, PartNumber=number, **arguments),
             f"copying s3://{bucket}/{key} into",
         )
@@ -59,12 +59,12 @@ class MultipartUpload:
                 if self._call("head_object", Key=self._key)["ContentLength"] != num_bytes:
                     raise
 
-        self._attempt(complete, "completing")
+        self._run_request(complete, "completing")
 
     def abort(self) -> None:
         """Drop what was uploaded. A failure here is not worth another error: `remove_abandoned` finds the rest."""
         with contextlib.suppress(Exception):
-            self._attempt(lambda: self._call("abort_multipart_upload", **self._name), "aborting")
+            self._run_request(lambda: self._call("abort_multipart_upload", **self._name), "aborting")
 
     @property
     def _name(self) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from .protocol import Attempt
+from .protocol import RequestRunner
 from .s3_upload import Call, MultipartUpload
 
 # 10000 parts of 16 MiB are 156 GiB. All parts but the last have one size: Cloudflare R2 insists.
@@ -18,10 +18,10 @@ class S3Writer:
     Nothing is visible before `commit`: S3 shows an object when its upload is completed, and not before.
     """
 
-    def __init__(self, call: Call, key: str, attempt: Attempt) -> None:
+    def __init__(self, call: Call, key: str, run_request: RequestRunner) -> None:
         self._call = call
         self._key = key
-        self._attempt = attempt
+        self._run_request = run_request
         self._buffer = bytearray()
         self._num_bytes = 0
         self._upload: MultipartUpload | None = None
@@ -40,7 +40,7 @@ class S3Writer:
 
     def commit(self) -> None:
         if self._upload is None:
-            self._attempt(lambda: self._call("put_object", Key=self._key, Body=bytes(self._buffer)), "writing")
+            self._run_request(lambda: self._call("put_object", Key=self._key, Body=bytes(self._buffer)), "writing")
         else:
             if self._buffer:
                 self._send_part()
@@ -57,7 +57,7 @@ class S3Writer:
 
     def _send_part(self) -> None:
         if self._upload is None:
-            self._upload = MultipartUpload(self._call, self._key, self._attempt)
+            self._upload = MultipartUpload(self._call, self._key, self._run_request)
         if len(self._sent) >= _PARTS_IN_FLIGHT:
             self._sent[-_PARTS_IN_FLIGHT].result()  # bounds the memory, and raises the error of a part early
         body, self._buffer = bytes(self._buffer), bytearray()

@@ -10,7 +10,7 @@ from ...listing import TensorSource
 _BLOCK = 128  # DeepSeek's; the planner refuses other sizes
 
 
-def dequantise(
+def dequantize(
     stored: torch.Tensor, scale: torch.Tensor, source: TensorSource, rows: tuple[int, int] | None = None
 ) -> torch.Tensor:
     """The weights in float32: stored * scale.

@@ -17,11 +17,11 @@ from ...formats.file_names import (
     MANIFEST_NAME,
     WEIGHTS_NAME,
 )
-from ...formats.object_names import problem_with_key
+from ...formats.object_names import find_key_problem
 from ...formats.redaction import redact
 from ..addresses import is_local, protocol_of
 from ..backends.protocol import ObjectInfo
-from ..store import Store, resolve
+from ..store import Store, locate_object
 from .hub import HUB_RETRY, pin_revision
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -78,7 +78,7 @@ def open_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFol
         uri, retry = pin_revision(uri, options), HUB_RETRY
     last = uri.rpartition("/")[2]
     if fnmatchcase(last, "*.safetensors") or any(fnmatchcase(last, pattern) for pattern in _PICKLES):
-        store, only_file = resolve(uri, options, retry=retry)
+        store, only_file = locate_object(uri, options, retry=retry)
         try:
             files = {info.key: info for info in store.list(recursive=False)}
         except StoreError:  # one readable object in a bucket that may not be listed
@@ -144,7 +144,7 @@ def _read_index(folder: CheckpointFolder) -> Mapping[str, str]:
         raise CheckpointError(f"{where}: expected a weight_map of tensor names to file names")
     missing: list[str] = []
     for name in sorted({str(value) for value in weight_map.values()}):
-        problem = problem_with_key(name)
+        problem = find_key_problem(name)
         if problem is None and "/" in name:
             problem = "it lies in another folder"
         if problem is not None:

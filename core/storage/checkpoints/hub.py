@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from ...errors import CheckpointError, StoreError
-from ...formats.redaction import secrets_of
+from ...formats.redaction import find_secrets
 from ..addresses import options_for
 from ..retries import RetryPolicy, call_with_retries
 
@@ -54,7 +54,9 @@ def pin_revision(uri: str, storage_options: Mapping[str, object] | None) -> str:
         else:
             found["commit"] = commit or ""
 
-    call_with_retries(ask, HUB_RETRY, f"looking up {uri} on the Hub (there is no such local path)", secrets_of(options))
+    call_with_retries(
+        ask, HUB_RETRY, f"looking up {uri} on the Hub (there is no such local path)", find_secrets(options)
+    )
     if "problem" in found:
         raise CheckpointError(f"no such model: {found['problem']}; correct the name, or log in with `hf auth login`")
     return f"hf://{match['id']}@{found['commit']}{match['rest'] or ''}" if found["commit"] else uri

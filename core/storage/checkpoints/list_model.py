@@ -23,7 +23,7 @@ from .folder import (
     choose_weights,
     open_folder,
 )
-from .references import ModelReference, candidates, place
+from .references import ParsedReference, locate_model, parse_reference
 
 Fingerprint = Literal["stat", "content"]
 Result = TypeVar("Result")
@@ -53,27 +53,27 @@ def list_model(
     CheckpointError : no such model; pickled weights; a damaged header, index or config
     StoreError : the place refuses or does not answer
     """
-    readings = candidates(reference)
+    readings = parse_reference(reference)
     for number, reading in enumerate(readings):
         try:
             return _list_reference(reference, reading, storage_options, fingerprint)
         except (NoModelError, ObjectNotFoundError) as error:
             if number == len(readings) - 1:
                 raise CheckpointError(str(error)) from None
-    raise AssertionError("candidates() gave no reading")
+    raise AssertionError("parse_reference() gave no reading")
 
 
 def _list_reference(
-    reference: str, reading: ModelReference, options: Mapping[str, object] | None, fingerprint: Fingerprint
+    reference: str, reading: ParsedReference, options: Mapping[str, object] | None, fingerprint: Fingerprint
 ) -> ModelListing:
-    model = _list_place(place(reading.model), options, fingerprint)
+    model = _list_place(locate_model(reading.model), options, fingerprint)
     if reading.adapter is None:
         return replace(model, name=redact(reference))
     if model.kind != "full":
         raise CheckpointError(
             f"{redact(reference)!r}: {model.uri} is an adapter itself; expected a full model before '+'"
         )
-    adapter = _list_place(place(reading.adapter), options, fingerprint).adapter
+    adapter = _list_place(locate_model(reading.adapter), options, fingerprint).adapter
     if adapter is None:
         raise CheckpointError(
             f"{redact(reference)!r}: {redact(reading.adapter)} is not an adapter; expected a directory with"

@@ -16,14 +16,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class ModelReference:
+class ParsedReference:
     """The parts of a reference, as written; `place` says where each is."""
 
     model: str
     adapter: str | None = None
 
 
-def candidates(reference: str) -> list[ModelReference]:
+def parse_reference(reference: str) -> list[ParsedReference]:
     """What `reference` may mean, the most literal reading first.
 
     A local path that exists is taken literally, whatever signs it holds. Otherwise `+` separates an adapter and `@` a
@@ -37,21 +37,21 @@ def candidates(reference: str) -> list[ModelReference]:
     if not text or any(ord(char) < 32 for char in text):
         raise CheckpointError(f"model reference {reference[:200]!r} is empty or holds control characters")
     if "+" not in text or (is_local(text) and Path(absolute_uri(text)).exists()):
-        return [ModelReference(text)]
+        return [ParsedReference(text)]
     if not is_local(text):
         model, _, adapter = text.rpartition("+")
-        split = [ModelReference(model, adapter)] if model and adapter else []
-        return [ModelReference(text), *split]
+        split = [ParsedReference(model, adapter)] if model and adapter else []
+        return [ParsedReference(text), *split]
     positions = [index for index, char in enumerate(text) if char == "+" and 0 < index < len(text) - 1]
     for position in positions:
         if Path(absolute_uri(text[:position])).exists():
-            return [ModelReference(text[:position], text[position + 1 :])]
+            return [ParsedReference(text[:position], text[position + 1 :])]
     if not positions:
         raise _no_such_model(text)
-    return [ModelReference(text[: positions[0]], text[positions[0] + 1 :])]
+    return [ParsedReference(text[: positions[0]], text[positions[0] + 1 :])]
 
 
-def place(text: str) -> str:
+def locate_model(text: str) -> str:
     """The absolute URI of one part.
 
     Raises

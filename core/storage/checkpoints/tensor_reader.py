@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
@@ -16,11 +16,10 @@ from ...listing import TensorSource
 from ..addresses import absolute_uri, is_local
 from ..mapped_file import map_bytes, view_as
 from ..object_bytes import fetch_bytes
-from ..read_ahead import read_ahead
 from ..retries import RetryPolicy
-from ..store import Store, resolve
+from ..store import Store, locate_object
 from ..torch_dtypes import torch_dtype
-from .float8_values import dequantise
+from .float8_values import dequantize
 
 
 @final
@@ -75,11 +74,7 @@ class TensorReader:
             self._bytes_read += stop - start
         if source.scale is None:
             return stored
-        return dequantise(stored, self.read(source.scale), source, rows)
-
-    def read_ahead(self, sources: Iterable[TensorSource]) -> Iterator[torch.Tensor]:
-        """The tensors in order, the next one being read while the current one is computed with."""
-        return read_ahead(self.read, sources)
+        return dequantize(stored, self.read(source.scale), source, rows)
 
     def _map(self, uri: str, start: int, stop: int) -> torch.Tensor:
         try:
@@ -100,7 +95,7 @@ class TensorReader:
         with self._lock:
             store = self._stores.get(folder)
             if store is None:
-                store = self._stores[folder] = resolve(uri, self._options, retry=self._retry)[0]
+                store = self._stores[folder] = locate_object(uri, self._options, retry=self._retry)[0]
         return store, check_key(name)
 
 

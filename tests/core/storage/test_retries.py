@@ -14,8 +14,14 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 
 from eigenmerge.core.errors import CheckpointError, CorruptObjectError, ObjectNotFoundError, StoreError
-from eigenmerge.core.formats.redaction import redact, secrets_of
-from eigenmerge.core.storage.retries import RetryPolicy, ShortReadError, call_with_retries, can_pass, in_our_words
+from eigenmerge.core.formats.redaction import find_secrets, redact
+from eigenmerge.core.storage.retries import (
+    RetryPolicy,
+    ShortReadError,
+    call_with_retries,
+    is_transient,
+    translate_errors,
+)
 from eigenmerge.core.storage.store import Store
 
 QUICK = RetryPolicy(attempts=4, first_wait_seconds=0.001)
@@ -85,10 +91,10 @@ class TestWhatCanPass:
         # s3fs turns a 503 into OSError(EBUSY) and keeps botocore's error as the cause.
         error = OSError(errno.EBUSY, "Please reduce your request rate")
         error.__cause__ = client_error("SlowDown", 503)
-        assert can_pass(error)
+        assert is_transient(error)
         denied = PermissionError("Access Denied")
         denied.__cause__ = client_error("AccessDenied", 403)
-        assert not can_pass(denied)
+        assert not is_transient(denied)
 
     def test_time_is_limited(self) -> None:
         policy = RetryPolicy(attempts=10**6, first_wait_seconds=0.01, longest_wait_seconds=0.02, total_seconds=0.3)
@@ -130,16 +136,16 @@ class TestWhatCannot:
         ids=describe,
     )
     def test_messages(self, error: Exception, message: str) -> None:
-        with pytest.raises(StoreError, match=message), in_our_words("reading x", ()):
+        with pytest.raises(StoreError, match=message), translate_errors("reading x", ()):
             raise error
 
     def test_a_missing_object_has_its_own_type(self) -> None:
         for error in (client_error("NoSuchKey", 404), client_error("404", 404), FileNotFoundError("x")):
-            with pytest.raises(ObjectNotFoundError), in_our_words("reading x", ()):
+            with pytest.raises(ObjectNotFoundError), translate_errors("reading x", ()):
                 raise error
 
     def test_our_errors_pass_as_they_are(self) -> None:
-        with pytest.raises(CheckpointError, match="mine"), in_our_words("reading x", ()):
+        with pytest.raises(CheckpointError, match="mine"), translate_errors("reading x", ()):
             raise CheckpointError("mine")
 
 
@@ -154,7 +160,7 @@ OPTIONS = {
 
 class TestSecrets:
     def test_which_options_are_secrets(self) -> None:
-        assert set(secrets_of(OPTIONS)) == {"AKIAPLANTED", "planted-secret", "planted-token", "planted-session"}
+        assert set(find_secrets(OPTIONS)) == {"AKIAPLANTED", "planted-secret", "planted-token", "planted-session"}
 
     def test_addresses(self) -> None:
         assert redact("sftp://me:pass@host/x") == "sftp://***@host/x"
@@ -174,10 +180,10 @@ class TestSecrets:
 
     def test_a_cause_that_names_a_secret_is_cut_off(self) -> None:
         secret = str(OPTIONS["secret"])
-        with pytest.raises(StoreError) as caught, in_our_words("reading x", (secret,)):
+        with pytest.raises(StoreError) as caught, translate_errors("reading x", (secret,)):
             raise ValueError(f"wrong signature for {secret}")
         assert secret not in "".join(traceback.format_exception(caught.value))
-        with pytest.raises(StoreError) as caught, in_our_words("reading x", (secret,)):
+        with pytest.raises(StoreError) as caught, translate_errors("reading x", (secret,)):
             raise ValueError("harmless")
         assert isinstance(caught.value.__cause__, ValueError)
 

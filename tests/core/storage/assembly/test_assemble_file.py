@@ -91,26 +91,26 @@ class TestBytesThrough:
         ranges, data = parts_in(store, [55 * MIB, 55 * MIB])
         written = assemble_file(out, "x", b"h" * 5000, store, ranges)
         assert written.sha256 is None
-        assert written.bytes_through <= SMALLEST_PART_BYTES < 0.05 * len(data)
+        assert written.bytes_transferred <= SMALLEST_PART_BYTES < 0.05 * len(data)
         assert hashlib.sha256(out.read("x")).digest() == hashlib.sha256(b"h" * 5000 + data).digest()
 
     def test_names_that_headers_cannot_carry(self, s3_root) -> None:
         store = Store(f"{s3_root.uri}/ä ö+%20", s3_root.storage_options)
         store.write("ü & ß.bin", bytes(7 * MIB))
         written = assemble_file(store, "joined ñ", bytes(5 * MIB), store, [("ü & ß.bin", 0, 7 * MIB)])
-        assert written.bytes_through == 5 * MIB
+        assert written.bytes_transferred == 5 * MIB
         assert store.read("joined ñ") == bytes(12 * MIB)
 
     def test_on_moto_too(self, moto_root) -> None:
         store, out = (Store(f"{moto_root.uri}/{name}", moto_root.storage_options) for name in ("store", "out"))
         ranges, data = parts_in(store, [12 * MIB, 7 * MIB])
-        assert assemble_file(out, "x", b"head", store, ranges).bytes_through <= SMALLEST_PART_BYTES
+        assert assemble_file(out, "x", b"head", store, ranges).bytes_transferred <= SMALLEST_PART_BYTES
         assert out.read("x") == b"head" + data
 
     def test_on_one_disk_the_kernel_copies(self, tmp_path: Path) -> None:
         store = Store(str(tmp_path))
         ranges, _ = parts_in(store, [MIB, MIB])
-        assert assemble_file(store, "x", b"head", store, ranges).bytes_through == 4
+        assert assemble_file(store, "x", b"head", store, ranges).bytes_transferred == 4
 
     @pytest.mark.parametrize("missing", [["copy_file_range"], ["copy_file_range", "sendfile"]])
     def test_where_the_kernel_cannot(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: list[str]) -> None:
@@ -123,7 +123,7 @@ class TestBytesThrough:
         ranges, data = parts_in(store, [MIB + 7, 3])
         written = assemble_file(store, "x", b"head", store, ranges)
         assert store.read("x") == b"head" + data
-        assert written.bytes_through == (4 if missing == ["copy_file_range"] else 4 + len(data))
+        assert written.bytes_transferred == (4 if missing == ["copy_file_range"] else 4 + len(data))
 
     def test_servers_that_copy_no_ranges(self, s3_root, monkeypatch: pytest.MonkeyPatch) -> None:
         store, out = (Store(f"{s3_root.uri}/{name}", s3_root.storage_options) for name in ("store", "out"))
@@ -138,7 +138,7 @@ class TestBytesThrough:
         monkeypatch.setattr(out.backend, "call", without_copy)
         written = assemble_file(out, "x", b"head", store, ranges)
         assert out.read("x") == b"head" + data
-        assert written.bytes_through == written.num_bytes
+        assert written.bytes_transferred == written.num_bytes
 
 
 class TestPlanOfParts:

@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from eigenmerge.core.errors import CheckpointError, StoreError
 from eigenmerge.core.storage.checkpoints.list_model import list_model
-from eigenmerge.core.storage.checkpoints.references import candidates, place
+from eigenmerge.core.storage.checkpoints.references import locate_model, parse_reference
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
 
 pytest.importorskip("huggingface_hub")
@@ -164,10 +164,10 @@ class TestReferences:
         ],
     )
     def test_places(self, text: str, uri: str) -> None:
-        assert place(text) == uri
+        assert locate_model(text) == uri
 
     def test_an_adapter_on_a_hub_model(self) -> None:
-        (reading,) = candidates("owner/name@v1+other/adapter@v2")
+        (reading,) = parse_reference("owner/name@v1+other/adapter@v2")
         assert (reading.model, reading.adapter) == ("owner/name@v1", "other/adapter@v2")
 
     def test_flat_options_are_not_sent_to_the_hub(self) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +13,9 @@ from safetensors.torch import save
 from eigenmerge.core.errors import CheckpointError
 from eigenmerge.core.formats.safetensors_header import build_header
 from eigenmerge.core.listing import TensorSource
-from eigenmerge.core.storage.checkpoints.float8_values import dequantise
+from eigenmerge.core.storage.checkpoints.float8_values import dequantize
 from eigenmerge.core.storage.checkpoints.list_model import list_model
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
-from eigenmerge.core.storage.read_ahead import read_ahead
 from eigenmerge.core.storage.retries import RetryPolicy
 from eigenmerge.core.storage.store import Store
 from eigenmerge.core.storage.torch_dtypes import safetensors_dtype, torch_dtype
@@ -134,12 +131,12 @@ class TestFloat8:
         elif scale_shape == (3, 2):
             full = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[:300, :200]
         expected = weight.float() * full
-        assert torch.equal(dequantise(weight, scale, source), expected)
-        assert torch.equal(dequantise(weight[100:270], scale, source, (100, 270)), expected[100:270])
+        assert torch.equal(dequantize(weight, scale, source), expected)
+        assert torch.equal(dequantize(weight[100:270], scale, source, (100, 270)), expected[100:270])
 
     def test_a_scale_that_does_not_fit(self) -> None:
         with pytest.raises(CheckpointError, match=r"\(7, 7\)"):
-            dequantise(torch.ones(300, 200).to(torch.float8_e4m3fn), torch.ones(7, 7), self.source((300, 200), (7, 7)))
+            dequantize(torch.ones(300, 200).to(torch.float8_e4m3fn), torch.ones(7, 7), self.source((300, 200), (7, 7)))
 
     def test_from_a_file(self, place: Place) -> None:
         weight = torch.randn(8, 4).to(torch.float8_e4m3fn)
@@ -149,48 +146,11 @@ class TestFloat8:
         assert torch.equal(reader.read(source, (2, 5)), weight[2:5].float() * 2)
 
 
-class TestReadAhead:
-    def test_order_and_content(self, place: Place) -> None:
-        tensors = {str(number): torch.full((4,), float(number)) for number in range(6)}
-        sources = stored(place("model"), tensors)
-        reader = TensorReader(place("model")._options)
-        found = [tensor[0].item() for tensor in reader.read_ahead(sources[str(number)] for number in range(6))]
-        assert found == [0, 1, 2, 3, 4, 5]
-
-    def test_the_next_is_read_while_this_one_is_used(self) -> None:
-        begun = [threading.Event() for _ in range(3)]
-
-        def read(number: int) -> int:
-            begun[number].set()
-            return number
-
-        results = read_ahead(read, range(3))
-        assert next(results) == 0
-        assert begun[1].wait(5)
-        time.sleep(0.05)
-        assert not begun[2].is_set()  # one ahead and no more
-        assert list(results) == [1, 2]
-
-    def test_an_error_comes_in_its_turn(self) -> None:
-        results = read_ahead(lambda number: 1 // number, [1, 0, 1])
-        assert next(results) == 1
-        with pytest.raises(ZeroDivisionError):
-            next(results)
-
-    def test_stopping_early_leaves_no_thread(self) -> None:
-        before = threading.active_count()
-        for _ in read_ahead(lambda number: number, range(100)):
-            break
-        results = read_ahead(lambda number: number, range(100))
-        next(results)
-        results.close()  # type: ignore[attr-defined]
-        del results
-        assert threading.active_count() == before
-
-    def test_a_missing_object_is_said_once(self, place: Place) -> None:
+class TestFailures:
+    def test_a_missing_object_is_reported_once(self, place: Place) -> None:
         store = place("model")
         source = stored(store, {"a": torch.ones(2)})["a"]
         store.delete(["model.safetensors"])
         reader = TensorReader(store._options, retry=RetryPolicy(attempts=2))
         with pytest.raises(CheckpointError, match="changed"):
-            list(reader.read_ahead([source]))
+            reader.read(source)
