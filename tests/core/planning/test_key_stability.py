@@ -7,13 +7,15 @@ here in the same commit.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from eigenmerge.core.formats.digest import hash_json
+from eigenmerge.core.listing import ModelListing
 from eigenmerge.core.numerics.registry import built_in_methods
-from eigenmerge.core.planning.plan import spectrum_keys
+from eigenmerge.core.planning.plan import MatrixView, Plan, TensorPlan, spectrum_keys
 
 NEEDED = {"slerp": {"t": 0.5}, "nearswap": {"t": 0.1}}
 KEYS: dict[str, str] = {
@@ -65,3 +67,155 @@ def test_keys_of_built_in_methods_are_frozen(method: str, model: Any, llama_tens
     plan = plan_of(text, *(model(name, llama_tensors()) for name in ("base", *experts)))
     keys = [[shard.part_key, [spectrum_keys(tensor) for tensor in shard.tensors]] for shard in plan.shards]
     assert hash_json([plan.run_key, keys])[:16] == KEYS[method]
+
+
+@dataclass(frozen=True)
+class FrozenKeys:
+    """The keys of one plan, each list hashed: run key, part keys, spectrum keys (views included), other keys."""
+
+    run: str
+    parts: str
+    spectra: str
+    others: str  # of sums, calibrations and alignments
+
+
+def frozen_keys(plan: Plan) -> FrozenKeys:
+    tensors = [tensor for shard in plan.shards for tensor in shard.tensors]
+    matrices: list[TensorPlan | MatrixView] = [matrix for tensor in tensors for matrix in (tensor, *tensor.views)]
+    others = [[matrix.sums_key, matrix.calibration_key] for matrix in matrices]
+    return FrozenKeys(
+        plan.run_key[:16],
+        hash_json([shard.part_key for shard in plan.shards])[:16],
+        hash_json([spectrum_keys(tensor) for tensor in tensors])[:16],
+        hash_json([others, [tensor.alignment_key for tensor in tensors]])[:16],
+    )
+
+
+def make_models(form: str, model: Any, adapter: Any, llama_tensors: Any) -> list[ModelListing]:
+    """base, a and b in one of the forms that keys depend on."""
+    names = ("base", "a", "b")
+    at = "layers.0"
+    if form == "llama":
+        return [model(name, llama_tensors(), config={"vocab_size": 32, "num_hidden_layers": 2}) for name in names]
+    if form == "lora":
+        factors = {f"base_model.model.{at}.w.lora_A.weight": (2, 6), f"base_model.model.{at}.w.lora_B.weight": (8, 2)}
+        base = model("base", {f"{at}.w.weight": (8, 6), f"{at}.norm.weight": (6,)})
+        return [base, *(adapter(name, factors) for name in names[1:])]
+    if form == "mixture":
+        tensors = {
+            f"{at}.mlp.experts.gate_up_proj": (3, 4, 5),
+            f"{at}.attn.qkv.weight": (12, 4),
+            f"{at}.conv.weight": (3, 2, 2, 2),
+            f"{at}.steps": (1,),
+        }
+        return [model(name, tensors, dtype={f"{at}.steps": "I64", f"{at}.attn.qkv.weight": "BF16"}) for name in names]
+    assert form == "vocabularies"
+    rows = {"base": 2, "a": 3, "b": 4}
+    return [model(name, {"embed_tokens.weight": (rows[name], 4), "w.weight": (4, 4)}) for name in names]
+
+
+def tokenizer(*tokens: str) -> bytes:
+    vocab = {token: row for row, token in enumerate(tokens)}
+    return json.dumps({"model": {"type": "BPE", "vocab": vocab}, "added_tokens": []}).encode()
+
+
+TOKENIZERS = {
+    "/models/base/tokenizer.json": tokenizer("x", "y"),
+    "/models/a/tokenizer.json": tokenizer("x", "y", "z"),
+    "/models/b/tokenizer.json": tokenizer("y", "x", "u", "z"),
+}
+PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
+    "swudi_a": (
+        "llama",
+        "merge_method: swudi_a",
+        FrozenKeys("6e367b27dff22073", "66c71c4729d2b297", "8eb7d1a916350654", "a438d70c4a7d436b"),
+    ),
+    "ties": (
+        "llama",
+        "merge_method: ties\nparameters: {density: 0.5, weight: [0, 1]}",
+        FrozenKeys("ea6d9056a6aa81ed", "29b48d83318f26ff", "bb45d92a89f3927d", "a438d70c4a7d436b"),
+    ),
+    "average": (
+        "llama",
+        "merge_method: average\nparameters: {scale: 0.5}",
+        FrozenKeys("8209a7ecd8492f7f", "f5b6fdb12c83548e", "bb45d92a89f3927d", "a438d70c4a7d436b"),
+    ),
+    "calibration": (
+        "llama",
+        "merge_method: swudi\ncalibration: {svc: {alpha: 1}}",
+        FrozenKeys("5437ebeb44e7f7a3", "cd002ebfa1cff9cf", "8eb7d1a916350654", "edd32f6f62a48632"),
+    ),
+    "kept sums": (
+        "llama",
+        "merge_method: swudi\nkeep_sums: true",
+        FrozenKeys("da4cfb4ca5a83efe", "c6ed5e16cddb6623", "1caef97eec5ebbb9", "21ba7f245ded5796"),
+    ),
+    "alignment": (
+        "llama",
+        "merge_method: swudi\nparameters: {alignment_rho: 1}\ncalibration: {svc: }",
+        FrozenKeys("744abc109e6792bd", "bba16ed8858e8744", "8eb7d1a916350654", "9e90c27e4f8764f7"),
+    ),
+    "rules": (
+        "llama",
+        "merge_method: tsv_m\nembeddings: merge\nvectors: base\nrules:\n"
+        "  - {match: 're:layers.0.mlp', method: ties, parameters: {density: 0.2}}\n"
+        "  - {match: '*.q_proj.weight', action: mean}\n  - {match: '*.k_proj.weight', action: keep_base}",
+        FrozenKeys("0358a691483fc6c2", "098ba89efd84d084", "b910924cd0161a39", "a438d70c4a7d436b"),
+    ),
+    "slices": (
+        "llama",
+        "merge_method: linear\nslices:\n"
+        "  - sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2], parameters: {weight: 3}}]\n"
+        "  - sources: [{model: b, layer_range: [1, 2]}, {model: a, layer_range: [0, 1]}]",
+        FrozenKeys("e8dda7dfcd4996d5", "a1bdb638e26ab343", "96bb5fe26d6e7f3a", "709682b2cb914096"),
+    ),
+    "bfloat16, seed": (
+        "llama",
+        "merge_method: dare_ties\ndtype: bfloat16\nseed: 7",
+        FrozenKeys("ac793f2d38a4b771", "cb5ed391f9089f75", "bb45d92a89f3927d", "a438d70c4a7d436b"),
+    ),
+    "LoRA": (
+        "lora",
+        "merge_method: swudi",
+        FrozenKeys("2b632c98b4f16f2f", "1c48005c752292d7", "84715b0b4e60d56e", "cc7b6fd7f8207928"),
+    ),
+    "LoRA, task_arithmetic": (
+        "lora",
+        "merge_method: task_arithmetic",
+        FrozenKeys("fc11d1a3a8c83bf1", "d98fdee5558c2a04", "643d5437104296e2", "cc7b6fd7f8207928"),
+    ),
+    "adapter output": (
+        "lora",
+        "merge_method: swudi\noutput: {format: adapter, rank: 3}",
+        FrozenKeys("f278d9f3aad67351", "1e0fce100c92c285", "9e4f06ff3e2f50d4", "65e0bf31d7a820be"),
+    ),
+    "mixture, qkv, convolution": (
+        "mixture",
+        "merge_method: swudi\nqkv: split\nconv: matrix",
+        FrozenKeys("3557da85a31319f5", "02cbe0a34afc895b", "1f2c781c4b1e337a", "777374a9e829b2f9"),
+    ),
+    "mixture, kept sums": (
+        "mixture",
+        "merge_method: swudi\nkeep_sums: true\narithmetic: float64",
+        FrozenKeys("e7f2a365025c42f4", "f1426c7d43c0a006", "bc5c6fff655d91ca", "87414254acd88e01"),
+    ),
+    "union": (
+        "vocabularies",
+        "merge_method: swudi\ntokenizer_source: union",
+        FrozenKeys("a0053f475b794c58", "94b4bbf1a824d43e", "a1e44c22daec204b", "cc7b6fd7f8207928"),
+    ),
+    "base vocabulary": (
+        "vocabularies",
+        "merge_method: ties\ntokenizer_source: base",
+        FrozenKeys("1fb399d18adafdec", "042d638630a1af56", "643d5437104296e2", "cc7b6fd7f8207928"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_keys_of_plans_are_frozen(name: str, model: Any, adapter: Any, llama_tensors: Any, plan_of: Any) -> None:
+    form, recipe, expected = PLANS[name]
+    models = make_models(form, model, adapter, llama_tensors)
+    experts = "" if "slices:" in recipe else "models: [a, b]\n"
+    plan = plan_of(f"base_model: base\n{experts}{recipe}", *models, side_file_contents=TOKENIZERS)
+    assert frozen_keys(plan) == expected
