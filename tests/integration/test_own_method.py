@@ -1,0 +1,166 @@
+"""docs/own-method.md: its package is built and installed from its code blocks, planned, merged with and listed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from .processes import COMMAND
+
+PAGE = (Path(__file__).parents[2] / "docs" / "own-method.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+PACKAGE, CALL, TESTS = (text for language, text in BLOCKS if language == "python")
+((_, PYPROJECT),) = [block for block in BLOCKS if block[0] == "toml"]
+((_, RECIPE),) = [block for block in BLOCKS if block[0] == "yaml"]
+((_, CONSOLE),) = [block for block in BLOCKS if block[0] == "console"]
+Q_PROJ, K_PROJ = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "qk")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the page's package is installed."""
+    folder = tmp_path_factory.mktemp("own-method")
+    source, target = folder / "source", folder / "site"
+    source.mkdir()
+    (source / "pyproject.toml").write_text(PYPROJECT)
+    (source / "acme_merging.py").write_text(PACKAGE)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, "--no-build-isolation", "--target", target, source], check=True, timeout=120)
+    return target
+
+
+@pytest.fixture
+def run(prefect_server: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a program in the folder of the models, with the package's folder on its path."""
+
+    def start(arguments: Sequence[str | Path], site: Path | None) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "PREFECT_API_URL": prefect_server,
+            "EIGENMERGE_STORE": str(tmp_path / "store"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(site or ""),
+        }
+        return subprocess.run(
+            [str(argument) for argument in arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return start
+
+
+def save_models(make_models: Callable[..., Any], folder: Path) -> Any:
+    """The recipe's models, of one layer, under the recipe's names."""
+    models = make_models(num_experts=3, layers=1)
+    for path, name in zip(models.experts, ("expert-a", "expert-b", "expert-c"), strict=True):
+        path.rename(folder / name)
+    (folder / "recipe.yml").write_text(RECIPE)
+    return models
+
+
+KEYS = """
+from eigenmerge.core.planning.plan import spectrum_keys
+from eigenmerge.core.recipe.recipe import load_recipe
+from eigenmerge.core.steps.make_plan import make_plan
+for shard in make_plan(load_recipe("recipe.yml")).shards:
+    if any(tensor.action == "merge" for tensor in shard.tensors):
+        print(shard.part_key, *(key for tensor in shard.tensors for key in spectrum_keys(tensor)))
+"""
+
+
+def test_the_package_merges(
+    make_models: Callable[..., Any], run: Any, site: Path, tmp_path: Path, load_checkpoint: Any
+) -> None:
+    models = save_models(make_models, tmp_path)
+    planned = run([COMMAND, "plan", "recipe.yml"], site)
+    assert planned.returncode == 0, planned.stderr
+    finished = run([COMMAND, "merge", "recipe.yml", "merged"], site)
+    assert finished.returncode == 0, finished.stderr
+    merged = load_checkpoint(tmp_path / "merged")
+    deltas = {
+        name: torch.stack([expert[name] - models.base_tensors[name] for expert in models.expert_tensors])
+        for name in (Q_PROJ, K_PROJ)
+    }
+    left, values, right = torch.linalg.svd(deltas[Q_PROJ].mean(0).double(), full_matrices=False)
+    expected = left @ torch.diag((values - 0.2 * values[0]).clamp(min=0)) @ right
+    change = (merged[Q_PROJ] - models.base_tensors[Q_PROJ]).double()
+    assert (change - expected).norm() < 1e-4 * expected.norm()
+    torch.testing.assert_close(merged[K_PROJ], models.base_tensors[K_PROJ] + deltas[K_PROJ].median(0).values)
+    manifest = json.loads((tmp_path / "merged" / "eigenmerge_manifest.json").read_text())
+    packages = {row["name"]: row.get("method_package") for row in manifest["tensors"]}
+    assert packages[Q_PROJ] == packages[K_PROJ] == "acme-merging 1.0"
+
+    without = run([COMMAND, "plan", "recipe.yml"], None)
+    assert without.returncode == 2
+    assert without.stderr.startswith("eigenmerge: error: recipe.yml: merge_method: unknown merge method 'soft_mean'")
+    assert without.stderr.count("\n") == 1
+
+
+def test_an_upgraded_package_reuses_nothing(run: Any, site: Path, tmp_path: Path, make_models: Any) -> None:
+    save_models(make_models, tmp_path)
+    upgraded = tmp_path / "upgraded"
+    shutil.copytree(site, upgraded)
+    (facts,) = upgraded.glob("*.dist-info")
+    metadata = (facts / "METADATA").read_text()
+    (facts / "METADATA").write_text(metadata.replace("Version: 1.0", "Version: 1.1"))
+    facts.rename(facts.with_name("acme_merging-1.1.dist-info"))
+
+    def keys(site: Path) -> set[str]:
+        planned = run([sys.executable, "-c", KEYS], site)
+        assert planned.returncode == 0, planned.stderr
+        return set(planned.stdout.split())
+
+    old, new = keys(site), keys(upgraded)
+    assert {key.partition("/")[0] for key in old} == {"parts", "spectra"}
+    assert not old & new
+
+
+def test_the_tensor_call_and_the_packages_tests(run: Any, site: Path, tmp_path: Path) -> None:
+    call = CALL + "\nassert merged.shape == median.shape == (6, 8)\nassert not torch.equal(merged, median)\n"
+    (tmp_path / "test_acme_merging.py").write_text(call + TESTS)
+    found = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_acme_merging.py"], site)
+    assert "2 passed" in found.stdout, found.stdout
+
+
+def test_what_methods_prints(run: Any, site: Path) -> None:
+    command, _, printed = CONSOLE.partition("$ eigenmerge ")[2].partition("\n")
+    found = run([COMMAND, *command.split()], site)
+    assert (found.stdout, found.stderr) == (printed, "")
+    cards = {card["name"]: card for card in json.loads(run([COMMAND, "methods", "--json"], site).stdout)}
+    assert {cards[name]["package"] for name in ("soft_mean", "median")} == {"acme-merging 1.0"}
+    assert cards["swudi"]["package"] is None
+
+
+def test_a_broken_package_stops_no_other_recipe(run: Any, site: Path, tmp_path: Path, make_models: Any) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(site, broken)
+    (broken / "acme_merging.py").write_text("import gone\n")
+    listed = run([COMMAND, "methods"], broken)
+    assert listed.returncode == 0
+    assert listed.stdout.endswith(
+        "\nacme: unavailable: entry point acme = acme_merging of package acme-merging 1.0 cannot be imported:"
+        " ModuleNotFoundError: No module named 'gone'\n"
+    )
+    save_models(make_models, tmp_path)
+    recipe = yaml.safe_load(RECIPE)
+    recipe["merge_method"] = recipe["rules"][0]["method"] = "iso_c"
+    del recipe["parameters"]
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    planned = run([COMMAND, "plan", "recipe.yml"], broken)
+    assert planned.returncode == 0, planned.stderr
