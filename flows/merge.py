@@ -1,28 +1,20 @@
-"""The merge, in order: plan, one task per layer shard, assemble."""
+"""The flow "merge": read the recipe, and merge with one Prefect task per layer shard."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from prefect import flow
 
-from ..core.cache.layout import DEFAULT_STORE
 from ..core.cache.result import MergeResult
-from ..core.cache.runs import recorded_run
-from ..core.cache.spectra.table import write_spectra_table
-from ..core.output.destination import prepare_destination
-from ..core.output.file_hashes import FileHashes
 from ..core.recipe.recipe import Recipe
-from ..core.steps.assemble import assemble
-from ..core.steps.make_plan import make_plan
-from ..core.steps.open_store import probe_store
+from ..core.steps.merge_run import merge_run
 from ..core.steps.read_recipe import read_recipe
 from ..tasks.runners.runner import RunnerName
-from .fan_out import Pool, align_layers, choose_workers, merge_shards
+from .fan_out import PrefectMap
 from .prefect_report import PrefectReport
-from .run_context import Several, current_run
+from .run_context import current_context
 
 
 @flow(name="merge", flow_run_name="merge into {destination}", validate_parameters=False, persist_result=False)
@@ -45,54 +37,34 @@ def merge(
     ----------
     recipe : a Recipe, the path or URI of a recipe file, or its text
     destination : directory or URI of the merged checkpoint; must be empty unless `overwrite`
-    store : directory or URI where spectra and finished parts are kept; a run with the same store resumes
+    store : directory or URI that keeps spectra and finished parts; a run with the same store resumes
     device : "cpu", "cuda", "cuda:1"
     max_memory : bytes that all workers of this machine together may use
-    workers : shards computed at once; None picks by cores (or GPUs) and by `max_memory`
+    workers : shards to compute at the same time; None chooses by cores (or GPUs) and by `max_memory`
     runner, runner_address : "threads" (default), "dask" or "ray", and the address of a running cluster
+    allow_nonfinite : keep the base's tensor where an expert holds NaN or Inf
     time_limit : seconds after which the run stops cleanly, to be resumed
 
     Raises
     ------
-    EigenmergeError : for everything that a user can cure
+    EigenmergeError : for every error that a user can correct
     """
-    run = current_run()
-    if run.begun is not None:
-        run.begun()
-    started = time.monotonic()
+    context = current_context()
+    context.on_begin()
     if time_limit is not None:
-        run.stop.deadline = started + time_limit
+        context.stop.deadline = time.monotonic() + time_limit
     recipe = read_recipe(recipe)
-    store_uri = store or recipe.store or DEFAULT_STORE
-    options = recipe.storage_options
-    max_memory = max_memory or recipe.max_memory
-    if run.on_prefect_page:
-        run = replace(run, listener=Several(run.listener, PrefectReport(store_uri, options)))
-
-    plan = make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
-    target = prepare_destination(plan, str(destination), options, overwrite=overwrite)
-    plan = probe_store(plan, store_uri, options)
-    slots = choose_workers(plan, workers or recipe.runner.workers, max_memory, device)
-    run.listener.planned(plan, slots)
-
-    with recorded_run(plan, target.store.root_uri, store_uri, options) as record:
-        pool = Pool(slots, runner or recipe.runner.kind, runner_address or recipe.runner.address, run)
-        decomposed = align_layers(plan, store_uri, options, pool)
-        with FileHashes(plan, store_uri, options) as hashes:
-            reports = merge_shards(plan, store_uri, options, pool, done=hashes.part_done)
-            run.listener.assembling(plan)
-            write_spectra_table(plan, store_uri, options)
-            result = assemble(
-                plan,
-                reports,
-                target,
-                store_uri,
-                options,
-                started=started,
-                decomposed=decomposed,
-                stop=run.stop,
-                file_hashes=hashes,
-            )
-        record.finish(result)
-    run.listener.finished(result)
-    return result
+    report = (PrefectReport(),) if context.on_prefect_page else ()
+    return merge_run(
+        recipe,
+        str(destination),
+        store=store,
+        device=device,
+        max_memory=max_memory,
+        workers=workers,
+        overwrite=overwrite,
+        allow_nonfinite=allow_nonfinite,
+        stop=context.stop,
+        listeners=(*context.listeners, *report),
+        map_shards=PrefectMap(runner or recipe.runner.kind, runner_address or recipe.runner.address),
+    )

@@ -23,6 +23,7 @@ from ..core.publishing.publication import (
 from ..core.publishing.scheduled_recipe import complete_recipe, template_digest
 from ..core.steps.read_recipe import read_recipe_mapping
 from ..core.storage.checkpoints.list_model import list_model
+from ..core.storage.store import Store
 from ..tasks.runners.runner import RunnerName
 from .merge import merge
 
@@ -62,14 +63,15 @@ def nightly(
     log = get_run_logger()
     template = read_recipe_mapping(recipe)
     options = template.get("storage_options")
-    scan = scan_registry(registry, options)
+    scan = scan_registry(Store(registry, options), options)
     for name, reason in scan.skipped.items():
         log.warning("skipped %s: %s", name, reason)
     if not scan.experts:
         return NightlyResult("nothing new", "no expert is registered", None, None)
 
     completed = complete_recipe(template, scan)
-    last = read_publication(publish, options)
+    published = Store(publish, options)
+    last = read_publication(published)
     inputs = MergeInputs(
         recipe=template_digest(template, completed),
         base=list_model(completed.base_model, options).fingerprint if completed.base_model else "",
@@ -97,5 +99,5 @@ def nightly(
         runner_address=runner_address,
         overwrite=True,
     )
-    write_publication(publish, Publication(folder, inputs), options)
+    write_publication(published, Publication(folder, inputs))
     return NightlyResult(decision.outcome, decision.reason, destination, merged)

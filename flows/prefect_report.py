@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -25,8 +25,9 @@ from ..core.cache.reports import ShardReport
 from ..core.cache.result import MergeResult
 from ..core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
 from ..core.planning.plan import Plan
+from ..core.run import Run
+from ..core.steps.listener import Listener
 from ..core.steps.plot_spectra import plot_spectra
-from .run_context import Listener
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +38,18 @@ _MOST_ROWS = 2000  # more would be megabytes in the server's database
 class PrefectReport(Listener):
     """Writes the artifacts of the current flow run."""
 
-    def __init__(self, store_uri: str, storage_options: Mapping[str, Any] | None) -> None:
-        self._store_uri, self._storage_options = store_uri, storage_options
+    def __init__(self) -> None:
         self._progress: UUID | None = None
-        self._plan: Plan | None = None
+        self._run: Run | None = None
         self._done = 0
         self._updated = 0.0
         self._reports: list[ShardReport] = []
 
-    def planned(self, plan: Plan, workers: int) -> None:
-        self._plan = plan
-        self._quietly(self._name_run, plan)
-        self._progress = self._quietly(create_progress_artifact, 0.0, "shards", f"{len(plan.shards)} shards to do")
+    def planned(self, run: Run, workers: int) -> None:
+        self._run = run
+        self._quietly(self._name_run, run.plan)
+        to_do = f"{len(run.plan.shards)} shards to do"
+        self._progress = self._quietly(create_progress_artifact, 0.0, "shards", to_do)
 
     def shard_done(self, report: ShardReport) -> None:
         self._reports.append(report)
@@ -57,14 +58,13 @@ class PrefectReport(Listener):
             self._updated = time.monotonic()
             self._show_progress()
 
-    def assembling(self, plan: Plan) -> None:
+    def assembling(self, run: Run) -> None:
         self._show_progress()
 
     def finished(self, result: MergeResult) -> None:
         self._quietly(create_table_artifact, self._rows(), "layers", "What the merge did with each tensor")
         self._quietly(create_markdown_artifact, _summary(result), "result", "Where the result is")
-        assert self._plan is not None
-        image = self._quietly(plot_spectra, self._plan, self._store_uri, self._storage_options)
+        image = self._quietly(plot_spectra, self._run)
         if image is not None:
             self._quietly(create_image_artifact, image, "spectra", "Eigenvalues of every layer, largest first")
 
@@ -83,8 +83,8 @@ class PrefectReport(Listener):
             )
 
     def _show_progress(self) -> None:
-        if self._progress is not None and self._plan is not None:
-            total = len(self._plan.shards)
+        if self._progress is not None and self._run is not None:
+            total = len(self._run.plan.shards)
             text = f"{self._done} of {total} shards"
             self._quietly(update_progress_artifact, self._progress, 100.0 * self._done / max(1, total), text)
 

@@ -1,27 +1,40 @@
-"""What the tasks on one layer shard have in common: when to try again, and that nothing is cached."""
+"""Prefect tasks that compute one layer shard: the unit of fan-out, retry, and resume.
+
+Two tasks differ only in the step that they run and in their name. A step looks for its own objects in the store, so
+that running it twice is harmless.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
+from ..core.coordination.claims import ClaimedElsewhere
+from ..core.coordination.stop import StopSignal
 from ..core.errors import EigenmergeError
+from ..core.run import ShardJob
+from ..core.steps.decompose_shard import decompose_shard
+from ..core.steps.merge_shard import merge_shard
+from ..core.steps.shard_steps import OnTensor, ShardStep
 
-P = ParamSpec("P")
-R = TypeVar("R")
+ReportT = TypeVar("ReportT")
 
 
-def shard_task(name: str, run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """The decorator of a task whose step looks for its own objects in the store, so that running it twice is harmless.
+def shard_task(step: ShardStep[ReportT], name: str, run_name: str) -> Task[..., ReportT | None]:
+    """Return the Prefect task that runs `step` on one job. The task returns None while another run has the shard.
 
-    NO_CACHE: a Prefect cache key that points at an object returns it even when the object is gone.
+    NO_CACHE: a cache key of Prefect that points at an object returns it even when the object is gone.
+
+    Parameters
+    ----------
+    run_name : template of the name of a task run; may contain {label}
     """
-    return task(
+
+    @task(
         name=name,
         task_run_name=run_name,
         retries=2,
@@ -31,10 +44,26 @@ def shard_task(name: str, run_name: str) -> Callable[[Callable[P, R]], Task[P, R
         cache_policy=NO_CACHE,
         persist_result=False,
     )
+    def run_step(
+        label: str,
+        job: ShardJob,
+        stop: StopSignal | None = None,
+        on_tensor: OnTensor | None = None,
+        wait: bool = True,
+    ) -> ReportT | None:
+        try:
+            return step(job, stop=stop, on_tensor=on_tensor, wait=wait)
+        except ClaimedElsewhere:
+            return None
+
+    return run_step
 
 
 def worth_retrying(_: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Storage has done its own retries by then, and what the user must cure does not pass by waiting."""
+    """Return whether a failed task may succeed later: not where the user has to correct something.
+
+    Storage errors that can pass have been retried by the store already.
+    """
     try:
         state.result(raise_on_failure=True)
     except EigenmergeError:
@@ -42,3 +71,9 @@ def worth_retrying(_: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     except Exception:
         return True
     return False
+
+
+SHARD_TASKS: dict[ShardStep[Any], Task[..., Any]] = {
+    merge_shard: shard_task(merge_shard, "merge-shard", "{label}"),
+    decompose_shard: shard_task(decompose_shard, "decompose-shard", "decompose {label}"),
+}

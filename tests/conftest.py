@@ -1,4 +1,4 @@
-"""Fixtures for every test: real S3 servers on this machine."""
+"""Fixtures for every test: real S3 servers on this machine, small models, and the merge without Prefect."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from .faulty_proxy import FaultyProxy
+from .small_models import Models, base_weights, expert_weights, llama_config, load_checkpoint, save_model
 
 # Else what a flow logged near the end is sent to a server that is gone, for a minute, when the tests are over.
 os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
@@ -122,3 +125,50 @@ def faulty_s3(s3_endpoint: str, s3_root: S3Root) -> Iterator[tuple[FaultyProxy, 
     """A proxy that fails on demand, and the same fresh prefix as `s3_root`, reached through it."""
     with FaultyProxy(s3_endpoint) as proxy:
         yield proxy, S3Root(s3_root.uri, s3_options(proxy.endpoint))
+
+
+@pytest.fixture
+def make_models(tmp_path: Path) -> Callable[..., Models]:
+    def make(num_experts: int = 3, dtype: torch.dtype = torch.float32, **sizes: int) -> Models:
+        base = base_weights(**sizes)
+        experts = [expert_weights(base, index) for index in range(num_experts)]
+        config = llama_config(**sizes)
+        folder = save_model(tmp_path / "base", {n: t.to(dtype) for n, t in base.items()}, config)
+        places = [
+            save_model(tmp_path / f"expert{i}", {n: t.to(dtype) for n, t in tensors.items()}, config)
+            for i, tensors in enumerate(experts)
+        ]
+        return Models(tmp_path, folder, places, base, experts)
+
+    return make
+
+
+@pytest.fixture
+def models(make_models: Callable[..., Models]) -> Models:
+    return make_models()
+
+
+@pytest.fixture(name="load_checkpoint")
+def _load_checkpoint() -> Callable[[Path], dict[str, torch.Tensor]]:
+    return load_checkpoint
+
+
+@pytest.fixture(name="save_model")
+def _save_model() -> Callable[..., Path]:
+    return save_model
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Callable[..., Any]:
+    """The whole merge without Prefect, one shard after the other; returns the MergeResult.
+
+    Takes a recipe as a mapping, a path or a Recipe, and the keywords of `merge_run`.
+    """
+
+    def run(recipe: Any, out: str | Path, store: str | Path | None = None, **keys: Any) -> Any:
+        from eigenmerge.core.steps.merge_run import merge_run
+        from eigenmerge.core.steps.read_recipe import read_recipe
+
+        return merge_run(read_recipe(recipe), str(out), store=str(store or tmp_path / "store"), **keys)
+
+    return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from ..planning.plan import Plan
 from .reports import DecomposeReport, ShardReport, TensorReport
 
 #: What an adapter leaves out below this is the rounding of float32.
@@ -45,6 +46,42 @@ class MergeResult:
         return asdict(self)
 
 
+def merge_result(
+    plan: Plan,
+    reports: Sequence[ShardReport],
+    decomposed: Sequence[DecomposeReport] = (),
+    *,
+    destination: str,
+    bytes_through_reduce: int,
+    seconds: float,
+    warnings: tuple[str, ...] = (),
+) -> MergeResult:
+    """Return the result of a finished run.
+
+    Parameters
+    ----------
+    reports : one per shard
+    decomposed : reports of shards that were decomposed before the merge, where layers are aligned
+    warnings : of the run, besides those of the plan and of the shards
+    """
+    worst = worst_truncation(reports)
+    return MergeResult(
+        destination=destination,
+        run_key=plan.run_key,
+        files=tuple(file.name for file in plan.files),
+        num_tensors=plan.num_tensors,
+        num_experts=len(plan.experts),
+        method=str(plan.recipe.get("merge_method")),
+        bytes_written=plan.bytes_written,
+        bytes_through_reduce=bytes_through_reduce,
+        seconds=seconds,
+        warnings=plan.warnings + warnings + tuple(note for report in reports for note in _notes(report)),
+        truncation_error=worst.truncation_error if worst else None,
+        truncated_tensor=worst.name if worst else None,
+        **count_shards(reports, decomposed),
+    )
+
+
 def count_shards(reports: Sequence[ShardReport], decomposed: Sequence[DecomposeReport] = ()) -> dict[str, int]:
     """The fields of MergeResult that add up over shards.
 
@@ -66,3 +103,8 @@ def worst_truncation(reports: Sequence[ShardReport]) -> TensorReport | None:
     """The weight that an adapter holds least exactly; None where the result is no adapter."""
     tensors = [tensor for report in reports for tensor in report.tensors if tensor.truncation_error is not None]
     return max(tensors, key=lambda tensor: tensor.truncation_error or 0.0, default=None)
+
+
+def _notes(report: ShardReport) -> list[str]:
+    found = [] if report.reused else list(report.notes)
+    return found + [f"{tensor.name}: {note}" for tensor in report.tensors for note in tensor.notes]

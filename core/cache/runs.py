@@ -20,6 +20,7 @@ from ..coordination.claims import hold_run
 from ..errors import CorruptObjectError
 from ..formats.redaction import redact
 from ..planning.plan import Plan, TensorPlan, spectrum_keys
+from ..run import Run
 from ..storage.store import Store
 from .layout import run_object_key
 from .parts import record_key, shard_table_key
@@ -50,11 +51,9 @@ class RunRecord:
 
 
 @contextlib.contextmanager
-def recorded_run(
-    plan: Plan, destination: str, store_uri: str, storage_options: Mapping[str, Any] | None
-) -> Iterator[RunRecord]:
+def recorded_run(run: Run, destination: str) -> Iterator[RunRecord]:
     """Write the record, and hold the run's claim for the block: nothing that a living run uses is collected."""
-    store = Store(store_uri, storage_options)
+    plan, store = run.plan, run.store
     with hold_run(store, plan.run_key):
         objects = {"format": FORMAT_VERSION, "run_key": plan.run_key, "objects": run_objects(plan)}
         write_sealed_json(store, run_object_key(plan.run_key, OBJECTS_NAME), objects)

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..coordination.claims import POLL_SECONDS, Claim, ClaimWatcher
 from ..coordination.stop import StopSignal
@@ -37,9 +36,7 @@ class Destination:
     overwrite: bool = False
 
 
-def prepare_destination(
-    plan: Plan, uri: str, storage_options: Mapping[str, Any] | None, *, overwrite: bool
-) -> Destination:
+def prepare_destination(plan: Plan, uri: str, store: Store, *, overwrite: bool) -> Destination:
     """Check the destination, that it can be written too, before any weight is read.
 
     Nothing is left there: a run that fails while it merges leaves the destination as it was. A destination that holds
@@ -49,12 +46,11 @@ def prepare_destination(
     ------
     DestinationError : it is one of the inputs, or not empty, or cannot be written
     """
-    place = absolute_uri(uri)
+    place = store.root_uri
     for model in ((plan.base,) if plan.base else ()) + plan.experts:
         source = absolute_uri(model.uri)
         if source == place or source.startswith(place + "/") or place.startswith(source.removesuffix("/") + "/"):
             raise DestinationError(f"{uri}: is the place of the input model {model.name!r}; choose another destination")
-    store = Store(place, storage_options)
     present = list(_objects(store))
     if present and not overwrite and _run_key_in(store, MARKER_NAME) != plan.run_key:
         raise DestinationError(_not_empty(store, uri, present, plan))
@@ -63,8 +59,7 @@ def prepare_destination(
         store.write(probe, b"")
         store.delete([probe])
     else:
-        exclusive = store.probe_conditional_writes(_PROBE_PREFIX)
-        store = Store(place, storage_options, conditional_writes=exclusive)
+        store = store.with_probed_writes(_PROBE_PREFIX)
     return Destination(uri, store, overwrite)
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import Any
 
 from ..cache.reports import ShardReport
 from ..formats.safetensors_header import build_header
 from ..planning.plan import OutputFile, Plan
 from ..planning.shards import Entry, output_entries
+from ..run import Run
 from ..storage.assembly.file_hash import FileHash
-from ..storage.store import Store
 
 
 def file_entries(plan: Plan, file: OutputFile) -> list[Entry]:
@@ -32,10 +30,10 @@ class FileHashes:
     Does nothing where the store is remote: hashing would fetch all parts. There the manifest has the parts' checksums.
     """
 
-    def __init__(self, plan: Plan, store_uri: str, storage_options: Mapping[str, Any] | None) -> None:
-        self._plan = plan
-        self._store = Store(store_uri, storage_options)
-        self._file_of = {index: file for file in plan.files for index in file.shards} if self._store.is_local else {}
+    def __init__(self, run: Run) -> None:
+        self._plan = plan = run.plan
+        self._store = run.store
+        self._file_of = {index: file for file in plan.files for index in file.shards} if run.store.is_local else {}
         self._waiting: dict[int, ShardReport] = {}
         self._hashes: dict[str, FileHash] = {}
         self._next: dict[str, int] = {}  # position in the file's shards

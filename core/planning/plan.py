@@ -169,7 +169,6 @@ class RunSettings:
     allow_nonfinite: bool = False
     keep_sums: bool = False
     seed: int = 0
-    conditional_writes: bool = True  # of the store's server, found when the run begins
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,11 +42,13 @@ class RegistryScan:
         return {expert.name: expert.fingerprint for expert in self.experts}
 
 
-def scan_registry(uri: str, storage_options: Mapping[str, Any] | None = None) -> RegistryScan:
-    """List the experts under `uri`, without reading weights.
+def scan_registry(registry: Store, storage_options: Mapping[str, Any] | None = None) -> RegistryScan:
+    """List the experts below `registry`, without reading weights.
 
     An expert whose upload is not finished (no weights yet, an index without its files, a file that is too short) is
     skipped with the reason, not an error: the next scan takes it.
+
+    storage_options : for fsspec, to list the experts
 
     Cost: one list of the registry; one list and one ranged read per weight file of each expert.
 
@@ -54,8 +56,7 @@ def scan_registry(uri: str, storage_options: Mapping[str, Any] | None = None) ->
     ------
     StoreError : the registry cannot be listed
     """
-    store = Store(uri, storage_options)
-    folders = _folders(store)
+    folders = _folders(registry)
     skipped = {
         name: "its name may hold letters, digits, '.', '_' and '-' only; rename the folder"
         for name in folders
@@ -64,7 +65,7 @@ def scan_registry(uri: str, storage_options: Mapping[str, Any] | None = None) ->
     names = [name for name in folders if name not in skipped]
 
     def read(name: str) -> RegisteredExpert | str:
-        place = store.uri(name)
+        place = registry.uri(name)
         try:
             return RegisteredExpert(name, place, list_model(place, storage_options).fingerprint)
         except CheckpointError as error:
@@ -74,7 +75,7 @@ def scan_registry(uri: str, storage_options: Mapping[str, Any] | None = None) ->
         found = dict(zip(names, pool.map(read, names), strict=True))
     skipped |= {name: outcome for name, outcome in found.items() if isinstance(outcome, str)}
     experts = tuple(outcome for outcome in found.values() if isinstance(outcome, RegisteredExpert))
-    return RegistryScan(store.root_uri, experts, dict(sorted(skipped.items())))
+    return RegistryScan(registry.root_uri, experts, dict(sorted(skipped.items())))
 
 
 def _folders(store: Store) -> list[str]:

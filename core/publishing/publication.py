@@ -102,14 +102,13 @@ def folder_name(now: datetime, inputs: MergeInputs) -> str:
     return f"{now:%Y-%m-%d}-{inputs.digest[:8]}"
 
 
-def read_publication(uri: str, storage_options: Mapping[str, Any] | None = None) -> Publication | None:
-    """What is published at `uri`; None if nothing is.
+def read_publication(store: Store) -> Publication | None:
+    """Return what is published in `store`; None if nothing is.
 
     Raises
     ------
     CorruptObjectError : latest.json is not what this function's counterpart writes
     """
-    store = Store(uri, storage_options)
     try:
         content = store.read(LATEST)
     except ObjectNotFoundError:
@@ -131,7 +130,7 @@ def _publication(data: Mapping[str, Any]) -> Publication:
     return Publication(str(data["folder"]), inputs)
 
 
-def write_publication(uri: str, publication: Publication, storage_options: Mapping[str, Any] | None = None) -> None:
+def write_publication(store: Store, publication: Publication) -> None:
     """Move the pointer: one object, replaced whole."""
     content = {
         "layout": _LAYOUT,
@@ -141,4 +140,4 @@ def write_publication(uri: str, publication: Publication, storage_options: Mappi
         "version": publication.inputs.version,
         "experts": dict(sorted(publication.inputs.experts.items())),
     }
-    Store(uri, storage_options).write(LATEST, (json.dumps(content, indent=2) + "\n").encode())
+    store.write(LATEST, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,60 +1,52 @@
-"""One shard's decompositions before anything is filtered: for methods that look at the eigenvalues of all layers."""
+"""Decompose the aligned tensors of one shard before any filter is applied, for filters that depend on all layers."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
-
-import torch
 
 from ..cache.alignments import aligned_tensors
 from ..cache.reports import DecomposeReport
 from ..coordination.claims import POLL_SECONDS, ClaimedElsewhere, ClaimWatcher, claim_key
 from ..coordination.devices import hold_device
 from ..coordination.stop import StopSignal
+from ..coordination.threads import use_one_thread
 from ..merging.tensor_merger import TensorMerger
-from ..planning.plan import LayerShard, RunSettings
+from ..run import ShardJob
 from ..storage.checkpoints.tensor_reader import TensorReader
-from .open_store import open_store
+from .shard_steps import OnTensor
 
 
 def decompose_shard(
-    shard: LayerShard,
-    settings: RunSettings,
-    store_uri: str,
-    storage_options: Mapping[str, Any] | None,
+    job: ShardJob,
     *,
     stop: StopSignal | None = None,
-    on_tensor: Callable[[str, int], None] | None = None,
+    on_tensor: OnTensor | None = None,
     wait: bool = True,
 ) -> DecomposeReport:
-    """Make sure that the spectra of a shard's aligned tensors are in the store; idempotent, as `merge_shard`.
+    """Write the spectra of a shard's aligned tensors to the store, and return their largest values. Idempotent.
 
-    Where the recipe keeps no spectra, the largest values are all that is left, and merging decomposes again.
+    Where the recipe keeps no spectra, only the largest values remain, and the merge decomposes again.
 
     Raises
     ------
     as `merge_shard`
     """
     stop = stop or StopSignal()
-    store = open_store(store_uri, storage_options, settings)
-    if torch.get_num_threads() != 1:  # as `merge_shard`: the bytes must not depend on the number of workers
-        torch.set_num_threads(1)
-    # Its own claim: two runs on one store share this work too.
-    watcher = ClaimWatcher(store, claim_key(f"{shard.part_key}-spectra"))
+    use_one_thread()
+    # The claim differs from that of the part: two runs on one store share this work too.
+    watcher = ClaimWatcher(job.store, claim_key(f"{job.shard.part_key}-spectra"))
     while (claim := watcher.acquire()) is None:
         stop.check()
         if not wait:
             raise ClaimedElsewhere
         time.sleep(POLL_SECONDS)
-    with claim, hold_device(settings.device, stop) as device:
-        reader = TensorReader(storage_options)
-        merger = TensorMerger(replace(settings, device=device), store, reader)
+    with claim, hold_device(job.settings.device, stop) as device:
+        reader = TensorReader(job.storage_options)
+        merger = TensorMerger(replace(job.settings, device=device), job.store, reader)
         largest: dict[str, float] = {}
         num_computed = 0
-        for tensor in aligned_tensors(shard):
+        for tensor in aligned_tensors(job.shard):
             stop.check()
             bytes_before = reader.bytes_read
             values, origin = merger.largest_values(tensor)
@@ -62,4 +54,4 @@ def decompose_shard(
             num_computed += origin == "computed"
             if on_tensor is not None:
                 on_tensor(tensor.name, reader.bytes_read - bytes_before)
-        return DecomposeReport(shard.index, largest, num_computed, reader.bytes_read, tuple(merger.notes))
+        return DecomposeReport(job.shard.index, largest, num_computed, reader.bytes_read, tuple(merger.notes))

@@ -1,13 +1,9 @@
-"""One shard: find its part in the store, or merge its tensors one by one and leave the part there."""
+"""Merge one shard: find its part in the store, or merge its tensors one by one and write the part."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
-
-import torch
 
 from ..cache.parts import find_part, write_record
 from ..cache.reports import ShardReport
@@ -15,52 +11,45 @@ from ..cache.spectra.table import write_shard_table
 from ..coordination.claims import POLL_SECONDS, ClaimedElsewhere, ClaimWatcher, claim_key
 from ..coordination.devices import hold_device
 from ..coordination.stop import StopSignal
+from ..coordination.threads import use_one_thread
 from ..formats.safetensors_header import build_header
 from ..merging.tensor_merger import TensorMerger
-from ..planning.plan import LayerShard, RunSettings
 from ..planning.shards import output_entries
+from ..run import ShardJob
 from ..storage.checkpoints.tensor_reader import TensorReader
-from ..storage.store import Store
-from .open_store import open_store
+from .shard_steps import OnTensor
 
 
 def merge_shard(
-    shard: LayerShard,
-    settings: RunSettings,
-    store_uri: str,
-    storage_options: Mapping[str, Any] | None,
+    job: ShardJob,
     *,
     stop: StopSignal | None = None,
-    on_tensor: Callable[[str, int], None] | None = None,
+    on_tensor: OnTensor | None = None,
     wait: bool = True,
 ) -> ShardReport:
-    """Merge one shard; idempotent, and safe to run in several places at once.
+    """Merge one shard. Idempotent; several processes may run it for the same shard at the same time.
 
-    Peak memory is what the plan projected: base, two experts and the work space of one tensor. On a CPU it computes
-    with one thread, so that the same inputs give the same bytes wherever it runs.
+    Peak memory is the projection of the plan: the base, two experts and the work space of one tensor.
 
     Parameters
     ----------
-    stop : looked at between two tensors; the part is then dropped whole
-    on_tensor : called with the name and the bytes read after each tensor
-    wait : for another run that is at this shard; with False ClaimedElsewhere is raised, so that other shards come first
+    stop : checked between two tensors; an unfinished part is discarded
+    on_tensor : called after each tensor with its name and the bytes read for it
+    wait : whether to wait for another run that merges the same shard; False raises ClaimedElsewhere instead
 
     Raises
     ------
+    ClaimedElsewhere : another run merges this shard, and `wait` is false
     InterruptedRunError : `stop` was set
-    NonFiniteError : an expert holds NaN or Inf and `settings.allow_nonfinite` is false
-    StoreError : the store refused or stayed unreachable
+    NonFiniteError : an expert holds NaN or Inf and `job.settings.allow_nonfinite` is false
+    StoreError : the store cannot be read or written
     """
     stop = stop or StopSignal()
-    store = open_store(store_uri, storage_options, settings)
-    # Two threads add up in another order than one: with one, the bytes do not depend on how many workers there are.
-    # It is also the quicker way to use the cores, as long as there are as many shards as cores.
-    if torch.get_num_threads() != 1:
-        torch.set_num_threads(1)
-    watcher = ClaimWatcher(store, claim_key(shard.part_key))
+    use_one_thread()
+    watcher = ClaimWatcher(job.store, claim_key(job.shard.part_key))
     while True:
         stop.check()
-        found, reason = find_part(store, shard)
+        found, reason = find_part(job.store, job.shard)
         if found is not None:
             return found
         claim = watcher.acquire()
@@ -69,23 +58,18 @@ def merge_shard(
         if not wait:
             raise ClaimedElsewhere
         time.sleep(POLL_SECONDS)
-    with claim, hold_device(settings.device, stop) as device:
-        notes = (reason,) if reason else ()
-        return _make_part(shard, replace(settings, device=device), store, storage_options, stop, on_tensor, notes)
+    with claim, hold_device(job.settings.device, stop) as device:
+        return _write_part(job, device, stop, on_tensor, (reason,) if reason else ())
 
 
-def _make_part(
-    shard: LayerShard,
-    settings: RunSettings,
-    store: Store,
-    storage_options: Mapping[str, Any] | None,
-    stop: StopSignal,
-    on_tensor: Callable[[str, int], None] | None,
-    notes: tuple[str, ...],
+def _write_part(
+    job: ShardJob, device: str, stop: StopSignal, on_tensor: OnTensor | None, notes: tuple[str, ...]
 ) -> ShardReport:
+    """Merge the tensors, and write the part, the table of its spectra, and last the record that commits the part."""
     started = time.monotonic()
-    reader = TensorReader(storage_options)
-    merger = TensorMerger(settings, store, reader)
+    shard, store = job.shard, job.store
+    reader = TensorReader(job.storage_options)
+    merger = TensorMerger(replace(job.settings, device=device), store, reader)
     entries = [entry for tensor in shard.tensors for entry in output_entries(tensor)]
     header = build_header({entry.name: (entry.dtype, entry.shape) for entry in entries}, {"format": "pt"})
     reports = []

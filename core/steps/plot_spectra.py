@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
-from typing import Any
 
 from ..cache.layout import run_object_key
 from ..cache.spectra.table import TABLE_NAME
 from ..cache.spectra.table_file import read_run_table
 from ..errors import ObjectNotFoundError
-from ..planning.plan import Plan
-from ..storage.store import Store
+from ..run import Run
 
 _MOST_CURVES = 400
 
 
-def plot_spectra(plan: Plan, store_uri: str, storage_options: Mapping[str, Any] | None) -> str | None:
+def plot_spectra(run: Run) -> str | None:
     """A PNG as a data: URI, one curve a layer, values relative to the largest over the share of the directions.
 
     None where the run has no spectra, or matplotlib (the extra "plot") is not installed.
@@ -28,7 +25,7 @@ def plot_spectra(plan: Plan, store_uri: str, storage_options: Mapping[str, Any] 
     except ImportError:
         return None
     try:
-        rows = read_run_table(Store(store_uri, storage_options), run_object_key(plan.run_key, TABLE_NAME))
+        rows = read_run_table(run.store, run_object_key(run.plan.run_key, TABLE_NAME))
     except ObjectNotFoundError:
         return None
     curves = [row.spectrum.values.double() for row in rows if len(row.spectrum.values) > 1]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..coordination.threads import one_thread
 from ..errors import CheckpointError, EigenmergeError, RecipeError
 from ..merging.tensor_merger import TensorMerger
 from ..output.read_manifest import Manifest, ManifestModel, ManifestTensor
@@ -104,7 +105,7 @@ def recompute(
     if tensor.alignment_key is not None and (store is None or not store.exists(tensor.alignment_key)):
         reason = "its filter depends on all layers (alignment_rho): give the run's store"
         return Recomputed(tensor.name, "not recomputed", reason=reason)
-    with _place_of_spectra(store) as place, _one_thread():
+    with _place_of_spectra(store) as place, one_thread():
         merger = TensorMerger(plan.settings, place, TensorReader(storage_options))
         try:
             data, _ = merger.merge(tensor)
@@ -148,17 +149,6 @@ def _place_of_spectra(store: Store | None) -> Iterator[Store]:
         return
     with tempfile.TemporaryDirectory(prefix="eigenmerge-verify-") as folder:
         yield Store(str(Path(folder)))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As shards are merged: another number of threads adds up in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _changed(now: ModelSummary | None, then: ManifestModel | None) -> str:

@@ -52,11 +52,11 @@ class Verification:
 
 
 def verify_checkpoint(
-    uri: str,
-    storage_options: Mapping[str, Any] | None = None,
+    checkpoint: Store,
     *,
     sample: int = 3,
-    store_uri: str | None = None,
+    spectra: Store | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     device: str = "cpu",
 ) -> Verification:
     """Check every file of a merged checkpoint, and recompute `sample` of its tensors.
@@ -66,26 +66,26 @@ def verify_checkpoint(
     Parameters
     ----------
     sample : number of tensors; 0 recomputes none
-    store_uri : a store whose spectra are used, and gets those that it lacks; None decomposes the sample again
+    checkpoint : the place of the checkpoint
+    spectra : a store whose spectra are used, and which gets those that it lacks; None decomposes the sample again
+    storage_options : for fsspec, to read base and experts
 
     Raises
     ------
     CheckpointError : no manifest there, or a damaged one
     StoreError : the place cannot be read
     """
-    store = Store(uri, storage_options)
-    manifest = read_manifest(store)
-    files, layout = verify_files(store, manifest)
+    manifest = read_manifest(checkpoint)
+    files, layout = verify_files(checkpoint, manifest)
     recomputed: list[Recomputed] = []
     reason = ""
     if sample > 0:
-        spectra = Store(store_uri, storage_options) if store_uri is not None else None
         try:
-            recomputed = _recompute_sample(store, manifest, layout, sample, storage_options, spectra, device)
+            recomputed = _recompute_sample(checkpoint, manifest, layout, sample, storage_options, spectra, device)
         except NotReachableError as error:
             reason = str(error)
     return Verification(
-        store.display(""), manifest.run_key, tuple(files), tuple(recomputed), reason, len(manifest.tensors)
+        checkpoint.display(""), manifest.run_key, tuple(files), tuple(recomputed), reason, len(manifest.tensors)
     )
 
 

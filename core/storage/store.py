@@ -94,6 +94,24 @@ class Store:
             self._connection = (os.getpid(), self._run(lambda: connect(self._uri, self._options), "opening", ""))
         return self._connection[1]
 
+    @property
+    def conditional_writes(self) -> bool:
+        """Whether `create` relies on the server's If-None-Match."""
+        return self._conditional_writes
+
+    def with_probed_writes(self, prefix: str = "probes/") -> Store:
+        """Return this store, with `conditional_writes` off where the server ignores If-None-Match.
+
+        A local disk creates files exclusively and needs no probe.
+
+        Raises
+        ------
+        StoreError : the store cannot be written
+        """
+        if self.is_local or self.probe_conditional_writes(prefix):
+            return self
+        return Store(self._uri, self._options, conditional_writes=False, retry=self._retry)
+
     def shares_access(self, other: Store) -> bool:
         """Whether both are reached by the same protocol with the same options, so that one can copy to the other."""
         return (protocol_of(self._uri), self._options) == (protocol_of(other._uri), other._options)

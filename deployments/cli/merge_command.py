@@ -85,7 +85,7 @@ def merge(
         from .progress import make_listener
 
         listener = make_listener(quiet=quiet or as_json, terminal=sys.stderr.isatty())
-        context = RunContext(listener, stop, on_prefect_page=server is None, begun=partial(stop_on_signals, stop))
+        context = RunContext((listener,), stop, on_prefect_page=server is None, on_begin=partial(stop_on_signals, stop))
         token = RUN_CONTEXT.set(context)
         try:
             stop.check()
@@ -108,7 +108,7 @@ def merge(
             raise stop.error() from None
         finally:
             RUN_CONTEXT.reset(token)
-            context.listener.close()
+            listener.close()
     finally:
         if server is not None:
             server.close()

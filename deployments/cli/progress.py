@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ...core.cache.reports import ShardReport
-from ...core.planning.plan import Plan
-from ...flows.run_context import Listener
+from ...core.run import Run
+from ...core.steps.listener import Listener
 from .options import show_bytes
 
 
@@ -35,9 +35,9 @@ class TerminalListener(Listener):
         self._task = self._progress.add_task("planning", total=None, detail="")
         self._progress.start()
 
-    def planned(self, plan: Plan, workers: int) -> None:
-        self._num_shards = len(plan.shards)
-        self._progress.update(self._task, description=f"merging ({workers} at once)", total=plan.num_tensors)
+    def planned(self, run: Run, workers: int) -> None:
+        self._num_shards = len(run.plan.shards)
+        self._progress.update(self._task, description=f"merging ({workers} at once)", total=run.plan.num_tensors)
 
     def tensor_done(self, name: str, bytes_read: int) -> None:
         with self._lock:
@@ -58,7 +58,7 @@ class TerminalListener(Listener):
         detail = f"tensors, {self._shards}/{self._num_shards} shards, {show_bytes(self._bytes_read)} read{rate}"
         self._progress.update(self._task, detail=detail)
 
-    def assembling(self, plan: Plan) -> None:
+    def assembling(self, run: Run) -> None:
         self._progress.update(self._task, description="assembling")
 
     def close(self) -> None:

@@ -41,10 +41,17 @@ def verify(
     """
     from ...core.steps.read_recipe import read_recipe
     from ...core.steps.verify_checkpoint import verify_checkpoint
+    from ...core.storage.store import Store
 
     options = read_recipe(recipe).storage_options if recipe is not None else None
     count = _DEFAULT_SAMPLE if sample is None else sample
-    found = verify_checkpoint(checkpoint, options, sample=count, store_uri=store, device=device)
+    found = verify_checkpoint(
+        Store(checkpoint, options),
+        sample=count,
+        spectra=Store(store, options) if store is not None else None,
+        storage_options=options,
+        device=device,
+    )
     if as_json:
         print(json.dumps({**asdict(found), "problems": found.problems, "gaps": found.gaps}, indent=1))
     else:

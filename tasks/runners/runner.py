@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal, Self
 
 from prefect.futures import PrefectFuture
@@ -46,11 +45,6 @@ def workers_died(who: str) -> WorkerError:
         f"{who}; most often memory: `eigenmerge plan` says what a shard needs. Finished shards are kept: run the same"
         " command again to resume"
     )
-
-
-def available_cores() -> int:
-    """Cores this process may use (a container's limit, not the machine's size)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_runner(name: RunnerName, *, workers: int, address: str | None = None, device: str = "cpu") -> ShardRunner:

@@ -289,7 +289,7 @@ class TestAddresses:
 
 
 def through_pickle(store: Store) -> Store:
-    return pickle.loads(pickle.dumps(store))  # noqa: S301 (our own bytes)
+    return pickle.loads(pickle.dumps(store))
 
 
 def _exists_or_refused(store: Store, key: str) -> bool:

@@ -16,6 +16,7 @@ from eigenmerge.core.cache.alignments import read_alignment
 from eigenmerge.core.cache.spectra.table_file import read_run_table
 from eigenmerge.core.errors import StoreError
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
+from eigenmerge.core.run import Run
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.merge_shard import merge_shard
 from eigenmerge.core.storage.store import Store
@@ -140,7 +141,7 @@ def test_a_damaged_alignment_is_made_again(
 def test_a_worker_without_the_alignment_says_what_to_do(group: dict[str, Any], tmp_path: Path) -> None:
     plan = make_plan(recipe_from_mapping(group))
     with pytest.raises(StoreError, match="run the same command again"):
-        merge_shard(plan.shards[0], plan.settings, str(tmp_path / "store"), None)
+        merge_shard(Run(plan, Store(str(tmp_path / "store"))).jobs()[0])
 
 
 def test_calibration_depends_on_the_alignment(group: dict[str, Any]) -> None:

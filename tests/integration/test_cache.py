@@ -16,6 +16,7 @@ from eigenmerge.core.cache.inventory import take_inventory
 from eigenmerge.core.cache.runs import recorded_run, run_objects
 from eigenmerge.core.coordination.claims import hold_run
 from eigenmerge.core.recipe.recipe import load_recipe
+from eigenmerge.core.run import Run
 from eigenmerge.core.steps.collect_garbage import collect_garbage
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.verify_store import verify_store
@@ -131,7 +132,7 @@ def test_gc_leaves_a_living_run_alone(make_models: Any, command: Callable[..., A
     plan = make_plan(load_recipe(models.write_recipe("swudi")))
     place = tmp_path / "store"
     store = Store(str(place))
-    with recorded_run(plan, "out", str(place), None):
+    with recorded_run(Run(plan, Store(str(place))), "out"):
         store.write(run_objects(plan)[0], b"in the making")
         make_old(place, 30)
         os.utime(next(place.glob("claims/*")))  # its heartbeat
@@ -273,7 +274,7 @@ def test_the_record_hides_credentials(make_models: Any, tmp_path: Path) -> None:
     models = make_models(num_experts=1, layers=1)
     recipe = models.recipe("swudi", storage_options={"s3": {"key": "AKIA-planted", "secret": "planted-secret"}})
     plan = make_plan(load_recipe(yaml.safe_dump(recipe) + "\n"))
-    with recorded_run(plan, "https://user:planted-password@host/out", str(tmp_path / "store"), None):
+    with recorded_run(Run(plan, Store(str(tmp_path / "store"))), "https://user:planted-password@host/out"):
         pass
     text = "".join(path.read_text() for path in (tmp_path / "store").rglob("*.json"))
     assert "planted" not in text and "host/out" in text

@@ -13,7 +13,7 @@ from eigenmerge.core.coordination.claims import claim_key
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
 from ..conftest import fresh_s3_root
-from .conftest import Models, base_weights, expert_weights, llama_config, save_model
+from ..small_models import Models, base_weights, expert_weights, llama_config, save_model
 from .s3_models import S3Models, objects, upload
 
 # Kind of object, and what else must be gone so that it is looked at: parts are found before spectra, spectra before

@@ -12,39 +12,47 @@ from typing import Any
 
 import pytest
 
+from eigenmerge.core.cache.reports import ShardReport
 from eigenmerge.core.coordination.claims import ClaimWatcher
 from eigenmerge.core.coordination.stop import StopSignal
 from eigenmerge.core.errors import DestinationError, InterruptedRunError, ObjectNotFoundError
 from eigenmerge.core.formats.file_names import MARKER_NAME
 from eigenmerge.core.output.destination import Destination, prepare_destination
+from eigenmerge.core.planning.plan import Plan
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
-from eigenmerge.core.steps.assemble import assemble
+from eigenmerge.core.run import Run
+from eigenmerge.core.steps.assemble import Assembled, assemble
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.merge_shard import merge_shard
+from eigenmerge.core.storage.store import Store
 
 SEVERAL_FILES = {"output": {"max_shard_size": "40KB"}}
 
 
 @dataclass
-class Run:
-    """A merge up to the moment when it has all its parts."""
+class Begun:
+    """A merge that has all its parts and has not been assembled."""
 
-    plan: Any
-    reports: list[Any]
+    run: Run
+    reports: list[ShardReport]
     target: Destination
-    store: str
 
-    def finish(self, stop: StopSignal | None = None) -> Any:
-        return assemble(self.plan, self.reports, self.target, self.store, None, started=time.monotonic(), stop=stop)
+    @property
+    def plan(self) -> Plan:
+        return self.run.plan
+
+    def finish(self, stop: StopSignal | None = None) -> Assembled:
+        return assemble(self.run, self.reports, self.target, stop=stop)
 
 
 @pytest.fixture
-def begin(models: Any, tmp_path: Path) -> Callable[..., Run]:
-    def make(method: str = "average", *, overwrite: bool = False, **keys: Any) -> Run:
+def begin(models: Any, tmp_path: Path) -> Callable[..., Begun]:
+    def make(method: str = "average", *, overwrite: bool = False, **keys: Any) -> Begun:
         plan = make_plan(recipe_from_mapping(models.recipe(method, **keys)))
-        target = prepare_destination(plan, str(tmp_path / "out"), None, overwrite=overwrite)
-        store = str(tmp_path / "store")
-        return Run(plan, [merge_shard(shard, plan.settings, store, None) for shard in plan.shards], target, store)
+        out = str(tmp_path / "out")
+        target = prepare_destination(plan, out, Store(out), overwrite=overwrite)
+        run = Run(plan, Store(str(tmp_path / "store")))
+        return Begun(run, [merge_shard(job) for job in run.jobs()], target)
 
     return make
 
@@ -53,17 +61,17 @@ def state(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
 
 
-def test_the_same_recipe_finished_meanwhile(begin: Callable[..., Run], tmp_path: Path) -> None:
+def test_the_same_recipe_finished_meanwhile(begin: Callable[..., Begun], tmp_path: Path) -> None:
     one, two = begin(**SEVERAL_FILES), begin(**SEVERAL_FILES)
     one.finish()
     before = state(tmp_path / "out")
     result = two.finish()
     assert any("another run has written the same result" in warning for warning in result.warnings)
-    assert result.bytes_through_reduce == 0 and state(tmp_path / "out") == before
+    assert result.bytes_through == 0 and state(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("kind", ["another method", "one file"])
-def test_another_recipe_finished_meanwhile(begin: Callable[..., Run], tmp_path: Path, kind: str) -> None:
+def test_another_recipe_finished_meanwhile(begin: Callable[..., Begun], tmp_path: Path, kind: str) -> None:
     one = begin(**SEVERAL_FILES)
     two = begin("wudi_pinv", **SEVERAL_FILES) if kind == "another method" else begin()
     one.finish()
@@ -75,7 +83,7 @@ def test_another_recipe_finished_meanwhile(begin: Callable[..., Run], tmp_path: 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_another_recipe_is_being_written(
-    begin: Callable[..., Run], tmp_path: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch
+    begin: Callable[..., Begun], tmp_path: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eigenmerge.core.coordination.claims.HEARTBEAT_SECONDS", 0.2)
     one, two = begin(), begin("wudi_pinv", overwrite=overwrite)
@@ -90,7 +98,7 @@ def test_another_recipe_is_being_written(
     one.finish()  # what it began it can end
 
 
-def test_the_same_recipe_is_being_written(begin: Callable[..., Run], tmp_path: Path) -> None:
+def test_the_same_recipe_is_being_written(begin: Callable[..., Begun], tmp_path: Path) -> None:
     one, two = begin(), begin()
     claim = ClaimWatcher(one.target.store, MARKER_NAME, {"run_key": one.plan.run_key}).acquire()
     assert claim is not None
@@ -104,7 +112,7 @@ def test_the_same_recipe_is_being_written(begin: Callable[..., Run], tmp_path: P
     assert results and (tmp_path / "out/model.safetensors").exists()
 
 
-def test_waiting_ends_with_the_stop_signal(begin: Callable[..., Run]) -> None:
+def test_waiting_ends_with_the_stop_signal(begin: Callable[..., Begun]) -> None:
     one, two = begin(), begin()
     claim = ClaimWatcher(one.target.store, MARKER_NAME, {"run_key": one.plan.run_key}).acquire()
     assert claim is not None
@@ -116,7 +124,7 @@ def test_waiting_ends_with_the_stop_signal(begin: Callable[..., Run]) -> None:
 
 
 def test_after_an_error_the_marker_says_so_and_the_next_run_goes_on_at_once(
-    begin: Callable[..., Run], tmp_path: Path
+    begin: Callable[..., Begun], tmp_path: Path
 ) -> None:
     one = begin(**SEVERAL_FILES)
     lost = tmp_path / "store" / one.plan.shards[-1].part_key
@@ -136,14 +144,12 @@ def test_after_an_error_the_marker_says_so_and_the_next_run_goes_on_at_once(
 
 
 def test_at_no_moment_an_index_of_one_merge_stands_beside_files_of_another(
-    begin: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begin: Callable[..., Begun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(**SEVERAL_FILES).finish()
     out = tmp_path / "out"
     old = (out / "eigenmerge_manifest.json").read_bytes()
     two = begin("wudi_pinv", overwrite=True, **SEVERAL_FILES)
-    from eigenmerge.core.storage.store import Store
-
     seen: list[set[str]] = []
     write = Store.write
 

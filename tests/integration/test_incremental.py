@@ -16,19 +16,19 @@ from eigenmerge.core.cache.result import MergeResult
 from eigenmerge.core.output.destination import prepare_destination
 from eigenmerge.core.planning.plan import Plan
 from eigenmerge.core.recipe.recipe import load_recipe
-from eigenmerge.core.steps.assemble import assemble
+from eigenmerge.core.run import Run
 from eigenmerge.core.steps.make_plan import make_plan
-from eigenmerge.core.steps.merge_shard import merge_shard
+from eigenmerge.core.steps.merge_run import run_plan
+from eigenmerge.core.storage.store import Store
 
 Load = Callable[[Path], dict[str, torch.Tensor]]
 NUM_MATRICES = 7  # of one layer of the little Llama
 
 
 def merge_plan(plan: Plan, out: Path, store: Path | str, options: dict[str, Any] | None = None) -> MergeResult:
-    """The flow's steps without Prefect: dozens of merges in seconds."""
-    reports = [merge_shard(shard, plan.settings, str(store), options) for shard in plan.shards]
-    target = prepare_destination(plan, str(out), None, overwrite=False)
-    return assemble(plan, reports, target, str(store), options, started=0.0)
+    """Run a plan without Prefect."""
+    target = prepare_destination(plan, str(out), Store(str(out)), overwrite=False)
+    return run_plan(Run(plan, Store(str(store), options), options), target)
 
 
 class Recipes:

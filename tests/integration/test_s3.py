@@ -81,7 +81,8 @@ def test_the_server_copies_the_weights(
     make_models: Any, s3_root: Any, faulty_s3: Any, merge_flow: Any, layers: int, num_files: int
 ) -> None:
     from eigenmerge.core.recipe.recipe import recipe_from_mapping
-    from eigenmerge.flows.run_context import RUN_CONTEXT, Listener, RunContext
+    from eigenmerge.core.steps.listener import Listener
+    from eigenmerge.flows.run_context import RUN_CONTEXT, RunContext
 
     proxy, _ = faulty_s3
     local = make_models(num_experts=1, dtype=torch.bfloat16, layers=layers, hidden=1024)
@@ -89,10 +90,10 @@ def test_the_server_copies_the_weights(
     moved: list[int] = []
 
     class Watching(Listener):
-        def assembling(self, plan: Any) -> None:
+        def assembling(self, run: Any) -> None:
             moved.append(proxy.bytes_moved)
 
-    token = RUN_CONTEXT.set(RunContext(listener=Watching()))
+    token = RUN_CONTEXT.set(RunContext((Watching(),)))
     try:
         recipe = recipe_from_mapping(models.recipe("average", output={"max_shard_size": "152MB"}))
         result = merge_flow(recipe, f"{models.uri}/out", store=f"{models.uri}/store")

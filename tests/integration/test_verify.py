@@ -255,7 +255,7 @@ def test_any_change_of_the_manifest_gives_our_own_errors(data: st.DataObject) ->
     except CheckpointError:
         return
     try:
-        verify_checkpoint(store.root_uri, sample=1)
+        verify_checkpoint(store, sample=1)
     except (CheckpointError, OSError) as error:
         assert "refused" in str(error), error  # a file name that leaves the folder
 

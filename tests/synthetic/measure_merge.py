@@ -16,11 +16,16 @@ from pathlib import Path
 
 import torch
 
+from eigenmerge.core.cache.result import merge_result
+from eigenmerge.core.coordination.stop import StopSignal
 from eigenmerge.core.output.destination import prepare_destination
 from eigenmerge.core.recipe.recipe import load_recipe
+from eigenmerge.core.run import Run
 from eigenmerge.core.steps.assemble import assemble
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.merge_shard import merge_shard
+from eigenmerge.core.steps.shard_steps import map_in_turn
+from eigenmerge.core.storage.store import Store
 
 
 def resident(field: str) -> int:
@@ -35,12 +40,17 @@ def main(recipe_path: str, destination: str, store: str) -> None:
     planned = time.monotonic()
     for operation in (torch.linalg.eigh, torch.linalg.svd, torch.linalg.qr):
         operation(torch.eye(256))  # loads the libraries
-    target = prepare_destination(plan, destination, None, overwrite=False)
+    target = prepare_destination(plan, destination, Store(destination), overwrite=False)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = resident("VmRSS")
-    reports = [merge_shard(shard, plan.settings, store, None) for shard in plan.shards]
+    run = Run(plan, Store(store))
+    reports = map_in_turn(merge_shard, run.jobs(), stop=StopSignal())
     peak = resident("VmHWM") - before
-    result = assemble(plan, reports, target, store, None, started=started)
+    assembled = assemble(run, reports, target)
+    seconds = time.monotonic() - started
+    result = merge_result(
+        plan, reports, destination=destination, bytes_through_reduce=assembled.bytes_through, seconds=seconds
+    )
     facts = {
         "projected_peak_bytes": plan.peak_bytes,
         "measured_peak_bytes": peak,

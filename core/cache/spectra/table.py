@@ -6,11 +6,11 @@ together. So the table costs one read a shard, not one for each of ten thousand 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from ...errors import CorruptObjectError, ObjectNotFoundError
-from ...planning.plan import LayerShard, Plan, TensorPlan, spectrum_keys
+from ...planning.plan import LayerShard, TensorPlan, spectrum_keys
+from ...run import Run
 from ...storage.store import Store
 from ..layout import run_object_key
 from ..parts import shard_table_key
@@ -26,15 +26,15 @@ def write_shard_table(store: Store, part_key: str, rows: Sequence[TableRow]) -> 
         write_run_table(store, shard_table_key(part_key), rows)
 
 
-def write_spectra_table(plan: Plan, store_uri: str, storage_options: Mapping[str, Any] | None) -> str | None:
+def write_spectra_table(run: Run) -> str | None:
     """Write runs/<run key>/spectra.arrow, in the order of the plan; its key, None where nothing is kept of spectra.
 
     Cost: one read a shard, of 8 bytes for each value and statistic: about a thousandth of the weights.
     """
+    plan, store = run.plan, run.store
     spectral = [shard for shard in plan.shards if any(_matrices(tensor) for tensor in shard.tensors)]
     if not spectral or plan.settings.spectra == "none":
         return None
-    store = Store(store_uri, storage_options)
     key = run_object_key(plan.run_key, TABLE_NAME)
     write_run_table(store, key, (row for shard in spectral for row in _rows(store, shard)))
     return key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 import re
 from typing import Any
 
@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eigenmerge.core.errors import EigenmergeError
-from eigenmerge.core.planning.plan_json import plan_from_json, plan_to_json
 from eigenmerge.core.planning.summary import summarize_plan
 
 FUZZ = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -47,7 +46,7 @@ def plan_or_refuse(plan_of: Any, text: str, *models: Any) -> None:
         assert "\n" not in str(error)
         assert re.search(r"\w", str(error))
     else:
-        assert plan_from_json(json.loads(json.dumps(plan_to_json(plan)))) == plan
+        assert pickle.loads(pickle.dumps(plan)) == plan
         summarize_plan(plan)
 
 

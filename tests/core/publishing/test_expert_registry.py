@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from eigenmerge.core.publishing.expert_registry import scan_registry
+from eigenmerge.core.storage.store import Store
 
 
 def add_expert(registry: Path, name: str, value: float = 1.0) -> Path:
@@ -24,7 +25,7 @@ def add_expert(registry: Path, name: str, value: float = 1.0) -> Path:
 def test_experts_are_found_by_name_order(tmp_path: Path) -> None:
     for name in ("zeta", "alpha", "m-1.5_b"):
         add_expert(tmp_path, name)
-    scan = scan_registry(str(tmp_path))
+    scan = scan_registry(Store(str(tmp_path)))
     assert [expert.name for expert in scan.experts] == ["alpha", "m-1.5_b", "zeta"]
     assert scan.experts[0].uri == str(tmp_path / "alpha")
     assert scan.skipped == {}
@@ -33,12 +34,12 @@ def test_experts_are_found_by_name_order(tmp_path: Path) -> None:
 def test_a_scan_repeats_and_sees_changes(tmp_path: Path) -> None:
     add_expert(tmp_path, "a")
     folder = add_expert(tmp_path, "b")
-    first = scan_registry(str(tmp_path)).fingerprints
-    assert scan_registry(str(tmp_path)).fingerprints == first
+    first = scan_registry(Store(str(tmp_path))).fingerprints
+    assert scan_registry(Store(str(tmp_path))).fingerprints == first
     add_expert(tmp_path, "b", value=2.0)
     later = (folder / "model.safetensors").stat().st_mtime_ns + 10**9
     os.utime(folder / "model.safetensors", ns=(later, later))
-    second = scan_registry(str(tmp_path)).fingerprints
+    second = scan_registry(Store(str(tmp_path))).fingerprints
     assert second["a"] == first["a"]
     assert second["b"] != first["b"]
 
@@ -54,7 +55,7 @@ def test_unfinished_uploads_wait_with_a_reason(tmp_path: Path) -> None:
     index.mkdir()
     index_content = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
     (index / "model.safetensors.index.json").write_text(json.dumps(index_content))
-    scan = scan_registry(str(tmp_path))
+    scan = scan_registry(Store(str(tmp_path)))
     assert [expert.name for expert in scan.experts] == ["whole"]
     assert set(scan.skipped) == {"only-config", "half", "index-first"}
     assert all(scan.skipped.values())
@@ -64,21 +65,21 @@ def test_names_that_mean_something_else_and_hidden_folders(tmp_path: Path) -> No
     for name in ("ok", "name@rev", "a+b", ".cache", "_old"):
         add_expert(tmp_path, name)
     (tmp_path / "README.md").write_text("files beside the folders are no experts")
-    scan = scan_registry(str(tmp_path))
+    scan = scan_registry(Store(str(tmp_path)))
     assert [expert.name for expert in scan.experts] == ["ok"]
     assert set(scan.skipped) == {"name@rev", "a+b"}
     assert "rename" in scan.skipped["a+b"]
 
 
 def test_an_empty_registry(tmp_path: Path) -> None:
-    assert scan_registry(str(tmp_path / "nothing")).experts == ()
+    assert scan_registry(Store(str(tmp_path / "nothing"))).experts == ()
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "adapter_model.bin"])
 def test_a_pickle_is_skipped_and_said(tmp_path: Path, file: str) -> None:
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / file).write_bytes(b"\x80\x04.")
-    scan = scan_registry(str(tmp_path))
+    scan = scan_registry(Store(str(tmp_path)))
     assert scan.experts == ()
     assert ".bin" in scan.skipped["pickled"]
 
@@ -90,7 +91,7 @@ def test_the_same_on_another_kind_of_store(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path) + "/", "/registry-test/", recursive=True)
     try:
-        scan = scan_registry("memory://registry-test")
+        scan = scan_registry(Store("memory://registry-test"))
         assert [(expert.name, expert.uri) for expert in scan.experts] == [("a", "memory://registry-test/a")]
     finally:
         memory.rm("/registry-test", recursive=True)

@@ -19,6 +19,7 @@ from eigenmerge.core.publishing.publication import (
     read_publication,
     write_publication,
 )
+from eigenmerge.core.storage.store import Store
 
 INPUTS = MergeInputs(recipe="r", base="b", version="0.1.0", experts={"a": "1", "b": "2"})
 LAST = Publication("2026-11-21-01234567", INPUTS)
@@ -89,12 +90,12 @@ def test_the_folder_depends_on_the_day_and_the_inputs() -> None:
 
 
 def test_the_pointer_comes_back(tmp_path: Path) -> None:
-    assert read_publication(str(tmp_path)) is None
-    write_publication(str(tmp_path), LAST)
-    assert read_publication(str(tmp_path)) == LAST
+    assert read_publication(Store(str(tmp_path))) is None
+    write_publication(Store(str(tmp_path)), LAST)
+    assert read_publication(Store(str(tmp_path))) == LAST
     later = Publication("2026-11-22-89abcdef", with_experts({"c": "3"}))
-    write_publication(str(tmp_path), later)
-    assert read_publication(str(tmp_path)) == later
+    write_publication(Store(str(tmp_path)), later)
+    assert read_publication(Store(str(tmp_path))) == later
     assert [path.name for path in tmp_path.iterdir()] == ["latest.json"]
 
 
@@ -104,4 +105,4 @@ def test_the_pointer_comes_back(tmp_path: Path) -> None:
 def test_a_damaged_pointer_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "latest.json").write_bytes(content)
     with pytest.raises(CorruptObjectError, match=r"latest\.json.*delete it"):
-        read_publication(str(tmp_path))
+        read_publication(Store(str(tmp_path)))

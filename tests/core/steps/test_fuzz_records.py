@@ -146,7 +146,7 @@ def test_sealed_records(kind: str, data: st.DataObject) -> None:
 def test_the_pointer_of_scheduled_merges(content: bytes) -> None:
     store().write(LATEST, content)
     try:
-        read_publication(store().root_uri)
+        read_publication(store())
     except CorruptObjectError as error:
         assert LATEST in str(error)
 
