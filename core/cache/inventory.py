@@ -1,4 +1,4 @@
-"""What lies in a store, and which run it belongs to."""
+"""Inventory of a store: its objects, its runs, and which run uses which object."""
 
 from __future__ import annotations
 
@@ -10,38 +10,33 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..coordination.claims import claimed, is_alive
+from ..coordination.claim_keys import parse_claim_key
+from ..coordination.claims import is_alive
 from ..errors import CorruptObjectError, ObjectNotFoundError, StoreError
+from ..formats.store_folders import CLAIMS, PROBES, RUNS
 from ..storage.backends.protocol import ObjectInfo
 from ..storage.store import Store
-from .layout import ALIGNMENTS, CLAIMS, PARTS, PROBES, RUNS, SPECTRA, SUMS
-from .runs import RUN_NAME, read_run, read_run_objects
+from .kinds import kind_of
+from .run_folder import RUN_NAME
+from .runs import read_run, read_run_objects
 
-# "unrecorded": a folder below runs/ without the record of a run
+# "unrecorded": a folder below runs/ without run.json, or an active run that has not written it yet
 State = Literal["running", "finished", "unfinished", "damaged", "unrecorded"]
 Grouping = Literal["kind", "run", "method", "model"]
 
-_PARALLEL_READS = 8
-_KINDS: Mapping[str, str] = {
-    SPECTRA: "spectra",
-    SUMS: "sums",
-    PARTS: "parts",
-    ALIGNMENTS: "alignments",
-    RUNS: "runs",
-    CLAIMS: "claims",
-    PROBES: "probes",
-}
 NO_RUN = "(no run)"
+_OTHER_KIND = "other"
+_PARALLEL_READS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """One run as its record tells it.
+    """One run of a store.
 
-    facts : of run.json; empty where that is damaged or not there
-    objects : keys that it uses, there or not; its own folder is not among them; None where that is not known
-    folder : keys below runs/<its key>/
-    written : when its record was last written, in seconds on the store's clock
+    facts : content of run.json; empty where that is damaged or missing
+    objects : the keys that the run uses outside of its own folder, whether they exist or not; None where unknown
+    folder : the keys below runs/<its key>/
+    written : when run.json was last written, in seconds on the store's clock
     """
 
     key: str
@@ -57,16 +52,23 @@ class StoredRun:
 
     @property
     def models(self) -> list[str]:
+        """Names of the base, if there is one, and of the experts."""
         base = self.facts.get("base")
         return [*([base] if base else []), *self.facts.get("experts", [])]
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Every key that the run is known to use, its own folder included."""
+        return frozenset((*(self.objects or ()), *self.folder))
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """A store at one moment.
+    """The content of a store at one moment.
 
-    claimed_parts : keys of parts that somebody is making; dead_claims : claims that nobody refreshes any more
-    now : on the store's clock
+    claimed_parts : keys of the parts that a process is making
+    dead_claims : keys of claims that no process refreshes any more
+    now : seconds on the store's clock
     """
 
     objects: Mapping[str, ObjectInfo]
@@ -76,21 +78,21 @@ class Inventory:
     now: float
 
     def users(self) -> dict[str, list[StoredRun]]:
-        """Key of every object to the runs that use it."""
-        found: dict[str, list[StoredRun]] = {key: [] for key in self.objects}
+        """Return the runs that use each object, by the object's key."""
+        users: dict[str, list[StoredRun]] = {key: [] for key in self.objects}
         for run in self.runs:
-            for key in {*(run.objects or ()), *run.folder}:
-                if key in found:
-                    found[key].append(run)
-        return found
+            for key in run.keys & users.keys():
+                users[key].append(run)
+        return users
 
     def size(self, keys: Iterable[str]) -> int:
+        """Return how many bytes these objects have together."""
         return sum(self.objects[key].size for key in keys)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The objects of one kind, run, method or model. `own_bytes`: of those that no other row has."""
+    """Size of the objects of one kind, run, method or model. `own_bytes`: of those that belong to no other row."""
 
     name: str
     num_objects: int
@@ -99,53 +101,28 @@ class Usage:
 
 
 def take_inventory(store: Store, now: float | None = None) -> Inventory:
-    """List everything and read the records of all runs.
+    """List all objects and read all records of runs and all claims.
 
-    Cost: one list of the store, two small reads a run, one a claim.
+    Cost: one listing of the store, two small reads for each run and one for each claim.
 
     Parameters
     ----------
-    now : seconds on the store's clock (`store_clock`); by default this machine's, which is good enough to look at
+    now : seconds on the store's clock (`store_clock`); by default this machine's, which is sufficient for display
     """
     objects = {info.key: info for info in store.list("")}
-    return _with_runs(store, objects, time.time() if now is None else now)
+    return _read_runs_and_claims(store, objects, time.time() if now is None else now)
 
 
-def look_again(store: Store, inventory: Inventory) -> Inventory:
-    """The same with runs and claims as they are now: quick, however much the store holds."""
+def reread_runs(store: Store, inventory: Inventory) -> Inventory:
+    """Return the inventory with runs/ and claims/ listed and read again; other folders are reused."""
     changing = (RUNS, CLAIMS)
     objects = {key: info for key, info in inventory.objects.items() if not key.startswith(changing)}
     objects |= {info.key: info for folder in changing for info in store.list(folder)}
-    return _with_runs(store, objects, inventory.now)
-
-
-def _with_runs(store: Store, objects: Mapping[str, ObjectInfo], now: float) -> Inventory:
-    alive: set[str] = set()
-    parts: set[str] = set()
-    dead: set[str] = set()
-    claims = [key for key in objects if key.startswith(CLAIMS)]
-    with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="inventory") as pool:
-        for key, content in zip(claims, pool.map(lambda key: _read(store, key), claims), strict=True):
-            if content is None or not is_alive(content, now - objects[key].modified):
-                dead.add(key)
-                continue
-            run_key, part_key = claimed(key)
-            if run_key is None:
-                parts.add(part_key)
-            else:
-                alive.add(run_key)
-        folders: dict[str, list[ObjectInfo]] = {}
-        for key, info in objects.items():
-            if key.startswith(RUNS) and key.count("/") >= 2:
-                folders.setdefault(key.split("/")[1], []).append(info)
-        # A run that has begun this moment holds its claim and has no folder yet.
-        keys = sorted({*folders, *alive})
-        runs = tuple(pool.map(lambda key: _stored_run(store, key, folders.get(key, []), key in alive, parts), keys))
-    return Inventory(objects, runs, frozenset(parts), frozenset(dead), now)
+    return _read_runs_and_claims(store, objects, inventory.now)
 
 
 def store_clock(store: Store) -> float:
-    """Now, in the time that the store stamps on objects: two machines' clocks are never compared."""
+    """Return the time that the store gives to an object written now, so that ages do not compare two clocks."""
     key = f"{PROBES}{uuid.uuid4().hex}"
     store.write(key, b"")
     try:
@@ -156,18 +133,19 @@ def store_clock(store: Store) -> float:
 
 
 def usage(inventory: Inventory, grouping: Grouping) -> list[Usage]:
-    """Sizes by kind, run, method or model, the largest first; what no run uses comes last under its own name."""
+    """Return sizes by kind, run, method or model, largest first; objects of no run come last, in a row of their own."""
     users = inventory.users()
 
-    def names_of(key: str) -> list[str]:
+    def row_names(key: str) -> list[str]:
         if grouping == "kind":
-            return [kind_of(key)]
-        found = {name for run in users[key] for name in _NAMES[grouping](run)}
-        return sorted(found) or [NO_RUN]
+            kind = kind_of(key)
+            return [kind.group if kind is not None else _OTHER_KIND]
+        names = {name for run in users[key] for name in _ROW_NAMES[grouping](run)}
+        return sorted(names) or [NO_RUN]
 
     rows: dict[str, list[int]] = {}
     for key, info in inventory.objects.items():
-        names = names_of(key)
+        names = row_names(key)
         for name in names:
             row = rows.setdefault(name, [0, 0, 0])
             row[0] += 1
@@ -179,39 +157,66 @@ def usage(inventory: Inventory, grouping: Grouping) -> list[Usage]:
     )
 
 
-def kind_of(key: str) -> str:
-    """What an object is, by its name."""
-    return _KINDS.get(key.partition("/")[0] + "/", "other")
-
-
-_NAMES: Mapping[str, Callable[[StoredRun], list[str]]] = {
+_ROW_NAMES: Mapping[str, Callable[[StoredRun], list[str]]] = {
     "run": lambda run: [run.key],
     "method": lambda run: [run.method],
     "model": lambda run: run.models,
 }
 
 
-def _stored_run(store: Store, key: str, folder: Sequence[ObjectInfo], alive: bool, parts: set[str]) -> StoredRun:
+def _read_runs_and_claims(store: Store, objects: Mapping[str, ObjectInfo], now: float) -> Inventory:
+    active_runs: set[str] = set()
+    claimed_parts: set[str] = set()
+    dead_claims: set[str] = set()
+    claims = [key for key in objects if key.startswith(CLAIMS)]
+    with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="inventory") as pool:
+        for key, content in zip(claims, pool.map(lambda key: _read_or_none(store, key), claims), strict=True):
+            if content is None or not is_alive(content, now - objects[key].modified):
+                dead_claims.add(key)
+                continue
+            subject = parse_claim_key(key)
+            if subject.part_key is not None:
+                claimed_parts.add(subject.part_key)
+            if subject.run_key is not None:
+                active_runs.add(subject.run_key)
+        folders: dict[str, list[ObjectInfo]] = {}
+        for key, info in objects.items():
+            if key.startswith(RUNS) and key.count("/") >= 2:
+                folders.setdefault(key.split("/")[1], []).append(info)
+        # A run takes its claim before it writes its folder.
+        run_keys = sorted({*folders, *active_runs})
+        runs = tuple(
+            pool.map(
+                lambda key: _read_stored_run(store, key, folders.get(key, []), key in active_runs, claimed_parts),
+                run_keys,
+            )
+        )
+    return Inventory(objects, runs, frozenset(claimed_parts), frozenset(dead_claims), now)
+
+
+def _read_stored_run(
+    store: Store, key: str, folder: Sequence[ObjectInfo], is_active: bool, claimed_parts: set[str]
+) -> StoredRun:
     names = tuple(info.key for info in folder)
     record = f"{RUNS}{key}/{RUN_NAME}"
     written = max((info.modified for info in folder if info.key == record or record not in names), default=0.0)
     facts: Mapping[str, Any] = {}
-    used: frozenset[str] | None = None
+    objects: frozenset[str] | None = None
     state: State
     try:
-        used = read_run_objects(store, key)
+        objects = read_run_objects(store, key)
         facts = read_run(store, key)
         state = "finished" if facts.get("finished") else "unfinished"
     except ObjectNotFoundError:
         state = "unrecorded"
     except CorruptObjectError:
         state = "damaged"
-    if alive or (used is not None and not parts.isdisjoint(used)):
+    if is_active or (objects is not None and not claimed_parts.isdisjoint(objects)):
         state = "running"
-    return StoredRun(key, state, facts, used, names, written)
+    return StoredRun(key, state, facts, objects, names, written)
 
 
-def _read(store: Store, key: str) -> bytes | None:
+def _read_or_none(store: Store, key: str) -> bytes | None:
     try:
         return store.read(key)
     except ObjectNotFoundError:

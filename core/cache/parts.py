@@ -1,8 +1,8 @@
-"""Parts: the merged tensors of one shard as an object in the store, with a record that says it is whole.
+"""Parts: the merged tensors of one shard as one object, and its record, which commits it.
 
-A part is a safetensors file whose data section goes into the output file as it is. The record (`.json` beside it) is
-written after it: its presence is the commit. The record carries size, etag and sha256 of the part, and a checksum of
-itself, so that a part that was truncated, changed or replaced is noticed and made again.
+A part is a safetensors file whose data section is copied into the output file unchanged. The record, a JSON object
+beside it, is written after it and holds size, etag and sha256 of the part and a checksum of itself. So a part that was
+truncated, changed or replaced is detected and made again.
 """
 
 from __future__ import annotations
@@ -12,19 +12,30 @@ from dataclasses import replace
 
 from ..errors import CorruptObjectError, ObjectNotFoundError
 from ..formats.digest import hash_text
+from ..formats.store_folders import PARTS
 from ..planning.plan import LayerShard
 from ..storage.object_hash import hash_object
 from ..storage.store import Store
 from .reports import ShardReport
 
+PART_SUFFIX = ".safetensors"
+RECORD_SUFFIX = ".json"
+TABLE_SUFFIX = ".arrow"
+
+
+def is_part(key: str) -> bool:
+    """Return whether a key of the store is that of a part."""
+    return key.startswith(PARTS) and key.endswith(PART_SUFFIX)
+
 
 def record_key(part_key: str) -> str:
-    return part_key.removesuffix(".safetensors") + ".json"
+    """Return the key of the part's record."""
+    return part_key.removesuffix(PART_SUFFIX) + RECORD_SUFFIX
 
 
 def shard_table_key(part_key: str) -> str:
-    """Where values and statistics of a shard's matrices are (`spectra_table`)."""
-    return part_key.removesuffix(".safetensors") + ".arrow"
+    """Return the key of the table of values and statistics of the shard's matrices."""
+    return part_key.removesuffix(PART_SUFFIX) + TABLE_SUFFIX
 
 
 def write_record(store: Store, report: ShardReport) -> None:
@@ -34,30 +45,30 @@ def write_record(store: Store, report: ShardReport) -> None:
 
 
 def read_record(store: Store, part_key: str) -> ShardReport:
-    """The record of a part.
+    """Read and check the record of a part.
 
     Raises
     ------
     ObjectNotFoundError : the part is not committed
-    CorruptObjectError : truncated, changed, or another part's
+    CorruptObjectError : truncated, changed, or the record of another part
     """
     try:
         envelope = json.loads(store.read(record_key(part_key)))
         if hash_text(envelope["report"]) != envelope["sha256"]:
-            raise ValueError("checksum does not fit")
+            raise ValueError("its checksum differs")
         report = ShardReport.from_dict(json.loads(envelope["report"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptObjectError(f"the record of part {part_key} is damaged ({error})") from None
     if report.part_key != part_key:
-        raise CorruptObjectError(f"the record of part {part_key} is damaged (it is another part's record)")
+        raise CorruptObjectError(f"the record of part {part_key} is damaged (it belongs to another part)")
     return report
 
 
 def find_part(store: Store, shard: LayerShard) -> tuple[ShardReport | None, str | None]:
-    """The report of a whole, committed part of this shard, or None with the reason if something unfit lies there.
+    """Return the report of the shard's committed part, or None and why a part that exists cannot be used.
 
-    An unchanged etag (on a disk: modification time) says that nobody wrote there since. Where it differs, as in a store
-    that was copied to another place, the bytes are hashed.
+    An unchanged etag (on a local disk made of size and time) proves that the part was not written since its record.
+    Where the etag differs, as in a copy of the store, the content is hashed.
     """
     try:
         report = read_record(store, shard.part_key)
@@ -68,12 +79,47 @@ def find_part(store: Store, shard: LayerShard) -> tuple[ShardReport | None, str 
     if [tensor.name for tensor in report.tensors] != [tensor.name for tensor in shard.tensors]:
         return None, f"the record of part {shard.part_key} is damaged (it lists other tensors); made again"
     try:
-        info = store.info(shard.part_key)
+        _check_content(store, report)
     except ObjectNotFoundError:
-        return None, f"part {shard.part_key} is gone; made again"
-    if info.size != report.num_bytes:
-        return None, f"part {shard.part_key} has {info.size} bytes, expected {report.num_bytes}; made again"
-    unchanged = bool(info.etag) and info.etag == report.etag
-    if not unchanged and hash_object(store, shard.part_key, info.size) != report.sha256:
-        return None, f"part {shard.part_key} fails its checksum; made again"
+        return None, f"part {shard.part_key} is missing; made again"
+    except CorruptObjectError as error:
+        return None, f"{error}; made again"
     return replace(report, index=shard.index, reused=True), None
+
+
+def verify_part(store: Store, part_key: str) -> None:
+    """Hash a part and compare it with its record; does nothing where the record itself is damaged.
+
+    Raises
+    ------
+    ObjectNotFoundError : the part or its record is missing
+    CorruptObjectError : size or checksum differ from the record
+    """
+    try:
+        report = read_record(store, part_key)
+    except CorruptObjectError:
+        return  # `verify_record` reports it
+    _check_content(store, replace(report, etag=""))
+
+
+def verify_record(store: Store, key: str) -> None:
+    """Check the record of that key, and that its part exists.
+
+    Raises
+    ------
+    ObjectNotFoundError, CorruptObjectError : as `read_record`; the part is missing
+    """
+    part_key = key.removesuffix(RECORD_SUFFIX) + PART_SUFFIX
+    read_record(store, part_key)
+    if not store.exists(part_key):
+        raise CorruptObjectError(f"{store.display(key)}: its part is missing")
+
+
+def _check_content(store: Store, report: ShardReport) -> None:
+    """Compare a part with its record: the size, then the etag, and the hash where the etag differs or is unknown."""
+    info = store.info(report.part_key)
+    if info.size != report.num_bytes:
+        raise CorruptObjectError(f"part {report.part_key} has {info.size} bytes, expected {report.num_bytes}")
+    unchanged = bool(info.etag) and info.etag == report.etag
+    if not unchanged and hash_object(store, report.part_key, info.size) != report.sha256:
+        raise CorruptObjectError(f"part {report.part_key} fails its checksum")

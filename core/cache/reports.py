@@ -1,4 +1,4 @@
-"""What a shard says of itself when it is done: JSON-able, stored beside the part, read again when a run resumes."""
+"""Reports of finished shards. A ShardReport is stored beside the part as JSON and read again when a run resumes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
+# Where a spectrum came from; "none" for a tensor without one.
 Origin = Literal["computed", "reused", "none"]
 
 
@@ -15,11 +16,13 @@ Origin = Literal["computed", "reused", "none"]
 class TensorReport:
     """One merged tensor.
 
-    rank : directions the method kept (K), None where the method has no spectrum
-    energy : share of the eigenvalue sum in those directions, 0 to 1
-    spectrum : where the decomposition came from
+    seconds : wall time
     sha256 : of the tensor's bytes in the output; of lora_A's and then lora_B's where it is stored as factors
-    truncation_error : share of the merged delta's norm that the adapter's rank leaves out; None outside of adapters
+    rank : number of directions that the method kept (K); None where the method has no spectrum
+    energy : share of the eigenvalue sum in those directions, 0 to 1
+    spectrum : origin of the decomposition
+    truncation_error : of an adapter, the share of the merged delta that its rank leaves out (Frobenius norm); None for
+        full checkpoints
     """
 
     name: str
@@ -37,54 +40,70 @@ class TensorReport:
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """One finished shard. `reused` tells whether this run found the part (True) or made it (False)."""
+    """One finished shard.
+
+    num_bytes, sha256 : of the whole part object
+    header_bytes : offset of its data section
+    etag : the store's, after the part was written; "" where the store has none
+    seconds : wall time of making the part
+    bytes_read : of base and experts
+    reused : whether this run found the part (True) or made it (False)
+    kept_bytes_read : of kept sums that were read instead of experts
+    """
 
     index: int
     part_key: str
-    num_bytes: int  # of the whole part object
-    header_bytes: int  # the data section starts here
-    sha256: str  # of the whole part object
-    etag: str  # as the store gave it after the write; "" where it has none
+    num_bytes: int
+    header_bytes: int
+    sha256: str
+    etag: str
     seconds: float
     bytes_read: int
     tensors: tuple[TensorReport, ...]
     reused: bool = False
     notes: tuple[str, ...] = field(default_factory=tuple)
-    kept_bytes_read: int = 0  # of kept sums, which the store gave instead of experts
+    kept_bytes_read: int = 0
 
     @property
     def decompositions_computed(self) -> int:
-        """By this run: a part that was found decomposed nothing."""
+        """Number of spectra that this run computed; none where it found the part."""
         return 0 if self.reused else sum(tensor.spectrum == "computed" for tensor in self.tensors)
 
     @property
     def decompositions_reused(self) -> int:
-        """Spectra found in the store, or not even needed because the whole part was there."""
+        """Number of spectra that this run did not compute: found in the store, or not needed because the part was."""
         if self.reused:
             return sum(tensor.spectrum != "none" for tensor in self.tensors)
         return sum(tensor.spectrum == "reused" for tensor in self.tensors)
 
     def to_dict(self) -> dict[str, object]:
+        """Return the report as JSON content."""
         return asdict(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, object]) -> ShardReport:
-        """Raises ValueError where `data` is not such a record; callers treat that as corrupt."""
-        report = _RECORDS.validate_python(dict(data))
+        """Return the report of which `data` is the JSON content.
+
+        Raises
+        ------
+        ValueError : `data` is no such report; callers treat it as a damaged record
+        """
+        report = _SHARD_REPORTS.validate_python(dict(data))
         if not 0 <= report.header_bytes <= report.num_bytes:
-            raise ValueError(f"header_bytes is {report.header_bytes} of {report.num_bytes}")
+            raise ValueError(f"header_bytes is {report.header_bytes}, expected at most num_bytes, {report.num_bytes}")
         return report
 
 
-_RECORDS = TypeAdapter(ShardReport)
+_SHARD_REPORTS = TypeAdapter(ShardReport)
 
 
 @dataclass(frozen=True, slots=True)
 class DecomposeReport:
-    """What one shard's first visit found.
+    """Decompositions of one shard's aligned tensors, before any layer is filtered.
 
-    largest_values : spectrum key to the largest eigenvalue, 0 where all experts are zero
-    num_computed : tensors that were decomposed now; the others' spectra were in the store
+    largest_values : largest eigenvalue by spectrum key, 0 where all experts are zero
+    num_computed : number of tensors that were decomposed; the spectra of the others were in the store
+    bytes_read : of base and experts
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""What a finished run says: where the checkpoint is, and what was computed and what reused."""
+"""Result of a finished run: where the checkpoint is, and what was computed, reused, read and written."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from dataclasses import asdict, dataclass
 from ..planning.plan import Plan
 from .reports import DecomposeReport, ShardReport, TensorReport
 
-#: What an adapter leaves out below this is the rounding of float32.
+#: A truncation error below this is rounding of float32: the adapter holds the merged delta exactly.
 EXACT_BELOW = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """One finished merge. Byte counts are of this run.
+    """One finished merge. Counts and bytes are of this run.
 
     bytes_read : of base and experts
-    kept_bytes_read : of sums over experts that the store kept and gave instead of those experts
-    bytes_through_reduce : that passed through the assembling process
+    kept_bytes_read : of kept sums that were read instead of experts
+    bytes_through_reduce : of the checkpoint's data that passed through the memory of the assembling process
+    seconds : wall time
     truncation_error : of an adapter, the largest share of a weight's merged delta that its rank leaves out (Frobenius
         norm), in `truncated_tensor`; None for full checkpoints
     """
@@ -43,6 +44,7 @@ class MergeResult:
     truncated_tensor: str | None = None
 
     def to_dict(self) -> dict[str, object]:
+        """Return the result as JSON content."""
         return asdict(self)
 
 
@@ -83,24 +85,28 @@ def merge_result(
 
 
 def count_shards(reports: Sequence[ShardReport], decomposed: Sequence[DecomposeReport] = ()) -> dict[str, int]:
-    """The fields of MergeResult that add up over shards.
+    """Return the fields of MergeResult that are sums over shards.
 
-    decomposed : of the first visit of shards whose layers are aligned; the merge then finds those spectra
+    Parameters
+    ----------
+    reports : of all shards
+    decomposed : of the shards that this run decomposed before it merged them, for cross-layer alignment; their reports
+        as merged shards count those spectra as reused
     """
     made = [report for report in reports if not report.reused]
-    early = sum(report.num_computed for report in decomposed)
+    computed_before = sum(report.num_computed for report in decomposed)
     return {
         "shards_done": len(made),
         "shards_reused": len(reports) - len(made),
-        "decompositions_computed": early + sum(report.decompositions_computed for report in reports),
-        "decompositions_reused": sum(report.decompositions_reused for report in reports) - early,
+        "decompositions_computed": computed_before + sum(report.decompositions_computed for report in reports),
+        "decompositions_reused": sum(report.decompositions_reused for report in reports) - computed_before,
         "bytes_read": sum(report.bytes_read for report in [*made, *decomposed]),
         "kept_bytes_read": sum(report.kept_bytes_read for report in made),
     }
 
 
 def worst_truncation(reports: Sequence[ShardReport]) -> TensorReport | None:
-    """The weight that an adapter holds least exactly; None where the result is no adapter."""
+    """Return the tensor with the largest truncation error, None where the result is no adapter."""
     tensors = [tensor for report in reports for tensor in report.tensors if tensor.truncation_error is not None]
     return max(tensors, key=lambda tensor: tensor.truncation_error or 0.0, default=None)
 

@@ -1,10 +1,10 @@
-"""What a store knows of a run: which recipe, when, and which of its objects the run uses.
+"""Records of runs: the recipe and the times of each run of a store, and which objects it uses.
 
-    runs/<run key>/objects.json   the keys of everything that this run reads or leaves in the store
-    runs/<run key>/run.json       method, models, recipe, times, and the result once there is one; written second
+    runs/<run key>/objects.json   the keys of all objects that the run reads or writes
+    runs/<run key>/run.json       method, models, recipe, times and, once it has finished, the result; written second
 
-A run with the same key, which is the same merge, writes the same names again. Only here are there times: the manifest
-of a checkpoint has none.
+A run with the same key computes the same merge and replaces these objects. Times are recorded only here: the manifest
+of a checkpoint has none, so that the same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..coordination.claims import hold_run
 from ..errors import CorruptObjectError
@@ -22,37 +22,40 @@ from ..formats.redaction import redact
 from ..planning.plan import Plan, TensorPlan, spectrum_keys
 from ..run import Run
 from ..storage.store import Store
-from .layout import run_object_key
 from .parts import record_key, shard_table_key
+from .run_folder import OBJECTS_NAME, RUN_NAME, run_object_key
 from .sealed_json import read_sealed_json, write_sealed_json
 
-if TYPE_CHECKING:  # it imports torch, and `eigenmerge cache ls` should answer at once
+if TYPE_CHECKING:
     from .result import MergeResult
 
-RUN_NAME = "run.json"
-OBJECTS_NAME = "objects.json"
 FORMAT_VERSION = 1
+
+# Fields of the result that run.json has elsewhere, or that the checkpoint lists.
+_NOT_RECORDED = ("destination", "run_key", "files", "warnings")
 
 
 @dataclass(slots=True)
 class RunRecord:
-    """The record of the run at hand."""
+    """run.json of the active run.
+
+    facts : its content
+    """
 
     store: Store
     key: str
     facts: dict[str, Any]
 
     def finish(self, result: MergeResult) -> None:
-        """Add what came of it."""
-        hidden = ("destination", "run_key", "files", "warnings")
-        outcome = {name: value for name, value in result.to_dict().items() if name not in hidden}
-        self.facts |= {"finished": _now(), "result": outcome}
+        """Write the time of the end and the result."""
+        recorded = {name: value for name, value in result.to_dict().items() if name not in _NOT_RECORDED}
+        self.facts |= {"finished": _now(), "result": recorded}
         write_sealed_json(self.store, self.key, self.facts)
 
 
 @contextlib.contextmanager
 def recorded_run(run: Run, destination: str) -> Iterator[RunRecord]:
-    """Write the record, and hold the run's claim for the block: nothing that a living run uses is collected."""
+    """Write the record and hold the run's claim while the block runs, so that no object of the run is collected."""
     plan, store = run.plan, run.store
     with hold_run(store, plan.run_key):
         objects = {"format": FORMAT_VERSION, "run_key": plan.run_key, "objects": run_objects(plan)}
@@ -63,36 +66,35 @@ def recorded_run(run: Run, destination: str) -> Iterator[RunRecord]:
 
 
 def run_objects(plan: Plan) -> list[str]:
-    """Every key outside of runs/ that a run of this plan may read or write."""
-    found: set[str] = set()
+    """Return every key outside of runs/ that a run of this plan may read or write, sorted."""
+    keys: set[str] = set()
     for shard in plan.shards:
-        found |= {shard.part_key, record_key(shard.part_key), shard_table_key(shard.part_key)}
+        keys |= {shard.part_key, record_key(shard.part_key), shard_table_key(shard.part_key)}
         for tensor in shard.tensors:
-            found.update(_tensor_objects(tensor))
-    return sorted(found)
+            keys.update(_tensor_objects(tensor))
+    return sorted(keys)
 
 
 def read_run(store: Store, run_key: str) -> dict[str, Any]:
-    """What `run.json` says.
+    """Return the content of run.json.
 
     Raises
     ------
-    ObjectNotFoundError : no such run
-    CorruptObjectError : damaged, or another run's
+    ObjectNotFoundError : the run is not recorded
+    CorruptObjectError : damaged, or the record of another run
     """
-    return _checked(store, run_key, RUN_NAME)
+    return _read_checked(store, run_key, RUN_NAME)
 
 
 def read_run_objects(store: Store, run_key: str) -> frozenset[str]:
-    """The keys that a run uses; errors as `read_run`."""
-    content = _checked(store, run_key, OBJECTS_NAME)
-    objects = content.get("objects")
-    if not isinstance(objects, list) or not all(isinstance(key, str) for key in objects):
-        raise CorruptObjectError(f"{store.display(run_object_key(run_key, OBJECTS_NAME))}: lists no objects")
-    return frozenset(objects)
+    """Return the keys that a run uses outside of its folder; raises as `read_run`."""
+    objects = _read_checked(store, run_key, OBJECTS_NAME).get("objects")
+    if not isinstance(objects, list) or not all(isinstance(key, str) for key in cast("list[object]", objects)):
+        raise CorruptObjectError(f"{store.display(run_object_key(run_key, OBJECTS_NAME))}: has no list of objects")
+    return frozenset(cast("list[str]", objects))
 
 
-def _checked(store: Store, run_key: str, name: str) -> dict[str, Any]:
+def _read_checked(store: Store, run_key: str, name: str) -> dict[str, Any]:
     key = run_object_key(run_key, name)
     content = read_sealed_json(store, key)
     if content.get("run_key") != run_key or content.get("format") != FORMAT_VERSION:
@@ -103,7 +105,7 @@ def _checked(store: Store, run_key: str, name: str) -> dict[str, Any]:
 def _tensor_objects(tensor: TensorPlan) -> Iterator[str]:
     yield from spectrum_keys(tensor)
     matrices = (tensor, *tensor.views)
-    keys = [tensor.alignment_key, *(one.calibration_key for one in matrices), *(one.sums_key for one in matrices)]
+    keys = (tensor.alignment_key, *(one.calibration_key for one in matrices), *(one.sums_key for one in matrices))
     yield from (key for key in keys if key is not None)
 
 
@@ -117,19 +119,19 @@ def _facts(plan: Plan, destination: str) -> dict[str, Any]:
         "experts": [model.name for model in plan.experts],
         "num_tensors": plan.num_tensors,
         "destination": redact(destination),
-        "recipe": _redacted(dict(plan.recipe)),
+        "recipe": _redact_strings(dict(plan.recipe)),
         "started": _now(),
         "finished": None,
         "result": None,
     }
 
 
-def _redacted(value: Any) -> Any:
-    """Addresses in a recipe may hold credentials."""
+def _redact_strings(value: object) -> object:
+    """Remove the credentials that a URI in a recipe may contain, at every depth."""
     if isinstance(value, Mapping):
-        return {name: _redacted(inner) for name, inner in value.items()}
+        return {name: _redact_strings(inner) for name, inner in cast("Mapping[str, object]", value).items()}
     if isinstance(value, list | tuple):
-        return [_redacted(inner) for inner in value]
+        return [_redact_strings(inner) for inner in cast("list[object]", value)]
     return redact(value) if isinstance(value, str) else value
 
 

@@ -1,4 +1,4 @@
-"""Small JSON objects that people read and we check: the content, and beside it the sha256 of its canonical form."""
+"""Small JSON objects with a checksum of their content, readable by people."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _CHECKSUM = "sha256"
 
 
 def write_sealed_json(store: Store, key: str, content: Mapping[str, object]) -> None:
-    """Write `content`, which has no key "sha256" of its own."""
+    """Write `content` and, under "sha256", the hash of its canonical form; `content` must not have that key."""
     assert _CHECKSUM not in content
-    plain = json.loads(json.dumps(dict(content)))  # as it will be read: tuples become lists
-    store.write(key, (json.dumps({**plain, _CHECKSUM: hash_json(plain)}, indent=1) + "\n").encode())
+    parsed = json.loads(json.dumps(dict(content)))  # hash what a reader gets: tuples become lists
+    store.write(key, (json.dumps({**parsed, _CHECKSUM: hash_json(parsed)}, indent=1) + "\n").encode())
 
 
 def read_sealed_json(store: Store, key: str) -> dict[str, Any]:
-    """What `write_sealed_json` wrote.
+    """Return the content that `write_sealed_json` wrote.
 
     Raises
     ------
     ObjectNotFoundError : no such object
-    CorruptObjectError : truncated, changed, or something else
+    CorruptObjectError : truncated, changed, or not such an object
     """
     name = store.display(key)
     try:

@@ -1,8 +1,8 @@
-"""Named tensors as one safetensors object that says what it is and can be checked: for sums that are kept.
+"""Named tensors as one safetensors object with checksums: the format of kept sums.
 
-The header's metadata hold a record: the object's own key, facts, and dtype, shape and sha256 of every tensor; and the
-record's own sha256. One object, so that tensors and checksums cannot come from two writers. Any safetensors reader
-opens it.
+The metadata of the header contain a record (key of the object, facts, and dtype, shape and sha256 of every tensor) and
+the sha256 of the record. Tensors and checksums are one object, so they always come from the same writer. Any
+safetensors reader can open it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _CHECKSUM = "eigenmerge_sha256"
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What an object says of itself, checked but for the numbers.
+    """Header and record of an object, checked; the data of the tensors is not read yet.
 
-    facts : what was given to `write_sealed`
-    checksums : tensor name to sha256 of its bytes
+    facts : as given to `write_sealed`
+    checksums : sha256 of each tensor's bytes, by tensor name
     num_bytes : of the whole object
     """
 
@@ -45,15 +45,15 @@ class Seal:
 
 
 def write_sealed(store: Store, key: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, object]) -> int:
-    """Write one object; the number of bytes.
+    """Write one object and return its size in bytes.
 
-    Cost: one pass over the numbers for the checksums and one for writing; on the CPU nothing is copied.
+    Cost: one pass over the data for the checksums and one for writing; tensors on the CPU are not copied.
 
     Parameters
     ----------
-    facts : JSON-able
+    facts : mapping that JSON can represent
     """
-    # Wider numbers first: every tensor then begins at a multiple of its element size.
+    # Sorted by descending element size, every tensor begins at a multiple of its element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     table = {name: (safetensors_dtype(tensors[name].dtype), tuple(tensors[name].shape)) for name in names}
     checksums = {name: hash_bytes(_flat(tensors[name]).numpy().data) for name in names}
@@ -69,53 +69,57 @@ def write_sealed(store: Store, key: str, tensors: Mapping[str, torch.Tensor], fa
 
 
 def read_seal(store: Store, key: str) -> Seal:
-    """The record alone: one request on S3.
+    """Read and check the header and its record, without the tensors: one request on S3.
 
     Raises
     ------
     ObjectNotFoundError : no such object
-    CorruptObjectError : truncated, changed in its record, foreign, or another object under this name
+    CorruptObjectError : truncated, changed, of another format, or the object of another key
     """
     name = store.display(key)
     try:
         header = read_header(store, key)
     except CheckpointError as error:
-        raise CorruptObjectError(f"{error}") from None
+        raise CorruptObjectError(str(error)) from None
     record = header.metadata.get(_RECORD, "")
     if hash_text(record) != header.metadata.get(_CHECKSUM):
         raise CorruptObjectError(f"{name}: its record fails its checksum")
     try:
         content: dict[str, Any] = parse_json_object(record.encode(), name, LONGEST_HEADER_BYTES)
         if content["key"] != key:
-            raise CorruptObjectError(f"{name} is another object: it says it is {str(content['key'])[:200]!r}")
+            raise CorruptObjectError(f"{name} is another object: its record has the key {str(content['key'])[:200]!r}")
         rows = {tensor: (dtype, shape, checksum) for tensor, (dtype, shape, checksum) in content["tensors"].items()}
         facts = dict(content["facts"])
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptObjectError(f"{name}: its record is not understood ({str(error)[:100]})") from None
+        raise CorruptObjectError(f"{name}: its record cannot be read ({str(error)[:100]})") from None
     found = {tensor: (entry.dtype, list(entry.shape)) for tensor, entry in header.tensors.items()}
     if found != {tensor: row[:2] for tensor, row in rows.items()}:
-        raise CorruptObjectError(f"{name}: its header does not fit its record")
+        raise CorruptObjectError(f"{name}: its header and its record list different tensors")
     return Seal(key, facts, header, {tensor: str(row[2]) for tensor, row in rows.items()}, header.file_size)
 
 
 def read_sealed(store: Store, seal: Seal) -> dict[str, torch.Tensor]:
-    """The tensors, checked; on the CPU, mapped where the store is local. Writing to them changes nothing in the store.
+    """Return the tensors, checked, on the CPU; memory-mapped where the store is local.
+
+    The caller may write to them: the stored object does not change.
 
     Raises
     ------
-    ObjectNotFoundError, CorruptObjectError : as `read_seal`; a tensor fails its checksum
+    ObjectNotFoundError : the object was deleted
+    CorruptObjectError : a tensor fails its checksum, or its dtype is not supported
     """
-    found = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, entry in seal.header.tensors.items():
         data = read_object_bytes(store, seal.key, entry.start, entry.stop)
         if hash_bytes(data.numpy().data) != seal.checksums[name]:
             raise CorruptObjectError(f"{store.display(seal.key)}: tensor {name!r} fails its checksum")
         try:
-            found[name] = view_as(data, torch_dtype(entry.dtype)).reshape(entry.shape)
+            tensors[name] = view_as(data, torch_dtype(entry.dtype)).reshape(entry.shape)
         except CheckpointError as error:
             raise CorruptObjectError(f"{store.display(seal.key)}: {error}") from None
-    return found
+    return tensors
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of a tensor, (num_bytes,), uint8, on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Kept sums that a larger set of experts has made useless, unless an expert leaves again."""
+"""Kept sums that a larger set of experts contains: they save work only if an expert is removed again."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from ..errors import CorruptObjectError, ObjectNotFoundError
+from ..formats.store_folders import SUMS
 from ..storage.store import Store
 from .inventory import Inventory
-from .layout import SUMS
 from .sealed_tensors import read_seal
 
 _PARALLEL_READS = 8
 
 
 def superseded_sums(store: Store, inventory: Inventory) -> frozenset[str]:
-    """Keys of the sets of sums that are wholly part of another set over the same matrix.
+    """Return the keys of sums whose experts are all in a larger set of the same matrix.
 
-    A scheduled merge that gains an expert each night keeps a set each night, each as large as the last.
+    A scheduled merge that gains an expert every night keeps one set every night, each as large as the one before.
 
     Cost: one small read for each set of a matrix that has several.
     """
@@ -28,17 +28,21 @@ def superseded_sums(store: Store, inventory: Inventory) -> frozenset[str]:
             folders.setdefault(key.rpartition("/")[0], []).append(key)
     several = [keys for keys in folders.values() if len(keys) > 1]
     with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="superseded") as pool:
-        members = dict(pool.map(lambda key: (key, _members(store, key)), (key for keys in several for key in keys)))
-    return frozenset(key for keys in several for key in _parts_of_others({key: members[key] for key in keys}))
+        members = dict(
+            pool.map(lambda key: (key, _read_members(store, key)), (key for keys in several for key in keys))
+        )
+    return frozenset(key for keys in several for key in _contained({key: members[key] for key in keys}))
 
 
-def _parts_of_others(sets: Mapping[str, Counter[str] | None]) -> Iterator[str]:
+def _contained(sets: Mapping[str, Counter[str] | None]) -> Iterator[str]:
+    """Yield the keys of the sets that are proper subsets of another one; an expert may occur twice in a set."""
     for key, own in sets.items():
         if own is not None and any(other is not None and own < other for other in sets.values()):
             yield key
 
 
-def _members(store: Store, key: str) -> Counter[str] | None:
+def _read_members(store: Store, key: str) -> Counter[str] | None:
+    """Return the experts of a set; None where the object is damaged or was deleted meanwhile."""
     try:
         members = read_seal(store, key).facts.get("members")
     except (CorruptObjectError, ObjectNotFoundError):

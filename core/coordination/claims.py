@@ -1,104 +1,142 @@
-"""Who works on a shard: so that two runs on one store share the work instead of doing it twice.
+"""Claims: objects in a store that mark a shard or a run as active, so that two runs share the work.
 
-A claim is an advisory object, created only if absent. It never guards correctness (parts are content-addressed and
-written whole; two workers at one shard write the same bytes), only effort. A claim counts as dead when its owner is a
-process of this machine that is gone, or when it did not change for `STALE_SECONDS` of the observer's own clock: no two
-clocks are ever compared. Where the store ignores conditional writes, both runs do the work and the result is the same.
+A claim is advisory: it saves effort and never protects a result. Parts are written whole under a key made from their
+inputs, so two processes on one shard write the same bytes. A claim is dead when its owner was a process of this machine
+that has ended, or when its content did not change for `STALE_SECONDS` on the observer's clock; clocks of two machines
+are never compared. Where the store ignores conditional writes, both processes compute the shard.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
 import threading
 import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
+from typing import TypeVar, cast
 
 from ..errors import ObjectNotFoundError, StoreError
 from ..storage.store import Store
+from .claim_keys import run_claim_key
+from .process_identity import OWNER_FIELDS, is_certainly_dead, is_this_process, this_process
+from .stop import StopSignal
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0
 POLL_SECONDS = 1.0
+# An inventory reads a claim once and cannot watch it, so it allows for more missed heartbeats.
+_STALE_AT_FIRST_READ_SECONDS = 300.0
+
+Found = TypeVar("Found")
 
 
-_RUN_CLAIM = "run-"
+class ClaimedElsewhere(Exception):
+    """Another run, or another worker of this run, works on the shard."""
 
 
-def claim_key(part_key: str) -> str:
-    return "claims/" + part_key.rsplit("/", 1)[-1].removesuffix(".safetensors") + ".json"
+@contextlib.contextmanager
+def claimed_shard(
+    store: Store,
+    key: str,
+    *,
+    stop: StopSignal,
+    wait: bool = True,
+    find: Callable[[], Found | None] | None = None,
+) -> Iterator[Found | None]:
+    """Hold the claim `key` while the block runs, unless `find` returns a result first.
+
+    Yields the result of `find`, without a claim, or None while the claim is held::
+
+        with claimed_shard(store, claim_key(shard.part_key), stop=stop, find=find) as found:
+            if found is not None:
+                return found
+            ...
+
+    Parameters
+    ----------
+    key : `claim_key` or `spectra_claim_key` of the shard's part
+    wait : whether to wait while another process holds the claim
+    find : looks for the finished result; called before each attempt to take the claim
+
+    Raises
+    ------
+    InterruptedRunError : `stop` was set
+    ClaimedElsewhere : another process holds the claim, and `wait` is False
+    """
+    watcher = ClaimWatcher(store, key)
+    while True:
+        stop.check()
+        found = find() if find is not None else None
+        if found is not None:
+            yield found
+            return
+        claim = watcher.acquire()
+        if claim is not None:
+            break
+        if not wait:
+            raise ClaimedElsewhere
+        time.sleep(POLL_SECONDS)
+    with claim:
+        yield None
 
 
 def hold_run(store: Store, run_key: str) -> Claim:
-    """Say that this process is at this run, until `release`; any number of processes may be."""
-    owner = _this_process()
-    key = f"claims/{_RUN_CLAIM}{run_key}-{str(owner['id'])[:12]}.json"
+    """Mark the run as active in this process until `release`. Several processes may hold it."""
+    owner = this_process()
+    key = run_claim_key(run_key, str(owner["id"]))
     store.write(key, _body(owner, 0))
     return Claim(store, key, owner)
 
 
-def claimed(claim: str) -> tuple[str | None, str]:
-    """What a claim is about: the run's key (None for a part's), and the part's key ("" for a run's)."""
-    name = claim.rpartition("/")[2].removesuffix(".json")
-    if name.startswith(_RUN_CLAIM):
-        return name.removeprefix(_RUN_CLAIM).rpartition("-")[0], ""
-    return None, f"parts/{name.removesuffix('-spectra').removesuffix('.safetensors')}.safetensors"
-
-
-class ClaimedElsewhere(Exception):
-    """Another run, or another worker of this one, is at this shard."""
-
-
 class Claim:
-    """A held claim, refreshed by a thread until `release`. Use as a context manager.
+    """A held claim, rewritten by a thread every `HEARTBEAT_SECONDS` until `release`. A context manager.
 
-    is_lost : somebody else has taken it, because this process stood still for too long
+    is_lost : another process took the claim, because this one was suspended for longer than `STALE_SECONDS`
     """
 
-    def __init__(self, store: Store, key: str, owner: dict[str, object]) -> None:
+    def __init__(self, store: Store, key: str, owner: Mapping[str, object]) -> None:
         self._store, self._key, self._owner = store, key, owner
         self.is_lost = False
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._refresh, name=_thread_name(owner), daemon=True)
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._send_heartbeats, name=_thread_name(owner), daemon=True)
         self._thread.start()
 
-    def _refresh(self) -> None:
+    def check(self) -> bool:
+        """Read the claim and return whether this process still holds it."""
+        with contextlib.suppress(ObjectNotFoundError):
+            self.is_lost = self.is_lost or _read_id(self._store.read(self._key)) != self._owner["id"]
+        return not self.is_lost
+
+    def release(self) -> None:
+        """Delete the claim."""
+        self._stop_heartbeats()
+        with contextlib.suppress(StoreError):  # a claim that cannot be deleted becomes stale
+            if self.check():
+                self._store.delete([self._key])
+
+    def abandon(self) -> None:
+        """Keep the object with the facts that `ClaimWatcher` was given, without an owner: any process may take it."""
+        self._stop_heartbeats()
+        with contextlib.suppress(StoreError):
+            if self.check():
+                facts = {name: fact for name, fact in self._owner.items() if name not in OWNER_FIELDS}
+                self._store.write(self._key, json.dumps(facts).encode())
+
+    def _send_heartbeats(self) -> None:
         beat = 0
-        while not self._done.wait(HEARTBEAT_SECONDS):
+        while not self._released.wait(HEARTBEAT_SECONDS):
             beat += 1
             try:
                 if not self.check():
                     return
                 self._store.write(self._key, _body(self._owner, beat))
             except StoreError:
-                continue  # advisory: the shard's own writes will say what is wrong
+                continue  # if the store stays unreachable, writing the part fails with a better message
 
-    def check(self) -> bool:
-        """Look whether it is still ours."""
-        with contextlib.suppress(ObjectNotFoundError):
-            self.is_lost = self.is_lost or _id_of(self._store.read(self._key)) != self._owner["id"]
-        return not self.is_lost
-
-    def release(self) -> None:
-        """Take the claim away."""
-        self._done.set()
+    def _stop_heartbeats(self) -> None:
+        self._released.set()
         self._thread.join()
-        with contextlib.suppress(StoreError):  # it goes stale by itself
-            if self.check():
-                self._store.delete([self._key])
-
-    def abandon(self) -> None:
-        """Leave the object with the facts that it was made with, and nobody as its owner."""
-        self._done.set()
-        self._thread.join()
-        with contextlib.suppress(StoreError):
-            if self.check():
-                left = {name: fact for name, fact in self._owner.items() if name not in _THIS_PROCESS}
-                self._store.write(self._key, json.dumps(left).encode())
 
     def __enter__(self) -> Claim:
         return self
@@ -109,112 +147,90 @@ class Claim:
         self.release()
 
 
-def is_alive(content: bytes, seconds_since_written: float) -> bool:
-    """Whether somebody may still be at work. Several missed heartbeats are needed to say no, or a process that is gone.
-
-    seconds_since_written : on one clock, that of the store
-    """
-    return not _owner_is_gone(content) and seconds_since_written < 5 * STALE_SECONDS
-
-
 class ClaimWatcher:
-    """Tries to take a claim, and remembers how long a foreign one has not moved.
+    """Tries to take a claim, and measures for how long another process has not refreshed it.
+
+    has_moved : the claim was seen with two different contents, so its owner is alive
 
     Parameters
     ----------
-    key : of the claim; `claim_key` of a part
-    facts : what the claim says beside its owner
+    key : of the claim
+    facts : stored in the claim beside its owner
     """
 
     def __init__(self, store: Store, key: str, facts: Mapping[str, object] | None = None) -> None:
         self._store = store
         self._key = key
         self._facts = dict(facts or {})
-        self._seen: bytes | None = None
-        self._seen_at = 0.0
+        self._content: bytes | None = None
+        self._unchanged_since = 0.0
         self.has_moved = False
 
     def acquire(self) -> Claim | None:
-        """The claim, or None while somebody else is alive and at it."""
-        owner = self._facts | _this_process()
+        """Return the claim, or None while another live process holds it."""
+        owner = {**self._facts, **this_process()}
         if self._store.create(self._key, _body(owner, 0)):
             return Claim(self._store, self._key, owner)
         try:
             content = self._store.read(self._key)
         except ObjectNotFoundError:
-            return None  # released this moment; the next look finds the part
-        if content != self._seen:
-            self.has_moved = self._seen is not None
-            self._seen, self._seen_at = content, time.monotonic()
-        unmoved = time.monotonic() - self._seen_at
-        if unmoved > STALE_SECONDS or _owner_is_gone(content, second_look=unmoved > POLL_SECONDS):
+            return None  # just released: the caller looks for the result before it tries again
+        if content != self._content:
+            self.has_moved = self._content is not None
+            self._content, self._unchanged_since = content, time.monotonic()
+        unchanged = time.monotonic() - self._unchanged_since
+        if unchanged > STALE_SECONDS or _is_dead(content, second_poll=unchanged > POLL_SECONDS):
             self._store.write(self._key, _body(owner, 0))
             return Claim(self._store, self._key, owner)
         return None
 
 
-_THIS_PROCESS = ("id", "host", "boot", "pid", "started")
+def is_alive(content: bytes, seconds_since_written: float) -> bool:
+    """Return whether the owner of a claim may still be alive.
+
+    Parameters
+    ----------
+    content : of the claim object
+    seconds_since_written : by the store's clock
+    """
+    return not _is_dead(content) and seconds_since_written < _STALE_AT_FIRST_READ_SECONDS
 
 
-def _body(owner: dict[str, object], beat: int) -> bytes:
-    return json.dumps(owner | {"beat": beat}).encode()
+def _is_dead(content: bytes, second_poll: bool = False) -> bool:
+    """Return True only where it is certain that no thread of any process refreshes the claim.
 
-
-def _this_process() -> dict[str, object]:
-    return {
-        "id": uuid.uuid4().hex,
-        "host": socket.gethostname(),
-        "boot": _boot_id(),
-        "pid": os.getpid(),
-        "started": _process_start(os.getpid()),
-    }
-
-
-def _id_of(content: bytes) -> object:
+    second_poll : the claim had this content at an earlier poll too. A claim of this very process is dead when no
+        heartbeat thread belongs to it: a run could not delete it, for example on a full disk. That is decided on the
+        second poll, because the claim object exists slightly before its heartbeat thread.
+    """
     try:
-        return json.loads(content)["id"]
+        owner = _parse(content)
+        if not {*OWNER_FIELDS, "beat"} <= owner.keys():
+            return True  # abandoned, or not written by a claim
+        if is_this_process(owner):
+            return second_poll and all(thread.name != _thread_name(owner) for thread in threading.enumerate())
+        return is_certainly_dead(owner)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return True  # damaged: no process refreshes such content
+
+
+def _parse(content: bytes) -> Mapping[str, object]:
+    found: object = json.loads(content)
+    if not isinstance(found, dict):
+        raise TypeError("a claim is a JSON object")
+    return cast("dict[str, object]", found)
+
+
+def _read_id(content: bytes) -> object:
+    try:
+        return _parse(content)["id"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def _owner_is_gone(content: bytes, second_look: bool = False) -> bool:
-    """True only where it is certain: same machine, same boot, and that process is not there any more. Or it is this
-    process, and no thread of it refreshes the claim: a run ended and could not take it away, on a full disk say.
-
-    second_look : the claim stood there a while ago too. Between the object and its thread there is a moment
-    """
-    try:
-        owner = json.loads(content)
-        host, boot, pid, started, _ = (owner[name] for name in ("host", "boot", "pid", "started", "beat"))
-        same_machine = host == socket.gethostname() and boot == _boot_id()
-        if same_machine and pid == os.getpid() and started == _process_start(pid):
-            return second_look and all(thread.name != _thread_name(owner) for thread in threading.enumerate())
-        return bool(same_machine and boot) and _process_start(int(pid)) != started
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return True  # damaged: nobody can be refreshing it
+def _body(owner: Mapping[str, object], beat: int) -> bytes:
+    return json.dumps({**owner, "beat": beat}).encode()
 
 
 def _thread_name(owner: Mapping[str, object]) -> str:
     return f"eigenmerge-claim {owner['id']}"
-
-
-def _boot_id() -> str:
-    """Identifies this boot of this kernel and this container: a pid and its start time then name a process.
-
-    "" where there is no /proc.
-    """
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123
-            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115
-    except OSError:
-        return ""
-
-
-def _process_start(pid: int) -> str:
-    """Start time of a process in clock ticks since boot, "" when it does not exist."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
-            fields = file.read().rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    except OSError:
-        return ""

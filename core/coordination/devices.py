@@ -1,8 +1,7 @@
-"""Which device a shard computes on: two shards never share a GPU by accident, whatever started them.
+"""Device of a shard: a GPU computes one shard at a time, whatever started the shards.
 
-A GPU is held through a lock on a small file of this machine, named by the GPU's own identifier. Threads of one process,
-Dask workers, Ray workers and a second run on the same node all see the same locks; the kernel lets go of a lock however
-its holder dies.
+A GPU is held by a file lock on this machine, named by the GPU's UUID. Threads of one process, Dask workers, Ray workers
+and a second run on the same machine use the same locks. The kernel releases a lock when its process dies.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ _POLL_SECONDS = 0.2
 
 
 def cuda_devices() -> dict[str, str]:
-    """The visible GPUs: torch's name ("cuda:0") to the GPU's identifier."""
+    """Return the visible GPUs: torch's name ("cuda:0") to the GPU's UUID."""
     import torch
 
-    names = {}
+    names: dict[str, str] = {}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         names[f"cuda:{index}"] = str(getattr(properties, "uuid", index))
@@ -39,48 +38,55 @@ def hold_device(
     visible: Callable[[], Mapping[str, str]] = cuda_devices,
     folder: Path | None = None,
 ) -> Iterator[str]:
-    """Wait for a free device and hold it: "cuda" takes any GPU, "cuda:1" that one, "cpu" needs no waiting.
+    """Wait for a free device and hold it while the block runs; yields its name for torch.
+
+    Parameters
+    ----------
+    device : "cuda" for any GPU, "cuda:1" for that one, "cpu", which any number of shards may use
+    visible : returns the GPUs, as `cuda_devices`
+    folder : of the lock files; by default one of this user below the system's temporary directory
 
     Raises
     ------
-    RecipeError : no such device on this machine
+    RecipeError : this machine has no such device
     InterruptedRunError : `stop` was set while waiting
     """
-    kind, _, index = device.partition(":")
-    if kind != "cuda":
-        if device != "cpu":
-            raise RecipeError(f"device {device!r} is unknown; choose cpu, cuda or cuda:N")
+    if device == "cpu":
         yield device
         return
-    found = visible()
-    wanted = {name: uuid for name, uuid in found.items() if not index or name == device}
-    if not wanted:
-        have = f"this machine has {', '.join(found)}" if found else "torch sees no GPU here"
-        raise RecipeError(f"device {device!r} is not there: {have}; choose another --device")
+    wanted = _matching_gpus(device, visible)
     folder = folder or Path(tempfile.gettempdir()) / f"eigenmerge-devices-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     while True:
-        for name, uuid in wanted.items():
-            lock = _try_lock(folder / f"{uuid}.lock")
-            if lock is not None:
-                try:
+        with contextlib.ExitStack() as held:
+            for name, uuid in wanted.items():
+                if _try_lock(folder / f"{uuid}.lock", held):
                     yield name
-                finally:
-                    os.close(lock)
-                return
+                    return
         stop.check()
         time.sleep(_POLL_SECONDS)
 
 
-def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock, or None while somebody else does. A lock belongs to a descriptor, not to a
-    process, so that two threads exclude each other too."""
-    import fcntl
+def _matching_gpus(device: str, visible: Callable[[], Mapping[str, str]]) -> dict[str, str]:
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        raise RecipeError(f"device {device!r} is unknown; choose cpu, cuda or cuda:N")
+    found = visible()
+    wanted = {name: uuid for name, uuid in found.items() if not index or name == device}
+    if not wanted:
+        available = f"this machine has {', '.join(found)}" if found else "torch finds no GPU on this machine"
+        raise RecipeError(f"device {device!r} is not available: {available}; choose another --device")
+    return wanted
 
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+def _try_lock(path: Path, held: contextlib.ExitStack) -> bool:
+    """Lock a file until `held` is closed; return False while another thread or process holds it."""
+    from filelock import FileLock, Timeout  # 90 ms, and only a GPU needs it
+
+    # A new object for each attempt: an object counts how often it was acquired, so one object would let two threads in.
+    lock = FileLock(path, timeout=0, mode=0o600, thread_local=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        held.enter_context(lock)
+    except Timeout:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Stopping a run cleanly: a shard in hand is finished or dropped whole, never half-written."""
+"""Stop signal of a run: it ends between two tensors, and a part is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from ..errors import InterruptedRunError
 
 @dataclass(slots=True)
 class StopSignal:
-    """Set by a signal handler or by the run's time limit; looked at between two tensors.
+    """Request to stop, set by a signal handler or by the run's time limit, and checked between two tensors.
 
-    deadline : seconds on `time.monotonic`'s clock, or None
+    deadline : on the clock of `time.monotonic`, in seconds, or None
+    reason : of the first `stop`, for the error message
     """
 
     deadline: float | None = None
@@ -21,6 +22,7 @@ class StopSignal:
     _event: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def stop(self, reason: str) -> None:
+        """Request the run to stop; `reason` completes "stopped by ..."."""
         self.reason = self.reason or reason
         self._event.set()
 
@@ -31,16 +33,16 @@ class StopSignal:
         return self._event.is_set()
 
     def check(self) -> None:
-        """Raises InterruptedRunError once the run is to stop."""
+        """Raise InterruptedRunError if the run has to stop."""
         if self.is_set:
             raise self.error()
 
     def error(self) -> InterruptedRunError:
-        """What a stopped run ends with."""
+        """Return the error that a stopped run raises."""
         return InterruptedRunError(
             f"stopped by {self.reason}; finished shards are kept: run the same command again to resume"
         )
 
     def __reduce__(self) -> tuple[type[StopSignal], tuple[None]]:
-        # A worker in another process has its own signal: its scheduler cancels it.
+        # The scheduler cancels a task in another process, which therefore gets a signal of its own.
         return (StopSignal, (None,))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..cache.alignments import Alignments
+from ..cache.alignments import AlignedExpTimes
 from ..cache.reports import Origin, TensorReport
 from ..cache.spectra.cache import SpectrumCache
 from ..cache.spectra.table_file import TableRow
@@ -43,7 +43,7 @@ class TensorMerger:
         self._device = torch.device(settings.device)
         self._dtype = torch.float64 if settings.arithmetic == "float64" else torch.float32
         self._spectra = SpectrumCache(store, settings, self._device, self._dtype)
-        self._alignments = Alignments(store)
+        self._aligned_exp_times = AlignedExpTimes(store)
         self._sums = KeptSums(store, self._device, self._dtype)
         if self._device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = settings.allow_tf32
@@ -218,7 +218,9 @@ class TensorMerger:
         """The parameters with this layer's own filter time, where it depends on the other layers."""
         if tensor.alignment_key is None:
             return parameters
-        time = self._alignments.exp_time(tensor.alignment_key, key, parameters.exp_time, parameters.alignment_rho)
+        time = self._aligned_exp_times.exp_time(
+            tensor.alignment_key, key, parameters.exp_time, parameters.alignment_rho
+        )
         return parameters.model_copy(update={"exp_time": time})
 
     def _calibrated(

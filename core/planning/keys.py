@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..formats.digest import hash_bytes, hash_json
+from ..formats.store_folders import ALIGNMENTS, PARTS, SPECTRA, SUMS
 from .plan import LayerShard, OutputFile, RunSettings, SideFile, TensorPlan
 
 # Bump when the bytes of a part change although no method did (rounding of the cast, order of the sums).
@@ -63,7 +64,7 @@ def calibration_key(spectrum: str, filtered: str) -> str:
 def alignment_key(spectra: Sequence[str]) -> str:
     """Object key of the table of the largest eigenvalues of these decompositions."""
     hashed = hash_json(["alignment", list(spectra)])
-    return f"alignments/{hashed}.json"
+    return f"{ALIGNMENTS}{hashed}.json"
 
 
 def sums_key(algorithm_version: int, arithmetic: str, base: str, matrix: str, members: Sequence[str]) -> str:
@@ -73,11 +74,11 @@ def sums_key(algorithm_version: int, arithmetic: str, base: str, matrix: str, me
     subset need not open the small ones.
     """
     shared = hash_json(["sums", algorithm_version, arithmetic, base, matrix])
-    return f"sums/{shared[:2]}/{shared}/{len(members):06d}-{hash_json(sorted(members))}.safetensors"
+    return f"{SUMS}{shared[:2]}/{shared}/{len(members):06d}-{hash_json(sorted(members))}.safetensors"
 
 
 def _spectra(hashed: str) -> str:
-    return f"spectra/{hashed[:2]}/{hashed}.arrow"  # two levels: some disks are slow with 100,000 files in a folder
+    return f"{SPECTRA}{hashed[:2]}/{hashed}.arrow"  # two levels: some disks are slow with 100,000 files in a folder
 
 
 def tensor_identity(
@@ -124,7 +125,7 @@ def part_key(identities: Sequence[tuple[str, str]], settings: RunSettings) -> st
         content.append("allow_nonfinite")  # a strict run must not take a part in which NaN was passed over
     if settings.allow_tf32:
         content.append("tf32")
-    return f"parts/{hash_json(content)}.safetensors"
+    return f"{PARTS}{hash_json(content)}.safetensors"
 
 
 def run_key(

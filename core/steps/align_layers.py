@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..cache.alignments import aligned_tensors, gather_alignments, largest_of, missing_alignments
+from ..cache.alignments import aligned_tensors, missing_alignments, write_alignments
 from ..cache.reports import DecomposeReport
 from ..coordination.stop import StopSignal
 from ..run import Run
@@ -18,5 +18,5 @@ def align_layers(run: Run, map_shards: MapShards, *, workers: int, stop: StopSig
         return []
     jobs = run.jobs(shard for shard in run.plan.shards if aligned_tensors(shard))
     reports = map_shards(decompose_shard, jobs, workers=workers, stop=stop)
-    gather_alignments(run.plan, run.store, largest_of(report.largest_values for report in reports))
+    write_alignments(run.plan, run.store, reports)
     return reports

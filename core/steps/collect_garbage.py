@@ -1,7 +1,7 @@
-"""What may be removed from a store, and its removal. Never what a living run claims, or another kept run uses.
+"""Remove runs and unused objects from a store, except what an active run claims or another kept run uses.
 
-Everything in a store can be computed again, so a mistake here costs time and never a result. A run that begins while
-objects are being deleted finds that they are gone and makes them anew.
+Every object of a store can be computed again, so a wrong removal costs time and never changes a result. A run that
+begins during a removal computes the removed objects again.
 """
 
 from __future__ import annotations
@@ -9,24 +9,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..cache.inventory import Inventory, StoredRun, look_again, store_clock, take_inventory
-from ..cache.layout import CLAIMS, PROBES, RUNS
-from ..cache.runs import RUN_NAME
+from ..cache.inventory import Inventory, reread_runs, store_clock, take_inventory
+from ..cache.kinds import deletion_order, kind_of
 from ..errors import StoreError
+from ..formats.store_folders import CLAIMS, PROBES
 from ..storage.store import Store
 
 _SHORTEST_RUN_PREFIX = 4
-# On S3 a living upload looks like a dead one; no upload takes a day.
+_SHOWN_KEY_CHARACTERS = 12
+# On S3 an upload in progress cannot be told from an abandoned one. No upload takes a day.
 _SURELY_ABANDONED_SECONDS = 86400.0
-_YOUNG_SECONDS = 3600.0  # a probe of the store may be at work
+# A younger probe may belong to a process that tests the store now.
+_PROBE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
     """What a collection removes.
 
-    keys : in the order of deletion: what says that something is whole goes before it, the record of a run last
-    runs : whose records go too; kept_running : runs that would have gone if nobody were at work on them
+    keys : in the order of deletion, see `deletion_order`
+    runs : keys of the runs whose records are removed
+    num_bytes : of all `keys`
+    kept_running : keys of runs that are old enough and stay because they are active
     """
 
     keys: tuple[str, ...]
@@ -37,7 +41,10 @@ class Garbage:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a collection did, or would do. `num_abandoned` is None in a dry run: only removing them counts them."""
+    """What a collection removed, or would remove (`dry_run`).
+
+    num_abandoned : unfinished files and uploads; None in a dry run, because only their removal counts them
+    """
 
     runs: tuple[str, ...]
     num_objects: int
@@ -55,28 +62,28 @@ def collect_garbage(
     superseded: bool = False,
     dry_run: bool = False,
 ) -> Collected:
-    """Remove runs, what only they use, and what killed writers left.
+    """Remove runs, the objects that only these runs use, and what killed processes left.
 
     Parameters
     ----------
-    older_than : seconds; runs whose record was not written for that long, and objects of that age that no run uses
-    runs : keys, or unambiguous beginnings of keys, of runs to remove whatever their age
-    superseded : remove sums over experts that a larger set contains; a run that used them has its result already
-    dry_run : look only
+    older_than : seconds; removes runs whose record is older, and objects of that age that no run uses
+    runs : keys of runs to remove whatever their age, or the first characters of a key where no other run has them
+    superseded : remove sums over experts that a larger set contains; the runs that used them have their results
+    dry_run : remove nothing
 
     Raises
     ------
-    StoreError : no such run; it is at work
+    StoreError : a run of `runs` does not exist or is active, or several runs have these first characters
     """
     inventory = take_inventory(store, store_clock(store))
-    named = [_named(inventory, prefix) for prefix in runs]
+    named = [_find_run(inventory, prefix) for prefix in runs]
     useless: frozenset[str] = frozenset()
     if superseded:
         from ..cache.superseded import superseded_sums
 
         useless = superseded_sums(store, inventory)
     if not dry_run:
-        inventory = look_again(store, inventory)  # somebody may have begun while a million objects were listed
+        inventory = reread_runs(store, inventory)  # a run may have begun while a large store was listed
     garbage = find_garbage(inventory, older_than=older_than, runs=named, useless=useless)
     if dry_run:
         return Collected(garbage.runs, len(garbage.keys), garbage.num_bytes, None, garbage.kept_running, dry_run=True)
@@ -89,65 +96,58 @@ def collect_garbage(
 def find_garbage(
     inventory: Inventory, *, older_than: float | None, runs: Sequence[str], useless: frozenset[str] = frozenset()
 ) -> Garbage:
-    """What may go; pure.
+    """Choose what to remove, without any access to the store.
 
     Parameters
     ----------
-    useless : keys that may go although a kept run names them, as long as it is not running
+    older_than, runs : as in `collect_garbage`; whole keys of runs
+    useless : keys that are removed although a kept run uses them, unless that run is active
 
     Raises
     ------
-    StoreError : a run of `runs` is at work
+    StoreError : a run of `runs` is active
     """
 
     def is_old(modified: float) -> bool:
-        # A store that does not say when an object was written is not believed to say that it is old.
+        # 0: the store does not record when an object was written. Such objects count as young.
         return older_than is not None and modified > 0 and inventory.now - modified > older_than
 
-    running = [run for run in inventory.runs if run.state == "running"]
-    for run in running:
+    active = [run for run in inventory.runs if run.state == "running"]
+    for run in active:
         if run.key in runs:
-            raise StoreError(f"run {run.key[:12]} is at work; stop it first, or wait until it has finished")
-    gone = {run.key for run in inventory.runs if run.state != "running" and (run.key in runs or is_old(run.written))}
-    kept = [run for run in inventory.runs if run.key not in gone]
-    used = {key for run in inventory.runs for key in _names(run)}
-    in_work = {*inventory.claimed_parts, *(key for run in running for key in _names(run))}
-    protected = in_work | {key for run in kept for key in _names(run) if key not in useless}
-    # A living run of which it is not known what it uses might use anything.
-    blind = any(run.objects is None for run in running)
+            raise StoreError(
+                f"run {run.key[:_SHOWN_KEY_CHARACTERS]} is active: stop it first, or wait until it has finished"
+            )
+    removed = {run.key for run in inventory.runs if run.state != "running" and (run.key in runs or is_old(run.written))}
+    used = {key for run in inventory.runs for key in run.keys}
+    used_by_active = inventory.claimed_parts.union(*(run.keys for run in active))
+    used_by_kept = {key for run in inventory.runs if run.key not in removed for key in run.keys}
+    protected = used_by_active | (used_by_kept - useless)
+    # An active run whose record is not written yet, or damaged, might use any object.
+    unknown_use = any(run.objects is None for run in active)
 
-    def may_go(key: str) -> bool:
-        if key in protected:
+    def is_garbage(key: str) -> bool:
+        if key in protected or kind_of(key) is None:
             return False
         modified = inventory.objects[key].modified
         if key.startswith(CLAIMS):
             return key in inventory.dead_claims
         if key.startswith(PROBES):
-            return 0 < modified < inventory.now - _YOUNG_SECONDS
-        return not blind and (key in used or key in useless or is_old(modified))
+            return 0 < modified < inventory.now - _PROBE_SECONDS
+        return not unknown_use and (key in used or key in useless or is_old(modified))
 
-    keys = sorted((key for key in inventory.objects if may_go(key)), key=_order)
-    late = tuple(run.key for run in running if is_old(run.written))
-    return Garbage(tuple(keys), tuple(sorted(gone)), inventory.size(keys), late)
-
-
-def _names(run: StoredRun) -> tuple[str, ...]:
-    return (*(run.objects or ()), *run.folder)
+    keys = sorted((key for key in inventory.objects if is_garbage(key)), key=deletion_order)
+    kept_running = tuple(run.key for run in active if is_old(run.written))
+    return Garbage(tuple(keys), tuple(sorted(removed)), inventory.size(keys), kept_running)
 
 
-def _order(key: str) -> tuple[int, str]:
-    """Records of parts before the parts, records of runs after everything: a kill in between leaves nothing unnamed."""
-    if key.startswith(RUNS):
-        return (3 if key.endswith(f"/{RUN_NAME}") else 2), key
-    return (0 if key.endswith(".json") else 1), key
-
-
-def _named(inventory: Inventory, prefix: str) -> str:
+def _find_run(inventory: Inventory, prefix: str) -> str:
+    """Return the key of the only run that begins with `prefix`."""
     found = [run.key for run in inventory.runs if run.key.startswith(prefix)]
-    if len(found) == 1 and len(prefix) >= _SHORTEST_RUN_PREFIX:
-        return found[0]
     if not found:
         raise StoreError(f"run {prefix!r} is not recorded in this store; `eigenmerge cache ls` lists its runs")
-    raise StoreError(
-        f"run {prefix!r} means {len(found)} runs; give more of its key, at least {_SHORTEST_RUN_PREFIX} signs"
-    )
+    if len(prefix) < _SHORTEST_RUN_PREFIX:
+        raise StoreError(f"{prefix!r} is too short: give at least {_SHORTEST_RUN_PREFIX} characters of the run key")
+    if len(found) > 1:
+        raise StoreError(f"{prefix!r} is the beginning of {len(found)} run keys; give more characters")
+    return found[0]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 from ..cache.alignments import aligned_tensors
 from ..cache.reports import DecomposeReport
-from ..coordination.claims import POLL_SECONDS, ClaimedElsewhere, ClaimWatcher, claim_key
+from ..coordination.claim_keys import spectra_claim_key
+from ..coordination.claims import claimed_shard
 from ..coordination.devices import hold_device
 from ..coordination.stop import StopSignal
 from ..coordination.threads import use_one_thread
@@ -35,12 +35,7 @@ def decompose_shard(
     stop = stop or StopSignal()
     use_one_thread()
     # The claim differs from that of the part: two runs on one store share this work too.
-    watcher = ClaimWatcher(job.store, claim_key(f"{job.shard.part_key}-spectra"))
-    while (claim := watcher.acquire()) is None:
-        stop.check()
-        if not wait:
-            raise ClaimedElsewhere
-        time.sleep(POLL_SECONDS)
+    claim = claimed_shard(job.store, spectra_claim_key(job.shard.part_key), stop=stop, wait=wait)
     with claim, hold_device(job.settings.device, stop) as device:
         reader = TensorReader(job.storage_options)
         merger = TensorMerger(replace(job.settings, device=device), job.store, reader)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from ..cache.layout import DEFAULT_STORE
 from ..cache.reports import ShardReport
 from ..cache.result import MergeResult, merge_result
 from ..cache.runs import recorded_run
@@ -14,6 +13,7 @@ from ..cache.spectra.table import write_spectra_table
 from ..coordination.stop import StopSignal
 from ..coordination.threads import one_thread
 from ..coordination.worker_count import choose_worker_count
+from ..formats.store_folders import DEFAULT_STORE
 from ..output.destination import Destination, prepare_destination
 from ..output.file_hashes import FileHashes
 from ..recipe.recipe import Recipe

@@ -8,7 +8,8 @@ from dataclasses import replace
 from ..cache.parts import find_part, write_record
 from ..cache.reports import ShardReport
 from ..cache.spectra.table import write_shard_table
-from ..coordination.claims import POLL_SECONDS, ClaimedElsewhere, ClaimWatcher, claim_key
+from ..coordination.claim_keys import claim_key
+from ..coordination.claims import claimed_shard
 from ..coordination.devices import hold_device
 from ..coordination.stop import StopSignal
 from ..coordination.threads import use_one_thread
@@ -46,20 +47,18 @@ def merge_shard(
     """
     stop = stop or StopSignal()
     use_one_thread()
-    watcher = ClaimWatcher(job.store, claim_key(job.shard.part_key))
-    while True:
-        stop.check()
+    reason: str | None = None  # why a part that exists is made again
+
+    def find() -> ShardReport | None:
+        nonlocal reason
         found, reason = find_part(job.store, job.shard)
+        return found
+
+    with claimed_shard(job.store, claim_key(job.shard.part_key), stop=stop, wait=wait, find=find) as found:
         if found is not None:
             return found
-        claim = watcher.acquire()
-        if claim is not None:
-            break
-        if not wait:
-            raise ClaimedElsewhere
-        time.sleep(POLL_SECONDS)
-    with claim, hold_device(job.settings.device, stop) as device:
-        return _write_part(job, device, stop, on_tensor, (reason,) if reason else ())
+        with hold_device(job.settings.device, stop) as device:
+            return _write_part(job, device, stop, on_tensor, (reason,) if reason else ())
 
 
 def _write_part(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import io
 
-from ..cache.layout import run_object_key
-from ..cache.spectra.table import TABLE_NAME
+from ..cache.run_folder import TABLE_NAME, run_object_key
 from ..cache.spectra.table_file import read_run_table
 from ..errors import ObjectNotFoundError
 from ..run import Run

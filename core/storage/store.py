@@ -18,6 +18,7 @@ from typing import TypeVar, final
 from ..errors import ObjectNotFoundError, StoreError
 from ..formats.object_names import check_key
 from ..formats.redaction import find_secrets, redact
+from ..formats.store_folders import PROBES
 from .addresses import absolute_uri, is_local, options_for, protocol_of
 from .backends.protocol import Backend, ObjectInfo, ObjectWriter, RequestRunner
 from .retries import RetryPolicy, call_with_retries
@@ -99,7 +100,7 @@ class Store:
         """Whether `create` relies on the server's If-None-Match."""
         return self._conditional_writes
 
-    def with_probed_writes(self, prefix: str = "probes/") -> Store:
+    def with_probed_writes(self, prefix: str = PROBES) -> Store:
         """Return this store, with `conditional_writes` off where the server ignores If-None-Match.
 
         A local disk creates files exclusively and needs no probe.
@@ -231,7 +232,7 @@ class Store:
         with self.translate_errors("cleaning", ""):
             return self.backend.remove_abandoned(older_than_seconds, self.request_runner(""))
 
-    def probe_conditional_writes(self, prefix: str = "probes/") -> bool:
+    def probe_conditional_writes(self, prefix: str = PROBES) -> bool:
         """Whether `create` is exclusive here. Also proves that the store can be written to.
 
         Three of six S3-compatible servers that were tried ignore If-None-Match and overwrite. Callers say so and go on

@@ -54,7 +54,7 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 def open_store(store: str | None, recipe: str | None) -> Store:
     """The store that a command looks into: as named, else the recipe's, else the default."""
-    from ...core.cache.layout import DEFAULT_STORE
+    from ...core.formats.store_folders import DEFAULT_STORE
     from ...core.steps.read_recipe import read_recipe
     from ...core.storage.store import Store
 

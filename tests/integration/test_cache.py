@@ -140,7 +140,7 @@ def test_gc_leaves_a_living_run_alone(make_models: Any, command: Callable[..., A
         kept = json.loads(command("cache", "gc", "--older-than", "7d", "--json").out)
         assert kept["num_objects"] == 0 and kept["kept_running"] == [plan.run_key]
         refused = command("cache", "gc", "--run", plan.run_key)
-        assert refused.code == 1 and "at work" in refused.err and store.exists(run_objects(plan)[0])
+        assert refused.code == 1 and "is active" in refused.err and store.exists(run_objects(plan)[0])
     assert take_inventory(store).runs[0].state == "unfinished"
     collect_garbage(store, older_than=7 * 86400)
     assert keys(place) == set()
@@ -200,16 +200,17 @@ def test_verify_finds_damage_of_every_kind(
             victims.setdefault(key.parts[0] + path.suffix + ("" if key.parts[0] != "runs" else path.name), path)
     victims["parts.safetensors"] = max(store.glob("parts/*.safetensors"))  # another part than that of the record
     assert len(victims) == 9, sorted(victims)
+    originals = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
     for path in victims.values():
-        content = path.read_bytes()
+        content = originals[path]
         middle = len(content) * 2 // 3
-        other = next(p for p in store.glob("**/*" + path.suffix) if p.name != path.name and p.is_file())
+        other = next(p for p in originals if p.suffix == path.suffix and p.name != path.name)
         path.write_bytes(
             {
                 "truncate": content[:middle],
                 "flip": content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :],
                 "empty": b"",
-                "swap": other.read_bytes(),
+                "swap": originals[other],
             }[damage]
         )
     found = command("cache", "verify", "--json")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from eigenmerge.core.coordination.claims import claim_key
+from eigenmerge.core.coordination.claim_keys import claim_key
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
 from ..conftest import fresh_s3_root

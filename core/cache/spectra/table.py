@@ -12,12 +12,10 @@ from ...errors import CorruptObjectError, ObjectNotFoundError
 from ...planning.plan import LayerShard, TensorPlan, spectrum_keys
 from ...run import Run
 from ...storage.store import Store
-from ..layout import run_object_key
 from ..parts import shard_table_key
+from ..run_folder import TABLE_NAME, run_object_key
 from .reader import read_spectrum
 from .table_file import TableRow, read_run_table, write_run_table
-
-TABLE_NAME = "spectra.arrow"
 
 
 def write_shard_table(store: Store, part_key: str, rows: Sequence[TableRow]) -> None:

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eigenmerge.core.coordination import claims
-from eigenmerge.core.coordination.claims import ClaimWatcher, claim_key
+from eigenmerge.core.coordination.claim_keys import claim_key
+from eigenmerge.core.coordination.claims import ClaimWatcher
 from eigenmerge.core.storage.store import Store
 
 KEY = claim_key("parts/abc.safetensors")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eigenmerge.core.cache import layout as storage_keys
+from eigenmerge.core.cache.kinds import kind_of
 from eigenmerge.core.formats.object_names import check_key
 from eigenmerge.core.planning.planner import plan_merge, run_settings
 from eigenmerge.core.recipe.recipe import load_recipe
@@ -38,7 +38,8 @@ def test_keys_have_the_stores_form(plan_of: Any, three: list[Any]) -> None:
     plan = plan_of(SWUDI, *three)
     for key in (*spectra(plan), *parts(plan)):
         assert check_key(key) == key
-        assert key.startswith((storage_keys.SPECTRA, storage_keys.PARTS))
+        kind = kind_of(key)
+        assert kind is not None and kind.name in ("spectrum", "part")
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,9 @@ def collected(found: Inventory, older_than: float | None = None, *runs: str) -> 
 
 def test_nothing_goes_without_being_asked_for() -> None:
     found = inventory(
-        (stored_run("aaaa", "spectra/x"),),
+        (stored_run("aaaa", "spectra/x.arrow"),),
         {
-            "spectra/x": 9 * DAY,
+            "spectra/x.arrow": 9 * DAY,
             "parts/orphan.safetensors": 9 * DAY,
             "claims/a.json": 0.0,
             "probes/p": DAY,
@@ -57,39 +57,46 @@ def test_nothing_goes_without_being_asked_for() -> None:
 
 
 def test_a_named_run_goes_and_what_others_use_stays() -> None:
-    runs = (stored_run("aaaa", "spectra/shared", "spectra/a"), stored_run("bbbb", "spectra/shared"))
-    found = inventory(runs, {"spectra/shared": DAY, "spectra/a": 0.0, "spectra/orphan": DAY})
+    runs = (stored_run("aaaa", "spectra/shared.arrow", "spectra/a.arrow"), stored_run("bbbb", "spectra/shared.arrow"))
+    found = inventory(runs, {"spectra/shared.arrow": DAY, "spectra/a.arrow": 0.0, "spectra/orphan.arrow": DAY})
     garbage = collected(found, None, "aaaa")
-    assert garbage.keys == ("spectra/a", "runs/aaaa/objects.json", "runs/aaaa/run.json")
+    assert garbage.keys == ("spectra/a.arrow", "runs/aaaa/objects.json", "runs/aaaa/run.json")
     assert garbage.runs == ("aaaa",) and garbage.num_bytes == 30
 
 
 def test_by_age_the_run_counts_and_not_its_objects() -> None:
     runs = (
-        stored_run("aaaa", "spectra/old", "spectra/shared", age=8 * DAY),
-        stored_run("bbbb", "spectra/shared", age=DAY),
+        stored_run("aaaa", "spectra/old.arrow", "spectra/shared.arrow", age=8 * DAY),
+        stored_run("bbbb", "spectra/shared.arrow", age=DAY),
     )
-    ages = {"spectra/old": DAY, "spectra/shared": 30 * DAY, "spectra/orphan": 8 * DAY, "spectra/new": DAY}
+    ages = {
+        "spectra/old.arrow": DAY,
+        "spectra/shared.arrow": 30 * DAY,
+        "spectra/orphan.arrow": 8 * DAY,
+        "spectra/new.arrow": DAY,
+    }
     assert set(collected(inventory(runs, ages), 7 * DAY).keys) == {
-        "spectra/old",
-        "spectra/orphan",
+        "spectra/old.arrow",
+        "spectra/orphan.arrow",
         "runs/aaaa/run.json",
         "runs/aaaa/objects.json",
     }
 
 
 def test_a_living_run_is_never_touched() -> None:
-    found = inventory((stored_run("aaaa", "spectra/x", state="running", age=30 * DAY),), {"spectra/x": 30 * DAY})
+    found = inventory(
+        (stored_run("aaaa", "spectra/x.arrow", state="running", age=30 * DAY),), {"spectra/x.arrow": 30 * DAY}
+    )
     garbage = collected(found, 7 * DAY)
     assert garbage.keys == () and garbage.kept_running == ("aaaa",)
-    with pytest.raises(StoreError, match="at work"):
+    with pytest.raises(StoreError, match="is active: stop it first"):
         collected(found, None, "aaaa")
 
 
 def test_a_living_run_that_is_not_recorded_yet_stops_the_sweep() -> None:
-    runs = (stored_run("aaaa", state="running", known=False), stored_run("bbbb", "spectra/x", age=30 * DAY))
+    runs = (stored_run("aaaa", state="running", known=False), stored_run("bbbb", "spectra/x.arrow", age=30 * DAY))
     assert not [
-        key for key in collected(inventory(runs, {"spectra/x": DAY}), 7 * DAY).keys if key.startswith("spectra")
+        key for key in collected(inventory(runs, {"spectra/x.arrow": DAY}), 7 * DAY).keys if key.startswith("spectra")
     ]
 
 
@@ -100,8 +107,8 @@ def test_a_part_that_is_being_made_stays() -> None:
 
 
 def test_unknown_times_count_as_young() -> None:
-    found = inventory((), {"spectra/x": NOW})
-    assert found.objects["spectra/x"].modified == 0.0
+    found = inventory((), {"spectra/x.arrow": NOW})
+    assert found.objects["spectra/x.arrow"].modified == 0.0
     assert collected(found, DAY).keys == ()
 
 
@@ -112,7 +119,7 @@ def test_records_go_before_what_they_vouch_for() -> None:
     assert keys[0] == "parts/x.json" and keys[-1] == "runs/aaaa/run.json"
 
 
-KEYS = [f"spectra/{letter}" for letter in "pqrstu"]
+KEYS = [f"spectra/{letter}.arrow" for letter in "pqrstu"]
 names = st.sampled_from(["aaaa", "bbbb", "cccc", "dddd"])
 states = st.sampled_from(["running", "finished", "unfinished", "damaged", "unrecorded"])
 one_run = st.tuples(states, st.frozensets(st.sampled_from(KEYS)), st.floats(0, 20 * DAY), st.booleans())
@@ -150,15 +157,20 @@ def test_whatever_lies_there(
 
 
 def test_useless_sums_go_although_a_kept_run_names_them() -> None:
-    runs = (stored_run("aaaa", "sums/a", "sums/b"), stored_run("bbbb", "sums/b", state="running"))
-    found = inventory(runs, {"sums/a": 0.0, "sums/b": 0.0})
-    garbage = find_garbage(found, older_than=None, runs=(), useless=frozenset({"sums/a", "sums/b"}))
-    assert garbage.keys == ("sums/a",), "what a living run names stays"
+    runs = (
+        stored_run("aaaa", "sums/a.safetensors", "sums/b.safetensors"),
+        stored_run("bbbb", "sums/b.safetensors", state="running"),
+    )
+    found = inventory(runs, {"sums/a.safetensors": 0.0, "sums/b.safetensors": 0.0})
+    garbage = find_garbage(
+        found, older_than=None, runs=(), useless=frozenset({"sums/a.safetensors", "sums/b.safetensors"})
+    )
+    assert garbage.keys == ("sums/a.safetensors",), "what a living run names stays"
 
 
 def test_usage_by_kind_run_method_and_model() -> None:
-    runs = (stored_run("aaaa", "spectra/shared", "spectra/a"), stored_run("cccc", "spectra/shared"))
-    found = inventory(runs, {"spectra/shared": 0.0, "spectra/a": 0.0, "sums/x": 0.0})
+    runs = (stored_run("aaaa", "spectra/shared.arrow", "spectra/a.arrow"), stored_run("cccc", "spectra/shared.arrow"))
+    found = inventory(runs, {"spectra/shared.arrow": 0.0, "spectra/a.arrow": 0.0, "sums/x.safetensors": 0.0})
     kinds = {row.name: (row.num_objects, row.num_bytes) for row in usage(found, "kind")}
     assert kinds == {"runs": (4, 40), "spectra": (2, 20), "sums": (1, 10)}
     by_run = {row.name: (row.num_bytes, row.own_bytes) for row in usage(found, "run")}
@@ -170,7 +182,8 @@ def test_usage_by_kind_run_method_and_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "problem"), [("nothere", "cache ls"), ("ab", "means 2 runs"), ("abc", "at least 4")]
+    ("prefix", "problem"),
+    [("nothere", "cache ls"), ("abcd", "beginning of 2 run keys"), ("abc", "too short: give at least 4")],
 )
 def test_names_of_runs_are_checked(tmp_path, prefix: str, problem: str) -> None:
     store = Store(str(tmp_path))

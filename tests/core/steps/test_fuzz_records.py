@@ -15,9 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eigenmerge.core.cache.alignments import read_alignment
-from eigenmerge.core.cache.layout import run_object_key
 from eigenmerge.core.cache.parts import find_part, record_key, write_record
 from eigenmerge.core.cache.reports import ShardReport, TensorReport
+from eigenmerge.core.cache.run_folder import run_object_key
 from eigenmerge.core.cache.runs import read_run, read_run_objects
 from eigenmerge.core.cache.sealed_json import write_sealed_json
 from eigenmerge.core.errors import CorruptObjectError, DestinationError, ObjectNotFoundError

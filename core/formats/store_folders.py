@@ -1,0 +1,28 @@
+"""The folders of a store, and where a store is by default.
+
+    spectra/<hh>/<hash>.arrow       the decomposition of one matrix
+    alignments/<hash>.json          the largest eigenvalue of each layer that is aligned with others
+    sums/<hh>/<hash>/<set>.safetensors   sums over one set of experts, for `keep_sums`
+    parts/<hash>.safetensors        the merged tensors of one shard
+    parts/<hash>.json               its record, written last: the part is committed once the record exists
+    parts/<hash>.arrow              values and statistics of its matrices
+    runs/<run key>/<name>           the facts of one run, the keys it uses, the table of its spectra
+    claims/<name>                   which process works on which shard or run; may be deleted at any time
+    probes/<name>                   left by a killed test of the store; may be deleted at any time
+
+`<hash>` identifies the inputs of the computation (`core/planning/keys.py`); an object that exists need not be computed
+again. `core/cache/kinds.py` has the checks of each kind of object.
+"""
+
+from __future__ import annotations
+
+# Used by the command line and the flow when neither an option, the environment nor the recipe gives a store.
+DEFAULT_STORE = "~/.cache/eigenmerge"
+
+SPECTRA = "spectra/"
+ALIGNMENTS = "alignments/"
+SUMS = "sums/"
+PARTS = "parts/"
+RUNS = "runs/"
+CLAIMS = "claims/"
+PROBES = "probes/"
