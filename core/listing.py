@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -17,7 +17,6 @@ class TensorSource:
     dtype: str  # safetensors name: F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 ... BOOL
     shape: tuple[int, ...]
     scale: TensorSource | None = None  # float8: the scale that goes with it (weight_scale or weight_scale_inv)
-    scale_inverted: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -68,4 +67,3 @@ class ModelListing:
     fingerprint: str
     num_bytes: int
     adapter: AdapterListing | None = None
-    file_fingerprints: Mapping[str, str] = field(default_factory=dict)  # object URI to fingerprint, for the manifest

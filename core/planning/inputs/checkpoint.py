@@ -27,7 +27,6 @@ class Contribution:
     full: TensorSource | None
     lora: LoraSource | None
     identity: str
-    tied: str | None = None  # the stored name of the weight it is tied to, where its own is not stored
 
 
 def summarize(listing: ModelListing) -> ModelSummary:
@@ -140,7 +139,7 @@ class Checkpoint:
             return Contribution(self._tensors[stored], lora, f"{self.fingerprint}/{stored}")
         tied = tied_alternatives(name, reference.shape, self._tensors) if self._may_be_tied(name) else None
         if tied is not None:
-            return Contribution(self._tensors[tied], lora, f"{self.fingerprint}/{tied}", tied)
+            return Contribution(self._tensors[tied], lora, f"{self.fingerprint}/{tied}")
         return None
 
     def _may_be_tied(self, name: str) -> bool:

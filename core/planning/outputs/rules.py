@@ -29,7 +29,6 @@ class Decision:
     method: AnyMethod | None
     reason: str
     rule: int | None = None
-    as_matrix: bool = False  # a convolution kernel as (out, in * kernel)
     split_qkv: bool = False
 
 
@@ -98,7 +97,7 @@ class RuleBook:
             return Decision("merge", method, because or what, rule, split_qkv=qkv == "split")
         if kind == "conv":
             if conv == "matrix":
-                return Decision("merge", method, "convolution as a matrix (out, in * kernel)", rule, as_matrix=True)
+                return Decision("merge", method, "convolution as a matrix (out, in * kernel)", rule)
             return _mean_or_base(conv, method, "convolution", rule)
         if kind == "vector":
             return _mean_or_base(self._recipe.vectors, method, "1-D", rule)

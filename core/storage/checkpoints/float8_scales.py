@@ -2,7 +2,7 @@
 
 Two layouts are in use. compressed-tensors and ModelOpt store `<weight>_scale` (one number, or one a row); DeepSeek's
 stores `<weight>_scale_inv`, one number for a block of 128 x 128. In both, despite the second's name, the weight is the
-stored float8 *times* the scale. (`TensorSource.scale_inverted` is for a layout that divides.)
+stored float8 *times* the scale.
 """
 
 from __future__ import annotations

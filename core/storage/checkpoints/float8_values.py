@@ -28,8 +28,6 @@ def dequantize(
     CheckpointError : the scale fits the weight in none of these ways
     """
     scale = scale.to(torch.float32)
-    if source.scale_inverted:
-        scale = scale.reciprocal()
     weight = stored.to(torch.float32)
     if scale.numel() == 1:
         return weight.mul_(scale.reshape(()))

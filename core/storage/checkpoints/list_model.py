@@ -113,7 +113,6 @@ def _list_place(uri: str, options: Mapping[str, object] | None, fingerprint: Fin
         fingerprint=whole,
         num_bytes=num_bytes,
         adapter=adapter,
-        file_fingerprints={folder.store.uri(name): prints[name] for name in names},
     )
 
 
