@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+import pydantic
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from ..formats.dtypes import OUTPUT_DTYPES, OutputDtype
 from .settings import parse_setting
 
-_BYTE_UNITS = {
-    "": 1,
-    "B": 1,
-    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
-    **{letter: 1000**power for power, letter in enumerate("KMGT", 1)},
-    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)},
-}
+# pydantic.ByteSize ignores what follows the first word: it reads "1e+9" as 1 e(xabyte). So the form is checked before.
+_SIZE_FORM = re.compile(r"\s*[0-9]*\.?[0-9]+\s*[A-Za-z]*\s*")
+_SIZE = TypeAdapter(pydantic.ByteSize)
+_LARGEST_SIZE = 2**63 - 1
 _CREDENTIALS = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@", re.IGNORECASE)
 
 
 def parse_bytes(value: Any) -> int:
-    """A number of bytes from 5000000000, "5GB" (decimal, as Hugging Face counts) or "5GiB".
+    """Return the number of bytes of 5000000000, "5GB" (units of 1000, as Hugging Face counts) or "5GiB" (of 1024).
 
     Raises
     ------
-    ValueError : not a positive size
+    ValueError : not a size, or not between 1 and 2**63 - 1 bytes
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    size = 0
+    is_size = isinstance(value, (int, float, str)) and not isinstance(value, bool)
+    if is_size and _SIZE_FORM.fullmatch(str(value)):
+        with suppress(ValidationError):
+            size = int(_SIZE.validate_python(str(value)))
+    if not 1 <= size <= _LARGEST_SIZE:
         raise ValueError(f"is {value!r}; expected a size such as 5GB or 512MiB")
-    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*", str(value))
-    unit = _BYTE_UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or float(match[1]) * unit < 1:
-        raise ValueError(f"is {value!r}; expected a size such as 5GB or 512MiB")
-    return int(float(match[1]) * unit)
+    return size
 
 
 def refuse_credentials(address: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -16,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from ..errors import RecipeError, suggestion
 from ..numerics.method import AnyMethod, SpectralMethod
 from ..numerics.registry import get_method
-from .fields import ByteSize, Dtype, ModelReference, Parameters, Place, parse_bytes
+from .fields import ByteSize, Dtype, ModelReference, Parameters, Place
 from .parts import (
     Calibration,
     InputModel,
@@ -30,15 +29,12 @@ from .parts import (
 )
 from .presets import apply_preset
 from .settings import adapters_of, check_values, parse_setting
-from .strict_yaml import parse_yaml_mapping
 
 __all__ = [
     "InputModel",
     "OutputSlice",
     "Recipe",
     "Rule",
-    "load_recipe",
-    "parse_bytes",
     "recipe_from_mapping",
 ]
 
@@ -228,34 +224,18 @@ def _check_scope(parameters: Mapping[str, Any] | None, place: str, method: AnyMe
             raise RecipeError(f"{place}.{name}: {error}") from None
 
 
-def load_recipe(path_or_text: str | Path) -> Recipe:
-    """Read and validate a recipe.
+def recipe_from_mapping(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+    """Return the validated recipe of a mapping.
 
     Parameters
     ----------
-    path_or_text : path of a YAML file, or the YAML itself (anything with a line break)
+    origin : str
+        Where the mapping comes from, for error messages.
 
     Raises
     ------
-    RecipeError : one line that names the place in the recipe, what was expected and what to do
+    RecipeError : one line with the key, what was expected and what was found
     """
-    if isinstance(path_or_text, str) and "\n" in path_or_text:
-        return recipe_from_mapping(parse_yaml_mapping(path_or_text, "recipe"), "recipe")
-    path = Path(path_or_text)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise RecipeError(f"{path}: is not text in UTF-8; expected a YAML file") from None
-    except (OSError, ValueError) as error:
-        if isinstance(path_or_text, str) and ": " in path_or_text:  # one line of YAML, as in a notebook
-            return recipe_from_mapping(parse_yaml_mapping(path_or_text, "recipe"), "recipe")
-        reason = error.strerror if isinstance(error, OSError) else "not a path"
-        raise RecipeError(f"{path}: recipe cannot be read: {reason}") from None
-    return recipe_from_mapping(parse_yaml_mapping(text, str(path)), str(path))
-
-
-def recipe_from_mapping(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
-    """A recipe from plain data, as `load_recipe` does from YAML."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

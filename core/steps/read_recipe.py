@@ -1,4 +1,4 @@
-"""A recipe from wherever it is given: a file, an object in a store, its text, or the plain data of a deployment."""
+"""Read a recipe from a path, a URI, YAML text or a mapping: the only reader of recipes."""
 
 from __future__ import annotations
 
@@ -8,66 +8,93 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..formats.redaction import find_secrets, redact
-from ..recipe.recipe import Recipe, load_recipe, recipe_from_mapping
+from ..recipe.recipe import Recipe, recipe_from_mapping
 from ..recipe.strict_yaml import parse_yaml_mapping
+from ..storage.addresses import is_local
 from ..storage.store import locate_object
 
 
 def read_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
-    """The validated recipe.
+    """Return the validated recipe.
 
     Parameters
     ----------
-    recipe : a Recipe; a mapping; the path or URI (s3://...) of a YAML file; or the YAML itself, with a line break in it
+    recipe : Recipe, mapping, str or Path
+        A `Recipe` is returned unchanged. A mapping is validated. A str is the path or URI (s3://...) of a YAML file,
+        or the YAML text itself.
 
     Raises
     ------
-    RecipeError : it is no valid recipe, or it is no file and holds credentials
-    StoreError : the object cannot be read
+    RecipeError : the recipe is invalid, its local file cannot be read, or a text or mapping contains credentials
+    StoreError : the object at the URI cannot be read
     """
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):
-        return _without_credentials(recipe_from_mapping(recipe))
-    if isinstance(recipe, str) and "\n" not in recipe and "://" in recipe:
-        return recipe_from_mapping(read_recipe_mapping(recipe), redact(recipe))
-    read = load_recipe(recipe)
-    return _without_credentials(read) if isinstance(recipe, str) and "\n" in recipe else read
+        _refuse_credentials(recipe)
+        return recipe_from_mapping(recipe)
+    return recipe_from_mapping(*_read_mapping(recipe))
 
 
-def read_recipe_mapping(recipe: str, storage_options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The mapping that a recipe holds, not validated yet.
+def read_recipe_mapping(recipe: str | Path) -> dict[str, Any]:
+    """Return the mapping of a recipe that is not complete yet, without validating it.
 
     Parameters
     ----------
-    recipe : path or URI of a YAML file, or the YAML itself (anything with a line break)
+    recipe : str or Path
+        As for `read_recipe`.
 
     Raises
     ------
-    RecipeError : not a YAML mapping
-    StoreError : the file cannot be read
+    RecipeError : not a YAML mapping, the local file cannot be read, or a text contains credentials
+    StoreError : the object at the URI cannot be read
     """
-    if "\n" in recipe:
-        found = parse_yaml_mapping(recipe, "recipe")
-        options = found.get("storage_options")
-        _refuse_recorded(options if isinstance(options, Mapping) else None)
-        return found
-    store, key = locate_object(recipe, storage_options)
+    return _read_mapping(recipe)[0]
+
+
+def _read_mapping(recipe: str | Path) -> tuple[dict[str, Any], str]:
+    """Return the mapping and its origin for error messages."""
+    if isinstance(recipe, str) and _is_yaml_text(recipe):
+        mapping = parse_yaml_mapping(recipe, "recipe")
+        _refuse_credentials(mapping)
+        return mapping, "recipe"
+    origin = redact(str(recipe))
     try:
-        text = store.read(key).decode()
+        if isinstance(recipe, Path) or is_local(recipe):
+            text = _read_local_file(recipe)
+        else:
+            store, key = locate_object(recipe)
+            text = store.read(key).decode()
     except UnicodeDecodeError:
-        raise RecipeError(f"{redact(recipe)}: is not text in UTF-8; expected a YAML file") from None
-    return parse_yaml_mapping(text, redact(recipe))
+        raise RecipeError(f"{origin}: is not text in UTF-8; expected a YAML file") from None
+    return parse_yaml_mapping(text, origin), origin
 
 
-def _without_credentials(recipe: Recipe) -> Recipe:
-    _refuse_recorded(recipe.storage_options)
-    return recipe
+def _is_yaml_text(recipe: str) -> bool:
+    """Return whether a string is YAML: it has a line break, or has ": " and does not name an existing file."""
+    if "\n" in recipe:
+        return True
+    try:
+        return ": " in recipe and not Path(recipe).exists()
+    except (OSError, ValueError):  # longer than a path may be, or with a NUL character
+        return True
 
 
-def _refuse_recorded(storage_options: Mapping[str, Any] | None) -> None:
-    if find_secrets(storage_options):
+def _read_local_file(recipe: str | Path) -> str:
+    path = recipe.partition("://")[2] if isinstance(recipe, str) and "://" in recipe else recipe
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError:  # a ValueError, which the caller reports
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a path"
+        raise RecipeError(f"{recipe}: recipe cannot be read: {reason}") from None
+
+
+def _refuse_credentials(recipe: Mapping[str, Any]) -> None:
+    options = recipe.get("storage_options")
+    if isinstance(options, Mapping) and find_secrets(options):
         raise RecipeError(
-            "storage_options: a recipe that is given as text or data may not hold credentials: Prefect records the"
+            "storage_options: a recipe given as text or data must not contain credentials, because Prefect records the"
             " parameters of runs; use a file, a profile or the environment"
         )

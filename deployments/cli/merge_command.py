@@ -57,7 +57,7 @@ def merge(
 
     from ...core.coordination.stop import StopSignal
     from ...core.errors import RecipeError
-    from ...core.recipe.recipe import load_recipe
+    from ...core.steps.read_recipe import read_recipe
 
     stop = StopSignal()
     stop_on_signals(stop)  # before the seconds that Prefect takes to start
@@ -66,7 +66,7 @@ def merge(
     if verbose:
         os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
     check_addresses(OUT=destination, store=store)
-    loaded = load_recipe(recipe)
+    loaded = read_recipe(recipe)
     budget = parse_size(max_memory)
 
     stop.check()

@@ -85,7 +85,7 @@ def parse_size(text: str | None) -> int | None:
     ------
     RecipeError : not a size
     """
-    from ...core.recipe.recipe import parse_bytes
+    from ...core.recipe.fields import parse_bytes
 
     if text is None:
         return None

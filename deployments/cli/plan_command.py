@@ -31,10 +31,10 @@ def plan(
 ) -> None:
     """Show what RECIPE will do. Reads headers only, never a weight."""
     from ...core.planning.summary import summarize_plan, tensor_rows
-    from ...core.recipe.recipe import load_recipe
     from ...core.steps.make_plan import make_plan
+    from ...core.steps.read_recipe import read_recipe
 
-    made = make_plan(load_recipe(recipe), max_memory=parse_size(max_memory))
+    made = make_plan(read_recipe(recipe), max_memory=parse_size(max_memory))
     summary = summarize_plan(made)
     rows = tensor_rows(made) if tensors else []
     simulations = run_simulations(made, simulate, machine) if simulate else []

@@ -15,8 +15,8 @@ from pathlib import Path
 from eigenmerge.core.planning.cost.machines import MACHINES, MachineModel
 from eigenmerge.core.planning.cost.simulate import Simulation, simulate, split_work
 from eigenmerge.core.planning.plan import Plan
-from eigenmerge.core.recipe.recipe import load_recipe
 from eigenmerge.core.steps.make_plan import make_plan
+from eigenmerge.core.steps.read_recipe import read_recipe
 
 WORKERS = (1, 8, 64)
 BEGIN, END = "<!-- tables: written by tests/benchmarks/scale_70b.py -->", "<!-- end of tables -->"
@@ -31,7 +31,7 @@ CASES = [
 def plan_of(method: str, member: str, spectra: str, num_experts: int = 8) -> Plan:
     models = "".join(f"  - model: synthetic://llama-70b/{member}{index}\n" for index in range(num_experts))
     text = f"merge_method: {method}\nbase_model: synthetic://llama-70b/base\nspectra: {spectra}\nmodels:\n{models}"
-    return make_plan(load_recipe(text))
+    return make_plan(read_recipe(text))
 
 
 def time_text(seconds: float) -> str:

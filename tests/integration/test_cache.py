@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from eigenmerge.core.cache.inventory import take_inventory
 from eigenmerge.core.cache.runs import recorded_run, run_objects
 from eigenmerge.core.coordination.claims import hold_run
-from eigenmerge.core.recipe.recipe import load_recipe
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
 from eigenmerge.core.run import Run
 from eigenmerge.core.steps.collect_garbage import collect_garbage
 from eigenmerge.core.steps.make_plan import make_plan
+from eigenmerge.core.steps.read_recipe import read_recipe
 from eigenmerge.core.steps.verify_store import verify_store
 from eigenmerge.core.storage.store import Store
 
@@ -129,7 +129,7 @@ def test_gc_by_age(two_runs: dict[str, str], command: Callable[..., Any], tmp_pa
 
 def test_gc_leaves_a_living_run_alone(make_models: Any, command: Callable[..., Any], tmp_path: Path) -> None:
     models = make_models(num_experts=2, layers=1)
-    plan = make_plan(load_recipe(models.write_recipe("swudi")))
+    plan = make_plan(read_recipe(models.write_recipe("swudi")))
     place = tmp_path / "store"
     store = Store(str(place))
     with recorded_run(Run(plan, Store(str(place))), "out"):
@@ -274,7 +274,7 @@ def test_on_s3(make_models: Any, merge_flow: Any, command: Callable[..., Any], t
 def test_the_record_hides_credentials(make_models: Any, tmp_path: Path) -> None:
     models = make_models(num_experts=1, layers=1)
     recipe = models.recipe("swudi", storage_options={"s3": {"key": "AKIA-planted", "secret": "planted-secret"}})
-    plan = make_plan(load_recipe(yaml.safe_dump(recipe) + "\n"))
+    plan = make_plan(recipe_from_mapping(recipe))
     with recorded_run(Run(plan, Store(str(tmp_path / "store"))), "https://user:planted-password@host/out"):
         pass
     text = "".join(path.read_text() for path in (tmp_path / "store").rglob("*.json"))

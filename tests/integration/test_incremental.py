@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
 from eigenmerge.core.cache.result import MergeResult
 from eigenmerge.core.output.destination import prepare_destination
 from eigenmerge.core.planning.plan import Plan
-from eigenmerge.core.recipe.recipe import load_recipe
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
 from eigenmerge.core.run import Run
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.merge_run import run_plan
@@ -40,7 +39,7 @@ class Recipes:
     def plan(self, *experts: int, method: str = "swudi", keep: bool = True, **keys: Any) -> Plan:
         recipe = self.models.recipe(method, **{**self.keys, **keys}, keep_sums=keep)
         recipe["models"] = [recipe["models"][index] for index in experts]
-        return make_plan(load_recipe(yaml.safe_dump(recipe) + "\n"))
+        return make_plan(recipe_from_mapping(recipe))
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
@@ -225,7 +224,7 @@ def test_another_weight_is_another_expert(make_models: Any, tmp_path: Path, load
             {**model, "parameters": {"weight": weight}}
             for model, weight in zip(recipe["models"], weights, strict=False)
         ]
-        return make_plan(load_recipe(yaml.safe_dump(recipe) + "\n"))
+        return make_plan(recipe_from_mapping(recipe))
 
     merge_plan(plan(1.0, 0.5), tmp_path / "a", tmp_path / "store")
     changed = merge_plan(plan(1.0, 0.25, 2.0), tmp_path / "b", tmp_path / "store")

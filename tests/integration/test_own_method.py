@@ -76,9 +76,9 @@ def save_models(make_models: Callable[..., Any], folder: Path) -> Any:
 
 KEYS = """
 from eigenmerge.core.planning.plan import spectrum_keys
-from eigenmerge.core.recipe.recipe import load_recipe
+from eigenmerge.core.steps.read_recipe import read_recipe
 from eigenmerge.core.steps.make_plan import make_plan
-for shard in make_plan(load_recipe("recipe.yml")).shards:
+for shard in make_plan(read_recipe("recipe.yml")).shards:
     if any(tensor.action == "merge" for tensor in shard.tensors):
         print(shard.part_key, *(key for tensor in shard.tensors for key in spectrum_keys(tensor)))
 """

@@ -19,11 +19,11 @@ import torch
 from eigenmerge.core.cache.result import merge_result
 from eigenmerge.core.coordination.stop import StopSignal
 from eigenmerge.core.output.destination import prepare_destination
-from eigenmerge.core.recipe.recipe import load_recipe
 from eigenmerge.core.run import Run
 from eigenmerge.core.steps.assemble import assemble
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.merge_shard import merge_shard
+from eigenmerge.core.steps.read_recipe import read_recipe
 from eigenmerge.core.steps.shard_steps import map_in_turn
 from eigenmerge.core.storage.store import Store
 
@@ -36,7 +36,7 @@ def resident(field: str) -> int:
 
 def main(recipe_path: str, destination: str, store: str) -> None:
     started = time.monotonic()
-    plan = make_plan(load_recipe(recipe_path))
+    plan = make_plan(read_recipe(recipe_path))
     planned = time.monotonic()
     for operation in (torch.linalg.eigh, torch.linalg.svd, torch.linalg.qr):
         operation(torch.eye(256))  # loads the libraries

@@ -13,8 +13,8 @@ import pytest
 from eigenmerge.core.planning.cost.machines import MACHINES
 from eigenmerge.core.planning.cost.simulate import simulate
 from eigenmerge.core.planning.plan import Plan
-from eigenmerge.core.recipe.recipe import load_recipe
 from eigenmerge.core.steps.make_plan import make_plan
+from eigenmerge.core.steps.read_recipe import read_recipe
 
 H100 = MACHINES["h100-80gb"]
 PARAMETERS = 70_553_706_496
@@ -29,7 +29,7 @@ def recipe_text(method: str, member: str, num_experts: int = 8, model: str = "ll
 
 
 def plan_of(method: str, member: str, num_experts: int = 8, model: str = "llama-70b", **keys: str) -> Plan:
-    return make_plan(load_recipe(recipe_text(method, member, num_experts, model, **keys)))
+    return make_plan(read_recipe(recipe_text(method, member, num_experts, model, **keys)))
 
 
 @pytest.fixture(scope="module")

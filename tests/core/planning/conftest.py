@@ -11,7 +11,8 @@ import pytest
 from eigenmerge.core.formats.dtypes import tensor_bytes
 from eigenmerge.core.listing import AdapterListing, ModelListing, TensorSource
 from eigenmerge.core.planning.planner import plan_merge
-from eigenmerge.core.recipe.recipe import load_recipe
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
+from eigenmerge.core.recipe.strict_yaml import parse_yaml_mapping
 
 
 def place(uri: str, tensors: Mapping[str, tuple[int, ...]], dtype: str | Mapping[str, str]) -> dict[str, TensorSource]:
@@ -117,7 +118,7 @@ def plan_of() -> Callable[..., Any]:
     """Plan a recipe given as text; models are looked up by the names that the recipe uses."""
 
     def plan(text: str, *listings: ModelListing, **options: Any) -> Any:
-        recipe = load_recipe(text + "\n\n")
+        recipe = recipe_from_mapping(parse_yaml_mapping(text, "recipe"))
         by_name = {listing.name: listing for listing in listings}
         base = by_name[recipe.base_model] if recipe.base_model else None
         return plan_merge(recipe, base, [by_name[name] for name in recipe.expert_references], **options)

@@ -10,7 +10,7 @@ import pytest
 from eigenmerge.core.cache.kinds import kind_of
 from eigenmerge.core.formats.object_names import check_key
 from eigenmerge.core.planning.planner import plan_merge, run_settings
-from eigenmerge.core.recipe.recipe import load_recipe
+from eigenmerge.core.steps.read_recipe import read_recipe
 
 SWUDI = "merge_method: swudi\nbase_model: base\nmodels: [a, b]\n"
 NAMES = {"layers.0.w.weight": (8, 8), "layers.0.n.weight": (8,)}
@@ -106,7 +106,7 @@ def test_experts_with_one_fingerprint_and_two_weights(plan_of: Any, model: Any) 
 
 
 def test_settings_count_only_where_they_change_numbers(three: list[Any]) -> None:
-    recipe = load_recipe(SWUDI + "\n\n")
+    recipe = read_recipe(SWUDI + "\n\n")
 
     def key(**changes: Any) -> str:
         return plan_merge(recipe, three[0], three[1:], replace(run_settings(recipe), **changes)).shards[0].part_key

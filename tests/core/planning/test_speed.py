@@ -54,7 +54,7 @@ def test_time_grows_with_the_tensors_and_not_faster(model: Any, plan_of: Any) ->
 
 def test_torch_is_not_imported() -> None:
     code = (
-        "import sys; from eigenmerge.core.recipe.recipe import load_recipe; import eigenmerge.core.planning.planner;"
-        "load_recipe('merge_method: swudi\\nbase_model: b\\nmodels: [a]\\n'); sys.exit('torch._C' in sys.modules)"
+        "import sys, eigenmerge.core.planning.planner; from eigenmerge.core.recipe.recipe import recipe_from_mapping;"
+        "recipe_from_mapping({'merge_method': 'swudi', 'models': ['a']}); sys.exit('torch._C' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

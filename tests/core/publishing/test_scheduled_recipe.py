@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eigenmerge.core.errors import RecipeError, StoreError
+from eigenmerge.core.errors import RecipeError
 from eigenmerge.core.publishing.expert_registry import RegisteredExpert, RegistryScan
 from eigenmerge.core.publishing.scheduled_recipe import complete_recipe, template_digest
 from eigenmerge.core.steps.read_recipe import read_recipe_mapping
@@ -50,7 +50,7 @@ def test_the_digest_is_of_the_template_alone() -> None:
 
 
 def test_what_cannot_be_scheduled(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"none\.yaml"):
+    with pytest.raises(RecipeError, match=r"none\.yaml: recipe cannot be read: No such file"):
         read_recipe_mapping(str(tmp_path / "none.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="UTF-8"):

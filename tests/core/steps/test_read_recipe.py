@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from eigenmerge.core.errors import RecipeError, StoreError
-from eigenmerge.core.recipe.recipe import load_recipe
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
 from eigenmerge.core.steps.read_recipe import read_recipe
 
 TEXT = "merge_method: task_arithmetic\nbase_model: /models/base\nmodels:\n  - model: /models/a\n"
@@ -22,8 +22,10 @@ def test_all_forms_mean_the_same(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/recipes/recipe.yml", TEXT.encode())
     try:
-        expected = load_recipe(TEXT)
-        for form in (expected, yaml.safe_load(TEXT), TEXT, path, str(path), "memory://recipes/recipe.yml"):
+        expected = recipe_from_mapping(yaml.safe_load(TEXT))
+        one_line = yaml.safe_dump(yaml.safe_load(TEXT), default_flow_style=True, width=1000).strip()
+        uris = (path.as_uri(), "memory://recipes/recipe.yml")
+        for form in (expected, yaml.safe_load(TEXT), TEXT, one_line, path, str(path), *uris):
             assert read_recipe(form) == expected
     finally:
         memory.rm("/recipes", recursive=True)
@@ -39,10 +41,26 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path) -> None:
         read_recipe("memory://recipes/bad.yml")
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for missing in (tmp_path / "nowhere.yml", str(tmp_path / "nowhere.yml"), (tmp_path / "nowhere.yml").as_uri()):
+        with pytest.raises(RecipeError, match=r"nowhere\.yml: recipe cannot be read: No such file"):
+            read_recipe(missing)
+    with pytest.raises(RecipeError, match="recipe cannot be read: Is a directory"):
+        read_recipe(str(tmp_path))
+    with pytest.raises(RecipeError, match="recipe cannot be read: not a path"):
+        read_recipe("recipe\0.yml")
+    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"binary\.yml: is not text in UTF-8"):
+        read_recipe(tmp_path / "binary.yml")
+    (tmp_path / "odd: name.yml").write_text(TEXT)
+    assert read_recipe(str(tmp_path / "odd: name.yml")) == read_recipe(TEXT)
+
+
 @pytest.mark.parametrize("options", [{"key": "AKIAEXAMPLE", "secret": "example-secret"}, {"s3": {"token": "example"}}])
 def test_credentials_are_refused_where_prefect_would_record_them(tmp_path: Path, options: dict[str, Any]) -> None:
     content = {"merge_method": "linear", "models": ["a", "b"], "storage_options": options}
-    for form in (content, yaml.safe_dump(content)):
+    one_line = yaml.safe_dump(content, default_flow_style=True, width=1000).strip()
+    for form in (content, yaml.safe_dump(content), one_line):
         with pytest.raises(RecipeError, match=r"storage_options: .* a file, a profile or the environment") as caught:
             read_recipe(form)
         assert "example" not in str(caught.value)

@@ -11,7 +11,7 @@ import pytest
 from eigenmerge.core.errors import CheckpointError, RecipeError, ShapeError
 from eigenmerge.core.planning.inputs.tokenizers import read_vocabulary
 from eigenmerge.core.planning.outputs.vocabulary import tokenizer_files_needed
-from eigenmerge.core.recipe.recipe import load_recipe
+from eigenmerge.core.steps.read_recipe import read_recipe
 
 TIES = "merge_method: ties\nbase_model: base\nmodels: [a]\n"
 EMBED = "embed_tokens.weight"
@@ -163,11 +163,11 @@ def test_union_needs_a_tokenizer_to_extend(model: Any, plan_of: Any) -> None:
 
 def test_which_files_are_needed(model: Any) -> None:
     models = pair(model, 3, 5)
-    recipe = load_recipe(TIES + "\n\n")
+    recipe = read_recipe(TIES + "\n\n")
     both = ["/models/base/tokenizer.json", "/models/a/tokenizer.json"]
     assert tokenizer_files_needed(recipe, models[0], models[1:]) == both
     assert tokenizer_files_needed(recipe, models[0], pair(model, 3, 3)[1:]) == []
-    explicit = load_recipe(TIES + "tokenizer_source: union\n\n")
+    explicit = read_recipe(TIES + "tokenizer_source: union\n\n")
     assert tokenizer_files_needed(explicit, *[pair(model, 3, 3)[0], pair(model, 3, 3)[1:]]) == both
 
 
