@@ -1,1 +1,1 @@
-"""One file per published method (or close family). See `..method` for what a method is."""
+"""The built-in merge methods: one file per published method or close family."""

@@ -1,4 +1,4 @@
-"""ACE-Merging: a closed form in which each expert is weighted by the input covariance read off its own task vector."""
+"""ACE-Merging: a closed form that weights each expert by the input covariance estimated from its task vector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..svd.compact_svd import compact_svd, frobenius_norm, gram, stays_low_rank,
 from ..svd.delta_sum import delta_spectrum
 from ..task_vectors import LowRank, TaskVectors
 
-_TINY = 1e-12  # of the published code: added to traces and to the squared mean of their logarithms
+_TINY = 1e-12  # as in the published code: added to traces and to the squared mean of their logarithms
 
 
 class AceParameters(SpectralParameters):
@@ -23,16 +23,20 @@ class AceParameters(SpectralParameters):
         0.01,
         gt=0.0,
         allow_inf_nan=False,
-        description="ridge on each covariance (divided by its trace where normalised)",
+        description="ridge added to each covariance; divided by the trace where covariances are normalized",
     )
     heterogeneity_threshold: float = Field(
         0.3,
         ge=0.0,
         allow_inf_nan=False,
-        description="above it covariances are normalised by their traces and the result is refined",
+        description="above this variance of the log traces (relative to their squared mean), covariances are normalized"
+        " by their traces and the result is refined",
     )
     rank_fraction: float = Field(
-        0.3, ge=0.0, le=1.0, description="share of the singular directions that the refinement makes isotropic"
+        0.3,
+        ge=0.0,
+        le=1.0,
+        description="share of the singular directions to which the refinement gives one common value",
     )
 
 
@@ -40,23 +44,23 @@ class AceParameters(SpectralParameters):
 class _Setting:
     epsilon: float
     is_heterogeneous: bool
-    mean_trace: float  # of v_t^T v_t over the experts that are not zero
+    mean_trace: float  # mean of tr(v_t^T v_t) over the non-zero experts
     num_tasks: int
 
 
 class Ace(SpectralMethod[AceParameters, ExpertParameters]):
-    """X_t = v_t less its mean row; S_t = X_t^T X_t (over its trace where heterogeneous); e_t the ridge, likewise.
+    """W = [sum_t X_t (S_t + e_t I)] [sum_t (S_t + e_t I) + 1 c]^(-1).
 
-        W = [sum_t X_t (S_t + e_t I)] [sum_t (S_t + e_t I) + 1 c]^(-1),   c the mean row of sum_t S_t
+    X_t is v_t minus its mean row, S_t = X_t^T X_t, e_t = epsilon, and c the mean row of sum_t S_t. The tasks are
+    heterogeneous if var(log tr_t) > heterogeneity_threshold * mean(log tr_t)^2, tr_t = ||v_t||_F^2. Then S_t and e_t
+    are divided by tr(S_t) and c by the mean of tr_t, and the result is refined: with the residual
+    D = sum_t v_t (S_t - mean_t(S_t + e_t I)) and W + D = U S V^T, mean(S_1 .. S_k) U_k V_k^T is added to W,
+    k = int(rank_fraction min(M, K)).
 
-    The tasks are heterogeneous if var(log tr) > threshold * mean(log tr)^2, tr = ||v_t||_F^2. Then c is divided by the
-    mean trace, and with the residual D = sum_t v_t (S_t - mean_t(S_t + e_t I)) and W + D = U S V^T,
-    mean(S_1 .. S_k) U_k V_k^T is added to W, k = int(rank_fraction min(M, K)).
-
-    This is what the published code computes; it depends on the basis of both sides (mean rows) and on the scale of the
-    experts (epsilon is absolute). An expert that is all zero contributes nothing here; there its trace of 1e-12 makes
-    the tasks heterogeneous and its ridge 1e10. For LoRA experts all of it happens in the row space of the stacked
-    factors, (s I + Q A)^(-1) = by push-through a system of size sum of ranks, and stays exact.
+    These are the formulas of the published code. They depend on the basis of both sides (mean rows) and on the scale of
+    the experts (epsilon is absolute). A zero expert is left out here; in the published code its trace of 1e-12 makes
+    the tasks heterogeneous and its ridge 1e10. For LoRA experts the push-through identity turns the inverse into a
+    system whose size is the sum of the ranks; the result is exact.
 
     References
     ----------
@@ -65,7 +69,7 @@ class Ace(SpectralMethod[AceParameters, ExpertParameters]):
     """
 
     name = "ace"
-    summary = "Closed form that weights each expert by the covariance of its own task vector (ACE-Merging)"
+    summary = "Closed form that weights each expert by the covariance of its task vector (ACE-Merging)"
     source = "arXiv:2603.02945"
     Parameters = AceParameters
 
@@ -73,7 +77,7 @@ class Ace(SpectralMethod[AceParameters, ExpertParameters]):
         return {"kind": self.name, **parameters.model_dump(exclude={"scale"})}
 
     def decompose(self, task_vectors: TaskVectors, parameters: AceParameters) -> Spectrum:
-        """Cost: two passes; dense 4 N M K^2 + K^3 flops in float64, one or two SVDs."""
+        """Decompose the merged delta. Cost: two passes, 4 N M K^2 + K^3 flops in float64 (dense), one or two SVDs."""
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
         traces = [frobenius_norm(vector) ** 2 for vector in task_vectors]
         heterogeneity = _heterogeneity([trace for trace in traces if trace > 0])
@@ -108,12 +112,12 @@ class Ace(SpectralMethod[AceParameters, ExpertParameters]):
         if stays_low_rank(shape, max_ranks, all_low_rank):
             stacked = sum(max_ranks)
             return 10 * stacked * sum(shape) + svd_elements(shape, stacked) + rows * columns
-        # float64: the covariances' sum, one of them and the solver's copy; result, residual, sum and one expert
+        # float64: sum of the covariances, one covariance, the solver's copy; result, residual, sum and one expert
         return max(8 * columns**2 + 14 * rows * columns, 4 * rows * columns + svd_elements(shape))
 
 
 def _heterogeneity(traces: Sequence[float]) -> float:
-    """var(log trace) / mean(log trace)^2, the unbiased variance; 0 for a single expert."""
+    """Return var(log trace) / mean(log trace)^2 with the unbiased variance; 0 for a single expert."""
     if len(traces) < 2:
         return 0.0
     logarithms = [math.log(trace + _TINY) for trace in traces]
@@ -123,7 +127,7 @@ def _heterogeneity(traces: Sequence[float]) -> float:
 
 
 def _from_dense(task_vectors: TaskVectors, setting: _Setting) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(W, W + D or None), (M, K), computed in float64."""
+    """Return W and, where the tasks are heterogeneous, W + D; (M, K), computed in float64."""
     covariances = weighted = summed = residual = None
     ridge = 0.0
     dtype = torch.float64
@@ -133,16 +137,16 @@ def _from_dense(task_vectors: TaskVectors, setting: _Setting) -> tuple[torch.Ten
         full = given.double()
         if not bool(full.any()):
             continue
-        centred = full - full.mean(dim=0)
-        covariance = gram(centred.T)
+        centered = full - full.mean(dim=0)
+        covariance = gram(centered.T)
         divisor = covariance.trace().item() + _TINY if setting.is_heterogeneous else 1.0
         covariance /= divisor
         own_ridge = setting.epsilon / divisor
         ridge += own_ridge
-        term = torch.addmm(centred, centred, covariance, beta=own_ridge)
+        term = torch.addmm(centered, centered, covariance, beta=own_ridge)
         weighted = term if weighted is None else weighted.add_(term)
         if setting.is_heterogeneous:
-            summed = full.clone() if summed is None else summed.add_(full)  # double() of float64 is the expert itself
+            summed = full.clone() if summed is None else summed.add_(full)  # clone: double() of float64 makes no copy
             term = full @ covariance
             residual = term if residual is None else residual.add_(term)
         covariances = covariance if covariances is None else covariances.add_(covariance)
@@ -159,7 +163,7 @@ def _from_dense(task_vectors: TaskVectors, setting: _Setting) -> tuple[torch.Ten
 
 
 def _from_factors(task_vectors: TaskVectors, setting: _Setting) -> tuple[LowRank, LowRank | None]:
-    """The same as factors: with all A_t stacked to A (P, K), every term is (M, P) A and the inverse is of size P."""
+    """Return the same as `_from_dense` in factors: every term is (M, P) A with all A_t stacked to A (P, K)."""
     vectors = [vector for vector in task_vectors if isinstance(vector, LowRank) and vector.rank > 0]
     stacked = torch.cat([vector.right for vector in vectors]).double()  # A
     inner = gram(stacked)  # A A^T
@@ -173,8 +177,8 @@ def _from_factors(task_vectors: TaskVectors, setting: _Setting) -> tuple[LowRank
         start += vector.rank
         left = vector.left.double()
         originals.append(left)
-        centred = left - left.mean(dim=0)
-        own = gram(centred.T)
+        centered = left - left.mean(dim=0)
+        own = gram(centered.T)
         own_inner = inner[span, span]
         if frobenius_norm(vector) == 0.0:
             weighted.append(torch.zeros_like(left))
@@ -185,13 +189,13 @@ def _from_factors(task_vectors: TaskVectors, setting: _Setting) -> tuple[LowRank
         own_ridge = setting.epsilon / divisor
         ridge += own_ridge
         covariance[span, span] = own
-        weighted.append(centred @ (own_inner @ own) + own_ridge * centred)
+        weighted.append(centered @ (own_inner @ own) + own_ridge * centered)
         residual.append(left @ (own_inner @ own))
     row_sums = stacked.sum(dim=1)  # A 1
     mean_row = (row_sums @ covariance) / columns  # c = mean_row A
     if setting.is_heterogeneous:
         mean_row /= setting.mean_trace + _TINY
-    # (s I + A^T G A + 1 c)^(-1) on the right of (..) A is (s I + A A^T G + A 1 c')^(-1) A
+    # push-through: (..) A (s I + A^T G A + 1 c)^(-1) = (..) (s I + A A^T G + A 1 mean_row)^(-1) A, with c = mean_row A
     system = inner @ covariance + torch.outer(row_sums, mean_row)
     system.diagonal().add_(ridge)
     merged = torch.linalg.solve(system, torch.cat(weighted, dim=1), left=False)
@@ -205,7 +209,7 @@ def _from_factors(task_vectors: TaskVectors, setting: _Setting) -> tuple[LowRank
 
 
 def _refined(merged: torch.Tensor | LowRank, fused: torch.Tensor | LowRank, num_flat: int) -> torch.Tensor | LowRank:
-    """W + mean(S_1 .. S_k) U_k V_k^T of W + D; directions that the data does not have are not counted in."""
+    """Return W + mean(S_1 .. S_k) U_k V_k^T of W + D; the mean does not include null directions."""
     svd = compact_svd(fused, max_directions=num_flat)
     if svd.num_directions == 0:
         return merged

@@ -1,4 +1,4 @@
-"""Arcee Fusion: take the other model's entries where its change matters most, the base's elsewhere."""
+"""Arcee Fusion: the entries of the other model where its change is most important, the base elsewhere."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class ArceeFusionParameters(MethodParameters):
 
 
 class ArceeFusion(DirectMethod[ArceeFusionParameters, MethodParameters]):
-    """Importance of an entry: |other - base| times KL(softmax(other row) || softmax(base row)).
+    """Take an entry from the other model if its importance is at least median + 1.5 (q3 - q1), else from the base.
 
-    Entries whose importance reaches median + 1.5 (q3 - q1) are the other model's. The quartiles are those of all
-    entries; mergekit estimates them from a random million where a tensor is larger.
+    importance = |other - base| * KL(softmax(other row) || softmax(base row)). Median and quartiles q1, q3 are those of
+    all entries; mergekit estimates them from a random million entries of larger tensors.
 
-    Cost: one pass; ten operations an entry and three selections of a quartile.
+    Cost: one pass; ten operations per entry and three selections of a quantile.
 
     References
     ----------
@@ -30,7 +30,7 @@ class ArceeFusion(DirectMethod[ArceeFusionParameters, MethodParameters]):
     """
 
     name = "arcee_fusion"
-    summary = "take one other model's most important changes, the base elsewhere"
+    summary = "the most important changes of one other model, the base elsewhere"
     source = "mergekit"
     Parameters = ArceeFusionParameters
     Expert = MethodParameters
@@ -43,7 +43,7 @@ class ArceeFusion(DirectMethod[ArceeFusionParameters, MethodParameters]):
         """
         Raises
         ------
-        RecipeError : if there is no base, or not exactly one other model
+        RecipeError : there is no base, or not exactly one other model
         """
         base = required_base(inputs, self.name)
         check_other_count(inputs, self)
@@ -55,11 +55,11 @@ class ArceeFusion(DirectMethod[ArceeFusionParameters, MethodParameters]):
         return torch.where(importance >= median + 1.5 * (third - first), other, base)
 
     def peak_tensors(self, num_experts: int) -> float:
-        return EXPERT_TENSORS + 4  # importance, its copy and 64-bit places while a quartile is selected
+        return EXPERT_TENSORS + 4  # importance, its copy, and 64-bit indices (two tensors) while a quantile is selected
 
 
 def _importance(base: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """In the shape of the inputs; rows run along the last dimension."""
+    """Return the importance of every entry, in the shape of the inputs; rows run along the last dimension."""
     rows = base.reshape(-1, base.shape[-1] if base.ndim else 1)
     other_rows = other.reshape(rows.shape)
     importance = torch.empty_like(rows)
@@ -74,5 +74,5 @@ def _importance(base: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def _quantile(values: torch.Tensor, fraction: float) -> torch.Tensor:
-    """The entry at place floor(fraction (n - 1)) of the sorted ones."""
+    """Return entry number floor(fraction (n - 1)) of the sorted values."""
     return torch.kthvalue(values.reshape(-1), int(fraction * (values.numel() - 1)) + 1).values

@@ -1,4 +1,4 @@
-"""The plain mean of the task vectors: the baseline every merge has to beat."""
+"""Average: base plus the mean of the task vectors, the baseline of every comparison."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from ..method import DirectMethod, ExpertParameters, SpectralParameters, TensorI
 
 
 class Average(DirectMethod[SpectralParameters, ExpertParameters]):
+    """base + scale * (1/N) sum_i weight_i v_i; the weights are not normalized.
+
+    Cost: one pass, two operations per entry and expert.
+
+    References
+    ----------
+    Model soups, arXiv:2203.05482
+    """
+
     name = "average"
     summary = "base + scale * mean of the task vectors"
     source = "Model soups, arXiv:2203.05482"
@@ -19,7 +28,7 @@ class Average(DirectMethod[SpectralParameters, ExpertParameters]):
         self, inputs: TensorInputs, parameters: SpectralParameters, experts: Sequence[ExpertParameters]
     ) -> torch.Tensor:
         base = inputs.base
-        assert base is not None, "the average is taken of task vectors, which need a base"
+        assert base is not None, "task vectors need a base"
         total = torch.zeros_like(base)
         for task_vector, expert in zip(inputs.task_vectors(), experts, strict=True):
             total.add_(task_vector, alpha=expert.weight)

@@ -1,4 +1,4 @@
-"""Model Breadcrumbs: drop each task vector's outliers and its smallest entries; plain sum or TIES' elected signs."""
+"""Model Breadcrumbs: drop outliers and small entries of each task vector; plain sum or TIES' elected signs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from ..lazy_torch import torch
 
 
 class BreadcrumbsExpert(SparseExpert):
-    gamma: float = Field(0.01, ge=0, le=1, description="fraction of largest entries that is dropped as outliers")
+    gamma: float = Field(0.01, ge=0, le=1, description="fraction of entries, the largest, that is dropped as outliers")
 
 
 class Breadcrumbs(GeneralizedTaskArithmetic[CombineParameters, BreadcrumbsExpert]):
-    """Cost: one pass; about 25 operations an entry and expert, most of them to find the two thresholds.
+    """base + lambda sum_i weight_i r_i, where r_i is v_i without its largest and its smallest entries.
+
+    Of the n entries sorted by magnitude the largest int(gamma n) are dropped and the next int(density n) are kept.
+
+    Cost: one pass; about 25 operations per entry and expert, most of them to find the two thresholds.
 
     References
     ----------
@@ -22,7 +26,7 @@ class Breadcrumbs(GeneralizedTaskArithmetic[CombineParameters, BreadcrumbsExpert
     """
 
     name = "breadcrumbs"
-    summary = "drop each task vector's outliers and smallest entries, sum"
+    summary = "drop the outliers and smallest entries of each task vector, sum"
     source = "arXiv:2312.06795"
     Parameters = CombineParameters
     Expert = BreadcrumbsExpert
@@ -34,7 +38,9 @@ class Breadcrumbs(GeneralizedTaskArithmetic[CombineParameters, BreadcrumbsExpert
 
 
 class BreadcrumbsTies(Breadcrumbs):
+    """As Breadcrumbs, but only those weight_i r_i are added that have the sign of sum_i weight_i r_i."""
+
     name = "breadcrumbs_ties"
-    summary = "drop each task vector's outliers and smallest entries, elect a sign per entry, sum what agrees"
-    order_matters = True  # where votes cancel, the elected sign is that of the rounded sum in the recipe's order
+    summary = "drop the outliers and smallest entries of each task vector, elect a sign per entry, sum what agrees"
+    order_matters = True  # where votes cancel, rounding of the sum in recipe order decides the elected sign
     elects_signs = True

@@ -1,4 +1,4 @@
-"""CART: the mean plus low-rank parts of the experts' differences from the mean."""
+"""CART: the mean of the experts plus low-rank parts of their differences from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from ..task_vectors import LowRank, TaskVectors
 
 class CartParameters(SpectralParameters):
     rank_ratio: float = Field(
-        0.08, gt=0.0, le=1.0, description="rank kept of each centred expert, as a share of min(out, in) features"
+        0.08,
+        gt=0.0,
+        le=1.0,
+        description="rank kept of each centered expert (expert minus mean), as a share of min(out, in) features",
     )
     coefficient: float = Field(1.0, allow_inf_nan=False, description="factor (lambda) on the sum of the low-rank parts")
 
@@ -25,8 +28,8 @@ class CartParameters(SpectralParameters):
 class Cart(SpectralMethod[CartParameters, ExpertParameters]):
     """m = mean_i v_i; result m + lambda sum_i SVD_r(v_i - m), r = max(1, int(rank_ratio min(M, K))).
 
-    At full rank the centred experts add up to zero and the mean is left: so it is for LoRA experts whose ranks add up
-    to less than r. For those use core_space with merge: cart, where the ratio is of the small core.
+    The centered experts v_i - m add up to zero. Where r is at least their rank, as for LoRA experts whose ranks add up
+    to less than r, only the mean is left. For those use core_space with `merge: cart`; its ratio refers to the core.
 
     References
     ----------
@@ -43,7 +46,7 @@ class Cart(SpectralMethod[CartParameters, ExpertParameters]):
         return {"kind": self.name, "rank_ratio": parameters.rank_ratio, "coefficient": parameters.coefficient}
 
     def decompose(self, task_vectors: TaskVectors, parameters: CartParameters) -> Spectrum:
-        """Cost: two passes, one SVD per expert, and one of the result; LoRA experts: on their small cores."""
+        """Decompose the merged delta. Cost: two passes, N + 1 SVDs; of the small cores for LoRA experts."""
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
         rank = max(1, int(parameters.rank_ratio * min(shape)))
         info = {"kept_rank": rank}
@@ -72,7 +75,7 @@ class Cart(SpectralMethod[CartParameters, ExpertParameters]):
 
 
 def cart_delta(task_vectors: TaskVectors, rank: int, coefficient: float) -> torch.Tensor:
-    """mean_i v_i + coefficient * sum_i SVD_rank(v_i - mean), (M, K)."""
+    """Return mean_i v_i + coefficient * sum_i SVD_rank(v_i - mean), (M, K)."""
     shape = task_vectors.shape
     mean: torch.Tensor | None = None
     for vector in task_vectors:
@@ -83,10 +86,10 @@ def cart_delta(task_vectors: TaskVectors, rank: int, coefficient: float) -> torc
     assert mean is not None
     merged = mean.clone()
     for vector in task_vectors:
-        # identical experts leave nothing but rounding: the floor keeps it out
+        # Identical experts minus their mean are rounding noise, which the floor excludes.
         floor = relative_cut(shape) * typical_value(vector)
-        centred = _add(mean.neg(), vector, 1.0)
-        svd = compact_svd(centred, cut=0.0, floor=floor, max_directions=rank)
+        centered = _add(mean.neg(), vector, 1.0)
+        svd = compact_svd(centered, cut=0.0, floor=floor, max_directions=rank)
         merged.addmm_(svd.left.T * svd.values, svd.right, alpha=coefficient)
     return merged
 

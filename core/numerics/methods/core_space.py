@@ -1,4 +1,4 @@
-"""Core Space: LoRA experts merged in the small space that their factors span, without loss."""
+"""Core Space: LoRA experts merged exactly in the small space that their factors span."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ from .tsv_m import TsvM
 
 class CoreSpaceParameters(SpectralParameters):
     merge: Literal["sum", "mean", "ties", "tsv_m", "cart"] = Field(
-        "tsv_m", description="how the core matrices are merged; sum is task arithmetic"
+        "tsv_m", description="method for the core matrices: sum (task arithmetic), mean, ties, tsv_m or cart"
     )
-    isotropize: bool = Field(
-        False, description="make all singular values of the merged core equal to their mean (Iso-C)"
-    )
+    isotropize: bool = Field(False, description="replace all singular values of the merged core by their mean (Iso-C)")
     density: float = Field(
-        0.2, gt=0.0, le=1.0, description="for ties: share of its core's entries that each expert keeps"
+        0.2, gt=0.0, le=1.0, description="for ties: share of the entries of its core that each expert keeps"
     )
     rank_ratio: float = Field(
-        0.04, gt=0.0, le=1.0, description="for cart: rank kept of each centred core, as a share of its size"
+        0.04, gt=0.0, le=1.0, description="for cart: rank kept of each centered core, as a share of its size"
     )
     coefficient: float = Field(
         0.1, allow_inf_nan=False, description="for cart: factor (lambda) on the sum of the low-rank parts"
@@ -39,11 +37,11 @@ class CoreSpaceParameters(SpectralParameters):
 
 
 class CoreSpace(SpectralMethod[CoreSpaceParameters, ExpertParameters]):
-    """v_i = B_i A_i = L C_i R^T over the reference bases of all B_i and all A_i; result L merge(C_1 .. C_N) R^T.
+    """v_i = B_i A_i = L C_i R^T; result L merge(C_1 .. C_N) R^T.
 
-    The bases hold the experts exactly, so sum and mean are those of the full space, and a merge that works on singular
-    vectors sees matrices of size sum of ranks instead of M x K: TSV-M keeps min(size)/N triplets of the core. Dense
-    experts have no factors; `core_task_vectors` says what takes their place.
+    L and R are orthonormal bases of all B_i and of all A_i, so the cores C_i contain the experts exactly: sum and mean
+    are those of the full space. Methods on singular vectors get matrices of size P x P (P: sum of the ranks) instead of
+    M x K; TSV-M keeps P/N triplets of each core. For dense experts see `core_task_vectors`.
 
     References
     ----------
@@ -65,7 +63,7 @@ class CoreSpace(SpectralMethod[CoreSpaceParameters, ExpertParameters]):
         return used
 
     def decompose(self, task_vectors: TaskVectors, parameters: CoreSpaceParameters) -> Spectrum:
-        """Cost for LoRA: 4 (M + K) P^2 for the bases, then what the merge costs on P x P matrices."""
+        """Decompose the merged delta. Cost for LoRA: 4 (M + K) P^2 for the bases, and the merge of P x P matrices."""
         cores = core_task_vectors(task_vectors)
         all_zero = 0 in cores.shape
         merged = cores.left.new_zeros(cores.shape) if all_zero else _merge_cores(cores, parameters)
@@ -89,7 +87,7 @@ class CoreSpace(SpectralMethod[CoreSpaceParameters, ExpertParameters]):
     def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
         stacked = sum(max_ranks)
         size = min(*shape, stacked)
-        # bases, the core at hand, two sets of collected directions, the SVD of a core or the histogram of TIES
+        # bases, one core, two sets of collected directions, the SVD of a core or the histogram of TIES
         merging = size * sum(shape) + 20 * size**2 + max(svd_elements((size, size)), 1 << 19)
         if stays_low_rank(shape, max_ranks, all_low_rank):
             return max(7 * stacked * sum(shape), merging + 2 * stacked * sum(shape)) + shape[0] * shape[1]

@@ -10,11 +10,15 @@ from ..lazy_torch import torch
 
 
 class DareParameters(CombineParameters):
-    rescale: bool = Field(True, description="scale what is left of each task vector to the L1 norm of the whole")
+    rescale: bool = Field(True, description="scale the kept entries of each task vector to its L1 norm before dropping")
 
 
 class DareLinear(GeneralizedTaskArithmetic[DareParameters, SparseExpert]):
-    """Cost: one pass; a random number an entry and expert (4 ns each on one core).
+    """base + lambda sum_i weight_i r_i with r_i = m_i v_i ||v_i||_1 / ||m_i v_i||_1.
+
+    The mask m_i is 1 with probability `density`, independently for every entry.
+
+    Cost: one pass; one random number per entry and expert (4 ns each on one core).
 
     References
     ----------
@@ -26,7 +30,7 @@ class DareLinear(GeneralizedTaskArithmetic[DareParameters, SparseExpert]):
     source = "arXiv:2311.03099"
     Parameters = DareParameters
     Expert = SparseExpert
-    order_matters = True  # each expert's place in the recipe seeds what is dropped of it
+    order_matters = True  # the expert's index in the recipe seeds its mask
     elects_signs = False
 
     def keep(self, delta: torch.Tensor, expert: SparseExpert, generator: torch.Generator) -> torch.Tensor | None:
@@ -34,6 +38,8 @@ class DareLinear(GeneralizedTaskArithmetic[DareParameters, SparseExpert]):
 
 
 class DareTies(DareLinear):
+    """As DareLinear, but only those weight_i r_i are added that have the sign of sum_i weight_i r_i."""
+
     name = "dare_ties"
     summary = "drop entries of each task vector at random, rescale, elect a sign per entry, sum what agrees"
     elects_signs = True

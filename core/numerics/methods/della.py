@@ -1,4 +1,4 @@
-"""DELLA: as DARE, but the larger an entry is within its row, the likelier it is kept."""
+"""DELLA: as DARE, with a higher probability of keeping the larger entries of a row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..method import MethodParameters
 
 
 class DellaLinearParameters(CombineParameters):
-    rescale: bool = Field(True, description="scale what is left of each task vector to the L1 norm of the whole")
+    rescale: bool = Field(True, description="scale the kept entries of each task vector to its L1 norm before dropping")
 
 
 class DellaParameters(DellaLinearParameters):
@@ -22,11 +22,14 @@ class DellaParameters(DellaLinearParameters):
 
 class DellaExpert(SparseExpert):
     epsilon: float = Field(
-        0.15, ge=0, description="half the range of the probabilities: density - epsilon to density + epsilon by rank"
+        0.15,
+        ge=0,
+        description="the probability of keeping an entry rises from density - epsilon (smallest of its row) to"
+        " density + epsilon (largest); both must be within (0, 1)",
     )
 
     @model_validator(mode="after")
-    def _probabilities_are_probabilities(self) -> DellaExpert:
+    def _check_probabilities(self) -> DellaExpert:
         if 0 < self.density < 1 and not (self.density - self.epsilon > 0 and self.density + self.epsilon < 1):
             raise ValueError(
                 f"density {self.density} with epsilon {self.epsilon} gives probabilities outside (0, 1);"
@@ -36,7 +39,12 @@ class DellaExpert(SparseExpert):
 
 
 class DellaLinear(GeneralizedTaskArithmetic[DellaLinearParameters, DellaExpert]):
-    """Cost: one pass; a sort of every row.
+    """base + lambda sum_i weight_i r_i with r_i = m_i v_i ||v_i||_1 / ||m_i v_i||_1.
+
+    The mask m_i keeps an entry with a probability that rises linearly with the rank of its magnitude in its row, from
+    density - epsilon to density + epsilon.
+
+    Cost: one pass; every row is sorted.
 
     References
     ----------
@@ -48,7 +56,7 @@ class DellaLinear(GeneralizedTaskArithmetic[DellaLinearParameters, DellaExpert])
     source = "arXiv:2406.11617"
     Parameters: ClassVar[type[MethodParameters]] = DellaLinearParameters
     Expert = DellaExpert
-    order_matters = True  # each expert's place in the recipe seeds what is dropped of it
+    order_matters = True  # the expert's index in the recipe seeds its mask
     elects_signs = False
 
     def keep(self, delta: torch.Tensor, expert: DellaExpert, generator: torch.Generator) -> torch.Tensor | None:
@@ -56,6 +64,8 @@ class DellaLinear(GeneralizedTaskArithmetic[DellaLinearParameters, DellaExpert])
 
 
 class Della(DellaLinear):
+    """As DellaLinear, but each entry is the weighted mean of those r_i that have the sign of sum_i weight_i r_i."""
+
     name = "della"
     summary = "drop entries at random, small ones more often, rescale, elect a sign per entry, average what agrees"
     Parameters = DellaParameters

@@ -1,4 +1,4 @@
-"""Iso-C: the sum of the task vectors with all its singular values made equal."""
+"""Iso-C: the sum of the task vectors with its singular values replaced by their mean."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ KIND = "svd_of_sum"
 
 
 def decompose_sum(task_vectors: TaskVectors) -> Spectrum:
-    """Singular triplets of sum_i v_i in its row and column space; shared by the methods that filter the sum.
+    """Return the singular triplets of sum_i v_i with non-zero values; shared by the methods that filter the sum.
 
     Cost: one pass over the experts and one SVD (see `compact_svd`); factors stay factors.
 
     Returns
     -------
-    Spectrum of kind "svd_of_sum": values sigma_k, right v_k, block "left" u_k; R = rank of the sum, 0 when it is zero
+    Spectrum of kind "svd_of_sum": values sigma_k, right v_k, block "left" u_k; R = rank of the sum, 0 for a zero sum
     """
     total, noise_level = sum_of(task_vectors)
     return svd_spectrum(KIND, compact_svd(total, floor=noise_level), task_vectors.num_experts)
 
 
 def sum_flops(shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
-    """Projected flops of `decompose_sum`."""
+    """Return the projected floating point operations of `decompose_sum`."""
     if stays_low_rank(shape, max_ranks, all_low_rank):
         return svd_flops(shape, sum(max_ranks))
     return svd_flops(shape) + len(max_ranks) * shape[0] * shape[1]
 
 
 def sum_elements(shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
-    """Projected peak elements of `decompose_sum` and of applying its factors: the sum and one expert."""
+    """Return the projected peak elements of `decompose_sum` and of applying factors to its spectrum."""
     rows, columns = shape
     if stays_low_rank(shape, max_ranks, all_low_rank):
         return svd_elements(shape, sum(max_ranks)) + rows * columns
@@ -45,10 +45,10 @@ def sum_elements(shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank:
 class IsoC(SpectralMethod[SpectralParameters, ExpertParameters]):
     """M = sum_i v_i = U S V^T; result scale * mean(S) U V^T = scale * mean(S) M (M^T M)^(-1/2).
 
-    Mean, U and V run over the directions that M has. The published code also counts the zeros of a rank-deficient M in
-    the mean and fills U and V up from its null space, with whatever basis the SVD happens to return; here the nuclear
-    norm of M is kept at any rank, and the result does not depend on a basis. On M of full rank both are the same.
-    Its authors search scale in 0.1 .. 3.0; 1.0 to 1.5 is typical.
+    Mean, U and V include the directions with non-zero singular values only. The published code includes the zeros of a
+    rank-deficient M in the mean and fills U and V with null vectors, an arbitrary basis that the SVD returns. Here the
+    nuclear norm of M is kept at any rank and the result is unique. For M of full rank both are the same.
+    The authors search scale in 0.1 .. 3.0; 1.0 to 1.5 is typical.
 
     References
     ----------
@@ -57,7 +57,7 @@ class IsoC(SpectralMethod[SpectralParameters, ExpertParameters]):
     """
 
     name = "iso_c"
-    summary = "Sum of the task vectors with all its singular values made equal (isotropic merging)"
+    summary = "Sum of the task vectors with its singular values replaced by their mean (isotropic merging)"
     source = "arXiv:2502.04959"
     Parameters = SpectralParameters
 

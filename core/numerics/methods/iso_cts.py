@@ -1,4 +1,4 @@
-"""Iso-CTS: directions common to the experts, completed by task-specific ones, all with one singular value."""
+"""Iso-CTS: common directions of the experts plus task-specific ones, all with one singular value."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from ..task_vectors import LowRank, TaskVectors
 
 class IsoCtsParameters(CollectingParameters):
     common_fraction: float = Field(
-        0.8, ge=0.0, le=1.0, description="share of the directions that comes from the sum; the rest is task-specific"
+        0.8, ge=0.0, le=1.0, description="share of the directions taken from the sum; the others are task-specific"
     )
 
 
 class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
-    """Top k_c directions U_c of the sum M, and (k - k_c)/N triplets of (I - U_c U_c^T) v_i of each expert i.
+    """The top k_c directions U_c of the sum M, and (k - k_c)/N triplets of (I - U_c U_c^T) v_i of each expert i.
 
-    k = min(M, K), k_c = k - N round((k - int(c k))/N). Collected U and V are replaced by their polar factors, and every
-    sigma by the mean of the collected ones. c = 1 is Iso-C.
+    k = min(M, K), k_c = k - N round((k - int(c k))/N), c = common_fraction. The collected U and V are replaced by their
+    polar factors, and every sigma by the mean of the collected ones. c = 1 is Iso-C.
 
-    On rank-deficient data only directions that the data has are collected, and the mean runs over those. Where M has
-    no more than k_c directions, what is left of an expert outside their span is rounding unless experts cancel in M.
+    Of rank-deficient data only directions with non-zero values are collected and averaged. Where M has at most k_c
+    directions, the part of an expert outside their span is rounding noise, unless experts cancel in M.
 
     References
     ----------
@@ -46,7 +46,7 @@ class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
     """
 
     name = "iso_cts"
-    summary = "Iso-C with the least common directions replaced by task-specific ones"
+    summary = "Iso-C with its weakest common directions replaced by task-specific ones"
     source = "arXiv:2502.04959"
     Parameters = IsoCtsParameters
 
@@ -58,7 +58,7 @@ class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
         }
 
     def decompose(self, task_vectors: TaskVectors, parameters: IsoCtsParameters) -> Spectrum:
-        """Cost: two passes over the experts, N + 1 SVDs, and two polar factors of min(M, K) rows."""
+        """Collect and orthonormalize directions. Cost: two passes, N + 1 SVDs, two polar factors of min(M, K) rows."""
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
         num_common, per_expert = _split(min(shape), num_experts, parameters.common_fraction)
         total, noise_level = sum_of(task_vectors)
@@ -105,20 +105,20 @@ class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
 
 
 def _split(full_rank: int, num_experts: int, common_fraction: float) -> tuple[int, int]:
-    """(k_c, task-specific directions per expert); Python's round, as in the published code."""
+    """Return k_c and the number of task-specific directions per expert; rounds half to even, as the published code."""
     specific = round((full_rank - int(full_rank * common_fraction)) / num_experts)
     num_common = full_rank - num_experts * specific
-    if num_common < 0:  # rounding up would take more than there is (common_fraction near 0)
+    if num_common < 0:  # common_fraction near 0: rounded up, the experts would have more than k directions
         specific -= 1
         num_common += num_experts
     return num_common, specific
 
 
 def _residual_cut(common: CompactSVD, shape: tuple[int, int]) -> float:
-    """Relative to the expert: below it a direction outside the common space is rounding.
+    """Return the cut for directions outside the common space, relative to the expert: below it they are rounding noise.
 
-    Where all directions of the sum are common, experts lie in their span up to the error of the span, which is the
-    data's rounding times sigma_1/sigma_R. Otherwise residuals are data, and the usual cut holds.
+    Where all directions of the sum are common, the experts are in their span up to its error, the rounding of the data
+    times sigma_1/sigma_R. Otherwise residuals are data, and the cut is `relative_cut`.
     """
     cut = relative_cut(shape)
     full_rank = min(shape)
@@ -128,7 +128,7 @@ def _residual_cut(common: CompactSVD, shape: tuple[int, int]) -> float:
 
 
 def _without(vector: torch.Tensor | LowRank, left: torch.Tensor) -> torch.Tensor | LowRank:
-    """(I - U U^T) v, U's columns being the rows of `left`."""
+    """Return (I - U U^T) v; the columns of U are the rows of `left`."""
     if isinstance(vector, LowRank):
         return LowRank(vector.left - left.T @ (left @ vector.left), vector.right)
     return vector - left.T @ (left @ vector)

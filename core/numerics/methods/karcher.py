@@ -1,4 +1,4 @@
-"""Karcher mean: the point of the sphere with the least sum of squared great-circle distances to all models."""
+"""Karcher mean: the point of the sphere with the least sum of squared great-circle distances to the models."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from ..method import DirectMethod, MethodParameters, TensorInputs
 
 
 class KarcherParameters(MethodParameters):
-    max_iter: int = Field(10, ge=0, description="iterations at most; each reads every model")
-    tol: float = Field(1e-5, gt=0, description="stop when the step is shorter; shorter models do not set the direction")
+    max_iter: int = Field(10, ge=0, description="maximum number of iterations; each reads every model")
+    tol: float = Field(
+        1e-5, gt=0, description="stop when the step is shorter; models with a smaller norm have no direction"
+    )
 
 
 class Karcher(DirectMethod[KarcherParameters, MethodParameters]):
-    """Mean direction of the models on the unit sphere by Riemannian gradient steps, times their mean norm.
+    """(1/N) sum_i ||x_i|| times the Karcher mean m of the directions x_i / ||x_i|| on the unit sphere.
 
-    The base takes part where the recipe lists it among the models.
+    Riemannian gradient steps m <- exp_m(mean_i log_m(x_i / ||x_i||)), from the normalized mean of the directions. The
+    base is one of the models where the recipe lists it.
 
-    Cost: one pass to start and one for every iteration, usually three; models of one family are nearly parallel.
+    Cost: one pass to start and one per iteration, usually three: models of one family are nearly parallel.
 
     References
     ----------
@@ -31,7 +34,7 @@ class Karcher(DirectMethod[KarcherParameters, MethodParameters]):
     """
 
     name = "karcher"
-    summary = "mean of the models on the sphere, at their mean norm"
+    summary = "mean direction of the models on the sphere, at their mean norm"
     source = "arXiv:2603.04972"
     Parameters = KarcherParameters
     Expert = MethodParameters
@@ -43,7 +46,7 @@ class Karcher(DirectMethod[KarcherParameters, MethodParameters]):
     ) -> torch.Tensor:
         norms: list[float] = []
         mean: torch.Tensor | None = None
-        first: torch.Tensor | None = None  # a unit vector to start from where the mean vanishes
+        first: torch.Tensor | None = None  # the start where the mean direction is zero
         for _, tensor in indexed(inputs.experts()):
             if inputs.num_experts == 1:
                 return tensor.clone()
@@ -74,7 +77,7 @@ class Karcher(DirectMethod[KarcherParameters, MethodParameters]):
 
     @staticmethod
     def _step(inputs: TensorInputs, mean: torch.Tensor, norms: Sequence[float], tol: float) -> torch.Tensor:
-        """Mean over the models of the logarithmic map at `mean`."""
+        """Return the mean over the models of the logarithmic map at `mean`."""
         step = torch.zeros_like(mean)
         along_mean = 0.0
         num_directions = sum(value > tol for value in norms)
@@ -82,7 +85,7 @@ class Karcher(DirectMethod[KarcherParameters, MethodParameters]):
             length = norms[index]
             cosine = min(1.0, max(-1.0, inner_product(mean, tensor) / length)) if length > tol else 1.0
             angle = math.acos(cosine)
-            # A model at the mean or opposite to it has no direction on the sphere to move in.
+            # A model at the mean or opposite to it defines no tangent direction.
             if tol <= angle <= math.pi - tol:
                 factor = angle / math.sin(angle) / num_directions
                 step.add_(tensor, alpha=factor / length)

@@ -1,4 +1,4 @@
-"""KnOTS: experts aligned by one SVD of all of them side by side, merged by TIES in that space."""
+"""KnOTS: experts aligned by one SVD of their concatenation and merged by TIES in that space."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from ..task_vectors import LowRank, TaskVectors
 
 
 class KnotsParameters(SpectralParameters):
-    density: float = Field(0.2, gt=0.0, le=1.0, description="share of its coordinates that each expert keeps (top-K)")
+    density: float = Field(
+        0.2, gt=0.0, le=1.0, description="share of its aligned coordinates that each expert keeps, the largest ones"
+    )
 
 
 class Knots(SpectralMethod[KnotsParameters, ExpertParameters]):
-    """[v_1 .. v_N] = U S [V_1 .. V_N]^T; result U T, T the TIES merge of the aligned S V_i^T.
+    """[v_1 .. v_N] = U S [V_1 .. V_N]^T; result U T, where T is the TIES merge of the aligned S V_i^T.
 
-    S V_i^T = U^T v_i, so only U is needed, and it comes from the M x M matrix sum_i v_i v_i^T: the SVD of the M x N K
-    stack is never formed. TIES trims each expert's coordinates of this tensor; the published code trims over the whole
-    model at once.
+    S V_i^T = U^T v_i, so only U is needed. It is computed from the M x M matrix sum_i v_i v_i^T, without an SVD of the
+    M x N K concatenation. TIES trims each expert's coordinates tensor by tensor; the published code trims over the
+    whole model.
 
     References
     ----------
@@ -35,7 +37,7 @@ class Knots(SpectralMethod[KnotsParameters, ExpertParameters]):
     """
 
     name = "knots"
-    summary = "LoRA experts aligned by one SVD of all of them side by side, then merged by TIES (KnOTS-TIES)"
+    summary = "LoRA experts aligned by one SVD of their concatenation, then merged by TIES (KnOTS-TIES)"
     source = "arXiv:2410.19735"
     Parameters = KnotsParameters
 
@@ -43,7 +45,7 @@ class Knots(SpectralMethod[KnotsParameters, ExpertParameters]):
         return {"kind": self.name, "density": parameters.density}
 
     def decompose(self, task_vectors: TaskVectors, parameters: KnotsParameters) -> Spectrum:
-        """Cost: two passes; one eigendecomposition of size M (the sum of ranks for LoRA), one SVD of the result."""
+        """Decompose the delta. Cost: two passes, an SVD, an eigendecomposition of size M (LoRA: sum of ranks)."""
         basis = _left_basis(task_vectors)
         merged = trim_elect_average(_Aligned(basis, task_vectors), parameters.density)
         svd = lifted(compact_svd(merged, cut=0.0), basis, None)
@@ -64,7 +66,7 @@ class Knots(SpectralMethod[KnotsParameters, ExpertParameters]):
     def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
         rows, columns = shape
         aligned = min(rows, sum(max_ranks))
-        merging = 12 * aligned * columns + aligned * rows + (1 << 19)  # the histogram that finds the threshold
+        merging = 12 * aligned * columns + aligned * rows + (1 << 19)  # 1 << 19: histogram that finds the threshold
         result = svd_elements((aligned, columns)) + 3 * aligned * rows
         if stays_low_rank(shape, max_ranks, all_low_rank):
             stacking = 6 * aligned * sum(shape)
@@ -74,7 +76,7 @@ class Knots(SpectralMethod[KnotsParameters, ExpertParameters]):
 
 @dataclass(frozen=True, slots=True)
 class _Aligned:
-    """U^T v_i of every expert, (R, K), one at a time."""
+    """Iterable over U^T v_i, (R, K), one expert at a time."""
 
     basis: torch.Tensor  # (R, M)
     source: TaskVectors
@@ -88,13 +90,13 @@ class _Aligned:
 
 
 def _left_basis(task_vectors: TaskVectors) -> torch.Tensor:
-    """Left singular vectors of [v_1 .. v_N] as rows, (R, M), in its column space."""
+    """Return the left singular vectors of [v_1 .. v_N] with non-zero values as rows, (R, M)."""
     shape = task_vectors.shape
     if not stays_low_rank(shape, task_vectors.max_ranks, task_vectors.all_low_rank):
         basis, dtype = stacked_basis(task_vectors, by_rows=False)
         return basis.to(dtype)
     stack = [vector for vector in task_vectors if isinstance(vector, LowRank)]
-    # the left factors span the column space: an orthonormal basis of it, then the SVD of the small block row
+    # The left factors span the column space: orthonormal basis of it, then the SVD of the small block row.
     orthonormal, cores = torch.linalg.qr(torch.cat([vector.left for vector in stack], dim=1).double())
     blocks = cores.split([vector.rank for vector in stack], dim=1)
     # A_i = T_i Q_i with orthonormal rows Q_i: [C_1 A_1 .. C_N A_N] has the left singular vectors of [C_1 T_1 ..]

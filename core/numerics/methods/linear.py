@@ -1,4 +1,4 @@
-"""Linear: the weighted sum of the models, divided by the sum of the weights unless told otherwise."""
+"""Linear: the weighted sum of the models, by default divided by the sum of the weights."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ class LinearExpert(ExpertParameters):
 
 
 class Linear(DirectMethod[LinearParameters, LinearExpert]):
-    """sum_i w_i x_i, over sum_i w_i with `normalize`. The base takes part where the recipe lists it among the models.
+    """sum_i weight_i x_i, divided by sum_i weight_i with `normalize`.
 
-    Cost: one pass, two operations an entry and model.
+    x_i are the models' full tensors. The base is one of the models where the recipe lists it.
+
+    Cost: one pass, two operations per entry and model.
 
     References
     ----------
@@ -43,12 +45,13 @@ class Linear(DirectMethod[LinearParameters, LinearExpert]):
         """
         Raises
         ------
-        RecipeError : if the weights sum to zero and are to be normalised
+        RecipeError : `normalize` is true and the weights sum to zero
         """
         total_weight = sum(expert.weight for expert in experts)
         if parameters.normalize and abs(total_weight) <= 1e-9 * sum(abs(expert.weight) for expert in experts):
             raise RecipeError(
-                f"linear: the weights for tensor {inputs.name!r} sum to zero; give others, or normalize: false"
+                f"linear: the weights for tensor {inputs.name!r} sum to zero; give other weights, or set"
+                " normalize: false"
             )
         total: torch.Tensor | None = None
         for index, tensor in indexed(inputs.experts()):

@@ -1,4 +1,4 @@
-"""Model Stock: move from the base towards the experts' average, by how well the experts agree."""
+"""Model Stock: base plus a multiple of the mean task vector that grows with the agreement of the experts."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_indices, othe
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
-_MIN_NORM_PRODUCT = 1e-6  # mergekit's lower bound of ||v_i|| ||v_j|| in the cosine
-_SINGULAR = 1e-6  # below it the ratio has no finite value: the base is kept
-_CHUNK = 1 << 18  # numbers in the [rows, N, N] and [rows, N, columns] work space of the exact route
+_MIN_NORM_PRODUCT = 1e-6  # lower bound of ||v_i|| ||v_j|| in the cosine, as in mergekit
+_SINGULAR = 1e-6  # smaller denominators of the ratio count as zero, and the base is kept
+_CHUNK = 1 << 18  # elements of the [rows, N, N] and [rows, N, columns] work space of the exact route
 
 
 class ModelStockParameters(MethodParameters):
-    filter_wise: bool = Field(False, description="a ratio for every row instead of one for the whole tensor")
+    filter_wise: bool = Field(False, description="one ratio per row instead of one for the whole tensor")
 
 
 class ModelStock(DirectMethod[ModelStockParameters, MethodParameters]):
-    """base + t mean_i v_i  with  t = N c / (1 + (N-1) c)  and c the mean cosine between two experts' task vectors.
+    """base + t mean_i v_i, where t = N c / (1 + (N-1) c) and c is the mean cosine over all pairs of task vectors.
 
-    The mean over all pairs needs no pairs: with u_i = v_i/||v_i||, sum_{i<j} u_i.u_j = (||sum_i u_i||^2 - N)/2, so one
-    sum over the experts is enough. mergekit bounds the norms' product from below; where the bound takes effect (task
-    vectors of a norm around 1e-3) that identity fails, and those rows' pairs are formed in column blocks of bounded
-    size, with a further pass for every few experts.
+    With u_i = v_i/||v_i||, sum_{i<j} u_i.u_j = (||sum_i u_i||^2 - N)/2, so one sum over the experts is enough. mergekit
+    bounds ||v_i|| ||v_j|| from below. In rows where the bound applies (norms around 1e-3) the identity does not hold;
+    their pairs are computed in column blocks of bounded size, which needs further passes.
 
-    Cost: one pass, six operations an entry and expert. The norms are kept: N numbers a row with `filter_wise`.
+    Cost: one pass, six operations per entry and expert; N norms per row are kept with `filter_wise`.
 
     References
     ----------
@@ -37,12 +36,12 @@ class ModelStock(DirectMethod[ModelStockParameters, MethodParameters]):
     """
 
     name = "model_stock"
-    summary = "base plus the mean task vector, shortened by how little the experts agree"
+    summary = "base plus the mean task vector, shortened the less the experts agree"
     source = "arXiv:2403.19522"
     Parameters = ModelStockParameters
     Expert = MethodParameters
     min_experts = 2
-    passes = 1  # and ceil(N/2) more for those tensors whose task vectors are tiny
+    passes = 1  # ceil(N/2) more for tensors with tiny task vectors
 
     def merge(
         self, inputs: TensorInputs, parameters: ModelStockParameters, experts: Sequence[MethodParameters]
@@ -50,7 +49,7 @@ class ModelStock(DirectMethod[ModelStockParameters, MethodParameters]):
         """
         Raises
         ------
-        RecipeError : if there is no base, or fewer than two experts beside it
+        RecipeError : there is no base, or fewer than two other models
         """
         base = required_base(inputs, self.name)
         count = len(other_indices(inputs))
@@ -83,11 +82,11 @@ class ModelStock(DirectMethod[ModelStockParameters, MethodParameters]):
         return total.mul_((ratio / count).to(total.dtype)[:, None]).reshape(base.shape).add_(base)
 
     def peak_tensors(self, num_experts: int) -> float:
-        return TASK_VECTOR_TENSORS + 4  # two sums, and in the exact route columns of all experts
+        return TASK_VECTOR_TENSORS + 4  # two sums, and column blocks of all experts in the exact route
 
 
 def _row_norms(rows: torch.Tensor) -> torch.Tensor:
-    """Norm of every row, float64, without a float64 copy of the tensor."""
+    """Return the norm of every row in float64, without a float64 copy of the tensor."""
     if rows.shape[0] == 1:
         return torch.tensor([norm(rows)], dtype=torch.float64, device=rows.device)
     norms = torch.empty(rows.shape[0], dtype=torch.float64, device=rows.device)
@@ -104,7 +103,7 @@ def _ratio(cosine: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _bound_takes_effect(norms: torch.Tensor) -> torch.Tensor:
-    """Rows where two experts' norms, neither zero, have a product below the bound. norms: (N, rows)."""
+    """Return the rows in which two non-zero norms have a product below the bound. norms: (N, rows)."""
     smallest_two = norms.masked_fill(norms == 0, float("inf")).topk(2, dim=0, largest=False).values
     return smallest_two.prod(dim=0) < _MIN_NORM_PRODUCT
 
@@ -116,14 +115,15 @@ def _exact_cosine_sums(
     bounded: torch.Tensor,
     like: torch.Tensor,
 ) -> torch.Tensor:
-    """Sum over pairs of v_i.v_j / max(||v_i|| ||v_j||, bound) for the rows where `bounded`, from all pairs.
+    """Return the sum over pairs of v_i.v_j / max(||v_i|| ||v_j||, bound) for the rows where `bounded` is true.
 
-    Cost: N^2 operations an entry; as many passes as keep N experts' columns of these rows within two tensors.
+    Cost: N^2 operations per entry; as many passes as keep the columns of N experts within two tensors.
 
     Parameters
     ----------
-    norms : Tensor, (N, R), of the R bounded rows
-    like : Tensor, (rows, columns), float32 or float64: shape, dtype and device of a task vector as rows
+    norms : Tensor, (N, R), norms of the R bounded rows
+    bounded : Tensor, (rows,), bool
+    like : Tensor, (rows, columns), with shape, dtype and device of a task vector as rows
     """
     count, num_rows = norms.shape
     num_columns = like.shape[1]
@@ -133,10 +133,10 @@ def _exact_cosine_sums(
     rows_at_once = max(1, _CHUNK // count**2)
     for start in range(0, num_columns, width):
         stop = min(start + width, num_columns)
-        place = 0
+        position = 0
         for _, delta in other_task_vectors(inputs):
-            gathered[place, :, : stop - start] = as_rows(delta)[:, start:stop][bounded]
-            place += 1  # noqa: SIM113 (see `indexed`)
+            gathered[position, :, : stop - start] = as_rows(delta)[:, start:stop][bounded]
+            position += 1  # noqa: SIM113 (see `indexed`)
             del delta
         for first in range(0, num_rows, rows_at_once):
             part = slice(first, first + rows_at_once)
@@ -149,7 +149,7 @@ def _exact_cosine_sums(
 
 
 def _gram(vectors_NRK: torch.Tensor) -> torch.Tensor:
-    """Inner products of all pairs for every row, (R, N, N), float64, K in chunks."""
+    """Return the inner products of all pairs for every row, (R, N, N), float64; computed in chunks of columns."""
     count, num_rows, num_columns = vectors_NRK.shape
     gram = torch.zeros(num_rows, count, count, dtype=torch.float64, device=vectors_NRK.device)
     width = max(1, _CHUNK // (count * num_rows))

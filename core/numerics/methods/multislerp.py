@@ -1,4 +1,4 @@
-"""Multi-SLERP: the weighted mean direction of several models or task vectors, at their weighted mean length."""
+"""Multi-SLERP: the weighted mean direction of several models or task vectors, at their weighted mean norm."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInp
 
 class MultislerpParameters(MethodParameters):
     normalize_weights: bool = Field(True, description="divide the weights by their sum")
-    eps: float = Field(1e-8, gt=0, description="added to norms that are divided by; below it a mean counts as zero")
+    eps: float = Field(
+        1e-8, gt=0, description="added to norms in denominators; a mean direction with a smaller norm counts as zero"
+    )
 
 
 class Multislerp(DirectMethod[MultislerpParameters, ExpertParameters]):
-    """m / ||m|| * sum_i w_i ||v_i||  with  m = sum_i w_i v_i / ||v_i||.
+    """m / ||m|| * sum_i weight_i ||v_i||, where m = sum_i weight_i v_i / ||v_i||.
 
-    v_i is the task vector where the recipe has a base, else the model's tensor. mergekit describes more: a step in the
-    space tangent to the sphere at m / ||m||. Its step is the projection of m onto that tangent space, which is zero, so
-    that nothing of it but rounding reaches the result; it is left out here, and one pass with one sum is enough.
+    v_i is the task vector where the recipe has a base, else the model's tensor. mergekit adds a step in the tangent
+    space of the sphere at m / ||m||. That step is the projection of m onto the tangent space, which is zero up to
+    rounding; it is left out here, so one pass with one sum is enough.
 
-    Cost: one pass, six operations an entry and expert.
+    Cost: one pass, six operations per entry and expert.
 
     References
     ----------
@@ -34,12 +36,12 @@ class Multislerp(DirectMethod[MultislerpParameters, ExpertParameters]):
     """
 
     name = "multislerp"
-    summary = "mean direction of several models or task vectors, at their mean length"
+    summary = "mean direction of several models or task vectors, at their mean norm"
     source = "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea"
     Parameters = MultislerpParameters
     Expert = ExpertParameters
     needs_base = False
-    passes = 1  # and a second one where two opposite vectors cancel
+    passes = 1  # a second one where two opposite vectors cancel
 
     def merge(
         self, inputs: TensorInputs, parameters: MultislerpParameters, experts: Sequence[ExpertParameters]
@@ -47,7 +49,7 @@ class Multislerp(DirectMethod[MultislerpParameters, ExpertParameters]):
         """
         Raises
         ------
-        RecipeError : if the weights sum to zero and are to be normalised, or more than two directions cancel
+        RecipeError : `normalize_weights` is true and the weights sum to zero, or more than two directions cancel
         """
         indices = other_indices(inputs)
         if not indices:  # every model is the base
@@ -68,10 +70,10 @@ class Multislerp(DirectMethod[MultislerpParameters, ExpertParameters]):
         assert mean is not None
         mean_norm = norm(mean)
         if mean_norm >= parameters.eps:
-            # the empty tangent step still turns by eps in mergekit, which shortens the result by cos(eps)
+            # mergekit rotates by eps even for a zero tangent step, which multiplies the result by cos(eps).
             mean.mul_(mean_length * math.cos(parameters.eps) / mean_norm)
         elif len(indices) == 2:
-            mean.zero_()  # opposite vectors have no mean direction: linear interpolation
+            mean.zero_()  # opposite vectors have no mean direction: interpolate linearly
             for index, vector in vectors_to_interpolate(inputs):
                 mean.add_(vector, alpha=weights[index])
                 del vector
@@ -79,8 +81,8 @@ class Multislerp(DirectMethod[MultislerpParameters, ExpertParameters]):
             mean.zero_()  # all vectors are zero
         else:
             raise RecipeError(
-                f"multislerp: the {len(indices)} weighted directions cancel for tensor {inputs.name!r}, so that they"
-                " have no mean; give other weights"
+                f"multislerp: the {len(indices)} weighted directions cancel for tensor {inputs.name!r} and have no mean"
+                " direction; give other weights"
             )
         return mean if inputs.base is None else mean.add_(inputs.base)
 
@@ -94,6 +96,7 @@ def _weights(inputs: TensorInputs, parameters: MultislerpParameters, weights: di
     total = sum(weights.values())
     if abs(total) <= 1e-9 * sum(map(abs, weights.values())):
         raise RecipeError(
-            f"multislerp: the weights for tensor {inputs.name!r} sum to zero; give others, or normalize_weights: false"
+            f"multislerp: the weights for tensor {inputs.name!r} sum to zero; give other weights, or set"
+            " normalize_weights: false"
         )
     return {index: weight / total for index, weight in weights.items()}

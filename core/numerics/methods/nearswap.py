@@ -1,4 +1,4 @@
-"""NearSwap: the base, moved to the other model where the two are near each other."""
+"""NearSwap: the base moved towards one other model, each entry by at most t."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from ..method import DirectMethod, MethodParameters, TensorInputs
 
 
 class NearswapParameters(MethodParameters):
-    t: float = Field(description="distance up to which an entry is the other model's; farther ones move by t at most")
+    t: float = Field(
+        description="largest change of an entry, 0 or more; entries closer to the other model than t take its value"
+    )
 
 
 class Nearswap(DirectMethod[NearswapParameters, MethodParameters]):
-    """base + min(1, t / |other - base|) (other - base), entry by entry.
+    """base + min(1, t / |other - base|) (other - base) for every entry.
 
-    Cost: one pass, eight operations an entry.
+    Cost: one pass, eight operations per entry.
 
     References
     ----------
@@ -27,7 +29,7 @@ class Nearswap(DirectMethod[NearswapParameters, MethodParameters]):
     """
 
     name = "nearswap"
-    summary = "move the base towards one other model, each entry by t at most"
+    summary = "the base moved towards one other model, each entry by at most t"
     source = "https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
     Parameters = NearswapParameters
     Expert = MethodParameters
@@ -40,7 +42,7 @@ class Nearswap(DirectMethod[NearswapParameters, MethodParameters]):
         """
         Raises
         ------
-        RecipeError : if there is no base, or not exactly one other model
+        RecipeError : there is no base, or not exactly one other model
         """
         base = required_base(inputs, self.name)
         check_other_count(inputs, self)

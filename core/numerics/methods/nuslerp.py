@@ -11,19 +11,21 @@ from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, check_other_count, 
 from ..lazy_torch import torch
 from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
 
-_TINY = 1e-7  # lower bound of a norm that is divided by
-_COLLINEAR = 1e-16  # lower bound of the squared sine: below it the interpolation is linear
+_TINY = 1e-7  # lower bound of norms in denominators
+_COLLINEAR = 1e-16  # squared sine up to which the interpolation is linear
 
 
 class NuslerpParameters(MethodParameters):
-    nuslerp_flatten: bool = Field(True, description="one angle for the whole tensor, not one for every row or column")
+    nuslerp_flatten: bool = Field(True, description="one angle for the whole tensor instead of one per row or column")
     nuslerp_row_wise: bool = Field(
-        False, description="without nuslerp_flatten: vectors run along the first dimension, not along the last"
+        False, description="without nuslerp_flatten: vectors along the first dimension instead of the last"
     )
 
 
 class Nuslerp(DirectMethod[NuslerpParameters, ExpertParameters]):
-    """As SLERP with t = weight_1 / (weight_0 + weight_1); of the task vectors where the recipe has a base.
+    """(sin((1-t) a) x_0 + sin(t a) x_1) / sin a, where t = weight_1 / (weight_0 + weight_1) and a is their angle.
+
+    x_0 and x_1 are task vectors where the recipe has a base (which is then added), else the models' tensors.
 
     Cost: one pass; both vectors and the base are in memory.
 
@@ -48,7 +50,7 @@ class Nuslerp(DirectMethod[NuslerpParameters, ExpertParameters]):
         """
         Raises
         ------
-        RecipeError : if there are not exactly two models beside the base
+        RecipeError : there are not exactly two models beside the base
         """
         check_other_count(inputs, self)
         (first, start), (second, end) = vectors_to_interpolate(inputs)
@@ -72,7 +74,7 @@ class Nuslerp(DirectMethod[NuslerpParameters, ExpertParameters]):
 
 
 def _interpolate(t: float, start: torch.Tensor, end: torch.Tensor, cosine: torch.Tensor) -> torch.Tensor:
-    """(sin((1-t) a) start + sin(t a) end) / sin a with cos a = `cosine`, which broadcasts against the two."""
+    """Return (sin((1-t) a) start + sin(t a) end) / sin a, where cos a = `cosine`, broadcast against both tensors."""
     cosine = cosine.clamp(-1, 1)
     collinear = 1 - cosine.square() <= _COLLINEAR
     angle = torch.acos(cosine.masked_fill(collinear, 0))

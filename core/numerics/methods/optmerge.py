@@ -1,4 +1,4 @@
-"""OptMerge: WUDI on denoised experts. The published iterations, and its closed form under the spectral filters."""
+"""OptMerge: WUDI on denoised experts, by the published iterations or in closed form under the spectral filters."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ _LORA_MOMENTUM = 0.9
 class OptMergeParameters(FilterParameters):
     anchor: Anchor | None = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         None,
-        description="where the solver starts: sum, mean or zero of the experts (default: sum for full, mean for lora)",
+        description="start of the solver: sum or mean of the experts, or zero (default: sum for full, mean for lora)",
     )
     variant: Literal["full", "lora"] = Field(
         "full",
-        description="full: targets denoised around the mean, Adam from the sum;"
-        " lora: targets denoised one by one, SGD with momentum 0.9 from the mean",
+        description="full: experts denoised relative to their mean, Adam from the sum;"
+        " lora: experts denoised one by one, SGD with momentum 0.9 from the mean",
     )
     solver: Literal["iteration", "closed_form"] = Field(
         "iteration",
-        description="iteration: as published; closed_form: the filter on the spectrum of the same equations",
+        description="iteration: gradient steps, as published; closed_form: a filter on the spectrum of the same"
+        " equations",
     )
-    iterations: int = Field(300, ge=0, description="gradient steps of the iteration")
+    iterations: int = Field(300, ge=0, description="number of gradient steps of the iteration")
     learning_rate: float | None = Field(
         None,
         gt=0,
@@ -48,17 +49,31 @@ class OptMergeParameters(FilterParameters):
         description="step size of the iteration (default: 1e-5 for full, 1e-4 for lora)",
     )
     rank_ratio: float | None = Field(
-        None, gt=0, le=1, description="closed form: fraction of the input dimensions to keep; null keeps all"
+        None,
+        gt=0,
+        le=1,
+        description="closed form: number of directions to keep, as a fraction of the input dimensions; null keeps all",
     )
 
 
 class OptMerge(InterferenceMethod[OptMergeParameters]):
+    """minimize sum_i w_i ||(theta - tau_i) B_i^T||_F^2 over theta, with B_i = S_k V_k^T of v_i, k = min(D1, D2) // N.
+
+    tau_i is the rank-k SVD of v_i - mean, plus the mean (variant full), or the rank-k SVD of v_i (variant lora);
+    w_i is 1 / ||v_i||_F^2. Adam leaves the experts' row space, so its result is stored as an iterate. SGD with momentum is
+    a filter on the eigenvalues, as are the closed forms.
+
+    References
+    ----------
+    OptMerge, ICLR 2026; code: github.com/WalkerWorldPeace/MLLMerging
+    """
+
     name = "optmerge"
     aliases = ("wudi2",)
-    summary = "WUDI on experts reduced to their top singular directions; iterated as published, or in closed form"
+    summary = "WUDI on experts reduced to their top singular directions, iterated as published or in closed form"
     source = "OptMerge, ICLR 2026"
     Parameters = OptMergeParameters
-    passes = 2  # the mean first, then the experts against it
+    passes = 2  # the mean, then the experts relative to it
 
     def decomposition(self, parameters: OptMergeParameters) -> Mapping[str, object]:
         if not _is_adam(parameters):
@@ -100,7 +115,7 @@ class OptMerge(InterferenceMethod[OptMergeParameters]):
 
     def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
         rows, columns = shape
-        building = 9 * rows * columns + columns**2 + 8 * min(shape) ** 2  # operator, expert and an SVD
+        building = 9 * rows * columns + columns**2 + 8 * min(shape) ** 2  # operator, one expert and its SVD
         decomposing = super().peak_elements(shape, max_ranks, all_low_rank)
         return max(building, decomposing, iterate_elements(shape))
 

@@ -1,4 +1,4 @@
-"""Passthrough: one model's tensor as it is, or times a number."""
+"""Passthrough: the tensor of one model, unchanged or scaled."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class PassthroughParameters(MethodParameters):
 
 
 class PassthroughExpert(MethodParameters):
-    scale: float | None = Field(None, description="factor on the tensor; none leaves every bit as it is")
+    scale: float | None = Field(None, description="factor on the tensor; without it the tensor is unchanged bit by bit")
 
 
 class Passthrough(DirectMethod[PassthroughParameters, PassthroughExpert]):
-    """Cost: one pass.
+    """scale * x, or x where no scale is given. Cost: one pass.
 
     References
     ----------
@@ -28,7 +28,7 @@ class Passthrough(DirectMethod[PassthroughParameters, PassthroughExpert]):
     """
 
     name = "passthrough"
-    summary = "one model's tensors unchanged, or scaled; with slices it stacks layers of several models"
+    summary = "the tensors of one model, unchanged or scaled; with slices, layers of several models"
     source = "mergekit"
     Parameters = PassthroughParameters
     Expert = PassthroughExpert

@@ -1,4 +1,4 @@
-"""RAM: entries that one expert alone changed are added whole, those that several changed are averaged."""
+"""RAM: each entry is averaged over the experts that changed it; RAM+ enlarges entries that only one changed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from ..method import DirectMethod, MethodParameters, TensorInputs
 
 
 class RamParameters(MethodParameters):
-    epsilon: float = Field(1e-5, ge=0, description="an entry counts as changed where its task vector is larger")
+    epsilon: float = Field(
+        1e-5, ge=0, description="an entry counts as changed if its task vector is larger in magnitude"
+    )
 
 
 class RamPlusParameters(RamParameters):
-    r: float = Field(0.1, description="how much an expert's unique entries grow with its share of overlapping ones")
-    alpha: float = Field(0.2, ge=0, description="upper bound of that share")
+    r: float = Field(
+        0.1, description="growth of an expert's unique entries with its ratio of overlapping to unique ones"
+    )
+    alpha: float = Field(0.2, ge=0, description="upper bound of that ratio")
 
 
 class Ram(DirectMethod[RamParameters, MethodParameters]):
-    """base + (sum of the task vectors' changed entries) / (number of experts that changed the entry).
+    """base + sum_i m_i v_i / max(1, sum_i m_i), where m_i is 1 for entries with |v_i| > epsilon, else 0.
 
-    Cost: one pass, five operations an entry and expert.
+    Cost: one pass, five operations per entry and expert.
 
     References
     ----------
@@ -32,7 +36,7 @@ class Ram(DirectMethod[RamParameters, MethodParameters]):
     """
 
     name = "ram"
-    summary = "average each entry over the experts that changed it"
+    summary = "each entry averaged over the experts that changed it"
     source = "arXiv:2601.13572"
     Parameters = RamParameters
     Expert = MethodParameters
@@ -57,9 +61,11 @@ class Ram(DirectMethod[RamParameters, MethodParameters]):
 
 
 class RamPlusTensorLocal(DirectMethod[RamPlusParameters, MethodParameters]):
-    """As RAM, with expert i's unique entries times 1 + r min(alpha, overlapping_i / unique_i), counted in this tensor.
+    """As RAM, with the unique entries of expert i times 1 + r min(alpha, overlapping_i / unique_i).
 
-    Cost: three passes (how many changed an entry, the experts' counts, the sum).
+    Unique entries are changed by expert i alone, overlapping ones by others too; both are counted in this tensor.
+
+    Cost: three passes: experts that changed each entry, counts of each expert, sum.
 
     References
     ----------
@@ -67,7 +73,7 @@ class RamPlusTensorLocal(DirectMethod[RamPlusParameters, MethodParameters]):
     """
 
     name = "ramplus_tl"
-    summary = "as ram, with unique entries enlarged for experts that overlap much"
+    summary = "as ram, with the unique entries enlarged of experts that overlap with others"
     source = "arXiv:2601.13572"
     Parameters = RamPlusParameters
     Expert = MethodParameters

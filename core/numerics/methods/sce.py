@@ -1,4 +1,4 @@
-"""SCE: select the entries that vary most between experts, weigh experts by energy, erase minority signs."""
+"""SCE: select the entries that vary most between experts, weight experts by energy, erase minority signs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from ..elementwise.sparsify import Selection, largest_values
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
-_TINY = 1e-6  # mergekit's: a total energy below it weighs all experts alike; lower bound of a divisor
+_TINY = 1e-6  # as in mergekit: total energy below which weights are equal; lower bound of a denominator
 
 
 class SceParameters(MethodParameters):
     select_topk: float = Field(
-        1.0, ge=0, le=1, description="fraction of entries kept, of those that differ between experts: the most variable"
+        1.0,
+        ge=0,
+        le=1,
+        description="fraction of the entries that differ between experts to keep, those of largest variance",
     )
     int8_mask: bool = Field(
         False, description="accepted for mergekit recipes, without effect: signs are never stored as int8 here"
@@ -26,9 +29,10 @@ class SceParameters(MethodParameters):
 
 
 class Sce(DirectMethod[SceParameters, MethodParameters]):
-    """Select, calculate, erase: base + the energy-weighted mean of those entries that agree with the majority's sign.
+    """base + weighted mean over the experts of the selected entries that have the majority's sign.
 
-    An expert's weight is the mean square of what is selected of its task vector, relative to the others'.
+    Selected are the entries with the largest variance over the experts. The weight of an expert is the mean square of
+    the selected entries of its task vector, divided by the sum over the experts.
 
     Cost: three passes; the variance is accumulated in float64.
 
@@ -38,12 +42,12 @@ class Sce(DirectMethod[SceParameters, MethodParameters]):
     """
 
     name = "sce"
-    summary = "select the most variable entries, weigh experts by energy, erase minority signs"
+    summary = "select the most variable entries, weight experts by energy, erase minority signs"
     source = "arXiv:2408.07990"
     Parameters = SceParameters
     Expert = MethodParameters
-    order_matters = True  # where votes cancel, the elected sign is that of the rounded sum in the recipe's order
-    passes = 3  # two where select_topk is 1
+    order_matters = True  # where votes cancel, rounding of the sum in recipe order decides the elected sign
+    passes = 3  # 2 where select_topk is 1
 
     def merge(
         self, inputs: TensorInputs, parameters: SceParameters, experts: Sequence[MethodParameters]
@@ -61,15 +65,15 @@ class Sce(DirectMethod[SceParameters, MethodParameters]):
         return election.weighted_mean(min_weight=_TINY).add_(base)
 
     def peak_tensors(self, num_experts: int) -> float:
-        # five sums and the mask; while choosing: two sums in float64, then what topk takes
+        # five sums and the mask; during selection two float64 sums, then the work space of topk
         return TASK_VECTOR_TENSORS + 5.5
 
 
 def _most_variable(inputs: TensorInputs, base: torch.Tensor, fraction: float) -> torch.Tensor | None:
-    """Flat mask of the given fraction of those entries whose variance over the experts is not zero; None for all."""
+    """Return a flat mask of the entries of largest variance, `fraction` of those where it is not 0; None for all."""
     if fraction >= 1:
         return None
-    # Welford's recurrence in float64: the variance of equal entries is exactly zero
+    # Welford's recurrence in float64: the variance of equal entries is exactly zero.
     mean = torch.zeros(base.numel(), dtype=torch.float64, device=base.device)
     squares = torch.zeros_like(mean)
     count = 0

@@ -1,4 +1,4 @@
-"""SLERP: from the base to one other model along the great circle, by the fraction t of the angle."""
+"""SLERP: spherical interpolation between the base and one other model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from ..elementwise.expert_inputs import EXPERT_TENSORS, check_other_count, other
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
-_COLLINEAR = 0.9995  # cosine above which mergekit interpolates linearly
-_TINY = 1e-8  # a norm up to this counts as one
+_COLLINEAR = 0.9995  # cosine above which the interpolation is linear, as in mergekit
+_TINY = 1e-8  # norms up to this are replaced by 1
 
 
 class SlerpParameters(MethodParameters):
-    t: float = Field(description="where between the base (0) and the other model (1)")
+    t: float = Field(description="position between the base (0) and the other model (1)")
 
 
 class Slerp(DirectMethod[SlerpParameters, MethodParameters]):
-    """(sin((1-t) a) x_0 + sin(t a) x_1) / sin a, with a the angle between the two; linear where |cos a| > 0.9995.
+    """(sin((1-t) a) x_0 + sin(t a) x_1) / sin a, where a is the angle between base x_0 and other model x_1.
+
+    Linear interpolation where |cos a| > 0.9995.
 
     Cost: one pass; both models and the base are in memory.
 
@@ -44,7 +46,7 @@ class Slerp(DirectMethod[SlerpParameters, MethodParameters]):
         """
         Raises
         ------
-        RecipeError : if there is no base, or not exactly one other model
+        RecipeError : there is no base, or not exactly one other model
         """
         base = required_base(inputs, self.name)
         check_other_count(inputs, self)

@@ -1,4 +1,4 @@
-"""STAR: each expert keeps its leading singular directions, rescaled to the nuclear norm it had; then the mean."""
+"""STAR: the mean of the experts, each truncated to its leading singular directions and rescaled."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class StarParameters(SpectralParameters):
 
 
 class Star(SpectralMethod[StarParameters, ExpertParameters]):
-    """v_i = U S V^T; r_i = smallest r with S_1 + .. + S_r >= eta% of sum(S); S_1..S_r times sum(S)/(S_1 + .. + S_r).
+    """mean_i of v_i truncated to rank r_i and rescaled to its original nuclear norm.
 
-    The result is the mean of the truncated, rescaled experts: all of them have the nuclear norm that they had.
+    With v_i = U S V^T, r_i is the smallest r with S_1 + .. + S_r >= eta/100 sum(S), and S_1 .. S_r are multiplied by
+    sum(S) / (S_1 + .. + S_r).
 
     References
     ----------
@@ -37,7 +38,7 @@ class Star(SpectralMethod[StarParameters, ExpertParameters]):
         return {"kind": self.name, "eta": parameters.eta}
 
     def decompose(self, task_vectors: TaskVectors, parameters: StarParameters) -> Spectrum:
-        """Cost: one pass and one SVD per expert, and one of the result."""
+        """Decompose the merged delta. Cost: one pass, N + 1 SVDs."""
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
         total = DeltaSum(shape)
         ranks: list[int] = []

@@ -1,4 +1,4 @@
-"""Subspace Boosting: the small singular values of the sum are raised to a common level."""
+"""Subspace Boosting: the sum of the task vectors with its small singular values raised to a common level."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class SubspaceBoostingParameters(SpectralParameters):
         0.01,
         ge=0.0,
         le=1.0,
-        description="share of the sum of singular values that the leading directions keep as they are; all later ones"
-        " are raised to the last of these",
+        description="share of the sum of singular values held by the leading directions, which are unchanged; later"
+        " singular values are raised to the last of these",
     )
 
 
 class SubspaceBoosting(SpectralMethod[SubspaceBoostingParameters, ExpertParameters]):
-    """M = sum_i v_i = U S V^T; S is clamped from below at S_j, j the first index with cumsum(S)_j / sum(S) >= beta.
+    """M = sum_i v_i = U S V^T; result scale * U max(S, S_j) V^T, j the first index with cumsum(S)_j / sum(S) >= beta.
 
-    It is applied to task arithmetic, the paper's first setting. As S_1 alone often holds more than the default 0.01,
-    the result is then flat at S_1: large, and scaled down by its authors through the merging coefficient (`scale`).
+    This is the paper's first setting, applied to task arithmetic. S_1 alone often exceeds the default share of 0.01:
+    then all singular values become S_1, and the authors scale the result down by the merging coefficient (`scale`).
 
-    On a rank-deficient sum only the directions that it has are raised; the published code raises null directions too,
-    whatever basis the SVD returned for them. It shares its decomposition with iso_c.
+    Of a rank-deficient sum only non-zero singular values are raised; the published code raises null directions too, an
+    arbitrary basis that the SVD returns. The decomposition is shared with iso_c.
 
     References
     ----------
@@ -39,7 +39,7 @@ class SubspaceBoosting(SpectralMethod[SubspaceBoostingParameters, ExpertParamete
     """
 
     name = "subspace_boosting"
-    summary = "Sum of the task vectors with its small singular values raised against rank collapse"
+    summary = "Sum of the task vectors with its small singular values raised to a common level"
     source = "arXiv:2506.16506"
     Parameters = SubspaceBoostingParameters
 
@@ -54,7 +54,7 @@ class SubspaceBoosting(SpectralMethod[SubspaceBoostingParameters, ExpertParamete
         if spectrum.num_directions == 0:
             return Factors({"left": values}, 0)
         share = values.double().cumsum(0) / values.double().sum()
-        # beta = 1 may be missed by a rounding of the last share: then nothing is raised
+        # By rounding the last share may stay below beta = 1; then nothing is raised.
         num_kept = min(int((share < parameters.beta).sum().item()) + 1, spectrum.num_directions)
         boosted = torch.clamp(values, min=values[num_kept - 1].item())
         return Factors({"left": parameters.scale * boosted}, spectrum.num_directions)

@@ -1,4 +1,4 @@
-"""SWUDI and SWUDI-soft: WUDI solved in closed form under an exponential filter on the top directions, or on all."""
+"""SWUDI and SWUDI-soft: WUDI in closed form under an exponential filter on the top directions, or on all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SwudiSoftParameters(FilterParameters):
         ge=0,
         le=2,
         description="cross-layer alignment: t becomes t (geometric mean of lambda_max over layers / this layer's)^rho;"
-        " 0 is off; needs the other layers, so it does nothing to a single tensor",
+        " 0 is off; no effect on a single tensor",
     )
 
 
@@ -29,21 +29,32 @@ class SwudiParameters(SwudiSoftParameters):
         None,
         gt=0,
         le=1,
-        description="fraction of the input dimensions to keep: K = ceil(r D2), at least 1; null keeps all",
+        description="number of directions to keep, as a fraction r of the D2 input dimensions: ceil(r D2);"
+        " null keeps all",
     )
     consensus_power: float = Field(
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="weigh each direction by (share of experts that use it)^power; 0 is off",
+        description="weight each direction by (share of experts that use it)^power; 0 is off",
     )
-    consensus_floor: float = Field(0.0, ge=0, le=1, description="least weight that the consensus can give")
+    consensus_floor: float = Field(0.0, ge=0, le=1, description="lower bound of the consensus weight")
     output_exp_time: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="time of an exponential filter on the output side; null is off"
+        None, ge=0, allow_inf_nan=False, description="time of an exponential filter over the outputs; null is off"
     )
 
 
 class SwudiSoft(InterferenceMethod[SwudiSoftParameters]):
+    """theta_0 + sum_k f_k/lambda_k (D - theta_0 C) q_k q_k^T with f_k = 1 - exp(-exp_time lambda_k).
+
+    All directions are used. C = sum_i w_i v_i^T v_i = Q diag(lambda) Q^T, D = sum_i w_i v_i v_i^T v_i,
+    w_i = 1/||v_i||_F^2; theta_0 is the anchor.
+
+    References
+    ----------
+    SWUDI, arXiv:2606.07289; the objective is that of WUDI, arXiv:2503.08099
+    """
+
     name = "swudi_soft"
     aliases = ("iwudi",)
     summary = "WUDI in closed form under an exponential filter, no direction cut off"
@@ -56,6 +67,17 @@ class SwudiSoft(InterferenceMethod[SwudiSoftParameters]):
 
 
 class Swudi(InterferenceMethod[SwudiParameters]):
+    """As SwudiSoft, but f_k = 0 beyond the first ceil(rank_ratio D2) directions.
+
+    Two options: `consensus_power` multiplies f_k by a + (1 - a) c_k^power, with a = `consensus_floor` and c_k the
+    effective share of experts that use direction k. `output_exp_time` filters over the outputs as well (see
+    output_filter.py).
+
+    References
+    ----------
+    SWUDI, arXiv:2606.07289; the objective is that of WUDI, arXiv:2503.08099
+    """
+
     name = "swudi"
     summary = "WUDI in closed form under an exponential filter on the top fraction of directions"
     source = "arXiv:2606.07289"
@@ -86,7 +108,7 @@ class Swudi(InterferenceMethod[SwudiParameters]):
 
 
 def _agreement(expert_energy: torch.Tensor) -> torch.Tensor:
-    """Effective number of experts in each direction over N: 1 when all use it alike, 1/N when one alone does."""
+    """Return the effective share of experts in each direction: 1 if all use it equally, 1/N if only one does."""
     shares = expert_energy / expert_energy.sum(dim=1, keepdim=True).clamp(min=1e-30)
     effective = 1.0 / (shares**2).sum(dim=1).clamp(min=1e-12)
     return (effective / expert_energy.shape[1]).clamp(max=1.0)

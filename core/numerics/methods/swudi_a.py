@@ -1,4 +1,4 @@
-"""SWUDI-A: the truncated pseudo-inverse, its rank chosen per layer by a rule on the eigenvalues. Nothing to tune."""
+"""SWUDI-A: WUDI's truncated pseudo-inverse, with a rank chosen per layer by a rule on the eigenvalues."""
 
 from __future__ import annotations
 
@@ -20,17 +20,30 @@ def _known_rule(rule: str) -> str:
 class SwudiAParameters(FilterParameters):
     filter: FilterName = Field("none", description="none | exponential | tikhonov | landweber | wiener")
     rank_rule: Annotated[str, AfterValidator(_known_rule)] = Field(
-        "participation_sqrt", description="how many directions to keep, per layer: `docs/methods.md` lists the rules"
+        "participation_sqrt",
+        description="rule for the number of directions to keep in each layer; docs/methods/swudi_a.md lists the rules",
     )
     rank_scale: float = Field(1.0, gt=0, allow_inf_nan=False, description="factor on the rule's rank")
-    min_rank: int = Field(1, ge=0, description="keep at least so many directions")
-    max_rank_ratio: float = Field(1.0, gt=0, le=1, description="keep at most this fraction of the input dimensions")
+    min_rank: int = Field(1, ge=0, description="smallest number of directions to keep")
+    max_rank_ratio: float = Field(
+        1.0, gt=0, le=1, description="largest number of directions to keep, as a fraction of the input dimensions"
+    )
 
 
 class SwudiA(InterferenceMethod[SwudiAParameters]):
+    """theta_0 + sum_k f_k/lambda_k (D - theta_0 C) q_k q_k^T, by default with f_k = 1 on the first K directions.
+
+    K comes from `rank_rule`, is multiplied by `rank_scale` and limited to [min_rank, round(max_rank_ratio D2)].
+    Notation as in SwudiSoft.
+
+    References
+    ----------
+    SWUDI, arXiv:2606.07289; the objective is that of WUDI, arXiv:2503.08099
+    """
+
     name = "swudi_a"
     aliases = ("aswudi",)
-    summary = "WUDI's closed form on the top K directions, K from a rank rule per layer"
+    summary = "WUDI's closed form on the top directions, their number from a rank rule per layer"
     source = "arXiv:2606.07289"
     Parameters = SwudiAParameters
 

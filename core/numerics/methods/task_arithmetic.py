@@ -1,4 +1,4 @@
-"""Task arithmetic: base + scale * sum_i weight_i (expert_i - base)."""
+"""Task arithmetic: base plus the weighted sum of the task vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from ..lazy_torch import torch
 
 class TaskArithmeticParameters(CombineParameters):
     rescale: bool = Field(False, description="accepted for mergekit recipes, without effect: nothing is sparsified")
-    scale: float = Field(1.0, description="factor on the merged delta before it is added to the base, as lambda")
+    scale: float = Field(
+        1.0, description="factor on the merged delta before it is added to the base; multiplied by lambda"
+    )
 
 
 class TaskArithmeticExpert(SparseExpert):
@@ -18,7 +20,9 @@ class TaskArithmeticExpert(SparseExpert):
 
 
 class TaskArithmetic(GeneralizedTaskArithmetic[TaskArithmeticParameters, TaskArithmeticExpert]):
-    """Cost: one pass, two operations an entry and expert.
+    """base + lambda * scale * sum_i weight_i v_i.
+
+    Cost: one pass, two operations per entry and expert.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""TIES: trim each task vector to its largest entries, elect a sign for every entry, average what agrees."""
+"""TIES: trim each task vector to its largest entries, elect a sign per entry, average the entries that agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ class TiesParameters(CombineParameters):
 
 
 class Ties(GeneralizedTaskArithmetic[TiesParameters, SparseExpert]):
-    """Cost: one pass; about 15 operations an entry and expert, most of them to find the trimming threshold.
+    """base + lambda * weighted mean of those r_i that have the sign of sum_i weight_i r_i, entry by entry.
+
+    r_i is v_i with its largest entries in magnitude, a fraction `density`; the others are 0.
+
+    Cost: one pass; about 15 operations per entry and expert, most of them to find the trimming threshold.
 
     References
     ----------
@@ -26,7 +30,7 @@ class Ties(GeneralizedTaskArithmetic[TiesParameters, SparseExpert]):
     source = "arXiv:2306.01708"
     Parameters = TiesParameters
     Expert = SparseExpert
-    order_matters = True  # where votes cancel, the elected sign is that of the rounded sum in the recipe's order
+    order_matters = True  # where votes cancel, rounding of the sum in recipe order decides the elected sign
     elects_signs = True
     sorts_ties = True
 

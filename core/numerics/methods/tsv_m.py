@@ -1,4 +1,4 @@
-"""TSV-M: the leading singular triplets of each expert, made orthonormal across experts."""
+"""TSV-M: the leading singular triplets of each expert, orthonormalized across experts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from ..task_vectors import LowRank, TaskVectors
 
 
 class TsvM(SpectralMethod[CollectingParameters, ExpertParameters]):
-    """d = floor(min(M, K)/N) triplets of each expert; U and V replaced by their polar factors, each sigma its own.
+    """sum over the collected triplets of scale sigma_k u_k v_k^T, with U and V replaced by their polar factors.
 
-    An expert of lower rank puts in fewer than d: the published code fills up with vectors of its null space, which
-    carry nothing themselves but turn the others, differently for every basis. Linearly dependent directions (identical
-    experts) are shared instead of being completed from a null space: N identical experts give their rank-d part once.
-    More experts than min(M, K): d is 1, where the published code returns zero.
+    d = floor(min(M, K)/N) leading triplets are collected of each expert, at least 1 (the published code returns zero
+    for more experts than min(M, K)). An expert of lower rank contributes fewer than d; the published code completes it
+    with vectors of its null space, which have value zero but rotate the others, depending on the basis. Linearly
+    dependent directions are shared instead of completed from a null space: N identical experts give their rank-d part
+    once.
 
     References
     ----------
@@ -26,7 +27,7 @@ class TsvM(SpectralMethod[CollectingParameters, ExpertParameters]):
     """
 
     name = "tsv_m"
-    summary = "Leading singular triplets of each expert, made orthonormal across experts (TSV-Merge)"
+    summary = "Leading singular triplets of each expert, orthonormalized across experts (TSV-Merge)"
     source = "arXiv:2412.00081"
     aliases = ("tsvm",)
     Parameters = CollectingParameters
@@ -35,7 +36,7 @@ class TsvM(SpectralMethod[CollectingParameters, ExpertParameters]):
         return {"kind": self.name, "zero_experts": parameters.zero_experts}
 
     def decompose(self, task_vectors: TaskVectors, parameters: CollectingParameters) -> Spectrum:
-        """Cost: one pass, one SVD per expert of which d triplets are kept, and two polar factors of N d rows."""
+        """Collect and orthonormalize the triplets. Cost: one pass, N SVDs, two polar factors of N d rows."""
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
         per_expert = _directions_per_expert(shape, num_experts)
         collected = DirectionSet()

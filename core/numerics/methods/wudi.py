@@ -1,4 +1,4 @@
-"""WUDI as published: gradient steps from the sum of the experts. The slow baseline that the closed forms replace."""
+"""WUDI as published: gradient steps from the sum of the experts, the slow baseline of the closed forms."""
 
 from __future__ import annotations
 
@@ -18,17 +18,27 @@ _ITERATE = "wudi_iterate"
 
 
 class WudiParameters(AnchorParameters):
-    iterations: int = Field(300, ge=0, description="gradient steps")
+    iterations: int = Field(300, ge=0, description="number of gradient steps")
     learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False, description="step size of the optimizer")
     optimizer: Literal["adam", "sgd"] = Field(
         "adam",
-        description="adam: the published solver, iterated; sgd: the same as a Landweber filter, computed at once",
+        description="adam: the published solver; sgd: plain gradient descent, computed as a Landweber filter",
     )
 
 
 class Wudi(InterferenceMethod[WudiParameters]):
+    """minimize sum_i w_i ||(theta - v_i) v_i^T||_F^2 over theta by gradient steps from the anchor, w_i = 1/||v_i||_F^2.
+
+    The gradient is 2 (theta C - D) with C = sum_i w_i v_i^T v_i, D = sum_i w_i v_i v_i^T v_i. Adam is iterated and its
+    result stored; SGD equals the Landweber filter 1 - (1 - 2 learning_rate lambda)^iterations.
+
+    References
+    ----------
+    WUDI-Merging, arXiv:2503.08099; code: github.com/nathanielyvo/WUDI-Merging
+    """
+
     name = "wudi"
-    summary = "WUDI's objective by 300 Adam (or SGD) steps: the published baseline"
+    summary = "WUDI's objective minimized by 300 Adam (or SGD) steps: the published baseline"
     source = "arXiv:2503.08099"
     Parameters = WudiParameters
 
@@ -56,7 +66,7 @@ class Wudi(InterferenceMethod[WudiParameters]):
     def factors(self, spectrum: Spectrum, parameters: WudiParameters) -> Factors:
         if spectrum.kind == _ITERATE:
             return factors_of_iterate(spectrum, parameters.scale)
-        # the gradient is 2 (theta C - D)
+        # Factor 2: the gradient is 2 (theta C - D).
         chosen = landweber(spectrum.values, 2.0 * parameters.learning_rate, parameters.iterations)
         return factors_on_top(spectrum, chosen, spectrum.shape[1], parameters.anchor, parameters.scale)
 

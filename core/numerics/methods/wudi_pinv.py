@@ -1,4 +1,4 @@
-"""WUDI's problem solved exactly: the pseudo-inverse of the interference operator, f = 1 on its range."""
+"""WUDI's least-squares problem solved exactly by the pseudo-inverse of the interference operator."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from ..spectrum import Factors, Spectrum
 
 
 class WudiPinv(InterferenceMethod[AnchorParameters]):
+    """theta_0 + (D - theta_0 C) pinv(C): filter 1 on the range of C, the anchor theta_0 elsewhere.
+
+    C = sum_i w_i v_i^T v_i, D = sum_i w_i v_i v_i^T v_i, w_i = 1/||v_i||_F^2.
+
+    References
+    ----------
+    WUDI-Merging, arXiv:2503.08099; SWUDI, arXiv:2606.07289
+    """
+
     name = "wudi_pinv"
-    summary = "WUDI's least-squares solution: no interference where the experts' ranks leave room for it"
+    summary = "WUDI's least-squares solution: no interference where the experts' ranks add up to at most D2"
     source = "arXiv:2503.08099, solved as in arXiv:2606.07289"
     Parameters = AnchorParameters
 
