@@ -60,8 +60,8 @@ class OptMerge(InterferenceMethod[OptMergeParameters]):
     """minimize sum_i w_i ||(theta - tau_i) B_i^T||_F^2 over theta, with B_i = S_k V_k^T of v_i, k = min(D1, D2) // N.
 
     tau_i is the rank-k SVD of v_i - mean, plus the mean (variant full), or the rank-k SVD of v_i (variant lora);
-    w_i is 1 / ||v_i||_F^2. Adam leaves the experts' row space, so its result is stored as an iterate. SGD with momentum is
-    a filter on the eigenvalues, as are the closed forms.
+    w_i is 1 / ||v_i||_F^2. Adam leaves the row space of the experts, so its result is stored instead of a spectrum. SGD
+    with momentum is a filter on the eigenvalues, as are the closed forms.
 
     References
     ----------
