@@ -169,6 +169,8 @@ def pipeline(tmp_path: Path) -> Callable[..., Any]:
         from eigenmerge.core.steps.merge_run import merge_run
         from eigenmerge.core.steps.read_recipe import read_recipe
 
-        return merge_run(read_recipe(recipe), str(out), store=str(store or tmp_path / "store"), **keys)
+        read = read_recipe(recipe)
+        place = store or read.store or tmp_path / "store"
+        return merge_run(read, str(out), store=str(place), **keys)
 
     return run

@@ -1,4 +1,4 @@
-"""The merged delta of one weight as the factors that a PEFT adapter stores, without forming the delta itself."""
+"""Convert the merged delta of one weight to the factors that a PEFT adapter stores, without forming the delta."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .expert_stream import ExpertStream
 
 @dataclass(frozen=True, slots=True)
 class StoredFactors:
-    """What is written.
+    """The two factors of an adapter, as they are written.
 
     down : Tensor, (rank, K), lora_A; (rank, M) where the weight is stored (in, out)
     up : Tensor, (M, rank), lora_B; (K, rank)
-    truncation_error : ||what the rank leaves out||_F / ||merged delta||_F; 0 where it holds all of it
+    truncation_error : Frobenius norm of what the rank leaves out, relative to that of the merged delta; 0 if nothing
     """
 
     down: torch.Tensor
@@ -28,10 +28,10 @@ class StoredFactors:
 
 
 def stored_factors(delta: LowRank, adapter: AdapterFactors) -> StoredFactors:
-    """The best approximation of that rank, U S V^T, shared evenly: lora_B = U sqrt(S), lora_A = sqrt(S) V^T.
+    """Return the best approximation of the adapter's rank, U S V^T, as lora_B = U sqrt(S) and lora_A = sqrt(S) V^T.
 
-    Directions descend, so a user can cut the adapter further by taking the first rows and columns. A delta of lower
-    rank is filled up with zeros: the plan has promised the shapes before anything was read.
+    The singular values descend, so the first rows and columns are an adapter of lower rank. A delta of lower rank is
+    padded with zeros, because the plan fixes the shapes before any weight is read.
 
     Cost: two QR of the factors and one SVD of their rank, 10 (M + K) P^2 + 22 P^3 flops in float64.
 
@@ -45,27 +45,27 @@ def stored_factors(delta: LowRank, adapter: AdapterFactors) -> StoredFactors:
     total = float(values.square().sum())
     error = math.sqrt(float(values[kept:].square().sum()) / total) if kept < svd.num_directions else 0.0
     root = values[:kept].sqrt().to(svd.left.dtype).unsqueeze(1)
-    left, right = _padded(svd.left[:kept] * root, adapter.rank), _padded(svd.right[:kept] * root, adapter.rank)
+    left, right = _pad_rows(svd.left[:kept] * root, adapter.rank), _pad_rows(svd.right[:kept] * root, adapter.rank)
     if adapter.transposed:  # delta = (up @ down)^T
         left, right = right, left
     return StoredFactors(right, left.T, error)
 
 
 def mean_factors(stream: ExpertStream, scale: float) -> LowRank:
-    """scale / N * sum of the weighted deltas, stacked."""
+    """Return scale / N * sum of the weighted deltas, with the factors of all experts concatenated."""
     lefts, rights = [], []
     for delta in stream:
-        assert isinstance(delta, LowRank), "the planner stores as factors what comes as factors"
+        assert isinstance(delta, LowRank), "the planner writes factors only where all experts are LoRA"
         lefts.append(delta.left * (scale / stream.num_experts))
         rights.append(delta.right)
     return LowRank(torch.cat(lefts, dim=1), torch.cat(rights))
 
 
-def nothing(shape: tuple[int, int], adapter: AdapterFactors, dtype: torch.dtype) -> StoredFactors:
-    """Factors of a delta that is zero."""
+def zero_factors(shape: tuple[int, int], adapter: AdapterFactors, dtype: torch.dtype) -> StoredFactors:
+    """Return the factors of a delta of zero."""
     empty = LowRank(torch.zeros((shape[0], 0), dtype=dtype), torch.zeros((0, shape[1]), dtype=dtype))
     return stored_factors(empty, adapter)
 
 
-def _padded(rows: torch.Tensor, count: int) -> torch.Tensor:
+def _pad_rows(rows: torch.Tensor, count: int) -> torch.Tensor:
     return torch.cat([rows, rows.new_zeros((count - rows.shape[0], rows.shape[1]))])

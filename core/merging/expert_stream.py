@@ -1,4 +1,4 @@
-"""The experts of one output tensor, read one at a time: what the numerics see of a checkpoint."""
+"""Read the base and the experts of one output tensor, one expert at a time, as input of the numerics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .row_placement import covered, fill_with_means, place_rows
 
 @dataclass(slots=True)
 class _Stored:
-    """One expert's bytes, not yet computed with."""
+    """One expert's tensors in their stored dtypes."""
 
     entry: ExpertTensor
     full: torch.Tensor | None
@@ -28,9 +28,9 @@ class _Stored:
 
 @dataclass(slots=True)
 class ExpertStream:
-    """Base and experts of one tensor in the arithmetic dtype; base and one expert are held, the next one is being read.
+    """Base and experts of one tensor in the arithmetic dtype. Holds the base and one expert while the next one is read.
 
-    It is both what a spectral method iterates (TaskVectors) and what a direct method reads (TensorInputs).
+    Implements TaskVectors, the input of spectral methods, and TensorInputs, the input of direct methods.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class ExpertStream:
     seed: int = 0
     view: MatrixView | None = None
     _base: torch.Tensor | None = None  # in the rows of the output
-    _rest: torch.Tensor | None = None  # where there is no base: what gives the rows that an expert lacks
+    _default_rows: torch.Tensor | None = None  # rows for tokens that an expert lacks, when there is no base
 
     @property
     def name(self) -> str:
@@ -57,38 +57,40 @@ class ExpertStream:
 
     @property
     def base(self) -> torch.Tensor | None:
+        """The base in the output's rows, read at first use; None where the recipe has none."""
         if self.tensor.base is None:
             return None
         if self._base is None:
-            stored = self._finite(self._read(self.tensor.base), self.tensor.base)
+            stored = self._checked(self._read(self.tensor.base), self.tensor.base)
             self._base = stored if self.tensor.base_rows is None else self._in_output_rows(stored)
         return self._base
 
     def _in_output_rows(self, stored: torch.Tensor) -> torch.Tensor:
-        """The base in the output's vocabulary; a token that is new to it starts from the experts' mean."""
+        """Return the base in the output's vocabulary. Tokens that the base lacks get the mean of the experts' rows."""
         assert self.tensor.base_rows is not None
         placed = place_rows(stored, self.tensor.base_rows, stored.new_zeros(self.tensor.shape))
         new = ~covered(self.tensor.base_rows, placed.shape[0])
         return fill_with_means(placed, new, self.tensor.experts, self._read_full) if bool(new.any()) else placed
 
-    def _rows_it_lacks(self) -> torch.Tensor:
-        """What gives the rows that an expert's vocabulary does not have: the base, or else the mean of the others."""
+    def _rows_for_missing_tokens(self) -> torch.Tensor:
+        """Return rows for the tokens that an expert lacks: the base's, or else the mean of the other experts."""
         if self.base is not None:
             return self.base
-        if self._rest is None:
+        if self._default_rows is None:
             rest = torch.zeros(self.tensor.shape, dtype=self.dtype, device=self.device)
             lacking = torch.zeros(self.tensor.shape[0], dtype=torch.bool)
             for expert in self.tensor.experts:
                 lacking |= ~covered(expert.rows, len(lacking))
-            self._rest = fill_with_means(rest, lacking, self.tensor.experts, self._read_full)
-        return self._rest
+            self._default_rows = fill_with_means(rest, lacking, self.tensor.experts, self._read_full)
+        return self._default_rows
 
     def _read_full(self, expert: ExpertTensor) -> torch.Tensor:
         assert expert.full is not None
-        return self._finite(self._read(expert.full), expert.full)
+        return self._checked(self._read(expert.full), expert.full)
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Of the matrix: of the view, or of the whole tensor in its 2-D form."""
         rows, columns = self.tensor.matrix_shape or self.tensor.shape
         if self.view is None:
             return rows, columns
@@ -97,6 +99,7 @@ class ExpertStream:
 
     @property
     def max_ranks(self) -> Sequence[int]:
+        """The largest rank that each expert's delta can have."""
         full = min(self.shape)
         return [
             full if expert.full is not None else min(full, expert.lora.down.shape[0]) if expert.lora else 0
@@ -105,21 +108,22 @@ class ExpertStream:
 
     @property
     def all_low_rank(self) -> bool:
+        """Whether every expert is an adapter on the base."""
         return all(expert.full is None for expert in self.tensor.experts)
 
     def is_base(self, index: int) -> bool:
         return self.tensor.experts[index].is_base
 
     def experts(self) -> Iterator[torch.Tensor]:
-        """Full expert tensors, no weight applied."""
+        """Yield the experts' full tensors, without their weights applied."""
         for stored in self._read_experts():
             full = self._full(stored)
-            del stored  # what is bound here would be held beside the next expert
+            del stored  # a bound name would keep this expert in memory beside the next one
             yield full
             del full
 
     def task_vectors(self) -> Iterator[torch.Tensor]:
-        """Dense deltas, no weight applied."""
+        """Yield dense deltas, without the experts' weights applied."""
         for stored in self._read_experts():
             delta = self._delta(stored)
             del stored
@@ -127,7 +131,7 @@ class ExpertStream:
             del delta
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
-        """Deltas with each expert's weight folded in; factors stay factors."""
+        """Yield deltas multiplied by each expert's weight; those of adapters as factors."""
         for stored in self._read_experts():
             weight = stored.entry.parameters.get("weight", 1.0)
             assert isinstance(weight, (int, float))
@@ -149,13 +153,13 @@ class ExpertStream:
 
     def _full(self, stored: _Stored) -> torch.Tensor:
         if stored.full is None:
-            assert self.base is not None, "the planner gives every adapter a base"
+            assert self.base is not None, "the planner requires a base for every adapter"
             delta = self._delta(stored)
             return self.base + (delta.dense() if isinstance(delta, LowRank) else delta)
         assert stored.entry.full is not None
-        full = self._finite(stored.full, stored.entry.full)
+        full = self._checked(stored.full, stored.entry.full)
         if stored.entry.rows is not None:
-            full = place_rows(full, stored.entry.rows, self._rows_it_lacks().clone())
+            full = place_rows(full, stored.entry.rows, self._rows_for_missing_tokens().clone())
         return full + self._low_rank(stored).dense() if stored.entry.lora else full
 
     def _delta(self, stored: _Stored) -> torch.Tensor | LowRank:
@@ -164,17 +168,17 @@ class ExpertStream:
             return full if self.base is None else full - self.base
         if stored.entry.lora is not None:
             return self._low_rank(stored)
-        if len(self.tensor.matrix_shape or self.tensor.shape) == 2:  # an adapter that leaves this weight alone
+        if len(self.tensor.matrix_shape or self.tensor.shape) == 2:  # an adapter without factors for this weight
             rows, columns = self.shape
-            nothing = torch.zeros((rows, 0), dtype=self.dtype, device=self.device)
-            return LowRank(nothing, torch.zeros((0, columns), dtype=self.dtype, device=self.device))
-        assert self.base is not None, "the planner gives every adapter a base"
+            left = torch.zeros((rows, 0), dtype=self.dtype, device=self.device)
+            return LowRank(left, torch.zeros((0, columns), dtype=self.dtype, device=self.device))
+        assert self.base is not None, "the planner requires a base for every adapter"
         return torch.zeros_like(self.base)
 
     def _low_rank(self, stored: _Stored) -> LowRank:
         lora = stored.entry.lora
         assert lora is not None and stored.up is not None and stored.down is not None
-        up, down = self._finite(stored.up, lora.up), self._finite(stored.down, lora.down)
+        up, down = self._checked(stored.up, lora.up), self._checked(stored.down, lora.down)
         left, right = self._oriented(up, down, lora)
         if self.view is not None and self.view.axis == 0:
             left = left[self.view.start : self.view.stop]
@@ -184,12 +188,12 @@ class ExpertStream:
 
     @staticmethod
     def _oriented(up: torch.Tensor, down: torch.Tensor, lora: LoraSource) -> tuple[torch.Tensor, torch.Tensor]:
-        if lora.fan_in_fan_out:  # the weight is stored (in, out), its adapter as (out, in)
+        if lora.fan_in_fan_out:  # the weight is stored (in, out), its adapter (out, in)
             return down.T * lora.scaling, up.T
         return up * lora.scaling, down
 
     def _read(self, source: TensorSource) -> torch.Tensor:
-        """The stored tensor in its 2-D form and cut, in its stored dtype."""
+        """Return a stored tensor as a matrix, restricted to the view, in its stored dtype."""
         matrix_shape = self.tensor.matrix_shape
         if self.view is not None and self.view.axis == 0 and source.scale is None:
             rows, columns = matrix_shape or self.tensor.shape
@@ -208,9 +212,10 @@ class ExpertStream:
             return stored
         return stored.narrow(self.view.axis, self.view.start, self.view.stop - self.view.start)
 
-    def _finite(self, stored: torch.Tensor, source: TensorSource) -> torch.Tensor:
+    def _checked(self, stored: torch.Tensor, source: TensorSource) -> torch.Tensor:
+        """Return the tensor in the arithmetic dtype, after a check that all values are finite."""
         tensor = stored.to(self.device, self.dtype)
-        # A sum is Inf or NaN if any term is; only then are the terms looked at one by one.
+        # A sum is Inf or NaN if any term is. Only then the terms are checked one by one.
         if tensor.numel() and not bool(torch.isfinite(tensor.sum())):
             bad = int(tensor.numel() - torch.isfinite(tensor).sum())
             if bad:

@@ -1,8 +1,8 @@
-"""Sums over experts that are kept, so that merging a set of experts again with one more reads that one alone.
+"""Keep sums over experts in the store, so that merging the same set with one more expert reads only that expert.
 
-Of every matrix C, D and S (or, while all experts are LoRA, their factors), of every tensor that takes the mean delta
-its sum. An object is named by the set of experts and lists its members in the order in which they were added; sets lie
-side by side in one folder, and a merge starts from the largest one that is part of its own.
+For every matrix C, D and S are kept (or the factors, while all experts are LoRA), and for every tensor that takes the
+mean delta its sum. The name of an object contains a hash of the set of experts; its header lists them in the order in
+which they were added. The sums of one tensor share a folder, and a merge starts from the largest subset of its experts.
 """
 
 from __future__ import annotations
@@ -23,27 +23,36 @@ from ..numerics.task_vectors import InMemoryTaskVectors, LowRank, TaskVectors
 from ..storage.store import Store
 from .expert_stream import ExpertStream
 
-# Sets whose record is read in search of a subset. More lie there only where experts come and go a lot.
+# Objects whose header is read in search of a subset. A folder holds more only where experts are often exchanged.
 _MOST_CANDIDATES = 32
 
-Start = TypeVar("Start")
+StoredT = TypeVar("StoredT")
 
 
 @dataclass(frozen=True, slots=True)
-class _Begun(Generic[Start]):
-    """What is kept of the largest subset, and which experts are in it (`order`) and not (`rest`); by index."""
+class _LargestSubset(Generic[StoredT]):
+    """The sums of the largest subset in the store.
 
-    start: Start | None
-    order: tuple[int, ...]
-    rest: tuple[int, ...]
+    included : indices of the experts in `stored`, in the order in which they were added
+    missing : indices of the others
+    """
+
+    stored: StoredT | None
+    included: tuple[int, ...]
+    missing: tuple[int, ...]
 
     @property
-    def adding(self) -> tuple[int, ...]:
-        return self.order + self.rest
+    def all(self) -> tuple[int, ...]:
+        """All experts in the order of addition."""
+        return self.included + self.missing
 
 
 class KeptSums:
-    """The sums of one run. `notes` says what was found damaged; `bytes_read` counts what the store gave."""
+    """The kept sums of one run.
+
+    notes : damaged objects, whose experts were summed again
+    bytes_read : bytes of sums read from the store
+    """
 
     def __init__(self, store: Store, device: torch.device, dtype: torch.dtype) -> None:
         self._store = store
@@ -52,9 +61,9 @@ class KeptSums:
         self.bytes_read = 0
 
     def task_vectors(self, stream: ExpertStream, key: str, members: Sequence[str]) -> TaskVectors:
-        """The experts of one matrix with what is known of their sums; afterwards the sums of all of them are kept.
+        """Return the experts of one matrix together with their sums, and keep the sums of all of them.
 
-        Reads the base, and of the experts those that are not in the largest set that is kept.
+        Reads the base, and those experts that are not in the largest subset in the store.
 
         Parameters
         ----------
@@ -66,22 +75,22 @@ class KeptSums:
         return SummedTaskVectors(self._operator(stream, key, members), stream)
 
     def second_pass(self, stream: ExpertStream, key: str, members: Sequence[str]) -> TaskVectors:
-        """For what passes over the experts once more: their kept factors, or else the experts themselves."""
+        """Return the experts for a second pass: their kept factors, or else the experts themselves."""
         return self._factors(stream, key, members) if _form(stream) == "factors" else stream
 
     def weighted_sum(self, stream: ExpertStream, key: str, members: Sequence[str]) -> torch.Tensor:
-        """sum_i weight_i (expert_i - base) of a tensor of any shape; parameters as `task_vectors`."""
+        """Return sum_i weight_i (expert_i - base) of a tensor of any shape; parameters as `task_vectors`."""
 
         def parse(form: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
             if form != "sum" or tensors.keys() != {"sum"} or tuple(tensors["sum"].shape) != stream.tensor.shape:
-                raise CorruptObjectError(f"it holds no sum of shape {list(stream.tensor.shape)}")
+                raise CorruptObjectError(f"expected a sum of shape {list(stream.tensor.shape)}")
             return tensors["sum"]
 
-        begun = self._begin(key, members, parse)
-        if not begun.rest and begun.start is not None:
-            return begun.start
-        total = weighted_sum_of(_only(stream, begun.rest), begun.start)
-        self._keep(key, "sum", members, begun.adding, {"sum": total})
+        subset = self._largest_subset(key, members, parse)
+        if not subset.missing and subset.stored is not None:
+            return subset.stored
+        total = weighted_sum_of(_restrict(stream, subset.missing), subset.stored)
+        self._keep(key, "sum", members, subset.all, {"sum": total})
         return total
 
     def _operator(self, stream: ExpertStream, key: str, members: Sequence[str]) -> InterferenceOperator:
@@ -91,60 +100,60 @@ class KeptSums:
             else:
                 found = InterferenceOperator.from_tensors(tensors)
             if found.shape != stream.shape:
-                raise CorruptObjectError(f"it is of shape {list(found.shape)}, expected {list(stream.shape)}")
+                raise CorruptObjectError(f"its shape is {list(found.shape)}, expected {list(stream.shape)}")
             return found
 
-        begun = self._begin(key, members, parse)
-        operator = begun.start or InterferenceOperator.empty(stream.shape, self._dtype, self._device)
-        for task_vector in _only(stream, begun.rest):
+        subset = self._largest_subset(key, members, parse)
+        operator = subset.stored or InterferenceOperator.empty(stream.shape, self._dtype, self._device)
+        for task_vector in _restrict(stream, subset.missing):
             operator = operator.plus(task_vector, in_place=True)
-        if begun.rest:
-            self._keep(key, "operator", members, begun.adding, operator.to_tensors())
-        positions = sorted(range(len(members)), key=begun.adding.__getitem__)
+        if subset.missing:
+            self._keep(key, "operator", members, subset.all, operator.to_tensors())
+        positions = sorted(range(len(members)), key=subset.all.__getitem__)
         return in_order(operator, positions)
 
     def _factors(self, stream: ExpertStream, key: str, members: Sequence[str]) -> TaskVectors:
         def parse(form: str, tensors: Mapping[str, torch.Tensor]) -> list[LowRank]:
             found = unstack_factors(tensors)
             if any(expert.shape != stream.shape for expert in found):
-                raise CorruptObjectError(f"it is not of shape {list(stream.shape)}")
+                raise CorruptObjectError(f"its shape is not {list(stream.shape)}")
             return found
 
-        begun = self._begin(key, members, parse)
-        experts = list(begun.start or [])
-        for task_vector in _only(stream, begun.rest):
-            assert isinstance(task_vector, LowRank), "an adapter's task vector comes as factors"
+        subset = self._largest_subset(key, members, parse)
+        experts = list(subset.stored or [])
+        for task_vector in _restrict(stream, subset.missing):
+            assert isinstance(task_vector, LowRank), "an adapter's task vector is a pair of factors"
             experts.append(task_vector)
-        if begun.rest:
-            self._keep(key, "factors", members, begun.adding, stack_factors(experts))
-        by_index = dict(zip(begun.adding, experts, strict=True))
+        if subset.missing:
+            self._keep(key, "factors", members, subset.all, stack_factors(experts))
+        by_index = dict(zip(subset.all, experts, strict=True))
         return InMemoryTaskVectors([by_index[index] for index in range(len(members))])
 
-    def _begin(
-        self, key: str, members: Sequence[str], parse: Callable[[str, Mapping[str, torch.Tensor]], Start]
-    ) -> _Begun[Start]:
+    def _largest_subset(
+        self, key: str, members: Sequence[str], parse: Callable[[str, Mapping[str, torch.Tensor]], StoredT]
+    ) -> _LargestSubset[StoredT]:
         for candidate in self._candidates(key, len(members)):
             try:
                 seal = read_seal(self._store, candidate)
-                order = _positions(_members_of(seal), members)
-                if order is None:
+                included = _positions(_members_of(seal), members)
+                if included is None:
                     continue
                 tensors = read_sealed(self._store, seal)
                 self.bytes_read += seal.num_bytes
-                start = parse(str(seal.facts.get("form")), self._placed(tensors))
-            except ObjectNotFoundError:  # removed this moment
+                stored = parse(str(seal.facts.get("form")), self._placed(tensors))
+            except ObjectNotFoundError:  # deleted since it was listed
                 continue
             except (CorruptObjectError, ShapeError) as error:
                 where = self._store.display(candidate)
                 message = str(error) if where in str(error) else f"{where}: {error}"
-                self.notes.append(f"{message}; its experts are summed up again")
+                self.notes.append(f"{message}; its experts are summed again")
                 continue
-            known = set(order)
-            return _Begun(start, order, tuple(index for index in range(len(members)) if index not in known))
-        return _Begun(None, (), tuple(range(len(members))))
+            missing = set(range(len(members))) - set(included)
+            return _LargestSubset(stored, included, tuple(sorted(missing)))
+        return _LargestSubset(None, (), tuple(range(len(members))))
 
     def _candidates(self, key: str, num_members: int) -> Iterator[str]:
-        """The set itself, then smaller ones, the largest first; one list of their folder."""
+        """Yield the key of the set itself, then those of smaller sets, the largest first. Lists one folder."""
         folder = key.rpartition("/")[0]
         present = [info.key for info in self._store.list(folder, recursive=False)]
         if key in present:
@@ -163,7 +172,7 @@ class KeptSums:
         write_sealed(self._store, key, tensors, {"form": form, "members": [members[index] for index in adding]})
 
     def _placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        # norms and ranks stay what they are, on the CPU
+        # Norms and ranks keep their dtypes and stay on the CPU.
         small = ("norms", "ranks")
         return {
             name: tensor if name in small else tensor.to(self._device, self._dtype) for name, tensor in tensors.items()
@@ -171,13 +180,13 @@ class KeptSums:
 
 
 def weighted_sum_of(stream: ExpertStream, start: torch.Tensor | None = None) -> torch.Tensor:
-    """start + sum_i weight_i (expert_i - base), for any shape; adds into `start`."""
+    """Return start + sum_i weight_i (expert_i - base), for any shape; adds into `start`."""
     total = start
     deltas = stream.task_vectors()
     for expert in stream.tensor.experts:
         weight = expert.parameters.get("weight", 1.0)
         assert isinstance(weight, (int, float))
-        delta = next(deltas)  # `zip` would hold this one while the next is made
+        delta = next(deltas)  # `zip` would keep this one in memory while the next is computed
         total = delta * weight if total is None else total.add_(delta, alpha=weight)
         del delta
     assert total is not None, "a sum needs an expert"
@@ -188,8 +197,8 @@ def _form(stream: ExpertStream) -> KeptForm:
     return kept_form(stream.shape, stream.max_ranks, stream.all_low_rank)
 
 
-def _only(stream: ExpertStream, indices: Sequence[int]) -> ExpertStream:
-    """The stream of these experts alone, with the same base in memory."""
+def _restrict(stream: ExpertStream, indices: Sequence[int]) -> ExpertStream:
+    """Return a stream of these experts alone, which shares the base in memory."""
     experts = tuple(stream.tensor.experts[index] for index in indices)
     if any(expert.full is not None for expert in experts):
         _ = stream.base  # read once, for both streams
@@ -197,7 +206,7 @@ def _only(stream: ExpertStream, indices: Sequence[int]) -> ExpertStream:
 
 
 def _num_members(key: str) -> int:
-    """From the name; more than any set has where the name is not ours."""
+    """Return the size of a set from the name of its object; a number larger than any set for other names."""
     digits = key.rpartition("/")[2].partition("-")[0]
     return int(digits) if digits.isascii() and digits.isdigit() else 10**9
 
@@ -205,12 +214,12 @@ def _num_members(key: str) -> int:
 def _members_of(seal: Seal) -> list[str]:
     members = seal.facts.get("members")
     if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
-        raise CorruptObjectError("it does not list its experts")
+        raise CorruptObjectError("its header does not list its experts")
     return members
 
 
 def _positions(kept: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:
-    """The index in `wanted` of each kept expert; None where one is not wanted. Experts may be equal to each other."""
+    """Return the index in `wanted` of each kept expert; None if one is not wanted. Experts may be equal."""
     if Counter(kept) - Counter(wanted):
         return None
     places: defaultdict[str, deque[int]] = defaultdict(deque)

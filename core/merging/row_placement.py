@@ -1,4 +1,4 @@
-"""Rows of one vocabulary in the places of another; `Rows` in planning/plan.py says what runs mean."""
+"""Copy the rows of one vocabulary to their positions in another. `Rows` in planning/plan.py defines runs of rows."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ..planning.plan import ExpertTensor, Rows
 
 
 def place_rows(stored: torch.Tensor, rows: Rows, into: torch.Tensor) -> torch.Tensor:
-    """`into` with the runs of `stored` written over it, in place."""
+    """Copy the runs of rows of `stored` into `into`, in place, and return it."""
     for start, origin, length in rows:
         into[start : start + length] = stored[origin : origin + length]
     return into
 
 
 def covered(rows: Rows | None, num_rows: int) -> torch.Tensor:
-    """(num_rows,) bool: the output rows that the runs reach; all of them for None."""
+    """Return which output rows the runs cover, (num_rows,) bool; all of them for None."""
     if rows is None:
         return torch.ones(num_rows, dtype=torch.bool)
-    reached = torch.zeros(num_rows, dtype=torch.bool)
+    is_covered = torch.zeros(num_rows, dtype=torch.bool)
     for start, _, length in rows:
-        reached[start : start + length] = True
-    return reached
+        is_covered[start : start + length] = True
+    return is_covered
 
 
 def fill_with_means(
@@ -32,16 +32,16 @@ def fill_with_means(
     experts: Iterable[ExpertTensor],
     read: Callable[[ExpertTensor], torch.Tensor],
 ) -> torch.Tensor:
-    """`into` with its `wanted` rows set to the mean of the experts that have them, as mergekit does; in place.
+    """Set the `wanted` rows of `into` to the mean of the experts that have them, in place, as mergekit does.
 
-    Adapters have no rows of their own. A row that no expert has (padding) stays as it is.
+    Adapters have no rows of their own. A row that no expert has (padding) is not changed.
 
     Cost: one pass over the experts that have any of these rows; two copies of these rows.
 
     Parameters
     ----------
     wanted : Tensor, (rows of the output,), bool, CPU
-    read : one expert's stored tensor in the arithmetic dtype
+    read : returns the stored tensor of one expert in the arithmetic dtype
     """
     index = wanted.nonzero().squeeze(1)
     position = torch.full((len(wanted),), -1)

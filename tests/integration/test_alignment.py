@@ -59,10 +59,10 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_the_published_numbers(
-    golden: Any, group: dict[str, Any], merge_flow: Any, tmp_path: Path, load_checkpoint: Any
+    golden: Any, group: dict[str, Any], pipeline: Any, tmp_path: Path, load_checkpoint: Any
 ) -> None:
     store = str(tmp_path / "store")
-    result = merge_flow(recipe_from_mapping(group), tmp_path / "out", store=store)
+    result = pipeline(recipe_from_mapping(group), tmp_path / "out", store=store)
     merged = load_checkpoint(tmp_path / "out")
     for index, layer in enumerate(golden.manifest["align_group_k4"]["layers"]):
         assert error(merged[f"layers.{index}.w.weight"], golden.result("align_group_k4", layer)) < 1e-6, layer
@@ -92,9 +92,9 @@ def test_each_layer_has_its_own_time(
                 assert error(expected, plain) > 1e-3, "the case can tell"
 
 
-def test_the_table_of_the_run(group: dict[str, Any], merge_flow: Any, tmp_path: Path) -> None:
+def test_the_table_of_the_run(group: dict[str, Any], pipeline: Any, tmp_path: Path) -> None:
     recipe, store = recipe_from_mapping(group), Store(str(tmp_path / "store"))
-    merge_flow(recipe, tmp_path / "out", store=store.root_uri)
+    pipeline(recipe, tmp_path / "out", store=store.root_uri)
     plan = make_plan(recipe)
     key = f"runs/{plan.run_key}/spectra.arrow"
     rows = read_run_table(store, key)
@@ -108,7 +108,7 @@ def test_the_table_of_the_run(group: dict[str, Any], merge_flow: Any, tmp_path: 
 
     # a part's own rows are damaged: the spectra themselves say the same
     store.delete([key, *(info.key for info in store.list("parts/") if info.key.endswith(".arrow"))])
-    merge_flow(recipe, tmp_path / "again", store=store.root_uri)
+    pipeline(recipe, tmp_path / "again", store=store.root_uri)
     assert store.read(key) == first
 
 
@@ -124,16 +124,16 @@ def test_spectra_that_are_not_kept_are_decomposed_twice(
 
 
 def test_a_damaged_alignment_is_made_again(
-    group: dict[str, Any], merge_flow: Any, tmp_path: Path, load_checkpoint: Any
+    group: dict[str, Any], pipeline: Any, tmp_path: Path, load_checkpoint: Any
 ) -> None:
     recipe, store = recipe_from_mapping(group), Store(str(tmp_path / "store"))
-    merge_flow(recipe, tmp_path / "a", store=store.root_uri)
+    pipeline(recipe, tmp_path / "a", store=store.root_uri)
     (info,) = store.list("alignments/")
     content = json.loads(store.read(info.key))
     content["largest_values"] = {key: value + 1 for key, value in content["largest_values"].items()}
     store.write(info.key, json.dumps(content).encode())
     store.delete([info.key for info in store.list("parts/")])
-    merge_flow(recipe, tmp_path / "b", store=store.root_uri)
+    pipeline(recipe, tmp_path / "b", store=store.root_uri)
     first, second = (load_checkpoint(tmp_path / name) for name in "ab")
     assert all(torch.equal(first[name], second[name]) for name in first)
 

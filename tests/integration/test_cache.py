@@ -38,17 +38,17 @@ def make_old(store: Path, days: float, pattern: str = "**/*") -> None:
 
 
 @pytest.fixture
-def two_runs(make_models: Any, merge_flow: Any, tmp_path: Path) -> dict[str, str]:
+def two_runs(make_models: Any, pipeline: Any, tmp_path: Path) -> dict[str, str]:
     """Two methods that share their spectra; the run keys."""
     models = make_models(num_experts=2, layers=1)
     found = {}
     for method in ("swudi", "swudi_a"):
         recipe = models.write_recipe(method, f"{method}.yml")
-        found[method] = merge_flow(recipe, tmp_path / method, store=str(tmp_path / "store")).run_key
+        found[method] = pipeline(recipe, tmp_path / method, store=str(tmp_path / "store")).run_key
     return found
 
 
-def test_every_object_of_a_run_is_recorded(make_models: Any, merge_flow: Any, tmp_path: Path) -> None:
+def test_every_object_of_a_run_is_recorded(make_models: Any, pipeline: Any, tmp_path: Path) -> None:
     """Of a run with everything that leaves objects: sums, calibration, alignment, adapters' spectra."""
     models = make_models(num_experts=2, layers=2)
     recipe = models.write_recipe(
@@ -57,7 +57,7 @@ def test_every_object_of_a_run_is_recorded(make_models: Any, merge_flow: Any, tm
         calibration={"svc": {"alpha": 0.5}},
         parameters={"alignment_rho": 0.5},
     )
-    merge_flow(recipe, tmp_path / "out", store=str(tmp_path / "store"))
+    pipeline(recipe, tmp_path / "out", store=str(tmp_path / "store"))
     stored = {key for key in keys(tmp_path / "store") if key.startswith(FOLDERS)}
     assert {key.partition("/")[0] for key in stored} == set(FOLDERS)
     inventory = take_inventory(Store(str(tmp_path / "store")))
@@ -94,7 +94,7 @@ def test_ls_and_du(two_runs: dict[str, str], command: Callable[..., Any], tmp_pa
 
 
 def test_gc_by_run_keeps_what_is_shared(
-    two_runs: dict[str, str], command: Callable[..., Any], merge_flow: Any, tmp_path: Path
+    two_runs: dict[str, str], command: Callable[..., Any], pipeline: Any, tmp_path: Path
 ) -> None:
     before = keys(tmp_path / "store")
     shared = {key for key in before if key.startswith("spectra/")}
@@ -106,7 +106,7 @@ def test_gc_by_run_keeps_what_is_shared(
     assert done["runs"] == planned["runs"] == [two_runs["swudi"]]
     assert len(before - after) == done["num_objects"] == planned["num_objects"] > 0
     assert shared <= after and not any(two_runs["swudi"] in key for key in after)
-    again = merge_flow(tmp_path / "swudi_a.yml", tmp_path / "again", store=str(tmp_path / "store"))
+    again = pipeline(tmp_path / "swudi_a.yml", tmp_path / "again", store=str(tmp_path / "store"))
     assert again.shards_done == 0, "the run that was kept is whole"
     command("cache", "gc", "--run", two_runs["swudi_a"])
     assert keys(tmp_path / "store") == set()
@@ -147,7 +147,7 @@ def test_gc_leaves_a_living_run_alone(make_models: Any, command: Callable[..., A
 
 
 def test_superseded_sums_go_and_the_next_expert_still_costs_one(
-    make_models: Any, merge_flow: Any, command: Callable[..., Any], tmp_path: Path
+    make_models: Any, pipeline: Any, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     models = make_models(num_experts=4, layers=1)
     experts, store = models.experts, tmp_path / "store"
@@ -155,9 +155,7 @@ def test_superseded_sums_go_and_the_next_expert_still_costs_one(
     def merge(*chosen: int) -> Any:
         models.experts = [experts[index] for index in chosen]
         name = "-".join(map(str, chosen))
-        return merge_flow(
-            models.write_recipe("swudi", f"{name}.yml", keep_sums=True), tmp_path / name, store=str(store)
-        )
+        return pipeline(models.write_recipe("swudi", f"{name}.yml", keep_sums=True), tmp_path / name, store=str(store))
 
     merge(0)
     merge(0, 1)
@@ -186,12 +184,12 @@ def test_what_killed_processes_leave_is_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "swap"])
 def test_verify_finds_damage_of_every_kind(
-    make_models: Any, merge_flow: Any, command: Callable[..., Any], tmp_path: Path, damage: str
+    make_models: Any, pipeline: Any, command: Callable[..., Any], tmp_path: Path, damage: str
 ) -> None:
     models = make_models(num_experts=3, layers=2)
     store = tmp_path / "store"
     recipe = models.write_recipe("swudi", keep_sums=True, parameters={"alignment_rho": 0.5})
-    first = merge_flow(recipe, tmp_path / "a", store=str(store))
+    first = pipeline(recipe, tmp_path / "a", store=str(store))
     assert command("cache", "verify").code == 0
     victims: dict[str, Path] = {}
     for path in sorted(store.rglob("*")):
@@ -224,7 +222,7 @@ def test_verify_finds_damage_of_every_kind(
     removed = command("cache", "verify", "--delete")
     assert removed.code == 0 and "damaged, removed" in removed.out
     assert command("cache", "verify").code == 0
-    again = merge_flow(recipe, tmp_path / "b", store=str(store))
+    again = pipeline(recipe, tmp_path / "b", store=str(store))
     assert again.shards_done > 0
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
     assert first.run_key == again.run_key
@@ -244,13 +242,13 @@ def test_an_empty_store_is_no_error(command: Callable[..., Any], tmp_path: Path)
         assert done.code == 0 and not done.err, done.err
 
 
-def test_on_s3(make_models: Any, merge_flow: Any, command: Callable[..., Any], tmp_path: Path, s3_root: Any) -> None:
+def test_on_s3(make_models: Any, pipeline: Any, command: Callable[..., Any], tmp_path: Path, s3_root: Any) -> None:
     models = make_models(num_experts=2, layers=1)
     place = {"store": f"{s3_root.uri}/store", "storage_options": s3_root.storage_options}
     runs = {}
     for method in ("swudi", "swudi_a"):
         recipe = models.write_recipe(method, f"{method}.yml", **place)
-        runs[method] = merge_flow(recipe, tmp_path / method).run_key
+        runs[method] = pipeline(recipe, tmp_path / method).run_key
     store = Store(place["store"], s3_root.storage_options)
     reach = ("--recipe", tmp_path / "swudi.yml")
     os.environ.pop("EIGENMERGE_STORE", None)  # the fixture of the command sets it

@@ -17,11 +17,11 @@ FILES = ("model.safetensors", "eigenmerge_manifest.json", "README.md", "config.j
 
 
 @pytest.fixture
-def calm(make_models: Any, merge_flow: Any, tmp_path: Path) -> Any:
+def calm(make_models: Any, pipeline: Any, tmp_path: Path) -> Any:
     """Models, their recipe, and what an undisturbed run makes of it."""
     models = make_models(num_experts=3, layers=6, hidden=192)
     recipe = models.write_recipe("swudi_a", keep_sums=True)
-    merge_flow(recipe, tmp_path / "calm", store=str(tmp_path / "calm-store"))
+    pipeline(recipe, tmp_path / "calm", store=str(tmp_path / "calm-store"))
     return recipe
 
 

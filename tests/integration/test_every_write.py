@@ -60,13 +60,13 @@ class BrokenDisk:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS], ids=["full", "denied", "read-only"])
 @pytest.mark.parametrize("where", ["store", "out"])
 def test_each_write_fails_once(
-    make_models: Any, merge_flow: Any, tmp_path: Path, where: str, code: int, samples: int | None
+    make_models: Any, pipeline: Any, tmp_path: Path, where: str, code: int, samples: int | None
 ) -> None:
     recipe = make_models(num_experts=2, layers=1).write_recipe("swudi_a", keep_sums=True)
     expected, calm_store = tmp_path / "calm-out", tmp_path / "calm-store"
     whole = BrokenDisk(tmp_path / f"calm-{where}", None, code)
     with whole.installed():
-        merge_flow(recipe, expected, store=str(calm_store), workers=1)
+        pipeline(recipe, expected, store=str(calm_store), workers=1)
     assert whole.calls > 20
     # The three kinds of failure share the writes between them: each write meets one of them.
     kinds = [errno.ENOSPC, errno.EACCES, errno.EROFS]
@@ -75,12 +75,12 @@ def test_each_write_fails_once(
     for first in range(kinds.index(code), whole.calls, step):
         broken = BrokenDisk(tmp_path / where, first, code)
         with broken.installed(), pytest.raises(EigenmergeError) as caught:
-            merge_flow(recipe, out, store=str(store), workers=1)
+            pipeline(recipe, out, store=str(store), workers=1)
         said = str(caught.value)
         assert os.strerror(code) in said and str(tmp_path / where) in said and "\n" not in said, (first, said)
         assert not list(tmp_path.rglob("*.partial")), first
         assert not out.exists() or not any(out.iterdir()) or (out / MARKER_NAME).exists(), first
-        merge_flow(recipe, out, store=str(store), workers=1)
+        pipeline(recipe, out, store=str(store), workers=1)
         for name in FILES:
             assert (out / name).read_bytes() == (expected / name).read_bytes(), (first, name)
         shutil.rmtree(out)

@@ -81,25 +81,25 @@ def make_adapters(models: Any, count: int, rank: int = 3) -> None:
 
 
 def test_the_ninth_expert_costs_one_expert(
-    make_models: Any, merge_flow: Any, tmp_path: Path, load_checkpoint: Load
+    make_models: Any, pipeline: Any, tmp_path: Path, load_checkpoint: Load
 ) -> None:
     models = make_models(num_experts=9)
     new, models.experts = models.experts[8], models.experts[:8]
     eight = models.write_recipe("swudi", "eight.yml", keep_sums=True)
-    merge_flow(eight, tmp_path / "eight", store=str(tmp_path / "store"))
+    pipeline(eight, tmp_path / "eight", store=str(tmp_path / "store"))
     models.experts.append(new)
     nine = models.write_recipe("swudi", "nine.yml", keep_sums=True)
-    later = merge_flow(nine, tmp_path / "nine", store=str(tmp_path / "store"))
+    later = pipeline(nine, tmp_path / "nine", store=str(tmp_path / "store"))
     one_model = sum(tensor.nbytes for tensor in models.base_tensors.values())
     assert later.bytes_read == 2 * one_model, "the base and the new expert"
     assert later.decompositions_computed == 3 * NUM_MATRICES, "one for each layer"
     assert later.kept_bytes_read > 0 and not later.warnings
 
-    scratch = merge_flow(nine, tmp_path / "scratch", store=str(tmp_path / "empty"))
+    scratch = pipeline(nine, tmp_path / "scratch", store=str(tmp_path / "empty"))
     assert scratch.bytes_read == 10 * one_model
     assert_equal(load_checkpoint(tmp_path / "nine"), load_checkpoint(tmp_path / "scratch"))
     plain = models.write_recipe("swudi", "plain.yml")
-    merge_flow(plain, tmp_path / "plain", store=str(tmp_path / "another"))
+    pipeline(plain, tmp_path / "plain", store=str(tmp_path / "another"))
     assert_equal(load_checkpoint(tmp_path / "nine"), load_checkpoint(tmp_path / "plain"))
 
 
@@ -268,11 +268,11 @@ def test_damaged_sums_are_found_and_made_again(
         )
     plan = recipes.plan(0, 1, 2, 3)
     result = merge_plan(plan, tmp_path / "four", store)
-    said = [warning for warning in result.warnings if "summed up again" in warning]
+    said = [warning for warning in result.warnings if "summed again" in warning]
     assert len(said) == len(victims), result.warnings
     merge_plan(plan, tmp_path / "scratch", tmp_path / "empty")
     assert (tmp_path / "four/model.safetensors").read_bytes() == (tmp_path / "scratch/model.safetensors").read_bytes()
-    assert "summed up again" not in (tmp_path / "four/eigenmerge_manifest.json").read_text()
+    assert "summed again" not in (tmp_path / "four/eigenmerge_manifest.json").read_text()
 
 
 def test_the_plan_tells_what_is_kept(make_models: Any, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from .processes import COMMAND, num_parts, wait_until
 
 
-def test_kill_and_the_same_command_again(make_models: Any, command: Any, merge_flow: Any, tmp_path: Path) -> None:
+def test_kill_and_the_same_command_again(make_models: Any, command: Any, pipeline: Any, tmp_path: Path) -> None:
     models = make_models(num_experts=3, layers=6, hidden=256)
     recipe = models.write_recipe("swudi_a")
     store = tmp_path / "killed"
@@ -38,7 +38,7 @@ def test_kill_and_the_same_command_again(make_models: Any, command: Any, merge_f
     result = json.loads(again.out)
     assert result["shards_reused"] == finished and result["shards_done"] > 0
 
-    calm = merge_flow(recipe, tmp_path / "calm", store=str(tmp_path / "store"), workers=2)
+    calm = pipeline(recipe, tmp_path / "calm", store=str(tmp_path / "store"), workers=2)
     assert result["shards_done"] + result["shards_reused"] == calm.shards_done
     assert result["decompositions_computed"] < calm.decompositions_computed
     for name in ("model.safetensors", "eigenmerge_manifest.json", "README.md", "config.json"):
@@ -46,14 +46,14 @@ def test_kill_and_the_same_command_again(make_models: Any, command: Any, merge_f
 
 
 @pytest.mark.parametrize("name", ["model.safetensors"])
-def test_an_unfinished_assembly_is_taken_over(models: Any, merge_flow: Any, tmp_path: Path, name: str) -> None:
+def test_an_unfinished_assembly_is_taken_over(models: Any, pipeline: Any, tmp_path: Path, name: str) -> None:
     """What a kill during the reduce leaves: a marker, and files that may be wrong."""
     recipe, store = models.write_recipe("average"), str(tmp_path / "store")
-    merge_flow(recipe, tmp_path / "a", store=store)
+    pipeline(recipe, tmp_path / "a", store=store)
     run_key = json.loads((tmp_path / "a/eigenmerge_manifest.json").read_text())["run_key"]
     (tmp_path / "b").mkdir()
     (tmp_path / "b/.eigenmerge-incomplete.json").write_text(json.dumps({"run_key": run_key}))
     (tmp_path / "b" / name).write_bytes(b"half")
-    merge_flow(recipe, tmp_path / "b", store=store)
+    pipeline(recipe, tmp_path / "b", store=store)
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert not list((tmp_path / "b").glob(".*"))

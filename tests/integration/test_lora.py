@@ -209,13 +209,13 @@ def test_an_adapter_is_the_dense_merge(
     assert_close({name: found[name] for name in expected}, expected, weights(made.base))
 
 
-def test_through_the_flow(llama: Family, merge_flow: Any, tmp_path: Path) -> None:
+def test_through_the_flow(llama: Family, pipeline: Any, tmp_path: Path) -> None:
     from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
     recipe = llama.recipe(llama.adapters, "swudi", parameters={"alignment_rho": 0.5}, output="adapter")
-    merge_flow(recipe_from_mapping(recipe), tmp_path / "out", store=str(tmp_path / "store"))
+    pipeline(recipe_from_mapping(recipe), tmp_path / "out", store=str(tmp_path / "store"))
     dense = {key: value for key, value in recipe.items() if key != "output"}
-    merge_flow(recipe_from_mapping(dense), tmp_path / "dense", store=str(tmp_path / "store"))
+    pipeline(recipe_from_mapping(dense), tmp_path / "dense", store=str(tmp_path / "store"))
     expected = weights(tmp_path / "dense")
     found = load_with_peft(llama, tmp_path / "out")
     assert_close({name: found[name] for name in expected}, expected, weights(llama.base))

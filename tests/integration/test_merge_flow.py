@@ -1,164 +1,63 @@
-"""A real merge from headers to a checkpoint that loads, through the flow."""
+"""The flow on a Prefect server: it gives what the merge without Prefect gives, and runs one task per shard."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors import safe_open
 
-from eigenmerge.core import merge_task_vectors
-from eigenmerge.core.errors import DestinationError
+from eigenmerge.core.errors import InterruptedRunError, NonFiniteError
+from eigenmerge.core.formats.file_names import INDEX_NAME, MANIFEST_NAME, MODEL_CARD_NAME
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
-Load = Callable[[Path], dict[str, torch.Tensor]]
-Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
+ALIGNED = {"exp_time": 300, "rank_ratio": 0.65, "alignment_rho": 0.5}
 
 
-def deltas(models: Any, name: str) -> list[torch.Tensor]:
-    return [expert[name] - models.base_tensors[name] for expert in models.expert_tensors]
-
-
-def test_every_tensor_is_what_the_tensor_level_call_gives(
-    models: Any, merge_flow: Any, tmp_path: Path, load_checkpoint: Load
+@pytest.mark.parametrize(("method", "parameters"), [("swudi_a", {}), ("swudi", ALIGNED), ("ties", {"density": 0.5})])
+def test_the_result_of_the_merge_without_prefect(
+    models: Any, merge_flow: Any, pipeline: Any, tmp_path: Path, method: str, parameters: dict[str, Any]
 ) -> None:
-    recipe = models.write_recipe("swudi", parameters={"exp_time": 300, "rank_ratio": 0.65, "scale": 0.5})
-    result = merge_flow(recipe, tmp_path / "out", store=str(tmp_path / "store"))
-    merged = load_checkpoint(tmp_path / "out")
-    assert set(merged) == set(models.base_tensors)
-    for name, base in models.base_tensors.items():
-        if base.ndim == 2 and "embed" not in name and "lm_head" not in name:
-            delta = merge_task_vectors(deltas(models, name), method="swudi", exp_time=300, rank_ratio=0.65, scale=0.5)
-        else:
-            delta = 0.5 * torch.stack(deltas(models, name)).mean(0)
-        torch.testing.assert_close(merged[name], base + delta, rtol=1e-5, atol=1e-7)
-    assert result.num_tensors == len(merged)
-    assert result.decompositions_computed == sum(".proj" in n or "_proj" in n for n in merged)
+    recipe = models.write_recipe(method, output={"max_shard_size": "40KB"}, parameters=parameters)
+    alone = pipeline(recipe, tmp_path / "alone", tmp_path / "store-alone")
+    flow = merge_flow(recipe, tmp_path / "flow", store=str(tmp_path / "store-flow"), workers=2)
+    names = {path.name for path in (tmp_path / "alone").iterdir()}
+    assert (
+        names == {path.name for path in (tmp_path / "flow").iterdir()} >= {INDEX_NAME, MANIFEST_NAME, MODEL_CARD_NAME}
+    )
+    for name in names:
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "flow" / name).read_bytes(), name
+    assert replace(flow, seconds=alone.seconds, destination=alone.destination) == alone
+    stored = [
+        {path.relative_to(store) for path in store.rglob("*") if path.is_file()}
+        for store in (tmp_path / "store-alone", tmp_path / "store-flow")
+    ]
+    assert stored[0] == stored[1] != set()
 
 
-def test_what_comes_out(models: Any, merge_flow: Any, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    merge_flow(models.write_recipe("swudi_a", dtype="bfloat16"), out, store=str(tmp_path / "store"))
-    manifest = json.loads((out / "eigenmerge_manifest.json").read_text())
-    for file in manifest["files"]:
-        assert file["sha256"] == hashlib.sha256((out / file["name"]).read_bytes()).hexdigest()
-    for name, digest in manifest["side_files"].items():
-        assert digest == hashlib.sha256((out / name).read_bytes()).hexdigest()
-    ranks = {row["name"]: row["rank"] for row in manifest["tensors"] if "rank" in row}
-    assert ranks[Q_PROJ] > 0
-    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    assert (out / "tokenizer.json").exists()
-    card = (out / "README.md").read_text()
-    assert card.startswith("---\nbase_model:") and "swudi_a" in card and str(models.experts[1]) in card
-    with safe_open(out / "model.safetensors", framework="pt") as file:
-        assert file.metadata() == {"format": "pt"}
-        assert file.get_tensor(Q_PROJ).dtype == torch.bfloat16
-    assert not list(out.glob(".*")), "nothing of ours is left beside the checkpoint"
-
-
-def test_other_parameters_decompose_nothing(models: Any, merge_flow: Any, tmp_path: Path) -> None:
-    store = str(tmp_path / "store")
-    first = merge_flow(models.write_recipe("swudi", parameters={"exp_time": 300}), tmp_path / "a", store=store)
-    assert first.decompositions_computed == 21 and first.decompositions_reused == 0
-    for number, (method, parameters) in enumerate(
-        [("swudi", {"exp_time": 1300, "rank_ratio": 0.5}), ("swudi_a", {"rank_rule": "entropy"}), ("wudi_pinv", {})]
-    ):
-        again = merge_flow(models.write_recipe(method, parameters=parameters), tmp_path / f"b{number}", store=store)
-        assert (again.decompositions_computed, again.decompositions_reused) == (0, 21)
-        assert again.bytes_read < first.bytes_read
-
-
-def test_a_finished_store_gives_the_same_bytes_without_reading(models: Any, merge_flow: Any, tmp_path: Path) -> None:
-    recipe, store = models.write_recipe("swudi_a"), str(tmp_path / "store")
-    first = merge_flow(recipe, tmp_path / "a", store=store)
-    second = merge_flow(recipe, tmp_path / "b", store=store)
-    assert second.shards_done == 0 and second.shards_reused == first.shards_done
-    assert second.bytes_read == 0 and second.decompositions_computed == 0
-    for name in ("model.safetensors", "eigenmerge_manifest.json", "README.md"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "swap"])
-@pytest.mark.parametrize("kind", ["spectra", "parts", "records"])
-def test_damaged_objects_are_found_and_made_again(
-    models: Any, merge_flow: Any, tmp_path: Path, damage: str, kind: str
-) -> None:
+def test_a_resumed_flow_computes_nothing(models: Any, merge_flow: Any, pipeline: Any, tmp_path: Path) -> None:
     recipe, store = models.write_recipe("swudi_a"), tmp_path / "store"
-    merge_flow(recipe, tmp_path / "a", store=str(store))
-    pattern = {"spectra": "spectra/**/*.arrow", "parts": "parts/*.safetensors", "records": "parts/*.json"}[kind]
-    victims = sorted(store.glob(pattern))
-    contents = [path.read_bytes() for path in victims]
-    for index, path in enumerate(victims):
-        content = contents[index]
-        middle = len(content) * 3 // 4
-        path.write_bytes(
-            {
-                "truncate": content[:middle],
-                "flip": content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :],
-                "empty": b"",
-                "swap": contents[(index + 1) % len(contents)],
-            }[damage]
-        )
-    if kind == "spectra":  # parts are found before spectra are looked at
-        for path in store.glob("parts/*"):
-            path.unlink()
-    result = merge_flow(recipe, tmp_path / "b", store=str(store))
-    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
-    assert (tmp_path / "a/eigenmerge_manifest.json").read_bytes() == (
-        tmp_path / "b/eigenmerge_manifest.json"
-    ).read_bytes()
-    assert result.shards_done > 0 and any("again" in warning for warning in result.warnings)
-    if kind == "spectra":
-        assert result.decompositions_computed == 21
+    first = pipeline(recipe, tmp_path / "a", store)
+    second = merge_flow(recipe, tmp_path / "b", store=str(store))
+    assert (second.shards_done, second.shards_reused) == (0, first.shards_done)
+    assert second.bytes_read == 0 and second.decompositions_computed == 0
 
 
-def test_several_files_and_the_index(models: Any, merge_flow: Any, tmp_path: Path, load_checkpoint: Load) -> None:
-    recipe = models.write_recipe("average", output={"max_shard_size": "40KB"})
-    result = merge_flow(recipe, tmp_path / "out", store=str(tmp_path / "store"))
-    assert len(result.files) > 2
-    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
-    for name, file in index["weight_map"].items():
-        with safe_open(tmp_path / "out" / file, framework="pt") as opened:
-            assert name in opened.keys()  # noqa: SIM118  (not a mapping)
-    merged = load_checkpoint(tmp_path / "out")
-    assert set(index["weight_map"]) == set(merged)
-    assert index["metadata"]["total_size"] == sum(t.nbytes for t in merged.values())
-    expected = models.base_tensors[Q_PROJ] + torch.stack(deltas(models, Q_PROJ)).mean(0)
-    torch.testing.assert_close(merged[Q_PROJ], expected, rtol=1e-6, atol=1e-7)
+def test_the_error_of_a_shard_is_the_error_of_the_flow(
+    make_models: Any, save_model: Any, merge_flow: Any, tmp_path: Path
+) -> None:
+    models = make_models()
+    broken = dict(models.expert_tensors[1])
+    name = "model.layers.1.self_attn.q_proj.weight"
+    broken[name] = broken[name].clone().fill_(float("nan"))
+    save_model(models.experts[1], broken)
+    with pytest.raises(NonFiniteError, match=r"q_proj.*NaN"):
+        merge_flow(models.write_recipe("swudi_a"), tmp_path / "out", store=str(tmp_path / "store"))
+    assert not list((tmp_path / "out").glob("*"))
 
 
-def test_a_destination_that_is_not_empty_is_refused(models: Any, merge_flow: Any, tmp_path: Path) -> None:
-    out, store = tmp_path / "out", str(tmp_path / "store")
-    many = models.write_recipe("average", output={"max_shard_size": "40KB"})
-    merge_flow(many, out, store=store)
-    with pytest.raises(DestinationError, match="--overwrite"):
-        merge_flow(many, out, store=store)
-    one = models.write_recipe("average", "one.yml")
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(DestinationError, match="not empty"):
-        merge_flow(one, out, store=store)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    merge_flow(one, out, store=store, overwrite=True)
-    left = {path.name for path in out.iterdir()}
-    assert "model.safetensors" in left and not any("of-" in name or "index" in name for name in left)
-
-
-@pytest.mark.parametrize("place", ["base", "expert1", "base/merged", "."])
-def test_a_destination_among_the_inputs_is_refused(models: Any, merge_flow: Any, tmp_path: Path, place: str) -> None:
-    with pytest.raises(DestinationError, match="input model"):
-        merge_flow(models.write_recipe("average"), models.root / place, store=str(tmp_path / "store"), overwrite=True)
-
-
-def test_svc_on_top_is_kept_too(models: Any, merge_flow: Any, tmp_path: Path, load_checkpoint: Load) -> None:
-    store = str(tmp_path / "store")
-    recipe = models.write_recipe("tsv_m", calibration={"svc": {"alpha": 0.5}})
-    merge_flow(recipe, tmp_path / "a", store=store)
-    expected = merge_task_vectors(deltas(models, Q_PROJ), method="tsv_m", calibration={"svc": {"alpha": 0.5}})
-    merged = load_checkpoint(tmp_path / "a")[Q_PROJ]
-    torch.testing.assert_close(merged, models.base_tensors[Q_PROJ] + expected, rtol=1e-4, atol=1e-6)
-    again = merge_flow(models.write_recipe("tsv_m", calibration={"svc": {"alpha": 0.9}}), tmp_path / "b", store=store)
-    assert again.decompositions_computed == 0
+def test_a_time_limit_stops_the_flow(models: Any, merge_flow: Any, tmp_path: Path) -> None:
+    recipe = recipe_from_mapping(models.recipe("swudi_a"))
+    with pytest.raises(InterruptedRunError, match="time limit"):
+        merge_flow(recipe, tmp_path / "out", store=str(tmp_path / "store"), time_limit=1e-6)

@@ -34,7 +34,7 @@ def test_the_bytes_of_a_local_run(
     models: Any,
     s3_models: S3Models,
     faulty_s3: Any,
-    merge_flow: Any,
+    pipeline: Any,
     forked_commands: ForkedCommands,
     tmp_path: Path,
     source: str,
@@ -64,7 +64,7 @@ def test_the_bytes_of_a_local_run(
         return
     assert finished.code == 0, finished.output
     assert proxy.access_keys == {options["key"]}
-    local = merge_flow(
+    local = pipeline(
         models.write_recipe("swudi_a", fingerprint="content"), tmp_path / "out", store=str(tmp_path / "store")
     )
     target = s3_models.store("out")
@@ -78,11 +78,10 @@ def test_the_bytes_of_a_local_run(
 # S3 copies nothing below 5 MiB, and the header must be sent: 5 MiB of each file pass through.
 @pytest.mark.parametrize(("layers", "num_files"), [(22, 1), pytest.param(44, 2, marks=pytest.mark.soak)])
 def test_the_server_copies_the_weights(
-    make_models: Any, s3_root: Any, faulty_s3: Any, merge_flow: Any, layers: int, num_files: int
+    make_models: Any, s3_root: Any, faulty_s3: Any, pipeline: Any, layers: int, num_files: int
 ) -> None:
     from eigenmerge.core.recipe.recipe import recipe_from_mapping
     from eigenmerge.core.steps.listener import Listener
-    from eigenmerge.flows.run_context import RUN_CONTEXT, RunContext
 
     proxy, _ = faulty_s3
     local = make_models(num_experts=1, dtype=torch.bfloat16, layers=layers, hidden=1024)
@@ -93,12 +92,8 @@ def test_the_server_copies_the_weights(
         def assembling(self, run: Any) -> None:
             moved.append(proxy.bytes_moved)
 
-    token = RUN_CONTEXT.set(RunContext((Watching(),)))
-    try:
-        recipe = recipe_from_mapping(models.recipe("average", output={"max_shard_size": "152MB"}))
-        result = merge_flow(recipe, f"{models.uri}/out", store=f"{models.uri}/store")
-    finally:
-        RUN_CONTEXT.reset(token)
+    recipe = models.recipe("average", output={"max_shard_size": "152MB"})
+    result = pipeline(recipe_from_mapping(recipe), f"{models.uri}/out", f"{models.uri}/store", listeners=(Watching(),))
     assert len(result.files) == num_files and result.bytes_written > 105e6 * num_files
     assert result.bytes_through_reduce <= 0.05 * result.bytes_written
     # The proxy has seen every byte of the reduce: what passed was read once and sent once, and the rest is manifest.
@@ -117,7 +112,7 @@ def test_the_server_copies_the_weights(
 
 
 def test_a_server_that_ignores_conditional_writes(
-    models: Any, s3_models: S3Models, faulty_s3: Any, merge_flow: Any, tmp_path: Path
+    models: Any, s3_models: S3Models, faulty_s3: Any, pipeline: Any, tmp_path: Path
 ) -> None:
     from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
@@ -126,7 +121,7 @@ def test_a_server_that_ignores_conditional_writes(
 
     def merge_to(name: str) -> Any:
         recipe = recipe_from_mapping(there.recipe("swudi_a"))
-        return merge_flow(recipe, f"{there.uri}/{name}", store=f"{there.uri}/store-of-{name}")
+        return pipeline(recipe, f"{there.uri}/{name}", store=f"{there.uri}/store-of-{name}")
 
     assert not any("If-None-Match" in warning for warning in merge_to("first").warnings)
     proxy.faults.dropped_headers = frozenset({"if-none-match"})
@@ -137,7 +132,7 @@ def test_a_server_that_ignores_conditional_writes(
 
 
 def test_a_store_that_cannot_be_written_is_found_before_anything_is_computed(
-    s3_models: S3Models, faulty_s3: Any, merge_flow: Any
+    s3_models: S3Models, faulty_s3: Any, pipeline: Any
 ) -> None:
     from eigenmerge.core.errors import StoreError
     from eigenmerge.core.recipe.recipe import recipe_from_mapping
@@ -146,7 +141,7 @@ def test_a_store_that_cannot_be_written_is_found_before_anything_is_computed(
     there = s3_models.through(proxy.endpoint)
     proxy.faults.decide = lambda method, path: "denied" if method == "PUT" and "/store/" in path else None
     with pytest.raises(StoreError, match="permission denied"):
-        merge_flow(recipe_from_mapping(there.recipe()), f"{there.uri}/out", store=f"{there.uri}/store")
+        pipeline(recipe_from_mapping(there.recipe()), f"{there.uri}/out", store=f"{there.uri}/store")
     weights = [
         path for method, path, _ in proxy.requests if method == "GET" and "expert" in path and "safetens" in path
     ]

@@ -25,11 +25,11 @@ Command = Callable[..., Any]
 
 
 @pytest.fixture
-def merged(make_models: Any, merge_flow: Any, tmp_path: Path) -> Path:
+def merged(make_models: Any, pipeline: Any, tmp_path: Path) -> Path:
     """A checkpoint of several files."""
     models = make_models(num_experts=2, layers=2)
     recipe = models.write_recipe("swudi", output={"max_shard_size": "40KB"}, dtype="bfloat16")
-    merge_flow(recipe, tmp_path / "out", store=str(tmp_path / "store"))
+    pipeline(recipe, tmp_path / "out", store=str(tmp_path / "store"))
     return tmp_path / "out"
 
 
@@ -49,10 +49,10 @@ def flip(path: Path, position: int = -100) -> None:
     ],
 )
 def test_what_was_written_is_computed_again_to_the_bit(
-    make_models: Any, merge_flow: Any, command: Command, tmp_path: Path, method: str, keys: dict[str, Any]
+    make_models: Any, pipeline: Any, command: Command, tmp_path: Path, method: str, keys: dict[str, Any]
 ) -> None:
     models = make_models(num_experts=2, layers=1)
-    merge_flow(models.write_recipe(method, **keys), tmp_path / "out", store=str(tmp_path / "store"))
+    pipeline(models.write_recipe(method, **keys), tmp_path / "out", store=str(tmp_path / "store"))
     done = command("verify", tmp_path / "out", "--sample", "100", "--json")
     assert done.code == 0, done.out + done.err
     found = json.loads(done.out)
@@ -98,9 +98,9 @@ def test_what_loaders_would_take_by_mistake(merged: Path, command: Command, make
     assert done.code == 1 and "pytorch_model.bin is not of this merge" in done.out and "not finished" in done.out
 
 
-def test_a_stale_index_beside_one_file(make_models: Any, merge_flow: Any, command: Command, tmp_path: Path) -> None:
+def test_a_stale_index_beside_one_file(make_models: Any, pipeline: Any, command: Command, tmp_path: Path) -> None:
     models = make_models(num_experts=1, layers=1)
-    merge_flow(models.write_recipe("average"), tmp_path / "out", store=str(tmp_path / "store"))
+    pipeline(models.write_recipe("average"), tmp_path / "out", store=str(tmp_path / "store"))
     (tmp_path / "out/model.safetensors.index.json").write_text('{"weight_map": {}}')
     done = command("verify", tmp_path / "out", "--sample", "0")
     assert done.code == 1 and "loaders prefer it" in done.out
@@ -141,12 +141,12 @@ def test_sources_that_have_changed(merged: Path, command: Command, tmp_path: Pat
 
 
 def test_spectra_of_a_store_are_enough_for_other_experts(
-    make_models: Any, merge_flow: Any, command: Command, tmp_path: Path
+    make_models: Any, pipeline: Any, command: Command, tmp_path: Path
 ) -> None:
     """Aligned layers depend on all others: without the store's table of eigenvalues they cannot be computed alone."""
     models = make_models(num_experts=2, layers=2)
     recipe = models.write_recipe("swudi", parameters={"alignment_rho": 0.5})
-    merge_flow(recipe, tmp_path / "out", store=str(tmp_path / "store"))
+    pipeline(recipe, tmp_path / "out", store=str(tmp_path / "store"))
     alone = command("verify", tmp_path / "out", "--sample", "3")
     assert alone.code == 2 and "give the run's store" in alone.out
     done = command("verify", tmp_path / "out", "--sample", "3", "--store", tmp_path / "store")
@@ -154,20 +154,20 @@ def test_spectra_of_a_store_are_enough_for_other_experts(
 
 
 def test_sums_that_were_kept_are_within_tolerance(
-    make_models: Any, merge_flow: Any, command: Command, tmp_path: Path
+    make_models: Any, pipeline: Any, command: Command, tmp_path: Path
 ) -> None:
     models = make_models(num_experts=4, layers=1)
     last = models.experts.pop()
     store = str(tmp_path / "store")
-    merge_flow(models.write_recipe("swudi", "three.yml", keep_sums=True), tmp_path / "three", store=store)
+    pipeline(models.write_recipe("swudi", "three.yml", keep_sums=True), tmp_path / "three", store=store)
     models.experts.insert(0, last)
-    merge_flow(models.write_recipe("swudi", "four.yml", keep_sums=True), tmp_path / "four", store=store)
+    pipeline(models.write_recipe("swudi", "four.yml", keep_sums=True), tmp_path / "four", store=store)
     found = json.loads(command("verify", tmp_path / "four", "--sample", "100", "--json").out)
     outcomes = {tensor["outcome"] for tensor in found["recomputed"]}
     assert outcomes <= {"identical", "within tolerance"} and found["problems"] == []
 
 
-def test_adapters(make_models: Any, merge_flow: Any, command: Command, tmp_path: Path) -> None:
+def test_adapters(make_models: Any, pipeline: Any, command: Command, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -186,7 +186,7 @@ def test_adapters(make_models: Any, merge_flow: Any, command: Command, tmp_path:
         config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": "base"}
         (place / "adapter_config.json").write_text(json.dumps(config))
     recipe = models.write_recipe("swudi", output={"format": "adapter"})
-    merge_flow(recipe, tmp_path / "out", store=str(tmp_path / "store"))
+    pipeline(recipe, tmp_path / "out", store=str(tmp_path / "store"))
     done = command("verify", tmp_path / "out", "--sample", "100")
     assert done.code == 0 and done.out.count("recomputed, identical") == 7, done.out
     flip(tmp_path / "out/adapter_model.safetensors")
@@ -194,13 +194,13 @@ def test_adapters(make_models: Any, merge_flow: Any, command: Command, tmp_path:
 
 
 def test_on_s3_each_tensor_has_its_checksum(
-    make_models: Any, merge_flow: Any, command: Command, tmp_path: Path, s3_root: Any
+    make_models: Any, pipeline: Any, command: Command, tmp_path: Path, s3_root: Any
 ) -> None:
     models = make_models(num_experts=2, layers=1)
     options = s3_root.storage_options
     recipe = models.write_recipe("swudi", storage_options=options)
     out = f"{s3_root.uri}/out"
-    merge_flow(recipe, out, store=f"{s3_root.uri}/store")
+    pipeline(recipe, out, store=f"{s3_root.uri}/store")
     store = Store(out, options)
     assert json.loads(store.read(MANIFEST))["files"][0]["sha256"] is None, "the server copied it"
     fine = command("verify", out, "--recipe", recipe)

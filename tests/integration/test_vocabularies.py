@@ -110,11 +110,11 @@ def test_appended_tokens_are_cut_off_with_a_warning(
     torch.testing.assert_close(load_checkpoint(tmp_path / "out")[EMBED][:, 0], torch.tensor([9704.0, 9804.0]))
 
 
-def test_through_the_flow(make: Any, merge_flow: Any, tmp_path: Path, load_checkpoint: Any) -> None:
+def test_through_the_flow(make: Any, pipeline: Any, tmp_path: Path, load_checkpoint: Any) -> None:
     from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
     base, expert = make("base", ["a", "b"], 0.0), make("expert", ["b", "x", "a"], 4.0)
     loaded = recipe_from_mapping(recipe(base, expert, tokenizer_source="union"))
-    merge_flow(loaded, tmp_path / "out", store=str(tmp_path / "store"))
+    pipeline(loaded, tmp_path / "out", store=str(tmp_path / "store"))
     found = load_checkpoint(tmp_path / "out")[EMBED][:, 0]
     torch.testing.assert_close(found, torch.tensor([9704.0, 9804.0, 12004.0]))

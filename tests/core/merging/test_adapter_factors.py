@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eigenmerge.core.merging.adapter_factors import nothing, stored_factors
+from eigenmerge.core.merging.adapter_factors import stored_factors, zero_factors
 from eigenmerge.core.numerics.task_vectors import LowRank
 from eigenmerge.core.planning.plan import AdapterFactors
 
@@ -60,5 +60,5 @@ def test_a_lower_rank_is_filled_up_with_zeros() -> None:
 
 
 def test_nothing_is_zeros() -> None:
-    stored = nothing((4, 6), target(2), torch.float32)
+    stored = zero_factors((4, 6), target(2), torch.float32)
     assert not stored.down.any() and not stored.up.any() and stored.truncation_error == 0.0
