@@ -1,27 +1,28 @@
-"""Parameters given by name: sorted to the method's own and its experts', checked, misspelled names corrected."""
+"""Validation of a method's parameters given by name, for the method and for each expert."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
 from ..errors import RecipeError
-from .method import Method, MethodParameters
+from .method import AnyMethod, MethodParameters
 
 
 def parse_parameters(
-    method: Method[Any, Any], given: Mapping[str, Any], num_experts: int
+    method: AnyMethod, given: Mapping[str, Any], num_experts: int
 ) -> tuple[MethodParameters, list[MethodParameters]]:
-    """The method's parameters and one set per expert.
+    """Return the method's parameters and those of each expert.
 
     Parameters
     ----------
     method : Method
     given : mapping
-        Names as in a recipe. A per-expert parameter (weight, density) is one value for all or a list of `num_experts`.
+        Names as in a recipe. A per-expert parameter (weight, density) is one value for all experts or a list of
+        `num_experts`.
 
     Raises
     ------
@@ -34,32 +35,34 @@ def parse_parameters(
         if name in own:
             shared[own[name]] = value
         elif name in per_expert:
-            for expert, its_value in zip(each, _per_expert(method, name, value, num_experts), strict=True):
-                expert[per_expert[name]] = its_value
+            for expert, own_value in zip(each, _expand(method, name, value, num_experts), strict=True):
+                expert[per_expert[name]] = own_value
         else:
             raise RecipeError(f"{method.name} has no parameter {name!r}{_suggestion(name, [*own, *per_expert])}")
     return _validate(method, method.Parameters, shared), [_validate(method, method.Expert, one) for one in each]
 
 
 def _names(model: type[BaseModel]) -> dict[str, str]:
-    """Names that may be given (a field's own, or its alias where that is a Python keyword) -> name pydantic takes."""
+    """Return accepted name to pydantic's name: a field's name, and its alias where the name is a Python keyword."""
     names: dict[str, str] = {}
     for name, field in model.model_fields.items():
         names[name] = names[field.alias or name] = field.alias or name
     return names
 
 
-def _per_expert(method: Method[Any, Any], name: str, value: Any, num_experts: int) -> Sequence[Any]:
+def _expand(method: AnyMethod, name: str, value: Any, num_experts: int) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
         return [value] * num_experts
-    if len(value) != num_experts:
+    values = cast("Sequence[Any]", value)
+    if len(values) != num_experts:
         raise RecipeError(
-            f"{method.name}: {name} has {len(value)} values for {num_experts} experts; give one each, or one for all"
+            f"{method.name}: {name} has {len(values)} values for {num_experts} experts; give one per expert, or one for"
+            " all"
         )
-    return value
+    return values
 
 
-def _validate(method: Method[Any, Any], model: type[MethodParameters], values: dict[str, Any]) -> MethodParameters:
+def _validate(method: AnyMethod, model: type[MethodParameters], values: dict[str, Any]) -> MethodParameters:
     try:
         return model.model_validate(values)
     except ValidationError as error:

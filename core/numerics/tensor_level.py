@@ -1,16 +1,17 @@
-"""Merging the task vectors of one weight, in memory: for notebooks, tests and other programs.
+"""merge_task_vectors: merge the task vectors of one weight in memory, for notebooks, tests and other programs.
 
 Shapes: M = out features (D1), K = in features (D2), N = experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError, NonFiniteError, RecipeError, ShapeError
 from .lazy_torch import torch
-from .method import DirectMethod, Method, SpectralMethod
+from .method import AnyMethod, DirectMethod, ExpertParameters, MethodParameters, SpectralMethod
 from .parameters import parse_parameters
 from .registry import get_method
 from .spectrum import apply_factors
@@ -18,6 +19,13 @@ from .svd.svc import apply_svc, default_alpha, svc_factors, svc_of_filtered
 from .task_vectors import InMemoryTaskVectors, LowRank
 
 _CALIBRATIONS = {"svc": ("alpha",)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Svc:
+    """An SVC calibration; `alpha` None: the default after the method."""
+
+    alpha: float | None
 
 
 def merge_task_vectors(
@@ -29,37 +37,35 @@ def merge_task_vectors(
     seed: int = 0,
     **parameters: Any,
 ) -> torch.Tensor:
-    """The merged task vector of one weight: add it to the base weight to have the merged weight.
+    """Merge the task vectors of one weight; the base weight plus the result is the merged weight.
 
-    Cost: the method's; `eigenmerge methods` and docs/methods.md tell.
+    Cost: that of the method, see docs/methods.md; all task vectors are in memory.
 
     Parameters
     ----------
     task_vectors : iterable of Tensor (M, K) or LowRank
-        Expert minus base, one for each expert; a generator will do. All on one device.
+        Expert minus base, one per expert, all on one device. May be a generator.
     method : str
-        A name that `eigenmerge methods` lists.
+        Name or alias as in `eigenmerge methods`.
     calibration : mapping, optional
-        {"svc": {"alpha": ...}} calibrates the merged delta, as the method and its scale made it; {"svc": {}} takes
-        SVC's own alpha.
+        {"svc": {"alpha": ...}} calibrates the scaled result of the method; {"svc": {}} uses the default alpha.
     base : Tensor (M, K), optional
-        The base weight, for methods that work on whole weights (slerp, linear, model_stock, ...). Without it the task
-        vectors are taken as they are, as if the base were zero.
+        The base weight, for methods on whole weights (slerp, linear, model_stock, ...). By default zero.
     seed : int
-        For methods that draw at random.
+        Seed of methods that draw at random.
     **parameters
-        The method's, named as in a recipe. Those that belong to one expert (weight, density) take one value for all or
-        a list of N.
+        Parameters of the method, named as in a recipe. Per-expert parameters (weight, density) are one value for all
+        experts or a list of N.
 
     Returns
     -------
-    Tensor, (M, K), in the inputs' dtype: float64 is computed in float64, all else in float32 and cast once
+    Tensor, (M, K), in the dtype of the inputs; computed in float64 for float64 inputs, else in float32 and cast once
 
     Raises
     ------
     RecipeError : unknown method, parameter or calibration (suggests the nearest); a value out of range; too few or too
         many experts
-    ShapeError : no task vector, or shapes that differ; a spectral method on anything but matrices
+    ShapeError : no task vector, different shapes, or a spectral method on tensors that are not matrices
     CheckpointError : a dtype that is not floating point, or tensors on several devices
     NonFiniteError : NaN or Inf in a task vector
 
@@ -73,7 +79,7 @@ def merge_task_vectors(
     result_dtype = _common_dtype(given)
     arithmetic = torch.float64 if result_dtype == torch.float64 else torch.float32
     settings, experts = parse_parameters(chosen, parameters, len(given))
-    alpha = _parse_calibration(calibration)
+    svc = _parse_calibration(calibration)
     vectors = [vector.to(_device(vector), arithmetic) for vector in given]
     stacked = InMemoryTaskVectors(vectors)
     for index, vector in enumerate(vectors):
@@ -87,40 +93,47 @@ def merge_task_vectors(
     with torch.no_grad():
         if 0 in shape:
             return torch.zeros(shape, dtype=result_dtype, device=_device(vectors[0]))
-        if alpha is None:
-            alpha = default_alpha(chosen.name, len(given))
+        alpha = None
+        if svc is not None:
+            alpha = default_alpha(chosen.name, len(given)) if svc.alpha is None else svc.alpha
         if isinstance(chosen, SpectralMethod):
             merged = _merge_spectral(chosen, settings, experts, stacked, alpha)
         else:
             merged = _merge_direct(chosen, settings, experts, _InMemoryInputs(stacked, base, seed))
-            if alpha is not _NO_CALIBRATION:
+            if alpha is not None:
                 merged = apply_svc(merged, stacked, alpha)
         return merged.to(result_dtype)
 
 
 def _merge_spectral(
-    method: SpectralMethod[Any, Any], settings: Any, experts: list[Any], stacked: InMemoryTaskVectors, alpha: Any
+    method: SpectralMethod[Any, Any],
+    settings: MethodParameters,
+    experts: Sequence[MethodParameters],
+    stacked: InMemoryTaskVectors,
+    alpha: float | None,
 ) -> torch.Tensor:
-    """The merged delta, calibrated as the pipeline does it: with the method's own directions where it has them."""
-    weighted = InMemoryTaskVectors(
-        _times(vector, expert.weight) for vector, expert in zip(stacked, experts, strict=True)
-    )
+    """Return the merged delta; with alpha calibrated on the directions of the method, as the pipeline does."""
+    weights = [expert.weight for expert in experts if isinstance(expert, ExpertParameters)]
+    weighted = InMemoryTaskVectors(_multiply(vector, weight) for vector, weight in zip(stacked, weights, strict=True))
     spectrum = method.decompose(weighted, settings)
     factors = method.factors(spectrum, settings)
-    if alpha is not _NO_CALIBRATION:
+    if alpha is not None:
         spectrum = svc_of_filtered(spectrum, factors, weighted)
         factors = svc_factors(spectrum, alpha)
     return apply_factors(spectrum, factors)
 
 
 def _merge_direct(
-    method: DirectMethod[Any, Any], settings: Any, experts: list[Any], inputs: _InMemoryInputs
+    method: DirectMethod[Any, Any],
+    settings: MethodParameters,
+    experts: Sequence[MethodParameters],
+    inputs: _InMemoryInputs,
 ) -> torch.Tensor:
     return method.merge(inputs, settings, experts) - inputs.base
 
 
 class _InMemoryInputs:
-    """TensorInputs whose experts are base + task vector."""
+    """TensorInputs with experts base + task vector."""
 
     name = "tensor"
 
@@ -142,14 +155,14 @@ class _InMemoryInputs:
         return (self._base + vector for vector in self._vectors)
 
     def task_vectors(self) -> Iterator[torch.Tensor]:
-        # copies: a method may work in place
+        # Copies: a method may change its inputs in place.
         return (vector.clone() for vector in self._vectors)
 
     def is_base(self, index: int) -> bool:
         return False
 
 
-def _check_count(method: Method[Any, Any], found: int) -> None:
+def _check_count(method: AnyMethod, found: int) -> None:
     if found == 0:
         raise ShapeError("no task vectors given; expected at least one expert")
     most = method.max_experts
@@ -179,13 +192,9 @@ def _check_finite(index: int, vector: torch.Tensor | LowRank) -> None:
         raise NonFiniteError(f"task vector {index} holds {bad} NaN or Inf values; expected finite numbers")
 
 
-_NO_CALIBRATION = object()
-
-
-def _parse_calibration(calibration: Mapping[str, Mapping[str, Any]] | None) -> Any:
-    """SVC's alpha, None for its default, or _NO_CALIBRATION."""
+def _parse_calibration(calibration: Mapping[str, Mapping[str, Any]] | None) -> _Svc | None:
     if not calibration:
-        return _NO_CALIBRATION
+        return None
     for name, settings in calibration.items():
         if name not in _CALIBRATIONS:
             raise RecipeError(f"unknown calibration {name!r}; known: {', '.join(_CALIBRATIONS)}")
@@ -197,10 +206,10 @@ def _parse_calibration(calibration: Mapping[str, Mapping[str, Any]] | None) -> A
     alpha = (calibration["svc"] or {}).get("alpha")
     if alpha is not None and not (isinstance(alpha, (int, float)) and alpha > 0):
         raise RecipeError(f"calibration svc: alpha is {alpha!r}; expected a number above 0")
-    return alpha
+    return _Svc(alpha)
 
 
-def _times(vector: torch.Tensor | LowRank, weight: float) -> torch.Tensor | LowRank:
+def _multiply(vector: torch.Tensor | LowRank, weight: float) -> torch.Tensor | LowRank:
     if weight == 1.0:
         return vector
     return LowRank(vector.left * weight, vector.right) if isinstance(vector, LowRank) else vector * weight
