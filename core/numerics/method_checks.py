@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from .lazy_torch import torch
-from .method import AnyMethod, SpectralMethod
+from .linear_algebra import frobenius
+from .method import AnyMethod, SpectralMethod, SpectralParameters
 from .registry import get_method
 from .task_vectors import InMemoryTaskVectors, LowRank
 from .tensor_level import merge_task_vectors
@@ -95,7 +96,8 @@ def _check_low_rank(
 def _check_factors(method: SpectralMethod[Any, Any], experts: list[torch.Tensor], given: dict[str, Any]) -> None:
     own = {name: value for name, value in given.items() if name in method.Parameters.model_fields}
     parameters = method.Parameters(**own)
-    scaled = parameters.model_copy(update={"scale": 0.25 * parameters.scale})  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(parameters, SpectralParameters), f"{method.name}: Parameters is no SpectralParameters"
+    scaled = parameters.model_copy(update={"scale": 0.25 * parameters.scale})
     assert method.decomposition(parameters) == method.decomposition(scaled), (
         f"{method.name}: `scale` is part of the decomposition, so another scale repeats it"
     )
@@ -115,5 +117,5 @@ def _check_factors(method: SpectralMethod[Any, Any], experts: list[torch.Tensor]
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """Relative to the larger of the two in the Frobenius norm."""
-    largest = max(float(one.norm()), float(other.norm()))
-    return float((one - other).norm()) / largest if largest > 0 else 0.0
+    largest = max(frobenius(one), frobenius(other))
+    return frobenius(one - other) / largest if largest > 0 else 0.0

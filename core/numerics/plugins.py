@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -106,7 +106,7 @@ def _method_classes(entry_point: EntryPoint) -> Iterator[MethodClass]:
         value = entry_point.load()
     except Exception as error:  # whatever a module does at its import
         raise _PluginError(f"{place} cannot be imported: {type(error).__name__}: {one_line(error)}") from None
-    if _is_method_class(value):
+    if is_method_class(value):
         yield value
         return
     if not inspect.ismodule(value):
@@ -114,7 +114,7 @@ def _method_classes(entry_point: EntryPoint) -> Iterator[MethodClass]:
             f"{place} is {_article(type(value).__name__)}; expected a module, or a subclass of SpectralMethod or"
             " DirectMethod"
         )
-    found = [member for member in vars(value).values() if _is_method_class(member) and _is_defined_in(member, value)]
+    found = [member for member in vars(value).values() if is_method_class(member) and _is_defined_in(member, value)]
     # A class with a name is meant to be a method; one without may be the abstract base of others.
     methods = [member for member in found if not inspect.isabstract(member) or "name" in vars(member)]
     if not methods:
@@ -122,7 +122,8 @@ def _method_classes(entry_point: EntryPoint) -> Iterator[MethodClass]:
     yield from methods
 
 
-def _is_method_class(value: object) -> bool:
+def is_method_class(value: object) -> TypeGuard[MethodClass]:
+    """Return True for a subclass of SpectralMethod or DirectMethod."""
     # `isinstance(value, type)` would import torch where the value is the lazily loaded torch module.
     return issubclass(type(value), type) and issubclass(cast(type, value), (SpectralMethod, DirectMethod))
 
@@ -143,14 +144,14 @@ def _checked(found: MethodClass, package: str) -> AnyMethod:
     _PluginError : it is abstract, or lacks an attribute or a description
     """
     place = f"class {found.__module__}.{found.__qualname__} of package {package}"
-    missing = sorted(cast("frozenset[str]", getattr(found, "__abstractmethods__", frozenset())))
+    missing = sorted(cast("frozenset[str]", vars(found).get("__abstractmethods__", ())))
     if missing:
         raise _PluginError(f"{place} is abstract: define {', '.join(missing)}")
     for attribute in ("name", "summary", "source"):
         text = getattr(found, attribute, None)
         if not isinstance(text, str) or not text.strip() or not text.isprintable():
             raise _PluginError(f"{place}: {attribute} is {text!r}; expected a line of text")
-    aliases: object = found.aliases
+    aliases = cast(object, found.aliases)
     if not isinstance(aliases, tuple) or not all(isinstance(alias, str) for alias in cast("tuple[object]", aliases)):
         raise _PluginError(f"{place}: aliases is {aliases!r}; expected a tuple of names")
     if not isinstance(cast(object, found.algorithm_version), int):

@@ -13,8 +13,8 @@ from functools import cache
 
 from ..errors import RecipeError
 from . import methods as methods_package
-from .method import AnyMethod, DirectMethod, SpectralMethod
-from .plugins import Plugins, UnavailableMethod, load_plugins
+from .method import AnyMethod
+from .plugins import Plugins, UnavailableMethod, is_method_class, load_plugins
 
 
 @cache
@@ -24,13 +24,11 @@ def built_in_methods() -> dict[str, AnyMethod]:
     for module_info in pkgutil.iter_modules(methods_package.__path__, methods_package.__name__ + "."):
         module = importlib.import_module(module_info.name)
         for member in vars(module).values():
-            # `isinstance(member, type)` would import torch where the member is the lazily loaded torch module.
-            is_class = issubclass(type(member), type)
-            is_method = is_class and issubclass(member, (SpectralMethod, DirectMethod))
-            if is_method and member.__module__ == module.__name__ and not inspect.isabstract(member):
-                method: AnyMethod = member()
-                assert method.name not in found, f"two methods are named {method.name}"
-                found[method.name] = method
+            if not is_method_class(member) or member.__module__ != module.__name__ or inspect.isabstract(member):
+                continue
+            method = member()
+            assert method.name not in found, f"two methods are named {method.name}"
+            found[method.name] = method
     return dict(sorted(found.items()))
 
 

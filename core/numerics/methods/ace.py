@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from ..lazy_torch import torch
+from ..linear_algebra import solve_on_right
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Factors, Spectrum
 from ..svd.compact_svd import compact_svd, frobenius_norm, gram, stays_low_rank, svd_elements, svd_flops
@@ -155,7 +156,7 @@ def _from_dense(task_vectors: TaskVectors, setting: _Setting) -> tuple[torch.Ten
     if setting.is_heterogeneous:
         mean_row /= setting.mean_trace + _TINY
     covariances.diagonal().add_(ridge)
-    merged = torch.linalg.solve(covariances + mean_row, weighted, left=False)
+    merged = solve_on_right(covariances + mean_row, weighted)
     if summed is None or residual is None:
         return merged.to(dtype), None
     fused = residual.addmm_(summed, covariances, alpha=-1.0 / setting.num_tasks).add_(merged)
@@ -169,7 +170,9 @@ def _from_factors(task_vectors: TaskVectors, setting: _Setting) -> tuple[LowRank
     inner = gram(stacked)  # A A^T
     size, columns = stacked.shape
     covariance = torch.zeros((size, size), dtype=torch.float64, device=stacked.device)  # sum_t S_t = A^T G A
-    weighted, residual, originals = [], [], []
+    weighted: list[torch.Tensor] = []
+    residual: list[torch.Tensor] = []
+    originals: list[torch.Tensor] = []
     ridge = 0.0
     start = 0
     for vector in vectors:
@@ -198,7 +201,7 @@ def _from_factors(task_vectors: TaskVectors, setting: _Setting) -> tuple[LowRank
     # push-through: (..) A (s I + A^T G A + 1 c)^(-1) = (..) (s I + A A^T G + A 1 mean_row)^(-1) A, with c = mean_row A
     system = inner @ covariance + torch.outer(row_sums, mean_row)
     system.diagonal().add_(ridge)
-    merged = torch.linalg.solve(system, torch.cat(weighted, dim=1), left=False)
+    merged = solve_on_right(system, torch.cat(weighted, dim=1))
     dtype = vectors[0].left.dtype
     result = LowRank(merged.to(dtype), stacked.to(dtype))
     if not setting.is_heterogeneous:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ..elementwise.sign_consensus import trim_elect_average
 from ..lazy_torch import torch
+from ..linear_algebra import qr, svd
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Factors, Spectrum
 from ..svd.compact_svd import compact_svd, lifted, relative_cut, stays_low_rank, svd_elements, svd_flops
@@ -48,8 +49,8 @@ class Knots(SpectralMethod[KnotsParameters, ExpertParameters]):
         """Decompose the delta. Cost: two passes, an SVD, an eigendecomposition of size M (LoRA: sum of ranks)."""
         basis = _left_basis(task_vectors)
         merged = trim_elect_average(_Aligned(basis, task_vectors), parameters.density)
-        svd = lifted(compact_svd(merged, cut=0.0), basis, None)
-        return svd_spectrum(self.name, svd, task_vectors.num_experts, {"aligned_rank": basis.shape[0]})
+        triplets = lifted(compact_svd(merged, cut=0.0), basis, None)
+        return svd_spectrum(self.name, triplets, task_vectors.num_experts, {"aligned_rank": basis.shape[0]})
 
     def factors(self, spectrum: Spectrum, parameters: KnotsParameters) -> Factors:
         return Factors({"left": parameters.scale * spectrum.values}, spectrum.num_directions)
@@ -97,13 +98,13 @@ def _left_basis(task_vectors: TaskVectors) -> torch.Tensor:
         return basis.to(dtype)
     stack = [vector for vector in task_vectors if isinstance(vector, LowRank)]
     # The left factors span the column space: orthonormal basis of it, then the SVD of the small block row.
-    orthonormal, cores = torch.linalg.qr(torch.cat([vector.left for vector in stack], dim=1).double())
-    blocks = cores.split([vector.rank for vector in stack], dim=1)
+    orthonormal, cores = qr(torch.cat([vector.left for vector in stack], dim=1).double())
+    blocks = torch.split_with_sizes(cores, [vector.rank for vector in stack], dim=1)
     # A_i = T_i Q_i with orthonormal rows Q_i: [C_1 A_1 .. C_N A_N] has the left singular vectors of [C_1 T_1 ..]
     aligned = torch.cat(
-        [block @ torch.linalg.qr(vector.right.double().T).R.T for block, vector in zip(blocks, stack, strict=True)],
+        [block @ qr(vector.right.double().T)[1].T for block, vector in zip(blocks, stack, strict=True)],
         dim=1,
     )
-    left, values, _ = torch.linalg.svd(aligned, full_matrices=False)
+    left, values, _ = svd(aligned)
     keep = values > relative_cut(shape) * values[:1]
     return (orthonormal @ left[:, keep]).T.to(stack[0].left.dtype).contiguous()

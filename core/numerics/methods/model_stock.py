@@ -10,6 +10,7 @@ from ...errors import RecipeError
 from ..elementwise.blocks import block_elements, norm
 from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_indices, other_task_vectors, required_base
 from ..lazy_torch import torch
+from ..linear_algebra import vector_norms
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
 _MIN_NORM_PRODUCT = 1e-6  # lower bound of ||v_i|| ||v_j|| in the cosine, as in mergekit
@@ -92,7 +93,7 @@ def _row_norms(rows: torch.Tensor) -> torch.Tensor:
     norms = torch.empty(rows.shape[0], dtype=torch.float64, device=rows.device)
     step = max(1, block_elements(rows.device) // max(1, rows.shape[1]))
     for start in range(0, rows.shape[0], step):
-        norms[start : start + step] = torch.linalg.vector_norm(rows[start : start + step].double(), dim=1)
+        norms[start : start + step] = vector_norms(rows[start : start + step].double(), dim=1)
     return norms
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from ..elementwise.blocks import inner_product, norm
 from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, check_other_count, vectors_to_interpolate
 from ..lazy_torch import torch
+from ..linear_algebra import vector_norms
 from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
 
 _TINY = 1e-7  # lower bound of norms in denominators
@@ -60,7 +61,7 @@ class Nuslerp(DirectMethod[NuslerpParameters, ExpertParameters]):
             merged = _interpolate(t, start, end, self._cosine_of_all(start, end))
         else:
             dim = 0 if parameters.nuslerp_row_wise else -1
-            norms = [torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_(min=_TINY) for x in (start, end)]
+            norms = [vector_norms(x, dim, keepdim=True).clamp_(min=_TINY) for x in (start, end)]
             merged = _interpolate(t, start, end, ((start / norms[0]) * (end / norms[1])).sum(dim=dim, keepdim=True))
         return merged if inputs.base is None else merged.add_(inputs.base)
 

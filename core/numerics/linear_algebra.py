@@ -1,0 +1,39 @@
+"""Functions of torch.linalg with types: torch declares them without."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from .lazy_torch import torch
+
+
+def qr(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return Q (M, R) and R (R, K) of a matrix (M, K), R = min(M, K)."""
+    return cast("tuple[torch.Tensor, torch.Tensor]", torch.linalg.qr(matrix))  # pyright: ignore[reportUnknownMemberType]
+
+
+def svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return U (M, R), descending singular values (R,) and V^T (R, K) of a matrix (M, K), R = min(M, K)."""
+    found = torch.linalg.svd(matrix, full_matrices=False)  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
+    return cast("tuple[torch.Tensor, torch.Tensor, torch.Tensor]", found)
+
+
+def eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ascending eigenvalues (K,) and eigenvectors as columns (K, K) of a symmetric matrix."""
+    return cast("tuple[torch.Tensor, torch.Tensor]", torch.linalg.eigh(matrix))  # pyright: ignore[reportUnknownMemberType]
+
+
+def solve_on_right(matrix: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
+    """Return X with X matrix = product."""
+    return cast("torch.Tensor", torch.linalg.solve(matrix, product, left=False))  # pyright: ignore[reportUnknownMemberType]
+
+
+def vector_norms(tensor: torch.Tensor, dim: int, *, keepdim: bool = False) -> torch.Tensor:
+    """Return the Euclidean norms along one dimension."""
+    found = torch.linalg.vector_norm(tensor, dim=dim, keepdim=keepdim)  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
+    return cast("torch.Tensor", found)
+
+
+def frobenius(tensor: torch.Tensor) -> float:
+    """Return the Frobenius norm of a tensor of any shape."""
+    return float(torch.linalg.vector_norm(tensor))  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
