@@ -51,7 +51,7 @@ def check_method(name: str, num_experts: int = 3, **parameters: Any) -> None:
 def _check_result(
     method: AnyMethod, experts: list[torch.Tensor], base: torch.Tensor, parameters: dict[str, Any]
 ) -> None:
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         given = [vector.to(dtype) for vector in experts]
         merged = merge_task_vectors(given, method.name, base=base.to(dtype), **parameters)
         assert merged.shape == base.shape, f"{method.name}: the result has shape {tuple(merged.shape)}"

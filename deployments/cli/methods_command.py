@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,6 +63,14 @@ def _print_card(card: Mapping[str, Any]) -> None:
 def _describe(model: type[MethodParameters]) -> dict[str, str]:
     described: dict[str, str] = {}
     for field_name, field in model.model_fields.items():
-        default = "required" if field.is_required() else f"default {field.default!r}"
-        described[field.alias or field_name] = f"{field.description} ({default})"
+        facts = ["required" if field.is_required() else f"default {field.default!r}", *_bounds(field.metadata)]
+        described[field.alias or field_name] = f"{field.description} ({', '.join(facts)})"
     return described
+
+
+def _bounds(metadata: Sequence[object]) -> list[str]:
+    """Return the range of a parameter in words, from its pydantic constraints."""
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    return [
+        f"{word} {getattr(rule, name):g}" for name, word in words.items() for rule in metadata if hasattr(rule, name)
+    ]
