@@ -13,9 +13,9 @@ from ..core.cache.result import MergeResult
 from ..core.publishing.expert_registry import scan_registry
 from ..core.publishing.publication import (
     MergeInputs,
-    Outcome,
     Publication,
-    decide,
+    UpdateOutcome,
+    decide_update,
     folder_name,
     read_publication,
     write_publication,
@@ -32,7 +32,7 @@ from .merge import merge
 class NightlyResult:
     """What a scheduled run did. `destination` is what is published now; `merged` is None when nothing was new."""
 
-    outcome: Outcome
+    outcome: UpdateOutcome
     reason: str
     destination: str | None
     merged: MergeResult | None
@@ -78,7 +78,7 @@ def nightly(
         version=version("eigenmerge"),
         experts=scan.fingerprints,
     )
-    decision = decide(inputs, last)
+    decision = decide_update(inputs, last)
     log.info("%s: %s", decision.outcome, decision.reason)
     place = publish.rstrip("/")
     if decision.outcome == "nothing new":

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from ..coordination.claim_keys import parse_claim_key
@@ -170,7 +171,7 @@ def _read_runs_and_claims(store: Store, objects: Mapping[str, ObjectInfo], now: 
     dead_claims: set[str] = set()
     claims = [key for key in objects if key.startswith(CLAIMS)]
     with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="inventory") as pool:
-        for key, content in zip(claims, pool.map(lambda key: _read_or_none(store, key), claims), strict=True):
+        for key, content in zip(claims, pool.map(partial(_read_or_none, store), claims), strict=True):
             if content is None or not is_alive(content, now - objects[key].modified):
                 dead_claims.add(key)
                 continue
@@ -185,12 +186,11 @@ def _read_runs_and_claims(store: Store, objects: Mapping[str, ObjectInfo], now: 
                 folders.setdefault(key.split("/")[1], []).append(info)
         # A run takes its claim before it writes its folder.
         run_keys = sorted({*folders, *active_runs})
-        runs = tuple(
-            pool.map(
-                lambda key: _read_stored_run(store, key, folders.get(key, []), key in active_runs, claimed_parts),
-                run_keys,
-            )
-        )
+
+        def read_run_of(key: str) -> StoredRun:
+            return _read_stored_run(store, key, folders.get(key, []), key in active_runs, claimed_parts)
+
+        runs = tuple(pool.map(read_run_of, run_keys))
     return Inventory(objects, runs, frozenset(claimed_parts), frozenset(dead_claims), now)
 
 

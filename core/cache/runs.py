@@ -10,7 +10,7 @@ of a checkpoint has none, so that the same inputs give the same bytes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -54,7 +54,7 @@ class RunRecord:
 
 
 @contextlib.contextmanager
-def recorded_run(run: Run, destination: str) -> Iterator[RunRecord]:
+def recorded_run(run: Run, destination: str) -> Generator[RunRecord, None, None]:
     """Write the record and hold the run's claim while the block runs, so that no object of the run is collected."""
     plan, store = run.plan, run.store
     with hold_run(store, plan.run_key):

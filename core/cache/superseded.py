@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import cast
 
 from ..errors import CorruptObjectError, ObjectNotFoundError
 from ..formats.store_folders import SUMS
@@ -28,9 +30,8 @@ def superseded_sums(store: Store, inventory: Inventory) -> frozenset[str]:
             folders.setdefault(key.rpartition("/")[0], []).append(key)
     several = [keys for keys in folders.values() if len(keys) > 1]
     with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="superseded") as pool:
-        members = dict(
-            pool.map(lambda key: (key, _read_members(store, key)), (key for keys in several for key in keys))
-        )
+        candidates = [key for keys in several for key in keys]
+        members = dict(zip(candidates, pool.map(partial(_read_members, store), candidates), strict=True))
     return frozenset(key for keys in several for key in _contained({key: members[key] for key in keys}))
 
 
@@ -47,4 +48,4 @@ def _read_members(store: Store, key: str) -> Counter[str] | None:
         members = read_seal(store, key).facts.get("members")
     except (CorruptObjectError, ObjectNotFoundError):
         return None
-    return Counter(members) if isinstance(members, list) else None
+    return Counter(cast("list[str]", members)) if isinstance(members, list) else None

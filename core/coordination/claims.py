@@ -12,7 +12,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 from typing import TypeVar, cast
 
@@ -43,7 +43,7 @@ def claimed_shard(
     stop: StopSignal,
     wait: bool = True,
     find: Callable[[], Found | None] | None = None,
-) -> Iterator[Found | None]:
+) -> Generator[Found | None, None, None]:
     """Hold the claim `key` while the block runs, unless `find` returns a result first.
 
     Yields the result of `find`, without a claim, or None while the claim is held::

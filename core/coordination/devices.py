@@ -10,8 +10,9 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
+from typing import cast
 
 from ..errors import RecipeError
 from .stop import StopSignal
@@ -25,7 +26,8 @@ def cuda_devices() -> dict[str, str]:
 
     names: dict[str, str] = {}
     for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
+        # torch does not annotate what it returns
+        properties = cast("object", torch.cuda.get_device_properties(index))  # pyright: ignore[reportUnknownMemberType]
         names[f"cuda:{index}"] = str(getattr(properties, "uuid", index))
     return names
 
@@ -37,7 +39,7 @@ def hold_device(
     *,
     visible: Callable[[], Mapping[str, str]] = cuda_devices,
     folder: Path | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Wait for a free device and hold it while the block runs; yields its name for torch.
 
     Parameters

@@ -1,6 +1,7 @@
-"""The registry of experts: a prefix in a store with one folder per expert. What lies there is what is registered.
+"""Registry of experts: a prefix in a store with one folder for each expert.
 
-No index has to be kept in step with it: a folder appears, changes or goes, and the next scan sees its fingerprint.
+There is no index: a scan lists the folders and fingerprints their weights, so an expert that is added, changed or
+removed is found by the next scan.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..storage.checkpoints.list_model import list_model
 from ..storage.store import Store
 
 _PARALLEL_EXPERTS = 8
-# "@" and "+" mean revision and adapter in a model reference; a name of other signs would not survive every store.
+# In a model reference "@" precedes a revision and "+" an adapter; other characters are not valid in every store.
 _EXPERT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -31,10 +32,14 @@ class RegisteredExpert:
 
 @dataclass(frozen=True, slots=True)
 class RegistryScan:
-    """What a registry holds. `skipped` folders are no complete expert (yet); name to the reason."""
+    """Content of a registry.
+
+    experts : sorted by name
+    skipped : name of each folder that is not a complete expert, to the reason
+    """
 
     uri: str
-    experts: tuple[RegisteredExpert, ...]  # by name
+    experts: tuple[RegisteredExpert, ...]
     skipped: Mapping[str, str]
 
     @property
@@ -43,41 +48,44 @@ class RegistryScan:
 
 
 def scan_registry(registry: Store, storage_options: Mapping[str, Any] | None = None) -> RegistryScan:
-    """List the experts below `registry`, without reading weights.
+    """List the experts of a registry without reading their weights.
 
-    An expert whose upload is not finished (no weights yet, an index without its files, a file that is too short) is
-    skipped with the reason, not an error: the next scan takes it.
+    An incomplete expert (no weights yet, an index without its files, a file that is too short) is skipped, because its
+    upload may be in progress; the next scan includes it when it is complete.
 
+    Cost: one listing of the registry; one listing and one ranged read per weight file of each expert.
+
+    Parameters
+    ----------
+    registry : store whose folders are the experts
     storage_options : for fsspec, to list the experts
-
-    Cost: one list of the registry; one list and one ranged read per weight file of each expert.
 
     Raises
     ------
     StoreError : the registry cannot be listed
     """
-    folders = _folders(registry)
+    folders = _list_folders(registry)
     skipped = {
-        name: "its name may hold letters, digits, '.', '_' and '-' only; rename the folder"
+        name: "its name may contain letters, digits, '.', '_' and '-' only; rename the folder"
         for name in folders
         if not _EXPERT_NAME.fullmatch(name)
     }
     names = [name for name in folders if name not in skipped]
 
-    def read(name: str) -> RegisteredExpert | str:
-        place = registry.uri(name)
+    def list_expert(name: str) -> RegisteredExpert | str:
+        uri = registry.uri(name)
         try:
-            return RegisteredExpert(name, place, list_model(place, storage_options).fingerprint)
+            return RegisteredExpert(name, uri, list_model(uri, storage_options).fingerprint)
         except CheckpointError as error:
             return str(error)
 
     with ThreadPoolExecutor(_PARALLEL_EXPERTS, thread_name_prefix="registry") as pool:
-        found = dict(zip(names, pool.map(read, names), strict=True))
-    skipped |= {name: outcome for name, outcome in found.items() if isinstance(outcome, str)}
-    experts = tuple(outcome for outcome in found.values() if isinstance(outcome, RegisteredExpert))
+        listed = dict(zip(names, pool.map(list_expert, names), strict=True))
+    skipped |= {name: reason for name, reason in listed.items() if isinstance(reason, str)}
+    experts = tuple(expert for expert in listed.values() if isinstance(expert, RegisteredExpert))
     return RegistryScan(registry.root_uri, experts, dict(sorted(skipped.items())))
 
 
-def _folders(store: Store) -> list[str]:
+def _list_folders(store: Store) -> list[str]:
     names = {info.key.partition("/")[0] for info in store.list("") if "/" in info.key}
     return sorted(name for name in names if not name.startswith((".", "_")))

@@ -1,10 +1,10 @@
-"""Publishing scheduled merges: what was merged last, whether anything changed, and the pointer that moves last.
+"""Publication of scheduled merges: inputs of the last merge, whether a new one is needed, and latest.json.
 
-    <publish>/2026-11-21-3f9a0c12/...    one merged checkpoint, under its date and what it was merged from
-    <publish>/latest.json                which of them is current, and from what it was made
+    <publish>/2026-11-21-3f9a0c12/...    one merged checkpoint: date, and hash of its inputs
+    <publish>/latest.json                folder of the current checkpoint, and its inputs
 
-A reader follows `latest.json`; it is replaced as one object after the checkpoint it names is committed, so there is
-always a whole checkpoint behind it.
+`latest.json` is replaced after the checkpoint that it names is committed, so readers that follow it always find a
+complete checkpoint.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ..storage.store import Store
 LATEST = "latest.json"
 _LAYOUT = 1
 
-Outcome = Literal["nothing new", "incremental", "full"]
+UpdateOutcome = Literal["nothing new", "incremental", "full"]
 
 
 @dataclass(frozen=True, slots=True)
 class MergeInputs:
-    """All that decides the result of a scheduled merge.
+    """Everything that determines the result of a scheduled merge.
 
-    recipe : digest of the recipe without its registered experts
-    base : fingerprint of the base model
-    version : of eigenmerge; another one may compute other numbers
-    experts : name to fingerprint
+    recipe : `template_digest`, which leaves the registered experts out
+    base : fingerprint of the base model, "" without one
+    version : of eigenmerge, because another version may compute other numbers
+    experts : fingerprint of each registered expert, by name
     """
 
     recipe: str
@@ -48,32 +48,33 @@ class MergeInputs:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What `latest.json` says."""
+    """Content of `latest.json`."""
 
     folder: str
     inputs: MergeInputs
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What a scheduled run has to do and why.
+class UpdateDecision:
+    """Whether a scheduled run has to merge, and why.
 
-    outcome : "incremental" when experts were only added, so that kept sums make it cheap; the result is the same
+    outcome : "incremental" when experts were only added, so that kept sums replace the other experts; the merge itself
+        is the same
     """
 
-    outcome: Outcome
+    outcome: UpdateOutcome
     reason: str
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
 
 
-def decide(now: MergeInputs, last: Publication | None) -> Decision:
-    """Compare what is there with what was merged last. Pure."""
+def decide_update(now: MergeInputs, last: Publication | None) -> UpdateDecision:
+    """Compare the inputs with those of the last publication."""
     if not now.experts:
-        return Decision("nothing new", "no expert is registered")
+        return UpdateDecision("nothing new", "no expert is registered")
     if last is None:
-        return Decision("full", "nothing is published yet", added=tuple(sorted(now.experts)))
+        return UpdateDecision("full", "nothing is published yet", added=tuple(sorted(now.experts)))
     before = last.inputs.experts
     added = tuple(sorted(set(now.experts) - set(before)))
     removed = tuple(sorted(set(before) - set(now.experts)))
@@ -82,32 +83,32 @@ def decide(now: MergeInputs, last: Publication | None) -> Decision:
         *(["the recipe changed"] if now.recipe != last.inputs.recipe else []),
         *(["the base model changed"] if now.base != last.inputs.base else []),
         *([f"eigenmerge {last.inputs.version} became {now.version}"] if now.version != last.inputs.version else []),
-        *([f"removed {_names(removed)}"] if removed else []),
-        *([f"changed {_names(changed)}"] if changed else []),
+        *([f"removed {_join_names(removed)}"] if removed else []),
+        *([f"changed {_join_names(changed)}"] if changed else []),
     ]
     if causes:
-        causes += [f"added {_names(added)}"] if added else []
-        return Decision("full", "; ".join(causes), added, changed, removed)
+        causes += [f"added {_join_names(added)}"] if added else []
+        return UpdateDecision("full", "; ".join(causes), added, changed, removed)
     if added:
-        return Decision("incremental", f"added {_names(added)}", added)
-    return Decision("nothing new", f"{len(before)} experts as in {last.folder}")
+        return UpdateDecision("incremental", f"added {_join_names(added)}", added)
+    return UpdateDecision("nothing new", f"the {len(before)} experts of {last.folder}")
 
 
-def _names(names: tuple[str, ...]) -> str:
+def _join_names(names: tuple[str, ...]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def folder_name(now: datetime, inputs: MergeInputs) -> str:
-    """The same on the same day for the same inputs: a run that was killed is taken up where it stopped."""
+    """Return the folder of a merge. It is the same for the same inputs on one day, so that a killed run is resumed."""
     return f"{now:%Y-%m-%d}-{inputs.digest[:8]}"
 
 
 def read_publication(store: Store) -> Publication | None:
-    """Return what is published in `store`; None if nothing is.
+    """Read latest.json; None where nothing is published yet.
 
     Raises
     ------
-    CorruptObjectError : latest.json is not what this function's counterpart writes
+    CorruptObjectError : latest.json was not written by `write_publication`, or is damaged
     """
     try:
         content = store.read(LATEST)
@@ -115,14 +116,14 @@ def read_publication(store: Store) -> Publication | None:
         return None
     try:
         data = parse_json_object(content, store.display(LATEST), LONGEST_INDEX_BYTES)
-        return _publication(data)
+        return _parse_publication(data)
     except (CheckpointError, KeyError, TypeError, ValueError) as error:
         raise CorruptObjectError(
-            f"{store.display(LATEST)}: is not a pointer of eigenmerge ({error}); delete it to publish anew"
+            f"{store.display(LATEST)}: was not written by eigenmerge ({error}); delete it to publish again"
         ) from None
 
 
-def _publication(data: Mapping[str, Any]) -> Publication:
+def _parse_publication(data: Mapping[str, Any]) -> Publication:
     if data["layout"] != _LAYOUT:
         raise ValueError(f"layout {data['layout']!r}, expected {_LAYOUT}")
     experts = {str(name): str(fingerprint) for name, fingerprint in dict(data["experts"]).items()}
@@ -131,7 +132,7 @@ def _publication(data: Mapping[str, Any]) -> Publication:
 
 
 def write_publication(store: Store, publication: Publication) -> None:
-    """Move the pointer: one object, replaced whole."""
+    """Replace latest.json."""
     content = {
         "layout": _LAYOUT,
         "folder": publication.folder,

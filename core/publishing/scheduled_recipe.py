@@ -1,4 +1,4 @@
-"""The recipe of a scheduled merge: a recipe file without its experts, which the registry supplies."""
+"""Recipe of a scheduled merge: a recipe without experts, to which the registered experts are added."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from .expert_registry import RegistryScan
 
 
 def complete_recipe(template: Mapping[str, Any], scan: RegistryScan) -> Recipe:
-    """The template with every registered expert after the experts that it names itself.
+    """Return the template with every registered expert after the experts that the template names.
 
-    The sums over experts are kept unless the template says otherwise: they make the next merge incremental.
+    Sums over experts are kept unless the template sets keep_sums: they make the next merge incremental.
 
     Raises
     ------
-    RecipeError : the template, completed, is no valid recipe
+    RecipeError : the completed template is not a valid recipe, or it has slices or modules
     """
     for key in ("slices", "modules"):
         if template.get(key):
-            raise RecipeError(f"a scheduled merge takes its experts from a registry: {key} has no place in its recipe")
-    registered = [{"model": expert.uri} for expert in scan.experts]
-    data = {"keep_sums": True, **template, "models": [*(template.get("models") or []), *registered]}
-    return recipe_from_mapping(data, "the scheduled recipe")
+            raise RecipeError(f"{key}: is not supported in a scheduled merge, whose experts come from a registry")
+    models: list[object] = [*(template.get("models") or []), *({"model": expert.uri} for expert in scan.experts)]
+    recipe: dict[str, object] = {"keep_sums": True, **template, "models": models}
+    return recipe_from_mapping(recipe, "the scheduled recipe")
 
 
 def template_digest(template: Mapping[str, Any], recipe: Recipe) -> str:
-    """Identifies a recipe without its registered experts, secrets, and what only says where it runs."""
-    fixed = len(template.get("models") or [])
+    """Hash a completed recipe without its registered experts, secrets, and settings that do not change the result."""
+    num_own = len(template.get("models") or [])
     canonical = recipe.canonical()
-    canonical["models"] = canonical["models"][:fixed]
+    canonical["models"] = canonical["models"][:num_own]
     return hash_json(canonical)

@@ -20,14 +20,14 @@ def count_decompositions(log: str) -> None:
     """Append the key of every decomposition that begins from now on: one write each, which a kill cannot tear."""
     from eigenmerge.core.cache.spectra.cache import SpectrumCache
 
-    original = SpectrumCache._computed
+    original = SpectrumCache._compute
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def counted(self: SpectrumCache, key: str, *rest: object) -> object:
         os.write(descriptor, f"{os.getpid()} {key}\n".encode())
         return original(self, key, *rest)  # pyright: ignore[reportArgumentType]
 
-    SpectrumCache._computed = counted  # pyright: ignore[reportAttributeAccessIssue]
+    SpectrumCache._compute = counted  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def run(log: str, arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Spectra in the store: taken from there if they are whole, computed and left there if not."""
+"""Spectra of one run: read from the store if they are intact, otherwise computed and written."""
 
 from __future__ import annotations
 
@@ -13,109 +13,125 @@ from ...numerics.spectrum import Factors, Spectrum
 from ...planning.plan import RunSettings
 from ...storage.store import Store
 from ..reports import Origin
-from .reader import read_spectrum, stored_form, write_spectrum
+from .reader import StoredSpectrum, read_spectrum
 from .table_file import TableRow
+from .writer import as_stored, write_spectrum
 
+Decompose = Callable[[], Spectrum]
 FactorsOf = Callable[[Spectrum], Factors]
 
 
 class SpectrumCache:
-    """Spectra of one run.
+    """Reads and writes the spectra of one run.
 
-    notes : what was found damaged and computed again
-    rows : values and statistics of every spectrum that was asked for, for the table of the run
+    notes : which spectra were damaged and computed again
+    rows : values and statistics of every spectrum that was requested, for the table of the run
+
+    Parameters
+    ----------
+    device, dtype : of the returned spectra; dtype is the arithmetic of the run
     """
 
     def __init__(self, store: Store, settings: RunSettings, device: torch.device, dtype: torch.dtype) -> None:
         self._store = store
-        self._keeps: Literal["full", "values", "none"] = settings.spectra
-        names = {"float32": torch.float32, "float64": torch.float64, "arithmetic": dtype}
-        self._vector_dtype = names[settings.spectra_dtype]
+        self._mode: Literal["full", "values", "none"] = settings.spectra
+        dtypes = {"float32": torch.float32, "float64": torch.float64, "arithmetic": dtype}
+        self._vector_dtype = dtypes[settings.spectra_dtype]
         self._device, self._dtype = device, dtype
         self.notes: list[str] = []
         self.rows: list[TableRow] = []
 
     def factored(
-        self,
-        key: str,
-        decompose: Callable[[], Spectrum],
-        factors_of: FactorsOf,
-        provenance: Mapping[str, object],
+        self, key: str, decompose: Decompose, factors_of: FactorsOf, provenance: Mapping[str, object]
     ) -> tuple[Spectrum, Factors, Origin]:
-        """A spectrum with as many directions as its factors need, the factors, and where it came from.
+        """Return a spectrum with as many directions as its factors need, the factors, and the origin of the spectrum.
 
-        Of a stored spectrum the values and statistics are read first: they decide the factors. The vectors follow, only
-        as far down as a factor is not zero.
+        Values and statistics of a stored spectrum are read first, because they determine the factors. Then its vectors
+        are read up to the last direction whose factor is not zero.
+
+        Parameters
+        ----------
+        key : of the spectrum
+        decompose : computes the spectrum if the store does not have it
+        factors_of : computes the factors of a spectrum from its values and statistics
+        provenance : see `write_spectrum`; "tensor" and "part" name the row in the table of the run
         """
-        try:
-            head = read_spectrum(self._store, key, values_only=True)
-            if head.has_vectors:
-                factors = factors_of(self._placed(head.spectrum, vectors=False))
-                needed = _last_used(factors)
+        head = self._read_head(key)
+        if head is not None and head.has_vectors:
+            factors = factors_of(self._to_arithmetic(head.spectrum, vectors=False))
+            needed = _count_used(factors)
+            try:
                 stored = read_spectrum(self._store, key, top=needed)
-                self._list(key, head.spectrum, provenance)
-                return self._placed(stored.spectrum), _first(factors, needed), "reused"
-        except ObjectNotFoundError:
-            pass
-        except CorruptObjectError as error:
-            self.notes.append(f"{error}; computed again")
-        spectrum = self._computed(key, decompose, provenance)
+            except ObjectNotFoundError:
+                pass
+            except CorruptObjectError as error:
+                self._note_damage(error)
+            else:
+                self._add_row(key, head.spectrum, provenance)
+                return self._to_arithmetic(stored.spectrum), _first(factors, needed), "reused"
+        spectrum = self._compute(key, decompose, provenance)
         return spectrum, factors_of(spectrum), "computed"
 
-    def values(
-        self, key: str, decompose: Callable[[], Spectrum], provenance: Mapping[str, object]
-    ) -> tuple[torch.Tensor, Origin]:
-        """The values alone, of a spectrum that is in the store afterwards as whole as the recipe keeps it."""
-        try:
-            head = read_spectrum(self._store, key, values_only=True)
-            if head.has_vectors or self._keeps != "full":
-                return head.spectrum.values, "reused"
-        except ObjectNotFoundError:
-            pass
-        except CorruptObjectError as error:
-            self.notes.append(f"{error}; computed again")
-        return self._computed(key, decompose, provenance).values, "computed"
+    def values(self, key: str, decompose: Decompose, provenance: Mapping[str, object]) -> tuple[torch.Tensor, Origin]:
+        """Return the values of a spectrum and its origin; afterwards the store has what the recipe keeps of it."""
+        head = self._read_head(key)
+        if head is not None and (head.has_vectors or self._mode != "full"):
+            return head.spectrum.values, "reused"
+        return self._compute(key, decompose, provenance).values, "computed"
 
-    def _computed(self, key: str, decompose: Callable[[], Spectrum], provenance: Mapping[str, object]) -> Spectrum:
+    def _read_head(self, key: str) -> StoredSpectrum | None:
+        """Return a stored spectrum without its vectors; None where it is missing or damaged."""
+        try:
+            return read_spectrum(self._store, key, values_only=True)
+        except ObjectNotFoundError:
+            return None
+        except CorruptObjectError as error:
+            self._note_damage(error)
+            return None
+
+    def _note_damage(self, error: CorruptObjectError) -> None:
+        self.notes.append(f"{error}; computed again")
+
+    def _compute(self, key: str, decompose: Decompose, provenance: Mapping[str, object]) -> Spectrum:
         spectrum = decompose()
-        if self._keeps != "none":
+        if self._mode != "none":
             write_spectrum(
                 self._store,
                 key,
                 spectrum,
                 provenance=provenance,
-                mode=self._keeps,
+                mode=self._mode,
                 vector_dtype=self._vector_dtype,
             )
-            # As it will be read: a run that computes and a run that finds it must write the same bytes.
-            spectrum = self._placed(stored_form(spectrum, self._vector_dtype))
-        self._list(key, spectrum, provenance)
+            # A run that computes the spectrum and a run that reads it have to write the same bytes.
+            spectrum = self._to_arithmetic(as_stored(spectrum, self._vector_dtype))
+        self._add_row(key, spectrum, provenance)
         return spectrum
 
-    def _list(self, key: str, spectrum: Spectrum, provenance: Mapping[str, object]) -> None:
-        if self._keeps == "none":
+    def _add_row(self, key: str, spectrum: Spectrum, provenance: Mapping[str, object]) -> None:
+        if self._mode == "none":
             return
         part = provenance.get("part")
         name = f"{provenance['tensor']}[{part}]" if part else str(provenance["tensor"])
         self.rows.append(TableRow(name, key, without_vectors(spectrum)))
 
-    def _placed(self, spectrum: Spectrum, *, vectors: bool = True) -> Spectrum:
-        """On the device, in the arithmetic dtype."""
+    def _to_arithmetic(self, spectrum: Spectrum, *, vectors: bool = True) -> Spectrum:
+        """Move a spectrum to the device of the run, its values and vectors in the arithmetic dtype."""
 
-        def place(tensor: torch.Tensor) -> torch.Tensor:
+        def move(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(self._device, self._dtype)
 
         return dataclasses.replace(
             spectrum,
-            values=place(spectrum.values),
+            values=move(spectrum.values),
             statistics={name: statistic.to(self._device) for name, statistic in spectrum.statistics.items()},
-            right=place(spectrum.right) if vectors else spectrum.right,
-            left={name: place(block) if vectors else block for name, block in spectrum.left.items()},
+            right=move(spectrum.right) if vectors else spectrum.right,
+            left={name: move(block) if vectors else block for name, block in spectrum.left.items()},
         )
 
 
 def without_vectors(spectrum: Spectrum) -> Spectrum:
-    """Values and statistics; the vectors keep their shapes alone."""
+    """Return values and statistics on the CPU; the vectors are on the "meta" device, which stores only their shapes."""
 
     def shape_of(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -129,8 +145,8 @@ def without_vectors(spectrum: Spectrum) -> Spectrum:
     )
 
 
-def _last_used(factors: Factors) -> int:
-    """One more than the last direction with a weight that is not zero."""
+def _count_used(factors: Factors) -> int:
+    """Return the number of directions up to the last one with a factor that is not zero."""
     used = torch.zeros(0, dtype=torch.bool)
     for weight in factors.weights.values():
         used = weight != 0 if not len(used) else used | (weight != 0)

@@ -1,11 +1,11 @@
-"""Spectra in a store: read whole, by their first rows, or without their vectors; written by `spectrum_writer`."""
+"""Read spectra from a store: whole, only the first directions, or without vectors; check all that is read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import torch
@@ -27,23 +27,21 @@ from .format import (
     head_bytes,
     parse_head,
 )
-from .writer import stored_form, write_spectrum
 
-__all__ = ["StoredSpectrum", "read_spectrum", "stored_form", "verify_spectrum", "write_spectrum"]
-
-_SPECULATIVE_BYTES = 64 * 2**10  # the description of 300 batches, or 80000 directions
+_FIRST_READ_BYTES = 64 * 2**10  # the description of 300 batches, which is 80000 directions
 _PARALLEL_BATCHES = 8
 
-Body = Callable[[int, int], torch.Tensor]
+# From a byte range [start, stop) of the object to its bytes, flat, uint8.
+ReadRange: TypeAlias = Callable[[int, int], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSpectrum:
-    """A spectrum as it lies in a store.
+    """A spectrum of a store.
 
-    spectrum : its vectors are on the "meta" device (shapes without numbers) where they are not stored or not wanted
-    provenance : what was given to `write_spectrum`
-    has_vectors : whether the file holds them
+    spectrum : on the CPU; vectors that are not stored, or were not requested, are on the "meta" device
+    provenance : as given to `write_spectrum`
+    has_vectors : whether the object contains the vectors
     """
 
     spectrum: Spectrum
@@ -52,32 +50,37 @@ class StoredSpectrum:
 
 
 def read_spectrum(store: Store, key: str, *, top: int | None = None, values_only: bool = False) -> StoredSpectrum:
-    """Read a spectrum, or its first directions, or its values and statistics alone; everything read is checked.
+    """Read a spectrum, its first `top` directions, or only its values and statistics.
 
-    Cost: on S3 one request for the description and then only the batches that hold the first `top` rows, or only their
-    small columns, several at a time. Locally a memory map: a spectrum of one batch (256 directions) is not copied, of a
-    longer one the wanted rows are copied into one tensor.
+    Cost: on S3 one request for the description, then requests in parallel for the batches that contain the first `top`
+    rows (with `values_only` for their small columns). On a local disk a memory map: a spectrum of one batch (256
+    directions) is not copied; of a longer one the requested rows are copied.
 
     Raises
     ------
     ObjectNotFoundError : no such object
-    CorruptObjectError : truncated, changed, foreign, or another spectrum under this name
+    CorruptObjectError : truncated, changed, of another format, or the object of another key
     """
-    description, body = _open(store, key)
+    description, read_range = _open(store, key)
     layout = description.layout
-    kept = layout.num_directions if top is None else min(top, layout.num_directions)
-    reader = _RowReader(description, body, store.display(key))
-    numbers = reader.read(layout.small, description.small_checksums, kept)
+    num_rows = layout.num_directions if top is None else min(top, layout.num_directions)
+    reader = _RowReader(description, read_range, store.display(key))
+    numbers = reader.read(layout.small, description.small_checksums, num_rows)
     if layout.vectors and not values_only:
-        numbers.update(reader.read(layout.vectors, description.vector_checksums, kept))
+        numbers.update(reader.read(layout.vectors, description.vector_checksums, num_rows))
     try:
-        return _rebuild(description, numbers, kept)
+        return _build_spectrum(description, numbers, num_rows)
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptObjectError(f"{store.display(key)}: its description is not understood ({error})") from None
+        raise CorruptObjectError(f"{store.display(key)}: its description cannot be read ({error})") from None
 
 
 def verify_spectrum(store: Store, key: str) -> None:
-    """Read everything twice, as we do and as any Arrow tool does; `CorruptObjectError` says what is wrong."""
+    """Read the whole object twice and check it: by the description, and by the footer as other Arrow tools do.
+
+    Raises
+    ------
+    ObjectNotFoundError, CorruptObjectError : as `read_spectrum`
+    """
     read_spectrum(store, key)
     description, _ = _open(store, key)
     name, layout, data = store.display(key), description.layout, store.read(key)
@@ -87,72 +90,72 @@ def verify_spectrum(store: Store, key: str) -> None:
         for batch in batches:
             batch.validate(full=True)
         small, vectors = (
-            tuple(checksum([_arrow_bytes(batch.column(c.name)) for c in columns]) for batch in batches)
+            tuple(checksum([_array_bytes(batch.column(column.name)) for column in columns]) for batch in batches)
             for columns in (layout.small, layout.vectors)
         )
     except (pa.ArrowException, LookupError, OSError, ValueError) as error:
         raise CorruptObjectError(f"{name}: its Arrow structure is damaged ({str(error)[:100]})") from None
     if (small, vectors) != (description.small_checksums, description.vector_checksums):
-        raise CorruptObjectError(f"{name}: read as Arrow, its batches fail their checksums")
+        raise CorruptObjectError(f"{name}: its batches fail their checksums when they are read as Arrow")
 
 
-def _arrow_bytes(array: pa.Array) -> torch.Tensor:
+def _array_bytes(array: pa.Array) -> torch.Tensor:
     flat = array.flatten() if pa.types.is_fixed_size_list(array.type) else array
     return torch.tensor(flat.to_numpy()).view(torch.uint8)
 
 
-def _open(store: Store, key: str) -> tuple[Description, Body]:
-    """The description, and a function from a range of the file to its bytes."""
+def _open(store: Store, key: str) -> tuple[Description, ReadRange]:
+    """Read the description; return it and a function that reads a byte range of the object."""
     name = store.display(key)
-    head, size = store.read_head(key, _SPECULATIVE_BYTES)
+    head, size = store.read_head(key, _FIRST_READ_BYTES)
     length = head_bytes(head, size, name)
     if length > len(head):
         head += store.read_range(key, len(head), length)
     description = parse_head(head, size, name)
     found = description.facts.get("key")
     if found != key:
-        raise CorruptObjectError(f"{name} is another object: it says it is {str(found)[:200]!r}")
+        raise CorruptObjectError(f"{name} is another object: its description has the key {str(found)[:200]!r}")
 
-    def body(start: int, stop: int) -> torch.Tensor:
+    def read_range(start: int, stop: int) -> torch.Tensor:
         if stop <= len(head) and not store.is_local:
             return torch.frombuffer(bytearray(head[start:stop]), dtype=torch.uint8)
         return read_object_bytes(store, key, start, stop)
 
-    return description, body
+    return description, read_range
 
 
 @dataclass(frozen=True, slots=True)
 class _RowReader:
-    """Reads columns that stand together, batch by batch, and checks them."""
+    """Reads adjacent columns one batch at a time and checks them. `name` of the object, for messages."""
 
     description: Description
-    body: Body
+    read_range: ReadRange
     name: str
 
-    def read(self, columns: Sequence[Column], checksums: Sequence[str], kept: int) -> dict[str, torch.Tensor]:
-        """The first `kept` rows."""
-        batches = range(-(-kept // ROWS_PER_BATCH))
+    def read(self, columns: Sequence[Column], checksums: Sequence[str], num_rows: int) -> dict[str, torch.Tensor]:
+        """Return the first `num_rows` rows of each column, by column name."""
+        batches = range(-(-num_rows // ROWS_PER_BATCH))
         if len(batches) == 1:
-            return {name: rows[:kept] for name, rows in self._read_batch(0, columns, checksums[0]).items()}
-        result = {c.name: torch.empty(_shape(c, kept), dtype=TORCH_DTYPES[c.dtype]) for c in columns}
+            return {name: rows[:num_rows] for name, rows in self._read_batch(0, columns, checksums[0]).items()}
+        result = {c.name: torch.empty(_shape(c, num_rows), dtype=TORCH_DTYPES[c.dtype]) for c in columns}
 
-        def copy(batch: int) -> None:
+        def copy_batch(batch: int) -> None:
             start = self.description.layout.rows(batch)[0]
             for name, rows in self._read_batch(batch, columns, checksums[batch]).items():
-                result[name][start : start + len(rows)] = rows[: kept - start]
+                result[name][start : start + len(rows)] = rows[: num_rows - start]
 
         with ThreadPoolExecutor(_PARALLEL_BATCHES, thread_name_prefix="spectrum") as pool:
-            list(pool.map(copy, batches))
+            list(pool.map(copy_batch, batches))
         return result
 
     def _read_batch(self, batch: int, columns: Sequence[Column], expected: str) -> dict[str, torch.Tensor]:
         layout = self.description.layout
         start, stop = layout.span(batch, columns)
-        data = self.body(start, stop)
-        pieces = {}
+        data = self.read_range(start, stop)
+        pieces: dict[str, torch.Tensor] = {}
         for column in columns:
-            place = layout.span(batch, [column])[0] - start
-            pieces[column.name] = data[place : place + layout.column_bytes(batch, column)]
+            offset = layout.span(batch, [column])[0] - start
+            pieces[column.name] = data[offset : offset + layout.column_bytes(batch, column)]
         if checksum(list(pieces.values())) != expected:
             first, last = layout.rows(batch)
             raise CorruptObjectError(f"{self.name}: rows {first} to {last} fail their checksum")
@@ -163,14 +166,14 @@ def _shape(column: Column, num_rows: int) -> tuple[int, ...]:
     return (num_rows,) if column.width is None else (num_rows, column.width)
 
 
-def _rebuild(description: Description, numbers: Mapping[str, torch.Tensor], kept: int) -> StoredSpectrum:
+def _build_spectrum(description: Description, numbers: Mapping[str, torch.Tensor], num_rows: int) -> StoredSpectrum:
     facts: Mapping[str, Any] = description.facts
     rows, columns = (int(size) for size in facts["shape"])
     dtype = TORCH_DTYPES[facts["vectors_dtype"]]
 
     def vectors(name: str, width: int) -> torch.Tensor:
         found = numbers.get(name)
-        return torch.empty((kept, width), dtype=dtype, device="meta") if found is None else found
+        return torch.empty((num_rows, width), dtype=dtype, device="meta") if found is None else found
 
     try:
         spectrum = Spectrum(

@@ -1,7 +1,7 @@
-"""The table of a run's spectra: values and statistics of every matrix, without the vectors, in one Arrow file.
+"""Write the table of a run's spectra: values and statistics of every matrix, without the vectors.
 
-Each shard leaves the rows of its own matrices beside its part, while it has them in hand; the reduce strings them
-together. So the table costs one read a shard, not one for each of ten thousand spectra.
+Each shard writes the rows of its own matrices beside its part, and `write_spectra_table` concatenates them. So the
+table costs one read for each shard instead of one for each of ten thousand spectra.
 """
 
 from __future__ import annotations
@@ -19,31 +19,34 @@ from .table_file import TableRow, read_run_table, write_run_table
 
 
 def write_shard_table(store: Store, part_key: str, rows: Sequence[TableRow]) -> None:
-    """Leave a shard's rows beside its part; nothing where it decomposed nothing."""
+    """Write a shard's rows beside its part; writes nothing where the shard has no spectra."""
     if rows:
         write_run_table(store, shard_table_key(part_key), rows)
 
 
 def write_spectra_table(run: Run) -> str | None:
-    """Write runs/<run key>/spectra.arrow, in the order of the plan; its key, None where nothing is kept of spectra.
+    """Write the table of the run, runs/<run key>/spectra.arrow, in the order of the plan.
 
-    Cost: one read a shard, of 8 bytes for each value and statistic: about a thousandth of the weights.
+    Returns its key; None where the run has no spectra, or does not keep them.
+
+    Cost: one read for each shard, of 8 bytes for each value and statistic: about a thousandth of the weights.
     """
     plan, store = run.plan, run.store
     spectral = [shard for shard in plan.shards if any(_matrices(tensor) for tensor in shard.tensors)]
     if not spectral or plan.settings.spectra == "none":
         return None
     key = run_object_key(plan.run_key, TABLE_NAME)
-    write_run_table(store, key, (row for shard in spectral for row in _rows(store, shard)))
+    write_run_table(store, key, (row for shard in spectral for row in _read_rows(store, shard)))
     return key
 
 
-def _rows(store: Store, shard: LayerShard) -> Iterator[TableRow]:
-    """From the shard's own table; where that is gone or damaged, from the spectra that are still there."""
+def _read_rows(store: Store, shard: LayerShard) -> Iterator[TableRow]:
+    """Read the shard's own table; where it is missing or damaged, the spectra that the store has."""
     try:
         rows = read_run_table(store, shard_table_key(shard.part_key))
         expected = {matrix for tensor in shard.tensors for matrix in _matrices(tensor)}
-        if {(row.name, row.spectrum_key) for row in rows} <= expected:  # else it is another shard's
+        # A table has no key of its own: other names mean that it was copied from another shard.
+        if {(row.name, row.spectrum_key) for row in rows} <= expected:
             yield from rows
             return
     except (ObjectNotFoundError, CorruptObjectError):
@@ -53,10 +56,10 @@ def _rows(store: Store, shard: LayerShard) -> Iterator[TableRow]:
             try:
                 yield TableRow(name, key, read_spectrum(store, key, values_only=True).spectrum)
             except (ObjectNotFoundError, CorruptObjectError):
-                continue  # the merge itself did not need it any more
+                continue  # a part that was found in the store needs no spectra: the table then has fewer rows
 
 
 def _matrices(tensor: TensorPlan) -> list[tuple[str, str]]:
-    """Name in the table and spectrum key of each matrix."""
+    """Return the name in the table and the spectrum key of each matrix."""
     names = [f"{tensor.name}[{view.label}]" for view in tensor.views] or [tensor.name]
     return list(zip(names, spectrum_keys(tensor), strict=False))

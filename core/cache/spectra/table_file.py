@@ -1,7 +1,7 @@
-"""The run-level table: values and statistics of every matrix of a run, without the vectors, one row a matrix.
+"""Table of spectra: values and statistics of every matrix of a run or a shard, without the vectors, one row each.
 
-Plots, rank rules that look across layers, and reports read this one file instead of a thousand. One record batch a row,
-so that it is written while the matrices are listed and read without holding all of them.
+Plots, rank rules across layers and reports read this one file instead of thousands. Each row is a record batch, so that
+the table is written while its rows are produced.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -21,31 +22,33 @@ from ...formats.digest import hash_chunks
 from ...numerics.spectrum import Spectrum
 from ...storage.store import Store
 from .format import TORCH_DTYPES, dtype_name
-from .writer import Sink
+from .writer import WriteOnlyFile
+
+Numbers: TypeAlias = npt.NDArray[np.float64]
 
 _FORMAT = b"eigenmerge run table 1"
 _LONGEST_JSON_BYTES = 16 * 2**20
-# What Arrow, JSON and torch say to a table that is damaged; our own CorruptObjectError is an OSError, too.
+# What Arrow, JSON and torch raise for a damaged table. CorruptObjectError is an OSError too.
 _UNREADABLE = (pa.ArrowException, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
-def _list_of(item: pa.DataType) -> pa.DataType:
+def _list_of(item: pa.DataType) -> pa.ListType:
     return pa.list_(pa.field("item", item, nullable=False))
 
 
 _NUMBERS = _list_of(pa.float64())
 _COLUMNS: Mapping[str, pa.DataType] = {
-    "name": pa.string(),  # of the tensor, or "tensor[q]" for a part of one
+    "name": pa.string(),
     "spectrum_key": pa.string(),
     "kind": pa.string(),
     "rows": pa.int64(),
     "columns": pa.int64(),
     "num_experts": pa.int64(),
-    "dtype": pa.string(),  # of the values, before they became float64 here
+    "dtype": pa.string(),  # of the values, which are stored as float64
     "blocks": _list_of(pa.string()),
     "statistics": _list_of(pa.string()),
     "statistic_dtypes": _list_of(pa.string()),
-    "statistic_widths": pa.list_(pa.int64()),  # numbers a direction; null: a plain number
+    "statistic_widths": pa.list_(pa.int64()),  # numbers for each direction; null: one plain number
     "info": pa.string(),  # JSON
     "values": _NUMBERS,
     "statistic_data": _list_of(_NUMBERS),
@@ -60,7 +63,8 @@ _SCHEMA = pa.schema(
 class TableRow:
     """One matrix of a run.
 
-    spectrum : values and statistics; the vectors are on the "meta" device when it was read
+    name : of the tensor, or "tensor[q]" for one matrix of several
+    spectrum : values and statistics; in a row that was read, the vectors are on the "meta" device
     """
 
     name: str
@@ -69,36 +73,39 @@ class TableRow:
 
 
 def write_run_table(store: Store, key: str, rows: Iterable[TableRow]) -> int:
-    """Write the table; the number of bytes. Rows are taken one at a time."""
-    with store.open_write(key) as writer, pa.ipc.new_file(pa.PythonFile(Sink(writer.write), mode="w"), _SCHEMA) as file:
+    """Write the table and return its size in bytes. Holds one row in memory at a time."""
+    with (
+        store.open_write(key) as writer,
+        pa.ipc.new_file(pa.PythonFile(WriteOnlyFile(writer.write), mode="w"), _SCHEMA) as file,
+    ):
         for row in rows:
             file.write_batch(_to_arrow(row))
     return writer.num_bytes
 
 
 def read_run_table(store: Store, key: str) -> list[TableRow]:
-    """Every row, checked.
+    """Read all rows and check them.
 
     Raises
     ------
     ObjectNotFoundError : no such object
-    CorruptObjectError : truncated, changed, or no such table
+    CorruptObjectError : truncated, changed, or not a table of spectra
     """
     name, data = store.display(key), store.read(key)
     try:
         file = pa.ipc.open_file(pa.py_buffer(data))
         if file.schema != _SCHEMA or (file.schema.metadata or {}).get(b"eigenmerge") != _FORMAT:
-            raise CorruptObjectError(f"{name} is no table of spectra")
-        found = []
+            raise CorruptObjectError(f"{name} is not a table of spectra")
+        rows: list[TableRow] = []
         for index in range(file.num_record_batches):
             batch = file.get_batch(index)
             batch.validate(full=True)
-            found.extend(_from_arrow(batch.slice(number, 1), name) for number in range(batch.num_rows))
+            rows.extend(_from_arrow(batch.slice(number, 1), name) for number in range(batch.num_rows))
     except CorruptObjectError:
         raise
     except _UNREADABLE as error:
         raise CorruptObjectError(f"{name} is damaged ({str(error)[:100]})") from None
-    return found
+    return rows
 
 
 def _to_arrow(row: TableRow) -> pa.RecordBatch:
@@ -132,7 +139,8 @@ def _to_arrow(row: TableRow) -> pa.RecordBatch:
 def _from_arrow(row: pa.RecordBatch, name: str) -> TableRow:
     facts = {column: row.column(column)[0].as_py() for column in list(_COLUMNS)[:-3]}
     values = row.column("values").flatten().to_numpy()
-    data = [entry.values.to_numpy() for entry in row.column("statistic_data").flatten()]
+    lists = cast("Iterable[pa.ListScalar]", row.column("statistic_data").flatten())
+    data = [entry.values.to_numpy() for entry in lists]
     if _checksum(facts, values, data) != row.column("checksum")[0].as_py():
         raise CorruptObjectError(f"{name}: the row of {str(facts['name'])[:200]!r} fails its checksum")
     dtype = TORCH_DTYPES[facts["dtype"]]
@@ -155,11 +163,11 @@ def _from_arrow(row: pa.RecordBatch, name: str) -> TableRow:
     return TableRow(facts["name"], facts["spectrum_key"], spectrum)
 
 
-def _numbers(tensor: torch.Tensor) -> np.ndarray:
-    # float64 holds every float32 and every integer below 2^53, so nothing is lost.
+def _numbers(tensor: torch.Tensor) -> Numbers:
+    # Exact: float64 represents every float32 and every integer below 2^53.
     return tensor.detach().to("cpu", torch.float64).reshape(-1).numpy()
 
 
-def _checksum(facts: Mapping[str, Any], values: np.ndarray, data: list[np.ndarray]) -> str:
+def _checksum(facts: Mapping[str, Any], values: Numbers, data: list[Numbers]) -> str:
     head = json.dumps(facts, sort_keys=True).encode()
     return hash_chunks([head, *(np.ascontiguousarray(numbers).data for numbers in (values, *data))])

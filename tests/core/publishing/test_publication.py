@@ -14,7 +14,7 @@ from eigenmerge.core.errors import CorruptObjectError
 from eigenmerge.core.publishing.publication import (
     MergeInputs,
     Publication,
-    decide,
+    decide_update,
     folder_name,
     read_publication,
     write_publication,
@@ -32,19 +32,19 @@ def with_experts(experts: dict[str, str]) -> MergeInputs:
 
 
 def test_the_first_merge_is_full() -> None:
-    decision = decide(INPUTS, None)
+    decision = decide_update(INPUTS, None)
     assert (decision.outcome, decision.added) == ("full", ("a", "b"))
 
 
 def test_nothing_new() -> None:
-    decision = decide(INPUTS, LAST)
+    decision = decide_update(INPUTS, LAST)
     assert decision.outcome == "nothing new"
     assert LAST.folder in decision.reason
-    assert decide(with_experts({}), LAST).outcome == "nothing new"
+    assert decide_update(with_experts({}), LAST).outcome == "nothing new"
 
 
 def test_only_additions_are_incremental() -> None:
-    decision = decide(with_experts({"a": "1", "b": "2", "c": "3"}), LAST)
+    decision = decide_update(with_experts({"a": "1", "b": "2", "c": "3"}), LAST)
     assert (decision.outcome, decision.added) == ("incremental", ("c",))
 
 
@@ -59,7 +59,7 @@ def test_only_additions_are_incremental() -> None:
     ],
 )
 def test_any_other_change_is_full(now: MergeInputs, reason: str) -> None:
-    decision = decide(now, LAST)
+    decision = decide_update(now, LAST)
     assert decision.outcome == "full"
     assert reason in decision.reason
 
@@ -67,7 +67,7 @@ def test_any_other_change_is_full(now: MergeInputs, reason: str) -> None:
 @settings(deadline=None, max_examples=200)
 @given(before=names, now=names)
 def test_the_decision_accounts_for_every_expert(before: dict[str, str], now: dict[str, str]) -> None:
-    decision = decide(with_experts(now), Publication("x", with_experts(before)))
+    decision = decide_update(with_experts(now), Publication("x", with_experts(before)))
     if not now:
         assert decision.outcome == "nothing new"
         return

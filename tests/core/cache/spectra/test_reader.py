@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eigenmerge.core.cache.spectra.format import ROWS_PER_BATCH
-from eigenmerge.core.cache.spectra.reader import read_spectrum, stored_form, verify_spectrum, write_spectrum
+from eigenmerge.core.cache.spectra.reader import read_spectrum, verify_spectrum
 from eigenmerge.core.cache.spectra.table_file import TableRow, read_run_table, write_run_table
+from eigenmerge.core.cache.spectra.writer import as_stored, write_spectrum
 from eigenmerge.core.errors import CorruptObjectError, ObjectNotFoundError, StoreError
 from eigenmerge.core.numerics.spectrum import Spectrum
 from eigenmerge.core.storage.store import Store
@@ -97,7 +98,7 @@ class TestRoundTrip:
         found = read_spectrum(store, KEY).spectrum
         assert found.values.dtype == torch.float64
         assert found.right.dtype == torch.float32
-        assert_equal(found, stored_form(spectrum, torch.float32))
+        assert_equal(found, as_stored(spectrum, torch.float32))
 
     @pytest.mark.parametrize("top", [0, 1, 100, 256, 257, 512, 600, 700, 10_000])
     def test_the_first_directions(self, place: Place, top: int) -> None:

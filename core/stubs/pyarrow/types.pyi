@@ -1,0 +1,3 @@
+from . import DataType
+
+def is_fixed_size_list(t: DataType) -> bool: ...
