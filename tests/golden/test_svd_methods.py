@@ -11,6 +11,11 @@ from eigenmerge.core.numerics.spectral_merge import merged_delta
 from eigenmerge.core.numerics.svd.svc import apply_svc
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
 
+# The agreement that the project promises. Conditioning leaves room for it: the worst layer (powerlaw_shared_k8 with
+# tsv_m, which inverts a Gram matrix of condition 3e6) allows an error of 3e-8, of which about a hundredth occurs.
+AGREEMENT = 1e-8
+AGREEMENT_FLOAT32 = 1e-6
+
 METHODS = [("iso_c", "iso_c"), ("iso_cts_0.8", "iso_cts"), ("tsvm", "tsv_m"), ("tsvm_eig", "tsv_m")]
 SVC = [
     (code, base, alpha) for code in ("authors", "fb_accel") for base in ("ta0.3", "tsvm") for alpha in ("0.1", "1.0")
@@ -31,8 +36,8 @@ def test_published_results_are_reproduced(golden, relative_error, setting, name)
         pytest.skip("not among the kept results, only in the full set")
     for layer in layers:
         expected = golden.result(layer, setting)
-        assert relative_error(merge(name, golden.experts(layer)), expected) < 1e-9, layer
-        assert relative_error(merge(name, golden.experts(layer, torch.float32)), expected) < 1e-6, layer
+        assert relative_error(merge(name, golden.experts(layer)), expected) < AGREEMENT, layer
+        assert relative_error(merge(name, golden.experts(layer, torch.float32)), expected) < AGREEMENT_FLOAT32, layer
 
 
 @pytest.mark.parametrize("name", ["iso_c", "iso_cts", "tsv_m"])
@@ -42,11 +47,11 @@ def test_where_the_published_result_is_arbitrary_there_is_one_answer(golden, rel
     for layer in golden.layers:
         vectors = golden.experts(layer)
         expected = merge(name, vectors)
-        assert relative_error(merge(name, golden.experts(layer, torch.float32)), expected) < 1e-6, layer
+        assert relative_error(merge(name, golden.experts(layer, torch.float32)), expected) < AGREEMENT_FLOAT32, layer
         noise = [torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in vectors]
         changed = [v + 1e-11 * v.norm() / n.norm() * n for v, n in zip(vectors, noise, strict=True)]
-        assert relative_error(merge(name, changed), expected) < 1e-9, layer
-        assert relative_error(merge(name, vectors[::-1]), expected) < 1e-9, layer
+        assert relative_error(merge(name, changed), expected) < 1000 * 1e-11, layer  # a condition of at most 1000
+        assert relative_error(merge(name, vectors[::-1]), expected) < AGREEMENT, layer
 
 
 @pytest.mark.parametrize(("code", "base", "alpha"), SVC)

@@ -138,14 +138,14 @@ def test_alignment_group(golden: Any, relative_error: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["wudi", "optmerge"])
-def test_trap_3_a_zero_expert_is_no_nan(method: str, golden: Any, relative_error: Any) -> None:
+def test_trap_3_a_zero_expert_is_no_nan(method: str, golden: Any) -> None:
     """The published codes return NaN for onezero_k4."""
     experts = golden.experts("onezero_k4")
     assert not experts[3].any()
     merged = merge_task_vectors(experts, method)
     assert merged.isfinite().all()
     if method == "wudi":  # the zero expert weighs nothing and adds nothing to the sum
-        assert relative_error(merged, merge_task_vectors(experts[:3], method)) < 1e-12
+        assert torch.equal(merged, merge_task_vectors(experts[:3], method))
 
 
 def test_all_zero_experts_give_zero(golden: Any) -> None:

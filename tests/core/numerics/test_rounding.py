@@ -17,6 +17,8 @@ from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.spectral_merge import merged_delta
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
 
+from .conditioning import merge_tolerance, rounding_bound
+
 
 def naive_pinv(vectors: list[torch.Tensor], relative_cut: float | None) -> torch.Tensor:
     """f = 1 as published (eigenvalues floored at 1e-8, none cut), or cut at `relative_cut` times the largest."""
@@ -63,7 +65,7 @@ def test_trap_1_no_filter_beyond_the_rank(size: int, relative_error: Any) -> Non
     vectors = low_rank(size, 6, 4)
     exact = ours([v.double() for v in vectors])
     assert relative_error(naive_pinv(vectors, None), exact) > 0.2
-    assert relative_error(ours(vectors), exact) < 5e-6
+    assert relative_error(ours(vectors), exact) < merge_tolerance("wudi_pinv", vectors, dtype=torch.float32)
 
 
 def test_the_plain_cut_takes_real_directions_of_heavy_tails(relative_error: Any) -> None:
@@ -71,11 +73,13 @@ def test_the_plain_cut_takes_real_directions_of_heavy_tails(relative_error: Any)
     vectors = heavy_tailed(size, 1.0, 4)
     exact = ours([v.double() for v in vectors])
     plain = 4 * size * torch.finfo(torch.float32).eps
-    assert relative_error(naive_pinv(vectors, plain), exact) > 0.2
-    assert relative_error(ours(vectors), exact) < 1e-2  # what float32 can do: the published code is at the same 2e-3
-    # bounded filters do not divide by noise and need no cut at all
+    lost = relative_error(naive_pinv(vectors, plain), exact)
+    assert lost > 0.2
+    # lambda_1 / lambda_R is 1e5 here, so float32 cannot give many digits; the lost directions are no rounding error
+    assert relative_error(ours(vectors), exact) < lost / 10
+    # a bounded filter does not divide by noise and needs no cut: float32 is as good as the bfloat16 of the output
     exact = ours([v.double() for v in vectors], "swudi", exp_time=1300)
-    assert relative_error(ours(vectors, "swudi", exp_time=1300), exact) < 1e-3
+    assert relative_error(ours(vectors, "swudi", exp_time=1300), exact) < torch.finfo(torch.bfloat16).eps / 2
 
 
 @pytest.mark.parametrize("columns", [32, 512])
@@ -128,4 +132,4 @@ def test_unresolved_directions_keep_what_they_hold_of_the_sum(relative_error: An
     resolved = spectrum.statistics["resolved"] > 0
     assert 0 < int(resolved.sum()) < spectrum.num_directions
     nothing_filtered = ours(vectors, "swudi", exp_time=0.0)
-    assert relative_error(nothing_filtered, sum(v.double() for v in vectors)) < 2e-6
+    assert relative_error(nothing_filtered, sum(v.double() for v in vectors)) < rounding_bound(40, dtype=torch.float32)

@@ -22,6 +22,8 @@ from eigenmerge.core.numerics.spectral_merge import merged_delta, merged_low_ran
 from eigenmerge.core.numerics.spectrum import Spectrum
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
+from ..conditioning import merge_tolerance, rounding_bound
+
 Vectors = list[torch.Tensor | LowRank]
 
 
@@ -86,15 +88,15 @@ def merge(name: str, spectrum: Spectrum, **parameters: Any) -> torch.Tensor:
     return merged_delta(method, spectrum, method.Parameters(**parameters))[0]  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("case", CASES)
-def test_routes_agree(case: str, name: str, dtype: torch.dtype, tolerance: float, relative_error: Any) -> None:
+def test_routes_agree(case: str, name: str, dtype: torch.dtype, relative_error: Any) -> None:
     vectors = to(CASES[case], dtype)
     gram = merge(name, decompose_interference(vectors, route="gram"), **SETTINGS[name])
     row_space = merge(name, decompose_interference(vectors, route="row_space"), **SETTINGS[name])
     assert gram.dtype == row_space.dtype == dtype
-    assert relative_error(row_space, gram) < tolerance
+    assert relative_error(row_space, gram) < merge_tolerance(name, CASES[case], dtype=dtype, **SETTINGS[name])
 
 
 @pytest.mark.parametrize("route", ["gram", "row_space"])
@@ -105,17 +107,22 @@ def test_spectrum_is_that_of_the_definition(case: str, route: Any) -> None:
     spectrum = decompose_interference(vectors, route=route, with_expert_energy=True)
     values, right = spectrum.values, spectrum.right
     assert (values[:-1] >= values[1:]).all()
-    torch.testing.assert_close(right @ right.T, torch.eye(len(values), dtype=torch.float64), rtol=0, atol=1e-10)
-    torch.testing.assert_close(right.T @ (values.unsqueeze(1) * right), operator.C, rtol=0, atol=1e-10)
-    scale = operator.S.norm().item()
-    torch.testing.assert_close(spectrum.left["target"], (operator.D @ right.T).T, rtol=0, atol=1e-10 * scale)
-    torch.testing.assert_close(spectrum.left["sum"], (operator.S @ right.T).T, rtol=0, atol=1e-10 * scale)
+    # both sides use the same directions, or all of them, so gaps between eigenvalues do not matter
+    tolerance = rounding_bound(max(vectors.shape))
+    torch.testing.assert_close(right @ right.T, torch.eye(len(values), dtype=torch.float64), rtol=0, atol=tolerance)
+    rebuilt = right.T @ (values.unsqueeze(1) * right)
+    torch.testing.assert_close(rebuilt, operator.C, rtol=0, atol=tolerance * operator.C.norm().item())
+    scale = operator.S.norm().item() * max(1.0, float(values[0]))
+    torch.testing.assert_close(spectrum.left["target"], (operator.D @ right.T).T, rtol=0, atol=tolerance * scale)
+    torch.testing.assert_close(spectrum.left["sum"], (operator.S @ right.T).T, rtol=0, atol=tolerance * scale)
     for name in ("target", "sum"):
         energy = spectrum.statistics[f"{name}_energy"]
         assert energy.dtype == torch.float64
-        torch.testing.assert_close(energy, spectrum.left[name].square().sum(dim=1), rtol=1e-9, atol=1e-18 * scale**2)
+        torch.testing.assert_close(energy, spectrum.left[name].square().sum(dim=1), rtol=tolerance, atol=0)
     # every eigenvalue is the sum of what the experts put into it
-    torch.testing.assert_close(spectrum.statistics["expert_energy"].sum(dim=1), values, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        spectrum.statistics["expert_energy"].sum(dim=1), values, rtol=0, atol=tolerance * float(values[0])
+    )
     rank = int(torch.linalg.matrix_rank(operator.C))
     assert spectrum.info["num_resolved"] == rank == len(values)
     assert spectrum.info["route"] == route
@@ -147,7 +154,8 @@ def test_a_kept_operator_takes_one_more_expert(relative_error: Any) -> None:
     later = spectrum_of_operator(InterferenceOperator.from_tensors(kept).plus(vectors[4]))
     scratch = decompose_interference(InMemoryTaskVectors(vectors))
     for name, parameters in SETTINGS.items():
-        assert relative_error(merge(name, later, **parameters), merge(name, scratch, **parameters)) < 1e-5
+        tolerance = merge_tolerance(name, vectors, dtype=torch.float32, **parameters)
+        assert relative_error(merge(name, later, **parameters), merge(name, scratch, **parameters)) < tolerance
 
 
 class _LargestTensor(TorchDispatchMode):
@@ -177,7 +185,8 @@ def test_lora_is_never_a_square_matrix() -> None:
     assert seen.elements <= sum(ranks) * max(rows, columns)
     assert left.shape[1] == right.shape[0] == sum(ranks)
     expected = merge("swudi_a", decompose_interference(vectors, route="gram"))
-    torch.testing.assert_close(left @ right, expected, rtol=0, atol=1e-5 * expected.norm().item())
+    tolerance = merge_tolerance("swudi_a", list(vectors), dtype=torch.float32)
+    torch.testing.assert_close(left @ right, expected, rtol=0, atol=tolerance * expected.norm().item())
 
 
 def test_the_cheaper_route_is_taken() -> None:

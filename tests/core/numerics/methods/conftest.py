@@ -15,6 +15,8 @@ from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.spectrum import apply_factors
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
+from ..conditioning import merge_tolerance
+
 Vectors = Sequence[torch.Tensor | LowRank]
 
 
@@ -30,6 +32,12 @@ def merge() -> Callable[..., torch.Tensor]:
         return apply_factors(spectrum, method.factors(spectrum, chosen))
 
     return merge_by
+
+
+@pytest.fixture
+def tolerance_of() -> Callable[..., float]:
+    """tolerance_of(name, vectors, **parameters): the relative error of that merge that rounding explains."""
+    return merge_tolerance
 
 
 @pytest.fixture

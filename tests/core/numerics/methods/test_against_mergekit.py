@@ -15,12 +15,20 @@ from safetensors.torch import load_file
 from eigenmerge.core.numerics.method import DirectMethod
 from eigenmerge.core.numerics.registry import get_method
 
+from ..conditioning import rounding_bound
+
 GOLDEN = Path(__file__).parents[3] / "golden"
 CASES = json.loads((GOLDEN / "mergekit.json").read_text())
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-TOLERANCE = {"float32": 1e-6, "float64": 1e-13}
 # mergekit counts ramplus_tl's overlaps in float64 but divides them in float32
-LOOSER = {("ramplus_tl", "float64"): 1e-7}
+DIVIDED_IN_FLOAT32 = {("ramplus_tl", "float64")}
+
+
+def tolerance(case: dict[str, Any], dtype: str, num_elements: int) -> float:
+    """Entries are of order one. 1e-6 in float32 is the agreement with mergekit that the project promises."""
+    if (case["method"], dtype) in DIVIDED_IN_FLOAT32:
+        return torch.finfo(torch.float32).eps
+    return 1e-6 if dtype == "float32" else rounding_bound(num_elements)
 
 
 @cache
@@ -47,5 +55,5 @@ def test_equals_mergekit(case: dict[str, Any], dtype: str, in_memory_inputs: Cal
     expected = golden()[f"{case['name']}/{dtype}"]
     assert merged.dtype == expected.dtype
     assert merged.shape == expected.shape
-    tolerance = LOOSER.get((case["method"], dtype), TOLERANCE[dtype])
-    torch.testing.assert_close(merged, expected, rtol=tolerance, atol=tolerance)
+    allowed = tolerance(case, dtype, expected.numel())
+    torch.testing.assert_close(merged, expected, rtol=allowed, atol=allowed)

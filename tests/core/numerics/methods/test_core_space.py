@@ -6,6 +6,8 @@ import torch
 from eigenmerge.core.numerics.svd.core_coordinates import core_task_vectors
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
+from ..conditioning import rounding_bound
+
 
 def naive_cores(vectors: list[LowRank]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     """get_core_matrices of the published code: reference bases by SVD of the stacked factors."""
@@ -42,18 +44,19 @@ def naive_merge(cores: list[torch.Tensor], how: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("how", ["sum", "mean", "tsv_m", "cart"])
 @pytest.mark.parametrize("isotropize", [False, True])
-def test_equals_the_published_formula(merge, lora_experts, how, isotropize):
+def test_equals_the_published_formula(merge, tolerance_of, lora_experts, how, isotropize):
     vectors = lora_experts(4, 60, 50, 3)
     cores, left, right = naive_cores(vectors)
     core = naive_merge(cores, how)
     if isotropize:
         u, s, v = torch.linalg.svd(core)
         core = s.mean() * u @ v
-    found = merge("core_space", vectors, merge=how, isotropize=isotropize, rank_ratio=2 / 12)
-    assert (found - left @ core @ right).norm() < 1e-9 * found.norm()
+    options = {"merge": how, "isotropize": isotropize, "rank_ratio": 2 / 12}
+    found = merge("core_space", vectors, **options)
+    assert (found - left @ core @ right).norm() < tolerance_of("core_space", vectors, **options) * found.norm()
 
 
-def test_ties_in_core_space_equals_the_published_formula(merge, lora_experts):
+def test_ties_in_core_space_equals_the_published_formula(merge, tolerance_of, lora_experts):
     vectors = lora_experts(3, 40, 44, 4)
     cores, left, right = naive_cores(vectors)
     stacked = torch.stack([core.reshape(-1) for core in cores])
@@ -63,7 +66,9 @@ def test_ties_in_core_space_equals_the_published_formula(merge, lora_experts):
     agrees = torch.where(pruned.sum(dim=0) > 0, pruned > 0, pruned < 0)
     core = ((pruned * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)).reshape(12, 12)
     expected = left @ core @ right
-    assert (merge("core_space", vectors, merge="ties", density=0.3) - expected).norm() < 1e-9 * expected.norm()
+    assert (merge("core_space", vectors, merge="ties", density=0.3) - expected).norm() < tolerance_of(
+        "core_space", vectors, merge="ties", density=0.3
+    ) * expected.norm()
 
 
 @pytest.mark.parametrize("is_lora", [False, True])
@@ -72,7 +77,7 @@ def test_the_core_loses_nothing(full_experts, lora_experts, is_lora):
     cores = core_task_vectors(InMemoryTaskVectors(vectors))
     for core, vector in zip(cores, vectors, strict=True):
         dense = vector.dense() if isinstance(vector, LowRank) else vector
-        assert (cores.left.T @ core @ cores.right - dense).norm() < 1e-12 * dense.norm()
+        assert (cores.left.T @ core @ cores.right - dense).norm() < rounding_bound(40) * dense.norm()
     assert cores.shape == ((6, 6) if is_lora else (12, 16))
 
 
@@ -82,14 +87,16 @@ def test_shared_factors_make_a_smaller_core(lora_experts):
     assert core_task_vectors(InMemoryTaskVectors(shared)).shape == (6, 3)
 
 
-def test_sum_in_core_space_is_task_arithmetic(merge, lora_experts):
+def test_sum_in_core_space_is_task_arithmetic(merge, tolerance_of, lora_experts):
     vectors = lora_experts(5, 70, 40, 2)
     expected = sum(v.dense() for v in vectors)
-    assert (merge("core_space", vectors, merge="sum") - expected).norm() < 1e-12 * expected.norm()
+    assert (merge("core_space", vectors, merge="sum") - expected).norm() < tolerance_of(
+        "core_space", vectors, merge="sum"
+    ) * expected.norm()
 
 
-def test_isotropic_sum_in_core_space_is_iso_c(merge, lora_experts):
+def test_isotropic_sum_in_core_space_is_iso_c(merge, tolerance_of, lora_experts):
     vectors = lora_experts(4, 48, 52, 3)
     expected = merge("iso_c", vectors)
     found = merge("core_space", vectors, merge="sum", isotropize=True)
-    assert (found - expected).norm() < 1e-10 * expected.norm()
+    assert (found - expected).norm() < tolerance_of("iso_c", vectors) * expected.norm()

@@ -18,6 +18,8 @@ from eigenmerge.core.numerics.spectral_merge import merged_delta
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 from eigenmerge.core.numerics.tensor_level import merge_task_vectors
 
+from ..conditioning import merge_tolerance, rounding_bound
+
 VARIANTS = ("full", "lora")
 
 
@@ -64,7 +66,7 @@ def test_iteration_is_the_optimizers(variant: Any) -> None:
         loss(theta, vectors, variant).backward()
         optimizer.step()
     merged = merge_task_vectors(vectors, "optmerge", variant=variant, iterations=40, learning_rate=1e-3)
-    torch.testing.assert_close(merged, theta.detach(), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(merged, theta.detach(), rtol=1e-8, atol=1e-8 * 40 * 1e-3)  # as in test_wudi.py
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -76,7 +78,7 @@ def test_closed_form_reaches_the_minimum(variant: Any) -> None:
     assert lowest < loss(iterated, vectors, variant)
     for seed in range(3):  # a minimum in every direction
         step = 1e-3 * torch.randn((9, 12), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        assert loss(best + step, vectors, variant) >= lowest - 1e-15
+        assert loss(best + step, vectors, variant) >= lowest * (1 - rounding_bound(12))
     # directions that no B_i sees keep the anchor
     zero = merge_task_vectors(vectors, "optmerge", variant=variant, solver="closed_form", filter="none", anchor="zero")
     assert (best - zero).norm() > 1e-3
@@ -89,7 +91,8 @@ def test_filters_apply_as_to_wudi() -> None:
         merge_task_vectors(vectors, "optmerge", solver="closed_form", **extra)
         for extra in ({"filter": "none"}, {"exp_time": 1e7}, {"filter": "none", "rank_ratio": 1.0})
     )
-    torch.testing.assert_close(soft, none, rtol=1e-6, atol=1e-8)
+    tolerance = merge_tolerance("optmerge", vectors, solver="closed_form", exp_time=1e7)  # gain of up to 1e7
+    torch.testing.assert_close(soft, none, rtol=0, atol=tolerance * none.norm().item())
     torch.testing.assert_close(hard, none)
     start = merge_task_vectors(vectors, "optmerge", solver="closed_form", exp_time=0.0)
     torch.testing.assert_close(start, sum(vectors))
@@ -117,7 +120,8 @@ def test_lora_is_solved_in_its_row_space(variant: Any) -> None:
         large = spectrum_of_operator(operator, kind="optmerge", one_expert_is_solution=False)
         parameters = method.Parameters(**options)  # pyright: ignore[reportCallIssue]
         expected, _ = merged_delta(method, large, parameters)  # pyright: ignore[reportArgumentType]
-        torch.testing.assert_close(small, expected, rtol=1e-9, atol=1e-11)
+        tolerance = merge_tolerance("optmerge", factors, **options)
+        torch.testing.assert_close(small, expected, rtol=0, atol=tolerance * expected.norm().item())
 
 
 def test_decompositions_are_shared_where_they_can_be() -> None:

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from eigenmerge.core.numerics.method import DirectMethod
 from eigenmerge.core.numerics.registry import get_method
 
+from ..conditioning import rounding_bound
+
 Make = Callable[..., Any]
 RANDOM = ["dare_linear", "dare_ties", "della_linear", "della"]
 
@@ -69,7 +71,8 @@ def test_what_is_kept_has_the_norm_of_the_whole(name: str, in_memory_inputs: Mak
     delta = normal(30, 40)
     inputs = in_memory_inputs([delta], torch.zeros(30, 40))
     rescaled, plain = merge(name, inputs, 0.6), merge(name, inputs, 0.6, rescale=False)
-    assert rescaled.abs().sum().item() == pytest.approx(delta.abs().sum().item(), rel=1e-5)
+    expected = delta.double().abs().sum().item()
+    assert rescaled.double().abs().sum().item() == pytest.approx(expected, rel=rounding_bound(1, dtype=torch.float32))
     assert torch.equal(plain, torch.where(plain != 0, delta, 0.0))
     assert plain.count_nonzero().item() == pytest.approx(0.6 * 1200, abs=85)  # five standard errors
 

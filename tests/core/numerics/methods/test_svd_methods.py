@@ -11,6 +11,8 @@ from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.spectrum import apply_factors, low_rank_form
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
+from ..conditioning import rounding_bound
+
 ALL = ["ace", "cart", "core_space", "iso_c", "iso_cts", "knots", "star", "subspace_boosting", "tsv_m"]
 #: ACE takes mean rows; TIES (KnOTS) trims coordinate by coordinate of the input side
 TURNS_WITH_COLUMNS = [name for name in ALL if name not in ("ace", "knots")]
@@ -23,27 +25,27 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("shape", [(18, 30), (30, 18), (24, 24)])
-def test_order_of_experts_does_not_matter(merge, full_experts, name, shape):
+def test_order_of_experts_does_not_matter(merge, tolerance_of, full_experts, name, shape):
     vectors = full_experts(4, *shape)
-    assert error(merge(name, [vectors[i] for i in (2, 0, 3, 1)]), merge(name, vectors)) < 1e-10
+    assert error(merge(name, [vectors[i] for i in (2, 0, 3, 1)]), merge(name, vectors)) < tolerance_of(name, vectors)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_lora_equals_dense(merge, lora_experts, name):
+def test_lora_equals_dense(merge, tolerance_of, lora_experts, name):
     factors = lora_experts(4, 60, 48, 3, dtype=torch.float32)
     dense = [vector.dense() for vector in factors]
-    # KnOTS and Core Space with TIES keep a share of the coordinates, in which a tie of rounding could differ
-    assert error(merge(name, factors), merge(name, dense)) < 1e-5
+    tolerance = tolerance_of(name, dense, dtype=torch.float32)
+    assert error(merge(name, factors), merge(name, dense)) < tolerance
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_lora_equals_dense_when_ranks_differ_and_one_is_untouched(merge, lora_experts, name):
+def test_lora_equals_dense_when_ranks_differ_and_one_is_untouched(merge, tolerance_of, lora_experts, name):
     factors = [*lora_experts(2, 40, 56, 4), *lora_experts(1, 40, 56, 2, seed=5)]
     untouched = LowRank(torch.zeros(40, 0, dtype=torch.float64), torch.zeros(0, 56, dtype=torch.float64))
     with_untouched = merge(name, [*factors, untouched])
     options = {"zero_experts": "nothing"} if name in ("tsv_m", "iso_cts") else {}
     dense = [vector.dense() for vector in [*factors, untouched]]
-    assert error(with_untouched, merge(name, dense, **options)) < 1e-8
+    assert error(with_untouched, merge(name, dense, **options)) < tolerance_of(name, dense, **options)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -62,18 +64,22 @@ def test_lora_never_forms_a_full_matrix(lora_experts, largest_tensor, name):
 
 @pytest.mark.parametrize("name", TURNS_WITH_COLUMNS)
 @pytest.mark.parametrize("is_lora", [False, True])
-def test_rotating_input_features_rotates_the_result(merge, full_experts, lora_experts, orthogonal, name, is_lora):
+def test_rotating_input_features_rotates_the_result(
+    merge, tolerance_of, full_experts, lora_experts, orthogonal, name, is_lora
+):
     vectors = [v.dense() for v in lora_experts(3, 20, 26, 2)] if is_lora else full_experts(3, 20, 26)
     turn = orthogonal(26)
-    assert error(merge(name, [v @ turn for v in vectors]), merge(name, vectors) @ turn) < 1e-8
+    assert error(merge(name, [v @ turn for v in vectors]), merge(name, vectors) @ turn) < tolerance_of(name, vectors)
 
 
 @pytest.mark.parametrize("name", TURNS_WITH_ROWS)
 @pytest.mark.parametrize("is_lora", [False, True])
-def test_rotating_output_features_rotates_the_result(merge, full_experts, lora_experts, orthogonal, name, is_lora):
+def test_rotating_output_features_rotates_the_result(
+    merge, tolerance_of, full_experts, lora_experts, orthogonal, name, is_lora
+):
     vectors = [v.dense() for v in lora_experts(3, 20, 26, 2)] if is_lora else full_experts(3, 20, 26)
     turn = orthogonal(20)
-    assert error(merge(name, [turn @ v for v in vectors]), turn @ merge(name, vectors)) < 1e-8
+    assert error(merge(name, [turn @ v for v in vectors]), turn @ merge(name, vectors)) < tolerance_of(name, vectors)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -87,13 +93,16 @@ def test_a_tiny_change_of_the_input_is_a_tiny_change_of_the_result(merge, full_e
     }[kind]()
     noise = full_experts(3, 24, 32, seed=9)
     changed = [v + 1e-11 * v.norm() / n.norm() * n for v, n in zip(vectors, noise, strict=True)]
-    assert error(merge(name, changed), merge(name, vectors)) < 1e-8
+    # a requirement, not a rounding error: the condition is at most 1000 (it is O(1 / change) on an arbitrary basis)
+    assert error(merge(name, changed), merge(name, vectors)) < 1000 * 1e-11
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_float32_agrees_with_float64(merge, full_experts, name):
+def test_float32_agrees_with_float64(merge, tolerance_of, full_experts, name):
     vectors = full_experts(4, 40, 28)
-    assert error(merge(name, [v.float() for v in vectors]), merge(name, [v.float().double() for v in vectors])) < 3e-6
+    single = [v.float() for v in vectors]
+    tolerance = tolerance_of(name, single, dtype=torch.float32)
+    assert error(merge(name, single), merge(name, [v.double() for v in single])) < tolerance
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -134,7 +143,7 @@ def test_scale_is_in_the_factors_and_not_in_the_decomposition(full_experts, name
     assert method.decomposition(one) == method.decomposition(three)
     spectrum = method.decompose(InMemoryTaskVectors(full_experts(3, 12, 16)), one)
     result = apply_factors(spectrum, method.factors(spectrum, three))
-    assert error(result, -3.0 * apply_factors(spectrum, method.factors(spectrum, one))) < 1e-12
+    assert error(result, -3.0 * apply_factors(spectrum, method.factors(spectrum, one))) < rounding_bound(16)
     assert bool((spectrum.values[:-1] >= spectrum.values[1:]).all())
     assert set(spectrum.left) == {"left"}
 

@@ -10,6 +10,8 @@ import torch
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.tensor_level import merge_task_vectors
 
+from ..conditioning import rounding_bound
+
 
 def experts(count: int = 4) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
@@ -36,7 +38,9 @@ def test_iteration_is_the_optimizers(optimizer: str, rate: float, anchor: str) -
     start = {"sum": 1.0, "mean": 0.25, "zero": 0.0}[anchor] * sum(vectors)
     expected = published(vectors, optimizer, 50, rate, start)  # pyright: ignore[reportArgumentType]
     merged = merge_task_vectors(vectors, "wudi", optimizer=optimizer, learning_rate=rate, iterations=50, anchor=anchor)
-    torch.testing.assert_close(merged, expected, rtol=1e-8, atol=1e-10)
+    # Adam divides a gradient by its size, so rounding is amplified where the gradient crosses zero. 50 steps move an
+    # entry by at most 50 rate; agreement to 1e-8 of that leaves half of float64's digits to the amplification.
+    torch.testing.assert_close(merged, expected, rtol=1e-8, atol=1e-8 * 50 * rate)
 
 
 def test_no_iteration_is_the_anchor() -> None:
@@ -56,7 +60,7 @@ def test_adam_stays_at_a_solution() -> None:
         theta.grad = 2 * (theta.detach() @ C - D)
         stepper.step()
     assert (theta.detach() - v).abs().max() > 1e-7
-    torch.testing.assert_close(merge_task_vectors([v], "wudi"), v, rtol=0, atol=1e-14)
+    torch.testing.assert_close(merge_task_vectors([v], "wudi"), v, rtol=0, atol=rounding_bound(10) * v.norm().item())
 
 
 def test_plain_descent_shares_the_spectrum_of_the_closed_forms() -> None:
