@@ -104,7 +104,9 @@ def get_planned_method(name: str, package: str | None) -> AnyMethod:
     except RecipeError as error:
         if package is None:
             raise
-        raise RecipeError(f"{error}; the plan needs package {package}: install it on every worker") from None
+        raise RecipeError(
+            f"merge method {name!r} is not available on this worker: install package {package}, as in the plan ({error})"
+        ) from None
     if method.package != package:
         planned = "built in" if package is None else f"of package {package}"
         here = "built in" if method.package is None else f"of package {method.package}"
