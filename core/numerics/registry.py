@@ -105,7 +105,8 @@ def get_planned_method(name: str, package: str | None) -> AnyMethod:
         if package is None:
             raise
         raise RecipeError(
-            f"merge method {name!r} is not available on this worker: install package {package}, as in the plan ({error})"
+            f"merge method {name!r} is not available on this worker: install package {package}, as in the plan"
+            f" ({error})"
         ) from None
     if method.package != package:
         planned = "built in" if package is None else f"of package {package}"
