@@ -1,83 +1,86 @@
-"""The exceptions users see. Each says which tensor, key or file, what was expected, what was found, what to do.
+"""The exceptions that users see.
 
-Every one also subclasses the builtin that fits, so that a caller who knows only Python catches it too.
-The command line prints `str(error)` on one line and exits with `exit_code`; anything that is not an
-`EigenmergeError` is a defect of ours and keeps its traceback.
+Each message names the tensor, key or file, what was expected, what was found and what to do. Each class also
+subclasses the built-in exception that fits best. The command line prints `str(error)` on one line and exits with
+`exit_code`. Any other exception is a defect of Eigenmerge and keeps its traceback.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks."""
+    """Return the message of an error without line breaks."""
     return " ".join(str(error).split())
 
 
 class EigenmergeError(Exception):
-    """Base of every error that a user can cause or cure."""
+    """Base class of all errors that a user can cause or fix."""
 
     exit_code = 1
 
 
 class RecipeError(EigenmergeError, ValueError):
-    """The recipe is wrong: unknown key, misspelled parameter, a pattern that matches nothing."""
+    """The recipe is invalid: an unknown key, a misspelled parameter, a pattern that matches no tensor."""
 
     exit_code = 2
 
 
 class CheckpointError(EigenmergeError, ValueError):
-    """An input checkpoint is missing, malformed, or does not fit the others."""
+    """An input checkpoint is missing, malformed, or does not match the others."""
 
 
 class ShapeError(CheckpointError):
-    """Two tensors that must agree in shape do not; names both."""
+    """Two tensors that must have the same shape differ; the message names both."""
 
 
 class NonFiniteError(CheckpointError):
-    """A tensor holds NaN or Inf; names expert, tensor and how many."""
+    """A tensor holds NaN or Inf; the message names the expert, the tensor and the number of such values."""
 
 
 class BudgetError(EigenmergeError, ValueError):
-    """The plan does not fit the memory it was given; names the tensor and both numbers."""
+    """The plan needs more memory than allowed; the message names the tensor and both amounts."""
 
 
 class DestinationError(EigenmergeError, OSError):
-    """The destination cannot be written, is not empty, or is one of the inputs."""
+    """The destination is not writable, not empty, or one of the inputs."""
 
 
 class DeployError(EigenmergeError, ValueError):
-    """A deployment cannot be applied as asked; says what to change."""
+    """A deployment cannot be applied; the message names what to change."""
 
     exit_code = 2
 
 
 class StoreError(EigenmergeError, OSError):
-    """An object store refused, or stayed unreachable after all retries; names the object."""
+    """A store refused a request, or failed after all retries; the message names the object."""
 
 
 class ObjectNotFoundError(StoreError, FileNotFoundError):
-    """No object at that place."""
+    """The store has no object with this key."""
 
 
 class CorruptObjectError(StoreError):
-    """A stored object is truncated or fails its checksum. Inside the cache it is recomputed, not raised."""
+    """A stored object is truncated or fails its checksum. A corrupt cache object is computed again."""
 
 
 class WorkerError(EigenmergeError, RuntimeError):
-    """Workers of a cluster died again and again on one shard; says how to resume."""
+    """Workers of a cluster died repeatedly on the same shard; the message explains how to resume."""
 
 
 class InterruptedRunError(EigenmergeError, RuntimeError):
-    """The run was stopped by a signal or its time limit; says how to resume."""
+    """A signal or the time limit stopped the run; the message explains how to resume."""
 
     exit_code = 130
 
 
-def suggestion(word: str, known: Any) -> str:
-    """ "; did you mean 'weight'?" or "; known: ..." for an error message about an unknown word."""
+def suggestion(word: str, known: Iterable[object]) -> str:
+    """Return a hint to append to a message about an unknown word: the closest known word, or all known words.
+
+    Examples: "; did you mean 'weight'?" and "; known: density, weight".
+    """
     names = sorted(str(name) for name in known)
     near = get_close_matches(word, names, n=1, cutoff=0.5)
     if near:

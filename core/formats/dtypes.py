@@ -62,6 +62,9 @@ DTYPES: Mapping[str, Dtype] = {
     )
 }
 
+# Rows and columns of a weight that share one number of a block scale, in the float8 checkpoints of DeepSeek.
+SCALE_BLOCK_SIZE = 128
+
 OUTPUT_DTYPES: tuple[OutputDtype, ...] = get_args(OutputDtype)
 MERGEABLE_DTYPES = frozenset(dtype.name for dtype in DTYPES.values() if dtype.kind in {"float", "float8"})
 FLOAT8_DTYPES = frozenset(dtype.name for dtype in DTYPES.values() if dtype.kind == "float8")

@@ -1,13 +1,14 @@
-"""Addresses and messages without the credentials that may hide in them."""
+"""Removal of credentials from addresses and messages."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
 _QUERY = re.compile(r"\?[^\s'\"]*(?:signature|token|credential|key|secret|password|sig)=[^\s'\"]*", re.IGNORECASE)
-# Options whose values are addresses or names, and useful in a message. Every other string counts as a secret.
+# Options whose values are addresses or names that help in a message. Every other string is treated as a secret.
 _PUBLIC_OPTIONS = frozenset(
     {
         "endpoint_url",
@@ -32,23 +33,23 @@ _SHORTEST_SECRET = 6  # replacing "1" or "test" everywhere would make messages u
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """`text` without user:password@, signed query strings, and the given secrets."""
+    """Remove user:password@, signed query strings and the given secrets from `text`."""
     for secret in secrets:
         text = text.replace(secret, "***")
     return _QUERY.sub("?***", _USER_INFO.sub("***@", text))
 
 
 def find_secrets(options: Mapping[str, object] | None) -> tuple[str, ...]:
-    """Every string among the storage options that may be a credential, longest first."""
+    """Return every string among the storage options that may be a credential, longest first."""
     found: set[str] = set()
 
     def collect(value: object) -> None:
         if isinstance(value, Mapping):
-            for name, inner in value.items():
+            for name, inner in cast("Mapping[str, object]", value).items():
                 if name not in _PUBLIC_OPTIONS:
                     collect(inner)
         elif isinstance(value, list | tuple):
-            for inner in value:
+            for inner in cast("list[object] | tuple[object, ...]", value):
                 collect(inner)
         elif isinstance(value, str) and len(value) >= _SHORTEST_SECRET:
             found.add(value)

@@ -1,8 +1,8 @@
-"""safetensors headers: parsed and checked from bytes alone, and written.
+"""Parser and writer of safetensors headers.
 
-Layout of a file: 8 bytes little-endian length of the header, the header (JSON, padded with spaces), the data. The
-format's own rules are enforced here, because a header from outside decides what will be read: no duplicate names,
-offsets in order, no overlap, no hole, nothing beyond the end. A header may claim anything; nothing is allocated for it.
+A file starts with 8 bytes, the little-endian length of the header; then the header, JSON padded with spaces; then the
+data. The parser enforces the rules of the format, because offsets from outside decide what is read: no duplicate
+names, no overlap, no gap, nothing beyond the end. It allocates no more than the header that is really in the file.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard, cast
 
 from ..errors import CheckpointError
 from .bounded_json import parse_json_object
 from .dtypes import DTYPES, tensor_bytes
 
 LENGTH_BYTES = 8
-# A page: where tensors are whole pages too, as in real models, files are joined and mapped without shifting any byte.
+# One page. Tensors of real models are whole pages too, so files can be joined and memory-mapped without moving bytes.
 HEADER_ALIGNMENT = 4096
 LONGEST_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 _MOST_DIMENSIONS = 64
@@ -26,7 +27,7 @@ _MOST_DIMENSIONS = 64
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of a file; start and stop count from the beginning of the file, not of the data."""
+    """One tensor of a file. `start` and `stop` are offsets from the beginning of the file, not of the data."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -50,7 +51,7 @@ class SafetensorsHeader:
 
 
 def header_length(prefix: bytes, file_size: int, file: str) -> int:
-    """The length of the JSON that follows the first 8 bytes of `prefix`.
+    """Return the length of the JSON header from the first 8 bytes of the file.
 
     Raises
     ------
@@ -60,7 +61,7 @@ def header_length(prefix: bytes, file_size: int, file: str) -> int:
         raise CheckpointError(
             f"{file} is not a safetensors file: {file_size} bytes, expected at least {LENGTH_BYTES}; download it again"
         )
-    (length,) = struct.unpack_from("<Q", prefix)
+    length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
     if length > LONGEST_HEADER_BYTES:
         raise CheckpointError(
             f"{file}: header claims {length} bytes, expected at most {LONGEST_HEADER_BYTES};"
@@ -76,47 +77,48 @@ def header_length(prefix: bytes, file_size: int, file: str) -> int:
 def parse_header(data: bytes, file_size: int, file: str) -> SafetensorsHeader:
     """Parse and check a header.
 
-    Cost: time and memory in the length of the header that is really there, never in what it claims.
+    Cost: time and memory in the length of `data`, never in the sizes that the header claims.
 
     Parameters
     ----------
     data : bytes
-        The first 8 + header_length bytes of the file, or more
+        The first LENGTH_BYTES + header_length bytes of the file, or more
     file_size : int
-        Of the whole file, in bytes
+        Bytes of the whole file
     file : str
-        For messages
+        Name for messages
 
     Raises
     ------
-    CheckpointError : anything else than a header that fits the file; names file, tensor, expected, found
+    CheckpointError : not a header that matches the file; names the file, the tensor, what was expected and found
     """
     length = header_length(data, file_size, file)
     if len(data) < LENGTH_BYTES + length:
-        raise CheckpointError(f"{file}: header is truncated: {len(data) - LENGTH_BYTES} bytes of {length}")
+        raise CheckpointError(f"{file}: header is truncated: {len(data) - LENGTH_BYTES} bytes, expected {length}")
     content = parse_json_object(data[LENGTH_BYTES : LENGTH_BYTES + length], f"header of {file}", LONGEST_HEADER_BYTES)
-    metadata = _metadata(content.pop("__metadata__", {}), file)
+    metadata = _parse_metadata(content.pop("__metadata__", {}), file)
     data_start = LENGTH_BYTES + length
-    entries = [(name, _entry(name, entry, data_start, file)) for name, entry in content.items()]
+    entries = [(name, _parse_entry(name, entry, data_start, file)) for name, entry in content.items()]
     entries.sort(key=lambda item: (item[1].start, item[1].stop))
-    _check_layout(entries, data_start, file_size, file)
+    _check_offsets(entries, data_start, file_size, file)
     return SafetensorsHeader(dict(entries), metadata, data_start, file_size)
 
 
 def build_header(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """The first bytes of a file that holds these tensors one after the other, in the order given.
+    """Build the header of a file that holds these tensors one after the other, in the given order.
 
     Parameters
     ----------
-    tensors : name to (safetensors dtype, shape)
-    metadata : strings; {"format": "pt"} is what transformers expects
+    tensors : mapping of tensor name to (safetensors dtype, shape)
+    metadata : mapping of strings; transformers expects {"format": "pt"}
 
     Returns
     -------
     bytes
-        Length and JSON, padded so that the data begins at a multiple of a page. The same arguments give the same bytes.
+        Length and JSON, padded so that the data begins at a multiple of HEADER_ALIGNMENT. The same arguments give the
+        same bytes.
     """
     content: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -129,56 +131,65 @@ def build_header(
     return struct.pack("<Q", len(text)) + text
 
 
-def _metadata(found: object, file: str) -> Mapping[str, str]:
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+def _parse_metadata(found: object, file: str) -> Mapping[str, str]:
+    values = cast("dict[str, object]", found).values() if isinstance(found, dict) else None
+    if values is None or not all(isinstance(value, str) for value in values):
         raise CheckpointError(f"{file}: __metadata__ must map strings to strings; write the file again")
-    return found
+    return cast("Mapping[str, str]", found)
 
 
-def _entry(name: str, found: object, data_start: int, file: str) -> TensorEntry:
+def _parse_entry(name: str, found: object, data_start: int, file: str) -> TensorEntry:
     where = f"{file}: tensor {name[:200]!r}"
     if not name or any("\ud800" <= char <= "\udfff" for char in name):
         raise CheckpointError(f"{where}: the name is empty or not valid Unicode; write the file again")
-    if not isinstance(found, dict) or found.keys() != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where}: expected dtype, shape and data_offsets in the header, found {_short(found)}")
+    if not _is_entry(found):
+        raise CheckpointError(f"{where}: expected dtype, shape and data_offsets in the header, found {_shorten(found)}")
     dtype, shape, offsets = found["dtype"], found["shape"], found["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{where}: dtype {_short(dtype)} is unknown; expected one of {', '.join(DTYPES)}")
-    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS or not all(map(_is_size, shape)):
-        raise CheckpointError(f"{where}: shape {_short(shape)} is not a list of non-negative integers")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise CheckpointError(f"{where}: data_offsets {_short(offsets)} are not two non-negative integers")
+        raise CheckpointError(f"{where}: dtype {_shorten(dtype)} is unknown; expected one of {', '.join(DTYPES)}")
+    if not _is_list_of_sizes(shape) or len(shape) > _MOST_DIMENSIONS:
+        raise CheckpointError(
+            f"{where}: shape {_shorten(shape)}, expected a list of at most {_MOST_DIMENSIONS} non-negative integers"
+        )
+    if not _is_list_of_sizes(offsets) or len(offsets) != 2:
+        raise CheckpointError(f"{where}: data_offsets {_shorten(offsets)}, expected two non-negative integers")
     start, stop = offsets
     bits = DTYPES[dtype].bits * math.prod(shape)
     if (stop - start) * 8 != bits:
         raise CheckpointError(
             f"{where}: {stop - start} bytes, expected {bits / 8 if bits < 2**63 else '2^63 or more'}"
-            f" for {dtype} {_short(shape)}; the file is damaged: download it again"
+            f" for {dtype} {_shorten(shape)}; the file is damaged: download it again"
         )
     return TensorEntry(dtype, tuple(shape), data_start + start, data_start + stop)
 
 
-def _check_layout(entries: list[tuple[str, TensorEntry]], data_start: int, file_size: int, file: str) -> None:
-    position, before = data_start, "the header"
+def _check_offsets(entries: list[tuple[str, TensorEntry]], data_start: int, file_size: int, file: str) -> None:
+    position, previous = data_start, "the header"
     for name, entry in entries:
         if entry.start != position:
-            problem = "overlaps" if entry.start < position else "leaves a hole after"
+            problem = "overlaps" if entry.start < position else "leaves a gap after"
             raise CheckpointError(
-                f"{file}: tensor {name[:200]!r} at byte {entry.start} {problem} {before[:200]!r}, which ends at"
+                f"{file}: tensor {name[:200]!r} at byte {entry.start} {problem} {previous[:200]!r}, which ends at"
                 f" {position}; the file is damaged: download it again"
             )
-        position, before = entry.stop, name
+        position, previous = entry.stop, name
     if position != file_size:
         problem = (
-            "it is truncated: download it again" if position > file_size else "bytes at its end belong to no tensor"
+            "it is truncated: download it again" if position > file_size else "the bytes at its end belong to no tensor"
         )
         raise CheckpointError(f"{file}: header describes {position} bytes, the file has {file_size}; {problem}")
 
 
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63
+def _is_entry(value: object) -> TypeGuard[dict[str, object]]:
+    return isinstance(value, dict) and cast("dict[str, object]", value).keys() == {"dtype", "shape", "data_offsets"}
 
 
-def _short(value: object) -> str:
+def _is_list_of_sizes(value: object) -> TypeGuard[list[int]]:
+    if not isinstance(value, list):
+        return False
+    return all(type(item) is int and 0 <= item < 2**63 for item in cast("list[object]", value))
+
+
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 100 else text[:97] + "..."

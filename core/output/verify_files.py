@@ -13,13 +13,12 @@ from ..formats.file_names import INDEX_NAME, MARKER_NAME
 from ..formats.safetensors_header import SafetensorsHeader, TensorEntry
 from ..storage.object_hash import hash_ranges
 from ..storage.object_header import read_header
+from ..storage.object_ranges import ObjectRange
 from ..storage.store import Store
 from .read_manifest import Manifest, ManifestFile, ManifestTensor
 
 _PARALLEL_FILES = 4
 _WEIGHTS = re.compile(r".*\.safetensors|pytorch_model.*\.bin")
-
-Range = tuple[str, int, int]  # file, start, stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Layout:
 
     places: Mapping[str, tuple[str, TensorEntry]]
 
-    def ranges(self, names: Iterable[str]) -> list[Range]:
+    def ranges(self, names: Iterable[str]) -> list[ObjectRange]:
         return [(file, entry.start, entry.stop) for file, entry in (self.places[name] for name in names)]
 
 
@@ -175,7 +174,7 @@ def _check_index(store: Store, manifest: Manifest, layout: Layout, present: Set[
         yield f"{INDEX_NAME}: {len(wrong)} tensors are in other files than it says, the first {wrong[0][:200]!r}"
 
 
-def _hash(store: Store, ranges: Sequence[Range]) -> str | None:
+def _hash(store: Store, ranges: Sequence[ObjectRange]) -> str | None:
     """sha256 of these ranges, one after the other; None where a file is gone or too short."""
     try:
         return hash_ranges(store, ranges)

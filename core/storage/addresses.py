@@ -1,53 +1,60 @@
-"""Addresses of places: protocol, absolute form, and which storage options are meant for each."""
+"""Functions on addresses: the protocol, the absolute form, and the storage options that apply."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-
-from fsspec.registry import known_implementations
+from typing import cast
 
 from ..errors import StoreError
 from ..formats.redaction import redact
+from .fsspec_calls import is_protocol
+
+# These take no options: nothing on this machine has credentials.
+_WITHOUT_OPTIONS = frozenset({"file", "local", "memory"})
+# Flat options may hold credentials of an object store; they are not sent to these.
+_ONLY_NAMED_OPTIONS = frozenset({"hf", "http", "https"})
 
 
 def protocol_of(uri: str) -> str:
-    """ "s3" of "s3://bucket/x", "file" of a plain path."""
+    """Return the protocol of an address: "s3" for "s3://bucket/x", "file" for a plain path."""
     protocol, separator, _ = uri.partition("://")
     return protocol.lower() if separator else "file"
 
 
 def is_local(uri: str) -> bool:
+    """Return whether the address is a path on this machine."""
     return protocol_of(uri) in {"file", "local"}
 
 
 def absolute_uri(uri: str) -> str:
-    """`uri` in the form that means the same in every process: local places become absolute paths.
+    """Return the address in a form that is valid in every process: local paths become absolute.
 
     Raises
     ------
-    StoreError : an empty address, or one with a control character
+    StoreError : the address is empty or contains a control character
     """
     if not uri or any(ord(char) < 32 for char in uri):
         raise StoreError(f"{redact(uri)!r} is not an address; expected a directory or a URL such as s3://bucket/prefix")
     if not is_local(uri):
         return uri.rstrip("/") if not uri.endswith("://") else uri
-    # Not unquoted, as fsspec does. Not resolve(): a store behind a symbolic link keeps the name the user gave it.
+    # Percent signs are kept, as fsspec does. Symbolic links are kept too: messages show the path that the user gave.
     return str(Path(uri.partition("://")[2] if "://" in uri else uri).expanduser().absolute())
 
 
-def options_for(uri: str, storage_options: Mapping[str, object] | None) -> dict[str, object]:
-    """The options meant for this place.
+def select_options(uri: str, storage_options: Mapping[str, object] | None) -> dict[str, object]:
+    """Return the options that apply to this address.
 
-    `storage_options` either has one mapping per protocol, {"s3": {...}, "gs": {...}}, or is flat. Flat options are for
-    the object stores of a run (S3, GCS, Azure, ...) and are never sent to the Hub or to web servers, which have no
-    business with their tokens. Local disk and memory take none.
+    Parameters
+    ----------
+    storage_options : mapping, optional
+        One mapping per protocol, {"s3": {...}, "gs": {...}}, or flat. Flat options apply to object stores only (S3,
+        GCS, Azure, ...): they may hold credentials, which the Hub and web servers must not receive.
     """
     protocol = protocol_of(uri)
-    options = dict(storage_options or {})
-    if protocol in {"file", "local", "memory"}:
+    if protocol in _WITHOUT_OPTIONS or not storage_options:
         return {}
-    if options and all(name in known_implementations and isinstance(value, Mapping) for name, value in options.items()):
-        chosen = options.get(protocol, {})
-        return dict(chosen) if isinstance(chosen, Mapping) else {}
-    return {} if protocol in {"hf", "http", "https"} else options
+    if all(is_protocol(name) and isinstance(value, Mapping) for name, value in storage_options.items()):
+        by_protocol = cast("Mapping[str, Mapping[str, object]]", storage_options)
+        return dict(by_protocol.get(protocol, {}))
+    return {} if protocol in _ONLY_NAMED_OPTIONS else dict(storage_options)

@@ -1,4 +1,4 @@
-"""Bytes of a local file as a tensor, without a copy."""
+"""Memory-map a range of a local file as a tensor, without copying it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from ..errors import CorruptObjectError
 
 
 def map_bytes(path: Path, start: int, stop: int) -> torch.Tensor:
-    """Bytes [start, stop) of a file, flat, uint8; stop > start.
+    """Map bytes [start, stop) of a file; requires start < stop.
 
-    One map for each call, not one for each file: the pages of a map count as memory of this process as long as it
-    lives, and a file's map would keep everything that was ever read. The map goes with the last tensor that uses it.
-    Writing to the tensor changes no file.
+    Each call makes its own map, which is released with the last tensor that uses it. One map per file would keep in
+    memory every page that was ever read.
+
+    Returns
+    -------
+    Tensor, (stop - start,), uint8; writing to it does not change the file
 
     Raises
     ------
     CorruptObjectError : the file is shorter than `stop`
-    OSError : it cannot be opened
+    OSError : the file cannot be opened
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         size = os.fstat(descriptor).st_size
-        if size < stop:  # reading such a map would end the process with SIGBUS
+        if size < stop:  # reading beyond the end of the file would kill the process with SIGBUS
             raise CorruptObjectError(f"{path} is too short: {size} bytes, expected at least {stop}")
         page_start = start - start % mmap.ALLOCATIONGRANULARITY
-        # Private and writable: torch has no read-only tensors, and a write must neither crash nor change the file.
+        # Private and writable: torch has no read-only tensors, and a write must neither fail nor change the file.
         mapped = mmap.mmap(descriptor, stop - page_start, mmap.MAP_PRIVATE, offset=page_start)
     finally:
         os.close(descriptor)
@@ -39,7 +42,7 @@ def map_bytes(path: Path, start: int, stop: int) -> torch.Tensor:
 
 
 def view_as(data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Flat bytes as numbers; copied only where they do not begin at a multiple of their size, which views must."""
+    """View flat bytes as numbers; copies them only where their address is not a multiple of the element size."""
     if data.data_ptr() % dtype.itemsize or data.storage_offset() % dtype.itemsize:
         data = data.clone()
     return data.view(dtype)

@@ -1,4 +1,4 @@
-"""A range of a stored object as flat bytes in a tensor: mapped where it lies on this machine, else fetched."""
+"""Read a range of a stored object into a tensor of bytes: memory-mapped if local, else fetched in parallel."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import torch
 from .mapped_file import map_bytes
 from .store import Store
 
-_CHUNK_BYTES = 8 * 2**20  # one request: long enough to be paid by bandwidth, short enough to be repeated
+_REQUEST_BYTES = 8 * 2**20  # long enough that bandwidth dominates latency, short enough to repeat after a failure
 _PARALLEL_REQUESTS = 8
 
 
 def read_object_bytes(store: Store, key: str, start: int, stop: int) -> torch.Tensor:
-    """Bytes [start, stop), uint8. Writing to the tensor changes nothing in the store.
+    """Read bytes [start, stop) of an object.
+
+    Returns
+    -------
+    Tensor, (stop - start,), uint8; writing to it does not change the store
 
     Raises
     ------
     ObjectNotFoundError : no such object
-    CorruptObjectError : it is shorter than `stop`
+    CorruptObjectError : the object is shorter than `stop`
     """
     if start == stop:
         return torch.empty(0, dtype=torch.uint8)
@@ -31,18 +35,18 @@ def read_object_bytes(store: Store, key: str, start: int, stop: int) -> torch.Te
 
 
 def fetch_bytes(store: Store, key: str, start: int, stop: int) -> torch.Tensor:
-    """The same by ranged reads, several at a time, straight into the tensor's memory."""
+    """Read bytes [start, stop) with parallel ranged reads into one tensor, (stop - start,), uint8."""
     data = torch.empty(stop - start, dtype=torch.uint8)
     target = memoryview(data.numpy().data)
 
     def fetch(position: int) -> None:
-        end = min(position + _CHUNK_BYTES, stop)
+        end = min(position + _REQUEST_BYTES, stop)
         target[position - start : end - start] = store.read_range(key, position, end)
 
-    positions = range(start, stop, _CHUNK_BYTES)
+    positions = range(start, stop, _REQUEST_BYTES)
     if len(positions) == 1:
         fetch(start)
         return data
-    with ThreadPoolExecutor(min(_PARALLEL_REQUESTS, len(positions)), thread_name_prefix="tensor") as pool:
+    with ThreadPoolExecutor(min(_PARALLEL_REQUESTS, len(positions)), thread_name_prefix="fetch") as pool:
         list(pool.map(fetch, positions))
     return data

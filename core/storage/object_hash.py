@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from ..formats.digest import hash_chunks
+from .object_ranges import ObjectRange, split_ranges
 from .read_ahead import read_ahead
 from .store import Store
 
@@ -25,17 +26,12 @@ def hash_object(store: Store, key: str, num_bytes: int) -> str:
     return hash_ranges(store, [(key, 0, num_bytes)])
 
 
-def hash_ranges(store: Store, ranges: Iterable[tuple[str, int, int]]) -> str:
-    """Hash ranges (key, start, stop) of objects as if they were one object.
+def hash_ranges(store: Store, ranges: Iterable[ObjectRange]) -> str:
+    """Hash ranges of objects as if they were one object.
 
     Raises
     ------
     ObjectNotFoundError, CorruptObjectError : as `hash_object`
     """
-    return hash_chunks(read_ahead(lambda chunk: store.read_range(*chunk), _chunks(ranges), _CHUNKS_AHEAD))
-
-
-def _chunks(ranges: Iterable[tuple[str, int, int]]) -> Iterator[tuple[str, int, int]]:
-    for key, start, stop in ranges:
-        for position in range(start, stop, _CHUNK_BYTES):
-            yield key, position, min(position + _CHUNK_BYTES, stop)
+    chunks = split_ranges(ranges, _CHUNK_BYTES)
+    return hash_chunks(read_ahead(lambda chunk: store.read_range(*chunk), chunks, _CHUNKS_AHEAD))

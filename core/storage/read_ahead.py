@@ -1,4 +1,4 @@
-"""Read the next while the current one is computed with."""
+"""An iterator that reads the next items in background threads while the current one is used."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Result = TypeVar("Result")
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], depth: int = 1) -> Iterator[Result]:
-    """`map(read, items)` in order, with up to `depth` results being read before they are asked for, at the same time.
+    """Yield `read(item)` for each item in order; up to `depth` further items are read in parallel in the background.
 
-    Memory: besides what the consumer holds, `depth` results. An error of `read` is raised where its result would have
-    come. When the consumer stops early, what has not begun is dropped, and what has begun is waited for.
+    Memory: `depth` results besides the one that the consumer holds. An exception of `read` is raised in place of its
+    result. When the consumer stops early, pending reads are cancelled and running ones are waited for.
     """
-    waiting: deque[Future[Result]] = deque()
+    pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(depth, thread_name_prefix="read-ahead") as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(read, item))
-                if len(waiting) > depth:
-                    # Not kept in a variable: that would hold a second result while the consumer works.
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(read, item))
+                if len(pending) > depth:
+                    # No local variable: it would keep the previous result alive while the consumer works.
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()

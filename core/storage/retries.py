@@ -1,8 +1,7 @@
-"""Which storage errors can pass, how long to wait for them, and what the user reads when they do not.
+"""Retries of storage requests: which errors are transient, how long to wait, and the message after the last attempt.
 
-Retrying happens here and nowhere else: s3fs and botocore are told to try once (see `s3_backend`), because three nested
-loops of five tries turn one dead server into minutes of silence, and only this loop knows that a short read is a
-failure.
+Requests are retried here only. s3fs and botocore are set to a single attempt (see `s3_backend`): three nested loops of
+five attempts would wait for minutes on a dead server, and only this loop treats a short read as a failure.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import contextlib
 import errno
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_after_delay
 
@@ -26,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Codes of the S3 dialect that pass although their HTTP status alone does not say so, and the other way round.
-_PASSING_CODES = frozenset(
+# Error codes of S3 that are transient, whatever their HTTP status.
+_TRANSIENT_CODES = frozenset(
     {
         "SlowDown",
         "Throttling",
@@ -36,7 +35,7 @@ _PASSING_CODES = frozenset(
         "RequestTimeout",
         "InternalError",
         "ServiceUnavailable",
-        "OperationAborted",  # 409: another write of the same key is being committed right now
+        "OperationAborted",  # 409: another write of the same key is being committed
         "ConditionalRequestConflict",
         "BadDigest",  # the body arrived damaged
         "XAmzContentSHA256Mismatch",
@@ -44,16 +43,16 @@ _PASSING_CODES = frozenset(
     }
 )
 _DENIED_CODES = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "403"})
-_PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_PASSING_ERRNO = frozenset(
+_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TRANSIENT_ERRNO = frozenset(
     {errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETRESET}
 )
-# Matched by name, so that neither botocore, aiohttp, urllib3 nor httpx has to be imported (or even installed) for it.
-_PASSING_NAMES = frozenset(
+# Class names, so that botocore, aiohttp, urllib3 and httpx need not be imported, or even installed.
+_TRANSIENT_CLASSES = frozenset(
     {
         "HTTPClientError",  # botocore: base of connection, time-out and streaming errors
         "ConnectionError",  # botocore, requests
-        "ResponseParserError",  # botocore: a throttled server that answers with half an XML document
+        "ResponseParserError",  # botocore: a throttled server that sends an incomplete XML document
         "ClientPayloadError",  # aiohttp: the body ended early
         "ClientConnectionError",
         "ServerDisconnectedError",
@@ -66,15 +65,15 @@ _PASSING_NAMES = frozenset(
 
 
 class ShortReadError(Exception):
-    """A ranged read that returned fewer bytes than asked, though the object has them: retried, never seen outside."""
+    """A ranged read returned fewer bytes than the object has in that range. Retried; callers get a StoreError."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how long to try again.
+    """How often to retry and how long to wait.
 
-    The waits are first_wait, twice that, four times, ... up to longest_wait, each with up to one second of jitter. The
-    defaults ride out an outage of about a minute.
+    The waits are first_wait_seconds, then doubled each time up to longest_wait_seconds, each with up to one second of
+    jitter. The defaults outlast an outage of about a minute.
     """
 
     attempts: int = 10
@@ -84,34 +83,34 @@ class RetryPolicy:
 
 
 def call_with_retries(action: Callable[[], Result], policy: RetryPolicy, what: str, secrets: tuple[str, ...]) -> Result:
-    """Run `action`, again while its failure can pass; raise one clear StoreError when it does not.
+    """Call `action`, repeat it while its error is transient, and raise a StoreError if it does not succeed.
 
     Parameters
     ----------
     action : callable
-        Must be safe to run twice.
+        Must be safe to call twice
     what : str
-        "reading s3://bucket/key": names the object; already free of credentials
+        What the action does to which object, for messages: "reading s3://bucket/key"; without credentials
     secrets : strings that must not appear in a message
 
     Raises
     ------
-    ObjectNotFoundError : no object at that place
+    ObjectNotFoundError : no such object
     StoreError : refused, or still failing after all attempts
     """
     attempt = 0
 
-    def once() -> Result:
+    def counted_action() -> Result:
         nonlocal attempt
         attempt += 1
         return action()
 
-    def log(_: object) -> None:
-        logger.info("%s failed at attempt %d, trying again", what, attempt)
+    def log(_: RetryCallState) -> None:
+        logger.info("%s failed at attempt %d; retrying", what, attempt)
 
     def wait(state: RetryCallState) -> float:
         doubled = policy.first_wait_seconds * 2.0 ** (state.attempt_number - 1)
-        # Not for secrecy: so that a thousand workers do not come back together.
+        # Jitter, so that a thousand workers do not retry at the same moment.
         jitter = random.uniform(0.0, min(1.0, 5 * policy.first_wait_seconds))
         return min(doubled, policy.longest_wait_seconds) + jitter
 
@@ -123,67 +122,63 @@ def call_with_retries(action: Callable[[], Result], policy: RetryPolicy, what: s
         reraise=True,
     )
     try:
-        return retrying(once)
+        return retrying(counted_action)
     except EigenmergeError as error:
-        raise error.with_traceback(None)  # noqa: B904  (it is the same error)
+        raise error.with_traceback(None)  # noqa: B904  (the same error)
     except Exception as error:
-        # Its traceback leads to tenacity's frames, and those back to the error: a cycle, which would keep every
-        # caller's tensors until the garbage collector comes by. "Not found" is what every first run meets everywhere.
+        # Without its traceback: tenacity's frames refer back to the error, a reference cycle that would keep the
+        # caller's tensors alive until the next garbage collection. "Not found" is frequent on every first run.
         cause = _cause_without_secrets(error.with_traceback(None), secrets)
-        raise _translated(error, what, attempt, secrets) from cause
+        raise _to_store_error(error, what, attempt, secrets) from cause
 
 
 @contextlib.contextmanager
-def translate_errors(what: str, secrets: tuple[str, ...]) -> Iterator[None]:
-    """The same messages for a block that must not run twice."""
+def translate_errors(what: str, secrets: tuple[str, ...]) -> Generator[None]:
+    """Translate errors raised in the block to StoreError. Does not retry; for blocks that must not run twice."""
     try:
         yield
     except EigenmergeError:
         raise
     except Exception as error:
-        raise _translated(error, what, 1, secrets) from _cause_without_secrets(error, secrets)
+        raise _to_store_error(error, what, 1, secrets) from _cause_without_secrets(error, secrets)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a little later."""
+    """Return whether the same request may succeed a little later."""
     if isinstance(error, EigenmergeError):
         return False
     if isinstance(error, ShortReadError | HTTPException | ConnectionError | TimeoutError | asyncio.TimeoutError):
         return True
-    # Before the status: aiohttp hangs a parser's "400" on a body that ended early.
-    if any(base.__name__ in _PASSING_NAMES for base in type(error).__mro__):
+    # Before the status: aiohttp gives a parser's status 400 to a body that ended early.
+    if any(base.__name__ in _TRANSIENT_CLASSES for base in type(error).__mro__):
         return True
     code, status = s3_code(error), http_status(error)
-    if code in _PASSING_CODES or status in _PASSING_STATUS:
+    if code in _TRANSIENT_CODES or status in _TRANSIENT_STATUS:
         return True
     if status is not None:
         return False
-    return isinstance(error, OSError) and error.errno in _PASSING_ERRNO
+    return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
 
 
 def s3_code(error: BaseException | None) -> str | None:
-    """The S3 error code ("NoSuchKey") of a botocore error or of what s3fs made of it, if there is one."""
+    """Return the S3 error code ("NoSuchKey") of a botocore error, or of the s3fs error that wraps it, or None."""
     while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, Mapping):
-            code = response.get("Error", {}).get("Code")
-            if code is not None:
-                return str(code)
+        details = _response_field(error, "Error")
+        if "Code" in details and details["Code"] is not None:
+            return str(details["Code"])
         error = error.__cause__
     return None
 
 
 def http_status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an error of botocore, aiohttp, httpx, requests or gcsfs, if there is one."""
+    """Return the HTTP status of an error of botocore, aiohttp, httpx, requests or gcsfs, or None."""
     while error is not None:
-        response = getattr(error, "response", None)
-        candidates = [
-            getattr(response, "status_code", None),
+        candidates = (
+            _response_field(error, "ResponseMetadata").get("HTTPStatusCode"),
+            getattr(getattr(error, "response", None), "status_code", None),
             getattr(error, "status", None),
             getattr(error, "code", None),
-        ]
-        if isinstance(response, Mapping):
-            candidates.insert(0, response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+        )
         for candidate in candidates:
             if isinstance(candidate, int) and 400 <= candidate < 600:
                 return candidate
@@ -191,33 +186,41 @@ def http_status(error: BaseException | None) -> int | None:
     return None
 
 
-def _translated(error: Exception, what: str, attempts: int, secrets: tuple[str, ...]) -> StoreError:
+def _response_field(error: BaseException, name: str) -> Mapping[str, object]:
+    """Return a section of the response that botocore attaches to its errors; empty for other errors."""
+    response = getattr(error, "response", None)
+    if not isinstance(response, Mapping):
+        return {}
+    return cast("Mapping[str, Mapping[str, object]]", response).get(name, {})
+
+
+def _to_store_error(error: Exception, what: str, attempts: int, secrets: tuple[str, ...]) -> StoreError:
     code, status = s3_code(error), http_status(error)
     detail = redact(one_line(error) or type(error).__name__, secrets)[:300]
     number = error.errno if isinstance(error, OSError) else None
     if is_transient(error):
         tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-        return StoreError(
-            f"{what} still failed after {tries} ({detail}); check the network and the server, then resume"
-        )
+        return StoreError(f"{what} failed after {tries} ({detail}); check the network and the server, then resume")
     if code == "NoSuchBucket":
         return StoreError(f"{what}: no such bucket; create it or correct the address")
     if isinstance(error, FileNotFoundError) or code in {"NoSuchKey", "404"} or status == 404:
         return ObjectNotFoundError(f"{what}: no such object")
     if isinstance(error, PermissionError) or code in _DENIED_CODES or status in {401, 403} or number == errno.EROFS:
-        remote = "; where objects may not be listed, a missing object looks the same" if status == 403 else ""
-        return StoreError(f"{what}: permission denied ({detail}); check credentials and access rights{remote}")
+        hint = "; without permission to list, a missing object gives the same error" if status == 403 else ""
+        return StoreError(f"{what}: permission denied ({detail}); check credentials and access rights{hint}")
     if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError"}:
         return StoreError(f"{what}: no credentials found; set them in the environment, a profile or storage_options")
     if number in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-        return StoreError(f"{what}: the disk is full ({detail}); free space or name another place, then resume")
-    if number in {errno.EISDIR, errno.ENOTDIR}:
-        return StoreError(f"{what}: a directory where a file was expected, or the other way round ({detail})")
+        return StoreError(f"{what}: the disk is full ({detail}); free space or choose another location, then resume")
+    if number == errno.EISDIR:
+        return StoreError(f"{what}: expected a file, found a directory ({detail})")
+    if number == errno.ENOTDIR:
+        return StoreError(f"{what}: expected a directory, found a file ({detail})")
     return StoreError(f"{what}: {detail}")
 
 
 def _cause_without_secrets(error: Exception, secrets: tuple[str, ...]) -> Exception | None:
-    # A traceback prints the whole chain: keep it only where no link of it names a secret.
+    """Return `error` if neither it nor an error that it is chained to contains a secret: tracebacks print them all."""
     link: BaseException | None = error
     while link is not None:
         if redact(f"{link!s} {link!r}", secrets) != f"{link!s} {link!r}":

@@ -1,7 +1,7 @@
-"""Objects by name below one root, the same on local disk, S3, memory and every other fsspec file system.
+"""Store: named objects below one root, with the same operations on local disk, S3, memory and other fsspec backends.
 
-An object is written whole or not at all, read whole or in ranges, and never escapes the root. What can pass is tried
-again; what cannot becomes one `StoreError` that names the object.
+An object is written completely or not at all, is read completely or in ranges, and its key cannot leave the root.
+Transient errors are retried; all other errors become a `StoreError` that names the object.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, final
@@ -19,35 +20,35 @@ from ..errors import ObjectNotFoundError, StoreError
 from ..formats.object_names import check_key
 from ..formats.redaction import find_secrets, redact
 from ..formats.store_folders import PROBES
-from .addresses import absolute_uri, is_local, options_for, protocol_of
-from .backends.protocol import Backend, ObjectInfo, ObjectWriter, RequestRunner
+from .addresses import absolute_uri, is_local, protocol_of, select_options
+from .backends.protocol import Backend, BackendWriter, ObjectInfo, RequestRunner
 from .retries import RetryPolicy, call_with_retries
-from .retries import translate_errors as _translate_errors
+from .retries import translate_errors as translate_errors_to_store_errors
 
-__all__ = ["ObjectInfo", "Store", "WholeObjectWriter", "locate_object"]
+__all__ = ["ObjectInfo", "ObjectWriter", "Store", "locate_object"]
 
 Result = TypeVar("Result")
 
-_SINGLE_PUT_BYTES = 32 * 2**20  # beyond it, several requests at a time are faster and a failure repeats less
+_SINGLE_PUT_BYTES = 32 * 2**20  # larger objects go in several requests: faster, and a failure repeats less
 
 
 @final
 class Store:
     """Objects below `root_uri`.
 
-    Picklable: another process gets the address and the options and connects by itself. Safe to share between threads.
+    Picklable: another process gets the address and the options and opens its own connection. Thread-safe.
 
     Parameters
     ----------
     root_uri : str
         A directory or a URL: "out/", "file:///data", "s3://bucket/prefix", "memory://x", "gs://...".
     storage_options : mapping, optional
-        For fsspec: endpoint_url, region, key, secret, profile, ...; flat or one mapping per protocol
-        (`options_for`). They never appear in a representation, message or traceback of ours.
+        Options of fsspec: endpoint_url, region, key, secret, profile, ...; flat or one mapping per protocol (see
+        `select_options`). No representation, message or traceback shows them.
     conditional_writes : bool
-        False where `probe_conditional_writes` found that the server ignores If-None-Match: `create` then looks first
-        and writes afterwards, so two writers at the same moment may both succeed, and the last one stays.
-    retry : RetryPolicy
+        False if the server ignores If-None-Match (see `probe_conditional_writes`). Then `create` is not exclusive: of
+        two simultaneous writers both may succeed, and the last object stays.
+    retry : RetryPolicy, optional
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Store:
         retry: RetryPolicy | None = None,
     ) -> None:
         self._uri = absolute_uri(os.fspath(root_uri))
-        self._options = options_for(self._uri, storage_options)
+        self._options = select_options(self._uri, storage_options)
         self._secrets = find_secrets(self._options)
         self._conditional_writes = conditional_writes
         self._retry = retry or RetryPolicy()
@@ -80,52 +81,55 @@ class Store:
 
     @property
     def root_uri(self) -> str:
-        """The absolute address of the root, without a slash at its end."""
+        """The absolute address of the root, without a trailing slash."""
         return self._uri
 
     @property
     def is_local(self) -> bool:
+        """Whether the store is a directory on this machine."""
         return is_local(self._uri)
 
     @property
     def backend(self) -> Backend:
-        """The raw operations, for `assemble`, which copies inside one backend."""
-        # A connection does not survive a fork: its event loop runs in a thread that the child does not have.
+        """The operations without retries, for code that copies inside one backend."""
+        # A connection does not survive a fork: its event loop runs in a thread that the child process does not have.
         if self._connection is None or self._connection[0] != os.getpid():
-            self._connection = (os.getpid(), self._run(lambda: connect(self._uri, self._options), "opening", ""))
+            backend = self._run_with_retries(lambda: connect(self._uri, self._options), "opening", "")
+            self._connection = (os.getpid(), backend)
         return self._connection[1]
 
     @property
     def conditional_writes(self) -> bool:
-        """Whether `create` relies on the server's If-None-Match."""
+        """Whether `create` relies on the If-None-Match of the server."""
         return self._conditional_writes
 
     def with_probed_writes(self, prefix: str = PROBES) -> Store:
-        """Return this store, with `conditional_writes` off where the server ignores If-None-Match.
+        """Return this store, with `conditional_writes` off if the server ignores If-None-Match.
 
         A local disk creates files exclusively and needs no probe.
 
         Raises
         ------
-        StoreError : the store cannot be written
+        StoreError : the store is not writable
         """
         if self.is_local or self.probe_conditional_writes(prefix):
             return self
         return Store(self._uri, self._options, conditional_writes=False, retry=self._retry)
 
     def shares_access(self, other: Store) -> bool:
-        """Whether both are reached by the same protocol with the same options, so that one can copy to the other."""
+        """Return whether both stores use the same protocol and options, so that one can copy from the other."""
         return (protocol_of(self._uri), self._options) == (protocol_of(other._uri), other._options)
 
     def uri(self, key: str) -> str:
-        """The absolute address of one object."""
+        """Return the absolute address of an object."""
         return f"{self._uri.rstrip('/')}/{check_key(key)}"
 
     def display(self, key: str) -> str:
-        """The address for messages: without credentials."""
+        """Return the address of an object, or of the root for "", without credentials, for messages."""
         return redact(f"{self._uri.rstrip('/')}/{key}" if key else self._uri, self._secrets)
 
     def exists(self, key: str) -> bool:
+        """Return whether the store has this object."""
         try:
             self.info(key)
         except ObjectNotFoundError:
@@ -133,14 +137,19 @@ class Store:
         return True
 
     def info(self, key: str) -> ObjectInfo:
-        """Size, etag and time of one object; `ObjectNotFoundError` when there is none."""
+        """Return size, etag and modification time of an object.
+
+        Raises
+        ------
+        ObjectNotFoundError : no such object
+        """
         check_key(key)
-        return self._run(lambda: self.backend.info(key), "looking up", key)
+        return self._run_with_retries(lambda: self.backend.info(key), "looking up", key)
 
     def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[ObjectInfo]:
-        """Every object below a folder ("" or "parts/"), in the order of keys where the backend has one.
+        """Yield every object in a folder ("" or "parts/"), ordered by key where the backend orders them.
 
-        Nothing there is not an error. `recursive=False` leaves out what lies in folders further down.
+        A folder that does not exist yields nothing. `recursive=False` leaves out subfolders.
         """
         if prefix:
             check_key(prefix.rstrip("/"))
@@ -149,38 +158,43 @@ class Store:
             yield from self.backend.list(prefix, recursive, self.request_runner(prefix))
 
     def read(self, key: str) -> bytes:
-        """The whole object."""
+        """Read a complete object."""
         check_key(key)
-        return self._run(lambda: self.backend.read(key), "reading", key)
+        return self._run_with_retries(lambda: self.backend.read(key), "reading", key)
 
     def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
-        """The first bytes, as many as there are up to `num_bytes`, and the size of the object; one request on S3."""
+        """Read the first `num_bytes` bytes, or all if the object is shorter, and its size. One request on S3."""
         check_key(key)
-        return self._run(lambda: self.backend.read_head(key, num_bytes), "reading the beginning of", key)
+        return self._run_with_retries(lambda: self.backend.read_head(key, num_bytes), "reading the beginning of", key)
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop). `CorruptObjectError` when the object is shorter than `stop`."""
+        """Read bytes [start, stop).
+
+        Raises
+        ------
+        CorruptObjectError : the object is shorter than `stop`
+        """
         assert 0 <= start <= stop, (start, stop)
         check_key(key)
         if start == stop:
             return b""
         what = f"reading bytes {start}-{stop} of"
-        return self._run(lambda: self.backend.read_range(key, start, stop), what, key)
+        return self._run_with_retries(lambda: self.backend.read_range(key, start, stop), what, key)
 
     def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
-        """Write one whole object; an older one of that name is replaced. Needs the whole content in memory."""
+        """Write a complete object and replace an existing one."""
         check_key(key)
         content = memoryview(data).cast("B")
         if len(content) > _SINGLE_PUT_BYTES:
             with self.open_write(key) as writer:
                 writer.write(content)
             return
-        self._run(lambda: self.backend.write(key, content), "writing", key)
+        self._run_with_retries(lambda: self.backend.write(key, content), "writing", key)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write one small object unless that name is taken; whether it was free.
+        """Write a small object if there is none with this key, and return whether it was written.
 
-        Of several writers at once exactly one gets True (see `conditional_writes`).
+        Of several simultaneous writers exactly one gets True, unless `conditional_writes` is False.
         """
         check_key(key)
         if not self._conditional_writes:
@@ -188,56 +202,56 @@ class Store:
                 return False
             self.write(key, data)
             return True
-        tries, writer = 0, uuid.uuid4().hex
+        attempt, writer_id = 0, uuid.uuid4().hex
 
-        def once() -> bool:
-            nonlocal tries
-            tries += 1
-            return self.backend.create(key, data, writer, tries == 1)
+        def create_once() -> bool:
+            nonlocal attempt
+            attempt += 1
+            return self.backend.create(key, data, writer_id, attempt == 1)
 
-        return self._run(once, "creating", key)
+        return self._run_with_retries(create_once, "creating", key)
 
     @contextlib.contextmanager
-    def open_write(self, key: str) -> Iterator[WholeObjectWriter]:
+    def open_write(self, key: str) -> Generator[ObjectWriter]:
         """Write an object in chunks. It appears when the block ends; after an exception nothing is left.
 
-        Memory: up to 64 MiB on S3, up to 64 MiB on other remote stores (then a local file), nothing locally.
+        Memory: 64 MiB on S3 and on other remote stores, where larger objects go through a local temporary file; none
+        on local disk.
         """
         check_key(key)
         with self.translate_errors("writing", key):
-            raw = self.backend.open_write(key, self.request_runner(key))
+            writer = self.backend.open_write(key, self.request_runner(key))
         try:
-            yield WholeObjectWriter(raw, partial(self.translate_errors, "writing", key))
+            yield ObjectWriter(writer, partial(self.translate_errors, "writing", key))
             with self.translate_errors("writing", key):
-                raw.commit()
+                writer.commit()
         except BaseException:
-            raw.abort()
+            writer.abort()
             raise
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove these objects, in batches where the store has them; objects that are not there are no error."""
+        """Delete objects, in batches where the backend can. Objects that do not exist are ignored."""
         names = [check_key(key) for key in keys]
         with self.translate_errors("deleting from", ""):
             self.backend.delete(names, self.request_runner(""))
 
     def local_path(self, key: str) -> Path | None:
-        """Where the object lies on this machine, for memory mapping; None when it does not."""
+        """Return the path of the object on this machine, for memory mapping, or None for a remote store."""
         return self.backend.local_path(check_key(key))
 
     def remove_abandoned(self, older_than_seconds: float = 0.0) -> int:
-        """Remove what killed writers left: locked-by-nobody temporary files, unfinished multipart uploads.
+        """Remove the temporary files and multipart uploads of writers that died, and return their number.
 
-        On S3 a living upload looks like a dead one: give an age there that no upload reaches, such as a day.
+        On S3 an active upload cannot be told from an abandoned one: pass an age that no upload reaches, such as a day.
         """
         with self.translate_errors("cleaning", ""):
             return self.backend.remove_abandoned(older_than_seconds, self.request_runner(""))
 
     def probe_conditional_writes(self, prefix: str = PROBES) -> bool:
-        """Whether `create` is exclusive here. Also proves that the store can be written to.
+        """Return whether `create` is exclusive on this server. Also checks that the store is writable.
 
-        Three of six S3-compatible servers that were tried ignore If-None-Match and overwrite. Callers say so and go on
-        with `Store(..., conditional_writes=False)`: results are addressed by content, so the last write is as good as
-        the first.
+        Three of six S3-compatible servers that were tried ignore If-None-Match and overwrite. Callers warn and continue
+        with `Store(..., conditional_writes=False)`, which is safe because keys are hashes of the content.
         """
         key = f"{prefix}{uuid.uuid4().hex}"
         try:
@@ -250,59 +264,68 @@ class Store:
             with contextlib.suppress(StoreError):
                 self.delete([key])
 
-    def _run(self, action: Callable[[], Result], what: str, key: str) -> Result:
-        return call_with_retries(action, self._retry, f"{what} {self.display(key)}", self._secrets)
-
     def request_runner(self, key: str) -> RequestRunner:
+        """Return a function that runs single requests with retries, for operations that take several requests."""
+
         def run_request(action: Callable[[], Result], what: str) -> Result:
-            return self._run(action, what, key)
+            return self._run_with_retries(action, what, key)
 
         return run_request
 
     @contextlib.contextmanager
-    def translate_errors(self, what: str, key: str) -> Iterator[None]:
-        """Errors of the block as `StoreError`; nothing is tried again."""
-        with _translate_errors(f"{what} {self.display(key)}", self._secrets):
+    def translate_errors(self, what: str, key: str) -> Generator[None]:
+        """Translate errors raised in the block to StoreError. Does not retry."""
+        with translate_errors_to_store_errors(f"{what} {self.display(key)}", self._secrets):
             yield
+
+    def _run_with_retries(self, action: Callable[[], Result], what: str, key: str) -> Result:
+        return call_with_retries(action, self._retry, f"{what} {self.display(key)}", self._secrets)
 
 
 @final
-class WholeObjectWriter:
-    """What `Store.open_write` gives: counts and hashes what passes."""
+class ObjectWriter:
+    """The result of `Store.open_write`: writes chunks, counts and hashes them.
 
-    def __init__(
-        self, raw: ObjectWriter, translate_errors: Callable[[], contextlib.AbstractContextManager[None]]
-    ) -> None:
-        self._raw = raw
+    num_bytes : bytes written so far
+    """
+
+    def __init__(self, writer: BackendWriter, translate_errors: Callable[[], AbstractContextManager[None]]) -> None:
+        self._writer = writer
         self._translate_errors = translate_errors
         self._hash = hashlib.sha256()
         self.num_bytes = 0
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Append a chunk."""
         view = memoryview(chunk).cast("B")
         with self._translate_errors():
-            self._raw.write(view)
+            self._writer.write(view)
         self._hash.update(view)
         self.num_bytes += len(view)
 
     @property
     def sha256(self) -> str:
-        """Of everything written so far, hexadecimal."""
+        """Hash of everything written so far, hexadecimal."""
         return self._hash.hexdigest()
 
 
 def locate_object(
     uri: str, storage_options: Mapping[str, object] | None = None, *, retry: RetryPolicy | None = None
 ) -> tuple[Store, str]:
-    """The store and the key of one object anywhere: ("s3://bucket/a", "b.safetensors") of "s3://bucket/a/b.safetensors"."""
+    """Return a store and the key of the object at `uri`: "s3://bucket/a" and "b.json" for "s3://bucket/a/b.json".
+
+    Raises
+    ------
+    StoreError : the address does not name an object
+    """
     parent, _, name = absolute_uri(uri).rpartition("/")
     if not parent or parent.endswith(":/") or parent.endswith("://"):
-        raise StoreError(f"{redact(uri)!r} does not name an object; expected something like s3://bucket/name")
+        raise StoreError(f"{redact(uri)!r} is not the address of an object; expected one such as s3://bucket/name")
     return Store(parent, storage_options, retry=retry), check_key(name)
 
 
 def connect(uri: str, options: Mapping[str, object]) -> Backend:
-    """The backend for an absolute URI."""
+    """Return the backend for an absolute address."""
     protocol = protocol_of(uri)
     if protocol in {"file", "local"}:
         from .backends.local_backend import LocalBackend

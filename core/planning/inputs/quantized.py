@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ...errors import CheckpointError
-from ...formats.dtypes import FLOAT8_DTYPES
+from ...formats.dtypes import FLOAT8_DTYPES, SCALE_BLOCK_SIZE
 from ...listing import TensorSource
 
-_BLOCK = 128
 _ACTIVATION_SCALES = (".input_scale", ".input_activation_scale", ".k_scale", ".v_scale", ".activation_scale")
 _FLOAT8_METHODS = frozenset({"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"})
 
@@ -48,8 +47,10 @@ def weights_only(
     if not has_float8:
         return tensors
     block = quantization.get("weight_block_size") if isinstance(quantization, Mapping) else None
-    if block not in (None, [_BLOCK, _BLOCK]):
-        raise CheckpointError(f"{name}: weight_block_size is {block!r}, supported is [{_BLOCK}, {_BLOCK}]")
+    if block not in (None, [SCALE_BLOCK_SIZE, SCALE_BLOCK_SIZE]):
+        raise CheckpointError(
+            f"{name}: weight_block_size is {block!r}, supported is [{SCALE_BLOCK_SIZE}, {SCALE_BLOCK_SIZE}]"
+        )
     for tensor_name, source in tensors.items():
         if source.scale is not None:
             _check_scale(source, f"{name}: {tensor_name}")
@@ -62,9 +63,10 @@ def _check_scale(weight: TensorSource, where: str) -> None:
     rows = weight.shape[0] if weight.shape else 1
     allowed: list[tuple[int, ...]] = [(), (1,), (rows,), (rows, 1)]
     if len(weight.shape) == 2:
-        allowed.append((-(-rows // _BLOCK), -(-weight.shape[1] // _BLOCK)))
+        allowed.append((-(-rows // SCALE_BLOCK_SIZE), -(-weight.shape[1] // SCALE_BLOCK_SIZE)))
     if scale.shape not in allowed or scale.dtype not in {"F32", "BF16", "F16"}:
         raise CheckpointError(
             f"{where}: float8 {list(weight.shape)} has a scale {scale.dtype} {list(scale.shape)}; expected one number,"
-            f" one for each row, or one for each block of {_BLOCK} x {_BLOCK}; give the unquantised model"
+            f" one for each row, or one for each block of {SCALE_BLOCK_SIZE} x {SCALE_BLOCK_SIZE}; give the"
+            " unquantised model"
         )

@@ -1,18 +1,19 @@
-"""One file of a checkpoint out of a header and the data of parts, where possible without moving the data.
+"""Write one file of a checkpoint from a header and ranges of stored objects, without moving the data if possible.
 
-On one disk the kernel copies (`local_concatenate`), on one S3 server the server does (`s3_concatenate`); only between
-two places do the bytes pass through this process.
+On one disk the kernel copies (`local_concatenate`), on one S3 server the server copies (`s3_concatenate`). Between two
+different stores the data passes through this process.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...errors import CorruptObjectError, ObjectNotFoundError, StoreError
 from ..backends.local_backend import LocalBackend
 from ..backends.s3_backend import S3Backend
+from ..object_ranges import ObjectRange, split_ranges
 from ..read_ahead import read_ahead
 from ..store import Store
 from .local_concatenate import concatenate_files
@@ -23,16 +24,14 @@ logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 16 * 2**20
 _CHUNKS_AHEAD = 3
 
-Range = tuple[str, int, int]  # key, start, stop
-
 
 @dataclass(frozen=True, slots=True)
 class AssembledFile:
-    """What was written.
+    """The result of `assemble_file`.
 
-    sha256 : hexadecimal; None where the data was copied by an S3 server: reading it back would cost what the copy
-        saved. The checksums of the parts, which are hashed when they are made, stand for it.
-    bytes_transferred : bytes that this process moved itself (locally, reading for the hash is not counted)
+    sha256 : hexadecimal; None where an S3 server copied the data, because hashing would mean to download it. The
+        checksums of the parts, computed when they were written, protect the data instead.
+    bytes_transferred : bytes that passed through this process; local reads for the hash are not counted
     """
 
     num_bytes: int
@@ -41,58 +40,56 @@ class AssembledFile:
 
 
 def assemble_file(
-    target: Store, key: str, header: bytes, source: Store, ranges: Sequence[Range], *, sha256: str | None = None
+    target: Store, key: str, header: bytes, source: Store, ranges: Sequence[ObjectRange], *, sha256: str | None = None
 ) -> AssembledFile:
-    """Write `key` of `target`: the header, then these ranges of objects of `source`, one after the other.
+    """Write `key` in `target`: the header, then ranges of objects in `source`, one after the other.
 
-    Cost: locally one copy by the kernel, and beside it in another thread one hash, which takes longer than the copy
-    (about 1.5 GB/s); on one S3 server a few requests and up to 5 MiB a file; otherwise one read and one write of
-    everything, 64 MiB of memory.
+    Cost: on one disk a copy by the kernel and, in parallel, a hash, which takes longer (about 1.5 GB/s). On one S3
+    server a few requests and up to 5 MiB per file. Otherwise one read and one write of everything and 64 MiB of memory.
 
     Parameters
     ----------
-    sha256 : of the file, if a `FileHash` has computed it while the parts were being made; saves the local hash
+    sha256 : str, optional
+        Hash of the file, if `FileHash` has computed it while the parts were written; saves the local hash
 
     Raises
     ------
-    CorruptObjectError : a part is shorter than its range
-    StoreError : reading or writing is refused; nothing half-written is left
+    CorruptObjectError : an object is shorter than its range
+    StoreError : reading or writing failed; no partial file is left
     """
     num_bytes = len(header) + sum(stop - start for _, start, stop in ranges)
     written: AssembledFile | None = None
     if isinstance(target.backend, LocalBackend) and isinstance(source.backend, LocalBackend):
         with target.translate_errors("writing", key):
             paths = [(source.backend.path(name), start, stop) for name, start, stop in ranges]
-            found, through = concatenate_files(target.backend.path(key), header, paths, hashed=sha256 is None)
-        written = AssembledFile(num_bytes, sha256 or found, through)
+            found, transferred = concatenate_files(target.backend.path(key), header, paths, hashed=sha256 is None)
+        written = AssembledFile(num_bytes, sha256 or found, transferred)
     elif (
         isinstance(target.backend, S3Backend) and isinstance(source.backend, S3Backend) and target.shares_access(source)
     ):
         try:
-            through = concatenate_objects(target, key, header, source, ranges)
-            written = AssembledFile(num_bytes, sha256, through)
+            transferred = concatenate_objects(target, key, header, source, ranges)
+            written = AssembledFile(num_bytes, sha256, transferred)
         except (CorruptObjectError, ObjectNotFoundError):
             raise
         except StoreError as error:
-            # Some servers copy no ranges, or want parts of one size. What is wrong with the place itself fails again.
-            logger.warning("%s; going on without copying on the server", error)
+            # Some servers cannot copy ranges, or require parts of equal size. Any other problem occurs again below.
+            logger.warning("%s; sending the data from here instead of copying on the server", error)
     if written is None:
-        written = _stream(target, key, header, source, ranges)
+        written = _transfer(target, key, header, source, ranges)
     size = target.info(key).size
     if size != num_bytes:
-        raise CorruptObjectError(f"{target.display(key)} has {size} bytes after writing, expected {num_bytes}")
+        raise CorruptObjectError(
+            f"{target.display(key)} has {size} bytes after writing, expected {num_bytes};"
+            " check that no other process writes it, then resume"
+        )
     return written
 
 
-def _stream(target: Store, key: str, header: bytes, source: Store, ranges: Sequence[Range]) -> AssembledFile:
+def _transfer(target: Store, key: str, header: bytes, source: Store, ranges: Sequence[ObjectRange]) -> AssembledFile:
     with target.open_write(key) as writer:
         writer.write(header)
-        for chunk in read_ahead(lambda chunk: source.read_range(*chunk), _chunks(ranges), _CHUNKS_AHEAD):
-            writer.write(chunk)
+        chunks = split_ranges(ranges, _CHUNK_BYTES)
+        for data in read_ahead(lambda chunk: source.read_range(*chunk), chunks, _CHUNKS_AHEAD):
+            writer.write(data)
     return AssembledFile(writer.num_bytes, writer.sha256, writer.num_bytes)
-
-
-def _chunks(ranges: Sequence[Range]) -> Iterator[Range]:
-    for key, start, stop in ranges:
-        for position in range(start, stop, _CHUNK_BYTES):
-            yield key, position, min(position + _CHUNK_BYTES, stop)

@@ -1,52 +1,68 @@
-"""Files joined on one machine: the kernel copies, this process only says from where to where."""
+"""Join ranges of local files to one file; the kernel copies the data."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ...errors import CorruptObjectError
+from ...formats.digest import hash_chunks
 from ..backends.local_backend import LocalWriter
 
-_COPY_BYTES = 256 * 2**20  # one call; also how often an interrupt is noticed
-_HASH_BYTES = 2**20  # stays in the processor's cache
-# What says "not here" rather than "not possible": other file systems, old kernels, network mounts.
-_UNSUPPORTED = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM})
+FileRange = tuple[Path, int, int]  # path, start, stop: bytes [start, stop) of one file
 
-FileRange = tuple[Path, int, int]
+_COPY_BYTES = 256 * 2**20  # per call; also the interval at which an interrupt is noticed
+_READ_BYTES = 16 * 2**20
+_HASH_BYTES = 2**20  # fits the cache of the processor
+# The kernel cannot copy between these files: two file systems, an old kernel, a network mount.
+_UNSUPPORTED = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM})
 
 
 def concatenate_files(
     path: Path, header: bytes, ranges: Sequence[FileRange], *, hashed: bool
 ) -> tuple[str | None, int]:
-    """Write a file from a header and ranges of other files; its sha256 and the bytes that passed through here.
+    """Write a file from a header and ranges of other files.
 
-    copy_file_range shares blocks where the file system can (Btrfs, XFS) and copies inside the kernel elsewhere. The
-    hash is made from the parts, which are in the page cache, in a second thread while the copy runs.
+    copy_file_range shares blocks where the file system can (Btrfs, XFS) and else copies inside the kernel. The hash is
+    computed from the source files, which are usually in the page cache, in a second thread.
 
-    Not synchronised to disk before the rename, unlike other objects: that would make it several times slower than `cp`.
-    A machine that loses power within seconds may leave a file that fails its checksum in the manifest.
+    The file is not synced to disk before the rename, unlike other objects: a sync would take several times as long as
+    `cp`. If the machine loses power within seconds, the file may fail its checksum in the manifest.
+
+    Parameters
+    ----------
+    hashed : bool
+        Compute the SHA-256 of the file
+
+    Returns
+    -------
+    sha256 : str or None, hexadecimal
+    bytes_transferred : int, bytes that passed through this process instead of the kernel
+
+    Raises
+    ------
+    CorruptObjectError : a source file is shorter than its range
+    OSError : reading or writing failed; no partial file is left
     """
     writer = LocalWriter(path, durable=False)
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
-            digest = pool.submit(_hash, header, ranges) if hashed else None
+            pending = pool.submit(hash_chunks, _read_chunks(header, ranges)) if hashed else None
             writer.write(header)
-            through = len(header) + sum(_copy(source, start, stop, writer) for source, start, stop in ranges)
-        sha256 = digest.result() if digest is not None else None
+            transferred = len(header) + sum(_append(source, start, stop, writer) for source, start, stop in ranges)
+        sha256 = pending.result() if pending is not None else None
     except BaseException:
         writer.abort()
         raise
     writer.commit()
-    return sha256, through
+    return sha256, transferred
 
 
-def _copy(path: Path, start: int, stop: int, writer: LocalWriter) -> int:
-    """Append a range of a file; the bytes that had to pass through this process."""
+def _append(path: Path, start: int, stop: int, writer: LocalWriter) -> int:
+    """Append a range of a file, and return the number of bytes that the kernel could not copy."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(descriptor).st_size
@@ -64,14 +80,14 @@ def _copy(path: Path, start: int, stop: int, writer: LocalWriter) -> int:
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     raise
-        through = stop - position
+        transferred = stop - position
         while position < stop:
-            chunk = os.pread(descriptor, min(stop - position, 16 * _HASH_BYTES), position)
+            chunk = os.pread(descriptor, min(stop - position, _READ_BYTES), position)
             if not chunk:
-                raise CorruptObjectError(f"{path} became shorter while it was copied")
+                raise CorruptObjectError(f"{path} was truncated to {position} bytes while it was copied")
             writer.write(chunk)
             position += len(chunk)
-        return through
+        return transferred
     finally:
         os.close(descriptor)
 
@@ -79,7 +95,7 @@ def _copy(path: Path, start: int, stop: int, writer: LocalWriter) -> int:
 def _copy_file_range(source: int, target: int, position: int, count: int) -> int:
     function: Callable[..., int] | None = getattr(os, "copy_file_range", None)
     if function is None:
-        raise OSError(errno.ENOSYS, "no copy_file_range here")
+        raise OSError(errno.ENOSYS, "copy_file_range is not available")
     return function(source, target, count, position)
 
 
@@ -87,18 +103,17 @@ def _sendfile(source: int, target: int, position: int, count: int) -> int:
     return os.sendfile(target, source, position, count)
 
 
-def _hash(header: bytes, ranges: Sequence[FileRange]) -> str:
-    digest = hashlib.sha256(header)
-    buffer = bytearray(_HASH_BYTES)
-    view = memoryview(buffer)
+def _read_chunks(header: bytes, ranges: Sequence[FileRange]) -> Iterator[bytes | memoryview]:
+    """Yield the header and the content of the ranges. Each chunk is valid until the next one: the buffer is reused."""
+    yield header
+    buffer = memoryview(bytearray(_HASH_BYTES))
     for path, start, stop in ranges:
         with path.open("rb", buffering=0) as file:
             file.seek(start)
             position = start
             while position < stop:
-                count = file.readinto(view[: min(_HASH_BYTES, stop - position)])
+                count = file.readinto(buffer[: min(_HASH_BYTES, stop - position)])
                 if not count:
                     raise CorruptObjectError(f"{path} is too short: {position} bytes, expected at least {stop}")
-                digest.update(view[:count])
+                yield buffer[:count]
                 position += count
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Objects joined on one S3 server: a multipart upload whose parts are ranges of other objects."""
+"""Join objects on one S3 server: a multipart upload whose parts are ranges of other objects, copied by the server."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import cast
 
 from ..backends.s3_backend import S3Backend
 from ..backends.s3_upload import MultipartUpload
+from ..object_ranges import ObjectRange
 from ..store import Store
 
-SMALLEST_PART_BYTES = 5 * 2**20  # S3's limit, for every part but the last, and for a source of a copy
-_LARGEST_COPY_BYTES = 256 * 2**20  # far below the limit of 5 GiB, so that the server copies several at a time
+SMALLEST_PART_BYTES = 5 * 2**20  # limit of S3 for every part but the last, and for the source of a copy
+_LARGEST_COPY_BYTES = 256 * 2**20  # the limit is 5 GiB; smaller parts are copied in parallel
 _PARALLEL_COPIES = 8
-
-Range = tuple[str, int, int]  # key, start, stop
 
 
 @dataclass(frozen=True, slots=True)
 class CopiedPart:
-    """A part that the server copies."""
+    """A part that the server copies: bytes [start, stop) of an object."""
 
     key: str
     start: int
@@ -29,28 +28,29 @@ class CopiedPart:
 
 @dataclass(frozen=True, slots=True)
 class SentPart:
-    """A part that is put together here: bytes, then ranges of objects."""
+    """A part that this process sends: `head`, then ranges of objects."""
 
     head: bytes
-    ranges: tuple[Range, ...]
+    ranges: tuple[ObjectRange, ...]
 
     @property
     def num_bytes(self) -> int:
         return len(self.head) + sum(stop - start for _, start, stop in self.ranges)
 
 
-def plan_parts(header: bytes, ranges: Sequence[Range]) -> list[CopiedPart | SentPart]:
-    """Which parts are copied and which must pass through here, because S3 takes no part below 5 MiB but the last.
+def plan_parts(header: bytes, ranges: Sequence[ObjectRange]) -> list[CopiedPart | SentPart]:
+    """Divide a file into parts that the server copies and parts that must be sent.
 
-    The header is filled up with the first bytes of the first range; ranges below 5 MiB are gathered.
+    S3 requires 5 MiB for every part but the last. So the header is extended with the first bytes of the first range,
+    and consecutive ranges below 5 MiB are sent together.
     """
     parts: list[CopiedPart | SentPart] = []
-    head, gathered, size = header, list[Range](), len(header)
+    head, gathered, size = header, list[ObjectRange](), len(header)
     for key, begin, stop in ranges:
         start = begin
         if size:
             missing = max(0, SMALLEST_PART_BYTES - size)
-            # All of it where the rest would be too small to be copied.
+            # The whole range if what remains of it would be too small to be copied.
             taken = missing if stop - start - missing >= SMALLEST_PART_BYTES else stop - start
             if taken:
                 gathered.append((key, start, start + taken))
@@ -71,32 +71,43 @@ def plan_parts(header: bytes, ranges: Sequence[Range]) -> list[CopiedPart | Sent
     return parts
 
 
-def concatenate_objects(target: Store, key: str, header: bytes, source: Store, ranges: Sequence[Range]) -> int:
-    """Write an object from a header and ranges of objects of the same server; the bytes that passed through here."""
-    parts = plan_parts(header, ranges)
-    through = sum(part.num_bytes for part in parts if isinstance(part, SentPart))
+def concatenate_objects(target: Store, key: str, header: bytes, source: Store, ranges: Sequence[ObjectRange]) -> int:
+    """Write an object from a header and ranges of objects of the same server.
 
-    def content(part: SentPart) -> bytes:
+    Returns
+    -------
+    int
+        Bytes that passed through this process
+
+    Raises
+    ------
+    CorruptObjectError : an object is shorter than its range
+    StoreError : the server refuses, or does not respond; nothing is left
+    """
+    parts = plan_parts(header, ranges)
+    transferred = sum(part.num_bytes for part in parts if isinstance(part, SentPart))
+
+    def read_content(part: SentPart) -> bytes:
         return part.head + b"".join(source.read_range(*piece) for piece in part.ranges)
 
     if len(parts) == 1 and isinstance(parts[0], SentPart):
-        target.write(key, content(parts[0]))
-        return through
-    to, origin = cast(S3Backend, target.backend), cast(S3Backend, source.backend)
-    upload = MultipartUpload(to.call, to.object_key(key), target.request_runner(key))
+        target.write(key, read_content(parts[0]))
+        return transferred
+    target_backend, source_backend = cast(S3Backend, target.backend), cast(S3Backend, source.backend)
+    upload = MultipartUpload(target_backend.call, target_backend.object_key(key), target.request_runner(key))
 
-    def transfer(number: int) -> None:
+    def upload_part(number: int) -> None:
         part = parts[number - 1]
         if isinstance(part, SentPart):
-            upload.send(number, content(part))
+            upload.send(number, read_content(part))
         else:
-            upload.copy(number, origin.bucket, origin.object_key(part.key), part.start, part.stop)
+            upload.copy(number, source_backend.bucket, source_backend.object_key(part.key), part.start, part.stop)
 
     try:
         with ThreadPoolExecutor(_PARALLEL_COPIES, thread_name_prefix="s3-copy") as pool:
-            list(pool.map(transfer, range(1, len(parts) + 1)))
+            list(pool.map(upload_part, range(1, len(parts) + 1)))
         upload.complete(len(header) + sum(stop - start for _, start, stop in ranges))
     except BaseException:
         upload.abort()
         raise
-    return through
+    return transferred

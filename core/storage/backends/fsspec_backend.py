@@ -1,42 +1,47 @@
-"""A store on any other fsspec file system: memory://, gs://, az://, hf://, sftp://, ..."""
+"""Backend for every other fsspec file system: memory://, gs://, az://, hf://, sftp://, ..."""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
-
-import fsspec
+from typing import IO, Any, cast
 
 from ...errors import CorruptObjectError, StoreError
 from ..addresses import protocol_of
+from ..fsspec_calls import open_file_system, put_in_memory
 from ..retries import ShortReadError
 from .protocol import ObjectInfo, RequestRunner
 
-# Here a put is one object or none. Everywhere else a file grows under its name while it is written.
-_WHOLE_OBJECT_PROTOCOLS = frozenset({"memory", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "hf", "r2"})
+# A put on these creates the object in one step. On all others a partly written file is visible under its name.
+_ATOMIC_PUT_PROTOCOLS = frozenset({"memory", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "hf", "r2"})
 _SPOOL_BYTES = 64 * 2**20
+_VERSION_FIELDS = (
+    "ETag", "etag", "md5Hash", "content_md5", "blob_id", "mtime", "LastModified", "updated", "created",
+)  # fmt: skip
+_TIME_FIELDS = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 
 
 class FsspecBackend:
-    """Objects below the root of one fsspec URL."""
+    """Objects below one fsspec URL."""
 
     def __init__(self, uri: str, options: Mapping[str, object]) -> None:
         self._protocol = protocol_of(uri)
-        chosen: dict[str, Any] = {"use_listings_cache": False, **options}
         try:
-            fs, root = fsspec.core.url_to_fs(uri, **chosen)
+            self._fs, root = open_file_system(uri, {"use_listings_cache": False, **options})
         except ImportError as error:
-            raise StoreError(f"{self._protocol}:// needs a package that is not installed: {error}") from None
+            raise StoreError(
+                f"{self._protocol}:// needs a package that is not installed; install it ({error})"
+            ) from None
         except ValueError as error:
-            raise StoreError(f"{self._protocol}:// is not a place that fsspec knows: {error}") from None
-        self._fs = cast(Any, fs)
+            raise StoreError(
+                f"{self._protocol}:// is not a protocol of fsspec; correct the address ({error})"
+            ) from None
         self._root = root.rstrip("/")
-        # The Hub's file system reads megabytes beyond what is asked for, in case a reader goes on.
+        # The file system of the Hub reads megabytes beyond the requested range in advance.
         self._no_read_ahead = {"cache_type": "none"} if self._protocol == "hf" else {}
 
     def info(self, key: str) -> ObjectInfo:
@@ -77,40 +82,32 @@ class FsspecBackend:
         return data
 
     def write(self, key: str, data: bytes | memoryview) -> None:
-        with self._target(key) as path:
+        with self._write_path(key) as path:
             self._fs.pipe_file(path, bytes(data))
 
-    def create(self, key: str, data: bytes, writer: str, first_attempt: bool) -> bool:
+    def create(self, key: str, data: bytes, writer_id: str, first_attempt: bool) -> bool:
         path = self._path(key)
-        if self._protocol == "memory":
-            return self._create_in_memory(path, data)
         self._make_parent(path)
+        if self._protocol == "memory":
+            return put_in_memory(self._fs, path, data)
         try:
             self._fs.pipe_file(path, data, mode="create")
         except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):  # it was another's, who has deleted it since
+            with contextlib.suppress(FileNotFoundError):  # another process created it and has deleted it since
                 return not first_attempt and self.read(key) == data
             return False
-        except (NotImplementedError, TypeError):
+        except (NotImplementedError, TypeError):  # no exclusive creation on this file system
             if self._fs.exists(path):
                 return False
             self.write(key, data)
         return True
 
-    def _create_in_memory(self, path: str, data: bytes) -> bool:
-        from fsspec.implementations.memory import MemoryFile
-
-        # fsspec checks and then stores; two threads could both win. dict.setdefault is one step.
-        self._make_parent(path)
-        path = self._fs._strip_protocol(path)
-        file = MemoryFile(self._fs, path, data)
-        return self._fs.store.setdefault(path, file) is file
-
     def open_write(self, key: str, run_request: RequestRunner) -> SpooledWriter:
         return SpooledWriter(self, key, run_request)
 
     def put(self, key: str, local_name: str) -> None:
-        with self._target(key) as path:
+        """Write the content of a local file as an object."""
+        with self._write_path(key) as path:
             self._fs.put_file(local_name, path)
 
     def delete(self, keys: Sequence[str], run_request: RequestRunner) -> None:
@@ -131,15 +128,15 @@ class FsspecBackend:
         return f"{self._root}/{key}"
 
     def _make_parent(self, path: str) -> None:
-        if self._protocol not in _WHOLE_OBJECT_PROTOCOLS or self._protocol == "memory":
+        if self._protocol not in _ATOMIC_PUT_PROTOCOLS or self._protocol == "memory":
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
 
     @contextlib.contextmanager
-    def _target(self, key: str) -> Iterator[str]:
-        """A path to write to, which becomes the object when everything is written."""
+    def _write_path(self, key: str) -> Generator[str]:
+        """Yield a path to write to; its content becomes the object when the block ends."""
         path = self._path(key)
         self._make_parent(path)
-        if self._protocol in _WHOLE_OBJECT_PROTOCOLS:
+        if self._protocol in _ATOMIC_PUT_PROTOCOLS:
             yield path
             return
         temporary = f"{path}.partial-{secrets.token_hex(8)}"
@@ -157,16 +154,17 @@ class FsspecBackend:
 
 
 class SpooledWriter:
-    """Collects in memory, from a size on in a file of this machine, and sends everything at the commit."""
+    """Collects chunks in memory, or in a local temporary file beyond 64 MiB, and sends everything at the commit."""
 
     def __init__(self, backend: FsspecBackend, key: str, run_request: RequestRunner) -> None:
         self._backend = backend
         self._key = key
         self._run_request = run_request
         self._buffer = bytearray()
-        self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
+        self._file: IO[bytes] | None = None
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Append a chunk."""
         if self._file is not None:
             self._file.write(chunk)
             return
@@ -177,6 +175,7 @@ class SpooledWriter:
             self._buffer = bytearray()
 
     def commit(self) -> None:
+        """Send the object."""
         if self._file is None:
             self._run_request(lambda: self._backend.write(self._key, bytes(self._buffer)), "writing")
             return
@@ -185,17 +184,18 @@ class SpooledWriter:
             self._run_request(lambda: self._backend.put(self._key, file.name), "writing")
 
     def abort(self) -> None:
+        """Discard everything."""
         self._buffer = bytearray()
         if self._file is not None:
             self._file.close()
 
 
 def _version(found: Mapping[str, Any]) -> str:
-    """What changes with the content: a hash where the store has one, else a time."""
+    """Return a value that changes with the content: a hash where the file system has one, else a time."""
     lfs = found.get("lfs")
-    if lfs:  # the Hub: the hash of the content itself, not of the pointer
-        return str(lfs["sha256"] if isinstance(lfs, Mapping) else lfs.sha256)
-    for name in ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "mtime", "LastModified", "updated", "created"):
+    if lfs:  # the Hub: hash of the content, not of the pointer file
+        return str(cast("Mapping[str, object]", lfs)["sha256"] if isinstance(lfs, Mapping) else lfs.sha256)
+    for name in _VERSION_FIELDS:
         value = found.get(name)
         if value:
             return str(value.timestamp() if isinstance(value, datetime) else value).strip('"')
@@ -203,7 +203,7 @@ def _version(found: Mapping[str, Any]) -> str:
 
 
 def _modified(found: Mapping[str, Any]) -> float:
-    for name in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
+    for name in _TIME_FIELDS:
         moment = found.get(name)
         if isinstance(moment, datetime):
             return moment.timestamp()

@@ -1,4 +1,4 @@
-"""A store on a local or mounted disk: temporary file in the same directory, fsync, rename."""
+"""Backend for a local or mounted disk. Writes go to a temporary file in the same directory, then fsync and rename."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 from ...errors import CorruptObjectError, StoreError
 from .protocol import ObjectInfo, RequestRunner
 
-# The writer holds a lock on its temporary file: who can take that lock has found the file of a dead process.
+# A writer holds a lock on its temporary file. If another process can take the lock, the writer is dead.
 _TEMPORARY_PREFIX = ".eigenmerge-"
 _TEMPORARY_SUFFIX = ".partial"
-_SURELY_ABANDONED_SECONDS = 6 * 3600.0
+_ABANDONED_AFTER_SECONDS = 6 * 3600.0  # on file systems without locks
 
 
 class LocalBackend:
-    """Files below `root`."""
+    """Files below the directory `root`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def info(self, key: str) -> ObjectInfo:
-        return _object_info(key, self._regular(self.path(key).stat(), key))
+        return _object_info(key, self._check_is_file(self.path(key).stat(), key))
 
     def list(self, prefix: str, recursive: bool, run_request: RequestRunner) -> Iterator[ObjectInfo]:
         folder = self.path(prefix.rstrip("/")) if prefix else self._root
-        # A prefix that is itself an object holds none; a root that is a file is a mistake worth an error.
+        # A prefix that is an object has no objects below it. A root that is a file is an error of the user.
         absent = (FileNotFoundError, NotADirectoryError) if prefix else (FileNotFoundError,)
         with contextlib.suppress(*absent):
             yield from self._walk(folder, prefix, recursive)
@@ -40,13 +40,13 @@ class LocalBackend:
     def _walk(self, folder: Path, prefix: str, recursive: bool) -> Iterator[ObjectInfo]:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                # A file may go between scandir and stat: another run's temporary name, or a gc.
+                # A file may disappear between scandir and stat: another run renames or collects it.
                 with contextlib.suppress(FileNotFoundError):
                     if entry.is_dir(follow_symlinks=False):
                         if recursive:
                             yield from self._walk(folder / entry.name, f"{prefix}{entry.name}/", recursive)
                     elif entry.is_file() and not _is_temporary(entry.name):
-                        # Links to files are followed: the Hub's cache consists of them.
+                        # Links to files are followed: the cache of the Hub consists of them.
                         yield _object_info(prefix + entry.name, entry.stat())
 
     def read(self, key: str) -> bytes:
@@ -75,14 +75,14 @@ class LocalBackend:
             raise
         writer.commit()
 
-    def create(self, key: str, data: bytes, writer: str, first_attempt: bool) -> bool:
-        file = LocalWriter(self.path(key))
+    def create(self, key: str, data: bytes, writer_id: str, first_attempt: bool) -> bool:
+        writer = LocalWriter(self.path(key))
         try:
-            file.write(data)
+            writer.write(data)
         except BaseException:
-            file.abort()
+            writer.abort()
             raise
-        return file.commit_new()
+        return writer.commit_if_absent()
 
     def open_write(self, key: str, run_request: RequestRunner) -> LocalWriter:
         return LocalWriter(self.path(key))
@@ -95,7 +95,7 @@ class LocalBackend:
         return self.path(key)
 
     def remove_abandoned(self, older_than_seconds: float, run_request: RequestRunner) -> int:
-        """Remove temporary files whose writer is gone: nobody holds their lock, and nobody wrote to them lately."""
+        """Remove temporary files that no process holds a lock on and that were not written to recently."""
         removed = 0
         for folder, _, names in os.walk(self._root):
             for name in filter(_is_temporary, names):
@@ -104,29 +104,35 @@ class LocalBackend:
         return removed
 
     def path(self, key: str) -> Path:
+        """Return the path of an object."""
         return self._root / key
 
     @contextlib.contextmanager
-    def _open(self, key: str) -> Iterator[int]:
-        # O_NONBLOCK changes nothing for files; a named pipe would wait for a writer before it can be refused.
+    def _open(self, key: str) -> Generator[int]:
+        # O_NONBLOCK has no effect on files. Without it, opening a named pipe waits for a writer.
         descriptor = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            self._regular(os.fstat(descriptor), key)
+            self._check_is_file(os.fstat(descriptor), key)
             yield descriptor
         finally:
             os.close(descriptor)
 
-    def _regular(self, status: os.stat_result, key: str) -> os.stat_result:
+    def _check_is_file(self, status: os.stat_result, key: str) -> os.stat_result:
         if not stat.S_ISREG(status.st_mode):
-            raise StoreError(f"{self.path(key)} is not a regular file")
+            raise StoreError(f"{self.path(key)} is not a regular file; remove it or choose another location")
         return status
 
 
 class LocalWriter:
-    """A temporary file beside its final name.
+    """Writes a temporary file in the directory of its final path.
 
-    A machine that loses power right after `commit` keeps either the old object or the whole new one: the file is
-    synchronised before the rename. The directory is not, so the new name itself may be lost, and is written again.
+    If the machine loses power after `commit`, either the old or the complete new object remains: the file is synced
+    before the rename. The directory is not synced, so the new name may be lost; the object is then written again.
+
+    Parameters
+    ----------
+    durable : bool
+        False skips the sync
     """
 
     def __init__(self, path: Path, durable: bool = True) -> None:
@@ -143,12 +149,12 @@ class LocalWriter:
             rest = rest[os.write(self.descriptor, rest) :]
 
     def commit(self) -> None:
-        with self._finished():
+        with self._synced():
             self._temporary.replace(self._path)
 
-    def commit_new(self) -> bool:
-        """Commit unless the name is taken; whether it was free."""
-        with self._finished():
+    def commit_if_absent(self) -> bool:
+        """Commit if there is no file at the path, and return whether it was committed."""
+        with self._synced():
             try:
                 os.link(self._temporary, self._path)
             except FileExistsError:
@@ -156,27 +162,28 @@ class LocalWriter:
             except OSError as error:
                 if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
                     raise
-                # No hard links here (exFAT, some network mounts): the check is not atomic, the commit still is.
+                # A file system without hard links (exFAT, some network mounts): only the rename is atomic.
                 if self._path.exists():
                     return False
                 self._temporary.replace(self._path)
             return True
 
     def abort(self) -> None:
-        """Drop what was not committed. A second call does nothing: the number may be another file's by then."""
+        """Remove the temporary file. A second call does nothing."""
+        # Cleared first: once closed, the number may belong to another file.
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             self._temporary.unlink(missing_ok=True)
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def _finished(self) -> Iterator[None]:
+    def _synced(self) -> Generator[None]:
         try:
             if self._durable:
                 os.fsync(self.descriptor)
             yield
         finally:
-            self.abort()  # after a rename there is nothing of that name left to remove
+            self.abort()  # after a rename, closes the file only
 
 
 def _create_locked(folder: Path) -> tuple[int, Path]:
@@ -185,7 +192,7 @@ def _create_locked(folder: Path) -> tuple[int, Path]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with contextlib.suppress(OSError):  # file systems without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Between open and lock another process may have taken the file for abandoned.
+        # Between open and lock, another process may have removed the file as abandoned.
         if os.fstat(descriptor).st_nlink:
             return descriptor, path
         os.close(descriptor)
@@ -198,8 +205,8 @@ def _remove_if_abandoned(path: Path, older_than_seconds: float) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError:  # file systems without locks: only age tells
-            older_than_seconds = max(older_than_seconds, _SURELY_ABANDONED_SECONDS)
+        except OSError:  # file systems without locks: decide by age
+            older_than_seconds = max(older_than_seconds, _ABANDONED_AFTER_SECONDS)
         if time.time() - os.fstat(descriptor).st_mtime < older_than_seconds:
             return False
         path.unlink(missing_ok=True)
@@ -217,14 +224,15 @@ def _object_info(key: str, status: os.stat_result) -> ObjectInfo:
 
 
 def _read_at(descriptor: int, start: int, length: int) -> bytes:
-    """Up to `length` bytes from `start`; one read returns at most 2 GiB on Linux."""
+    """Read up to `length` bytes from `start`. Loops, because one read returns at most 2 GiB on Linux."""
     data = os.pread(descriptor, length, start)
     if len(data) == length or not data:
         return data
-    pieces = [data]
-    while length > sum(map(len, pieces)):
-        piece = os.pread(descriptor, length - sum(map(len, pieces)), start + sum(map(len, pieces)))
+    pieces, position = [data], start + len(data)
+    while position < start + length:
+        piece = os.pread(descriptor, start + length - position, position)
         if not piece:
             break
         pieces.append(piece)
+        position += len(piece)
     return b"".join(pieces)

@@ -1,4 +1,4 @@
-"""What a store must do on one kind of place. `Store` adds names, retries and messages; backends only move bytes."""
+"""Interface of a storage backend. `Store` adds key checks, retries and messages."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object: key relative to the store's root, size, and what changes when its content does.
+    """Facts about one object.
 
-    etag : ETag (S3, GCS), content hash (Hub), or modification time in nanoseconds (local); "" where a store has none
-    modified : seconds since 1970, or 0.0 where a store does not say
+    key : relative to the root of the store
+    size : bytes
+    etag : changes with the content: ETag (S3, GCS), content hash (Hub), modification time in nanoseconds (local);
+        "" if the backend has none
+    modified : seconds since 1970, or 0.0 if the backend does not report it
     """
 
     key: str
@@ -24,8 +27,8 @@ class ObjectInfo:
     modified: float
 
 
-class ObjectWriter(Protocol):
-    """An object being written: nothing is visible before `commit`, nothing is left after `abort`."""
+class BackendWriter(Protocol):
+    """Writes one object: nothing is visible before `commit`, nothing is left after `abort`."""
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None: ...
     def commit(self) -> None: ...
@@ -33,16 +36,19 @@ class ObjectWriter(Protocol):
 
 
 class RequestRunner(Protocol):
-    """Run one request, again while its failure can pass; `what` says what it is doing: "reading the list"."""
+    """Runs one request with retries; `what` says what the request does, for messages: "listing"."""
 
     def __call__(self, action: Callable[[], Result], what: str) -> Result: ...
 
 
 class Backend(Protocol):
-    """Raw operations below one root. Keys are already checked; errors are the backend's own.
+    """Operations below one root. Keys are already checked; errors are those of the underlying library.
 
-    `Store` retries the operations that are a single request. Those that take many get an `attempt` and retry each
-    request by itself: at 5% errors, a list of a thousand pages would never come through as a whole.
+    `Store` retries operations that are a single request. Operations of several requests get `run_request` and retry
+    each request: at an error rate of 5%, a listing of a thousand pages would never succeed as a whole.
+
+    `create` writes an object if there is none with its key and returns whether it did. `writer_id` is unique to the
+    call, and `first_attempt` is False in a retry: the attempt before may have succeeded although its response was lost.
     """
 
     def info(self, key: str) -> ObjectInfo: ...
@@ -51,8 +57,8 @@ class Backend(Protocol):
     def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]: ...
     def read_range(self, key: str, start: int, stop: int) -> bytes: ...
     def write(self, key: str, data: bytes | memoryview) -> None: ...
-    def create(self, key: str, data: bytes, writer: str, first_attempt: bool) -> bool: ...
-    def open_write(self, key: str, run_request: RequestRunner) -> ObjectWriter: ...
+    def create(self, key: str, data: bytes, writer_id: str, first_attempt: bool) -> bool: ...
+    def open_write(self, key: str, run_request: RequestRunner) -> BackendWriter: ...
     def delete(self, keys: Sequence[str], run_request: RequestRunner) -> None: ...
     def local_path(self, key: str) -> Path | None: ...
     def remove_abandoned(self, older_than_seconds: float, run_request: RequestRunner) -> int: ...

@@ -1,49 +1,47 @@
-"""A store on S3 or a server that speaks its dialect, through s3fs and its underlying client.
+"""Backend for S3 and compatible servers, through s3fs and its botocore client.
 
-s3fs's own listing, info and read-ahead caches are off: other processes write to the same store.
+The caches of s3fs for listings, info and read-ahead are off, because other processes write to the same store.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-import fsspec
-from fsspec.asyn import sync
-
 from ...errors import CorruptObjectError
+from ..fsspec_calls import open_s3_file_system, run_coroutine
 from ..retries import ShortReadError, http_status, s3_code
 from .protocol import ObjectInfo, RequestRunner
 from .s3_writer import S3Writer
 
-_DELETE_BATCH = 1000  # the API's limit
+_DELETE_BATCH = 1000  # limit of the API
 _CONNECTIONS = 32
-_WRITER = "eigenmerge-writer"
+_WRITER_ID = "eigenmerge-writer"  # metadata of objects that `create` writes
 
 
 class S3Backend:
     """Objects below s3://bucket/prefix."""
 
     def __init__(self, uri: str, options: Mapping[str, object]) -> None:
-        self.fs = cast(Any, fsspec.filesystem("s3", **_s3fs_options(options)))
-        self.fs.retries = 1  # `retries.py` is the only place that tries again
-        self.bucket, prefix, _ = self.fs.split_path(uri.rstrip("/"))
+        self.fs = open_s3_file_system(_s3fs_options(options))
+        self.fs.retries = 1  # retries are made in `retries.py` only
+        self.bucket, prefix, _ = cast("tuple[str, str, object]", self.fs.split_path(uri.rstrip("/")))
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
 
     def object_key(self, key: str) -> str:
+        """Return the key of an object within the bucket."""
         return self._prefix + key
 
     def call(self, method: str, **arguments: object) -> dict[str, Any]:
-        """One request of the S3 API, on this bucket."""
+        """Send one request of the S3 API to this bucket and return the response."""
         return self.fs.call_s3(method, Bucket=self.bucket, **arguments)
 
     def info(self, key: str) -> ObjectInfo:
         head = self.call("head_object", Key=self.object_key(key))
-        return ObjectInfo(
-            key, head["ContentLength"], head.get("ETag", "").strip('"'), _seconds(head.get("LastModified"))
-        )
+        return ObjectInfo(key, head["ContentLength"], _etag(head), _timestamp(head.get("LastModified")))
 
     def list(self, prefix: str, recursive: bool, run_request: RequestRunner) -> Iterator[ObjectInfo]:
         arguments: dict[str, object] = {"Prefix": self._prefix + prefix}
@@ -53,18 +51,17 @@ class S3Backend:
             page = run_request(lambda: self.call("list_objects_v2", **arguments), "listing")
             for entry in page.get("Contents", []):
                 key = entry["Key"].removeprefix(self._prefix)
-                if key and not key.endswith("/"):  # "directories" that some tools leave behind
-                    etag = entry.get("ETag", "").strip('"')
-                    yield ObjectInfo(key, entry["Size"], etag, _seconds(entry.get("LastModified")))
+                if key and not key.endswith("/"):  # some tools create objects that stand for directories
+                    yield ObjectInfo(key, entry["Size"], _etag(entry), _timestamp(entry.get("LastModified")))
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
 
     def read(self, key: str) -> bytes:
-        # As a range, because only then the answer says how long the object is: a proxy that cuts a body short and
-        # announces the short length would not be noticed.
+        # As a range, because only then the response contains the size of the object. A proxy that truncates the body
+        # and announces the shorter length would otherwise go unnoticed.
         try:
-            data, size = self._get(key, Range="bytes=0-")
+            data, size = self._get_range(key, "bytes=0-")
         except Exception as error:
             if _is_beyond_end(error):
                 return b""
@@ -75,7 +72,7 @@ class S3Backend:
 
     def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
         try:
-            data, size = self._get(key, Range=f"bytes=0-{num_bytes - 1}")
+            data, size = self._get_range(key, f"bytes=0-{num_bytes - 1}")
         except Exception as error:
             if _is_beyond_end(error):  # S3 has no range of an empty object
                 return b"", 0
@@ -86,7 +83,7 @@ class S3Backend:
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         try:
-            data, size = self._get(key, Range=f"bytes={start}-{stop - 1}")
+            data, size = self._get_range(key, f"bytes={start}-{stop - 1}")
         except Exception as error:
             if _is_beyond_end(error):
                 raise self._too_short(key, stop, self.info(key).size) from None
@@ -100,21 +97,21 @@ class S3Backend:
     def write(self, key: str, data: bytes | memoryview) -> None:
         self.call("put_object", Key=self.object_key(key), Body=bytes(data))
 
-    def create(self, key: str, data: bytes, writer: str, first_attempt: bool) -> bool:
-        # The object carries who wrote it: a try whose answer was lost may have gone through, and aiohttp repeats a PUT
-        # on a connection that the server closed without telling. Then the object that is in the way is ours.
-        name, metadata = self.object_key(key), {_WRITER: writer}
+    def create(self, key: str, data: bytes, writer_id: str, first_attempt: bool) -> bool:
+        # An attempt whose response was lost may have succeeded, and aiohttp silently repeats a PUT on a connection
+        # that the server closed. The metadata tells whether the existing object is from this call.
+        name, metadata = self.object_key(key), {_WRITER_ID: writer_id}
         try:
             self.call("put_object", Key=name, Body=data, IfNoneMatch="*", Metadata=metadata)
         except Exception as error:
             if http_status(error) != 412 and s3_code(error) != "PreconditionFailed":
                 raise
             try:
-                return self.call("head_object", Key=name).get("Metadata", {}).get(_WRITER) == writer
-            except Exception as looking:
-                if http_status(looking) != 404 and not isinstance(looking, FileNotFoundError):
+                return self.call("head_object", Key=name).get("Metadata", {}).get(_WRITER_ID) == writer_id
+            except Exception as head_error:
+                if http_status(head_error) != 404 and not isinstance(head_error, FileNotFoundError):
                     raise
-                return False  # it was another's, who has deleted it since: claims come and go
+                return False  # another process created it and has deleted it since, as with claims
         return True
 
     def open_write(self, key: str, run_request: RequestRunner) -> S3Writer:
@@ -123,13 +120,13 @@ class S3Backend:
     def delete(self, keys: Sequence[str], run_request: RequestRunner) -> None:
         for start in range(0, len(keys), _DELETE_BATCH):
             batch = [{"Key": self.object_key(key)} for key in keys[start : start + _DELETE_BATCH]]
-            run_request(lambda batch=batch: self._delete(batch), f"deleting {len(batch)} objects")
+            run_request(lambda batch=batch: self._delete_batch(batch), f"deleting {len(batch)} objects")
 
-    def _delete(self, batch: Sequence[Mapping[str, str]]) -> None:
-        from botocore.exceptions import ClientError
+    def _delete_batch(self, batch: Sequence[Mapping[str, str]]) -> None:
+        from botocore.exceptions import ClientError  # pyright: ignore[reportMissingTypeStubs]
 
-        answer = self.call("delete_objects", Delete={"Objects": batch, "Quiet": True})
-        for failure in answer.get("Errors", []):
+        response = self.call("delete_objects", Delete={"Objects": batch, "Quiet": True})
+        for failure in response.get("Errors", []):
             if failure.get("Code") != "NoSuchKey":
                 raise ClientError({"Error": failure}, "DeleteObjects")
 
@@ -137,13 +134,13 @@ class S3Backend:
         return None
 
     def remove_abandoned(self, older_than_seconds: float, run_request: RequestRunner) -> int:
-        """Abort multipart uploads that were begun long ago: they are invisible, and paid for."""
+        """Abort multipart uploads that were started long ago: they are not listed as objects, but are charged for."""
         removed = 0
         arguments: dict[str, object] = {"Prefix": self._prefix}
         while True:
             page = run_request(lambda: self.call("list_multipart_uploads", **arguments), "listing unfinished uploads")
             for upload in page.get("Uploads", []):
-                if time.time() - _seconds(upload.get("Initiated")) < older_than_seconds:
+                if time.time() - _timestamp(upload.get("Initiated")) < older_than_seconds:
                     continue
                 name = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
                 run_request(
@@ -155,21 +152,23 @@ class S3Backend:
             arguments["KeyMarker"] = page["NextKeyMarker"]
             arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
 
-    def _get(self, key: str, **arguments: object) -> tuple[bytes, int]:
-        """The bytes, and the size of the whole object."""
+    def _get_range(self, key: str, byte_range: str) -> tuple[bytes, int]:
+        """Return the bytes of an HTTP range, and the size of the whole object."""
 
         async def fetch() -> tuple[bytes, int]:
-            answer = await self.fs._call_s3("get_object", Bucket=self.bucket, Key=self.object_key(key), **arguments)
+            response = await self.fs._call_s3(
+                "get_object", Bucket=self.bucket, Key=self.object_key(key), Range=byte_range
+            )
             try:
-                data = await answer["Body"].read()
+                data = await response["Body"].read()
             finally:
-                answer["Body"].close()
-            if len(data) != answer["ContentLength"]:
-                raise ShortReadError(f"the server announced {answer['ContentLength']} bytes and sent {len(data)}")
-            size = answer.get("ContentRange", "").rpartition("/")[2]
+                response["Body"].close()
+            if len(data) != response["ContentLength"]:
+                raise ShortReadError(f"the server announced {response['ContentLength']} bytes and sent {len(data)}")
+            size = response.get("ContentRange", "").rpartition("/")[2]
             return data, int(size) if size.isdigit() else len(data)
 
-        return cast(tuple[bytes, int], sync(self.fs.loop, fetch))
+        return run_coroutine(self.fs, fetch)
 
     def _too_short(self, key: str, stop: int, size: int) -> CorruptObjectError:
         return CorruptObjectError(
@@ -182,7 +181,7 @@ def _is_beyond_end(error: Exception) -> bool:
 
 
 def _s3fs_options(options: Mapping[str, object]) -> dict[str, Any]:
-    """Ours on top of the user's: no caches, no retries below ours; `region` where botocore wants it."""
+    """Return the options of the user with caches and retries off, and with `region` where botocore expects it."""
     chosen: dict[str, Any] = dict(options)
     client: dict[str, Any] = dict(chosen.pop("client_kwargs", None) or {})
     for name in ("region", "region_name"):
@@ -194,5 +193,9 @@ def _s3fs_options(options: Mapping[str, object]) -> dict[str, Any]:
     return {**chosen, "client_kwargs": client, "config_kwargs": config, "use_listings_cache": False}
 
 
-def _seconds(moment: Any) -> float:
+def _etag(entry: Mapping[str, Any]) -> str:
+    return entry.get("ETag", "").strip('"')
+
+
+def _timestamp(moment: datetime | None) -> float:
     return moment.timestamp() if moment is not None else 0.0

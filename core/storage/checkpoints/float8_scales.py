@@ -1,8 +1,8 @@
-"""float8 checkpoints: which stored tensor holds the scale of which weight.
+"""Scales of float8 checkpoints: pair each stored scale with its weight, by name.
 
-Two layouts are in use. compressed-tensors and ModelOpt store `<weight>_scale` (one number, or one a row); DeepSeek's
-stores `<weight>_scale_inv`, one number for a block of 128 x 128. In both, despite the second's name, the weight is the
-stored float8 *times* the scale.
+Two layouts are in use. compressed-tensors and ModelOpt store `<weight>_scale`, one number per tensor or per row.
+DeepSeek stores `<weight>_scale_inv`, one number per block of 128 x 128. In both, despite the name of the second, the
+weight is the stored float8 number times the scale.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ...formats.dtypes import FLOAT8_DTYPES
 from ...listing import TensorSource
 
 _SUFFIXES = ("_scale_inv", "_scale")
 
 
 def pair_scales(tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-    """The same tensors, every float8 one with its `scale`, and without the scales themselves.
+    """Return the tensors with `scale` set on every float8 weight that has one, and without the scales themselves.
 
-    The scale has become a part of the weight: reading the weight gives float32 numbers. A float8 tensor without a scale
-    stays as it is: its numbers are meant.
+    Reading such a weight then gives float32. A float8 tensor without a scale is left unchanged.
     """
     paired: dict[str, TensorSource] = {}
     used: set[str] = set()
     for name, source in tensors.items():
         scale_name = next((name + suffix for suffix in _SUFFIXES if name + suffix in tensors), None)
-        if source.dtype.startswith("F8_") and scale_name is not None:
+        if source.dtype in FLOAT8_DTYPES and scale_name is not None:
             used.add(scale_name)
             paired[name] = replace(source, scale=tensors[scale_name])
         else:

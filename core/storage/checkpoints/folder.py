@@ -1,4 +1,4 @@
-"""Which files of a directory hold the weights, and which ones go with them."""
+"""The files of a checkpoint directory: which hold the weights, and which small files belong to the model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import cast
 
 from ...errors import CheckpointError, StoreError
 from ...formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
@@ -24,9 +25,10 @@ from ..backends.protocol import ObjectInfo
 from ..store import Store, locate_object
 from .hub import HUB_RETRY, pin_revision
 
+_PICKLED_ADAPTER_NAME = "adapter_model.bin"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
-# Small files that belong to a model besides its weights. Python files are left out: a merge never carries code.
+# Small files that belong to a model besides its weights. No Python files: a merge never carries code.
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe")
 _NOT_SIDE_FILES = (
     CONFIG_NAME,
@@ -46,42 +48,55 @@ _LARGEST_SIDE_FILE_BYTES = 256 * 2**20
 
 
 class NoModelError(CheckpointError):
-    """Nothing there: another reading of the reference may still be right."""
+    """There is no model at this address; the reference may have another meaning."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFolder:
-    """The files of one directory, and which of them hold the weights."""
+    """The files of one directory.
+
+    files : name to facts, without subdirectories
+    only_file : the one weight file to use, where the address names a file
+    """
 
     uri: str
     store: Store
     files: Mapping[str, ObjectInfo]
     only_file: str | None = None
 
-    def path(self, name: str) -> str:
+    def display(self, name: str) -> str:
+        """Return the address of a file, or of the directory for "", for messages."""
         return self.store.display(name)
 
-    def json_object(self, name: str, limit: int) -> dict[str, object]:
+    def read_json(self, name: str, limit: int) -> dict[str, object]:
+        """Read a JSON object of at most `limit` bytes."""
         size = self.files[name].size
         if size > limit:
-            raise CheckpointError(f"{self.path(name)}: {size} bytes of JSON, expected at most {limit}")
-        return parse_json_object(self.store.read(name), self.path(name), limit, finite=False)
+            raise CheckpointError(f"{self.display(name)}: {size} bytes of JSON, expected at most {limit}")
+        return parse_json_object(self.store.read(name), self.display(name), limit, finite=False)
 
     def side_files(self) -> Mapping[str, str]:
-        """Name to URI of the small files that go with the weights."""
+        """Return name to URI of the small files that belong to the model."""
         return {name: self.store.uri(name) for name, info in sorted(self.files.items()) if _is_side_file(info)}
 
 
 def open_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFolder:
+    """List the directory at `uri`, or the directory of the weight file at `uri`.
+
+    Raises
+    ------
+    NoModelError : nothing at this address
+    CheckpointError : a file that is not a weight file
+    """
     retry = None
     if protocol_of(uri) == "hf":
         uri, retry = pin_revision(uri, options), HUB_RETRY
     last = uri.rpartition("/")[2]
-    if fnmatchcase(last, "*.safetensors") or any(fnmatchcase(last, pattern) for pattern in _PICKLES):
+    if fnmatchcase(last, "*.safetensors") or _is_pickle(last):
         store, only_file = locate_object(uri, options, retry=retry)
         try:
             files = {info.key: info for info in store.list(recursive=False)}
-        except StoreError:  # one readable object in a bucket that may not be listed
+        except StoreError:  # the object may be readable in a bucket that may not be listed
             files = {only_file: store.info(only_file)}
         if only_file in files:
             return CheckpointFolder(uri, store, files, only_file)
@@ -92,28 +107,33 @@ def open_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFol
         files = {info.key: info for info in store.list(recursive=False)}
     except StoreError as error:
         if is_local(uri) and isinstance(error.__cause__, NotADirectoryError):
-            raise CheckpointError(f"{uri} is not a model: expected a directory or a .safetensors file") from None
+            raise CheckpointError(f"{uri} is not a model; expected a directory or a .safetensors file") from None
         raise
     if not files:
-        raise NoModelError(f"no such model: nothing at {redact(uri)}; expected a directory with safetensors files")
+        raise NoModelError(f"no such model: {redact(uri)} has no files; expected a directory with safetensors files")
     return CheckpointFolder(uri, store, files)
 
 
 def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, str] | None]:
-    """The files with weights, sorted, and the index's map of tensor to file, if there is an index."""
+    """Return the names of the weight files, sorted, and the index's map of tensor name to file, or None.
+
+    Raises
+    ------
+    CheckpointError : no weight files, more than one set of them, missing ones, or pickles
+    """
     if folder.only_file is not None:
         if folder.only_file.endswith(".safetensors"):
             return [folder.only_file], None
-        raise _refused_pickle(folder, folder.only_file)
+        raise _pickle_error(folder, folder.only_file)
     safetensors = sorted(name for name in folder.files if name.endswith(".safetensors"))
     if INDEX_NAME in folder.files:
         weight_map = _read_index(folder)
         names = sorted(set(weight_map.values()))
         if WEIGHTS_NAME in safetensors and WEIGHTS_NAME not in names:
-            # transformers prefers the single file and mergekit the index: guessing would merge the wrong weights.
+            # transformers prefers the single file, mergekit the index. A guess could merge the wrong weights.
             raise CheckpointError(
-                f"{folder.path('')} holds {WEIGHTS_NAME} and an index of other files; remove the stale one,"
-                f" or name the file: {folder.path(WEIGHTS_NAME)}"
+                f"{folder.display('')} has {WEIGHTS_NAME} and an index of other files; remove the stale one,"
+                f" or name the file: {folder.display(WEIGHTS_NAME)}"
             )
         return names, weight_map
     if WEIGHTS_NAME in safetensors:
@@ -122,57 +142,58 @@ def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, st
     if ADAPTER_CONFIG_NAME in folder.files and not full:
         if ADAPTER_WEIGHTS_NAME in safetensors:
             return [ADAPTER_WEIGHTS_NAME], None
-        if "adapter_model.bin" in folder.files:
-            raise _refused_pickle(folder, "adapter_model.bin")
+        if _PICKLED_ADAPTER_NAME in folder.files:
+            raise _pickle_error(folder, _PICKLED_ADAPTER_NAME)
     if len(full) == 1 and not _SHARD_NAME.fullmatch(full[0]):
         return full, None
     if full:
-        return _complete_shards(folder, full), None
-    pickles = sorted(name for name in folder.files if any(fnmatchcase(name, pattern) for pattern in _PICKLES))
+        _check_shards(folder, full)
+        return full, None
+    pickles = sorted(filter(_is_pickle, folder.files))
     if pickles:
-        raise _refused_pickle(folder, pickles[0])
+        raise _pickle_error(folder, pickles[0])
     raise CheckpointError(
-        f"no such model: {folder.path('')} holds no safetensors file; expected {WEIGHTS_NAME} or {INDEX_NAME}"
+        f"no such model: {folder.display('')} has no safetensors file; expected {WEIGHTS_NAME} or {INDEX_NAME}"
     )
 
 
 def _read_index(folder: CheckpointFolder) -> Mapping[str, str]:
-    index = folder.json_object(INDEX_NAME, LONGEST_INDEX_BYTES)
-    weight_map = index.get("weight_map")
-    where = folder.path(INDEX_NAME)
+    weight_map = folder.read_json(INDEX_NAME, LONGEST_INDEX_BYTES).get("weight_map")
+    where = folder.display(INDEX_NAME)
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{where}: expected a weight_map of tensor names to file names")
     missing: list[str] = []
-    for name in sorted({str(value) for value in weight_map.values()}):
+    for name in sorted({str(value) for value in cast("dict[str, object]", weight_map).values()}):
         problem = find_key_problem(name)
         if problem is None and "/" in name:
-            problem = "it lies in another folder"
+            problem = "it is in another directory"
         if problem is not None:
-            raise CheckpointError(f"{where}: file name {name[:200]!r} is refused: {problem}")
+            raise CheckpointError(
+                f"{where}: file name {name[:200]!r} is refused: {problem}; expected the name of a file beside the index"
+            )
         if not name.endswith(".safetensors"):
-            raise _refused_pickle(folder, name)
+            raise _pickle_error(folder, name)
         if name not in folder.files:
             missing.append(name)
     if missing:
         raise CheckpointError(
-            f"{where} names {len(missing)} files that are not there, the first {missing[0]!r}; download them again"
+            f"{where} lists {len(missing)} missing files, the first is {missing[0]!r}; download them again"
         )
-    return weight_map
+    return cast("Mapping[str, str]", weight_map)
 
 
-def _complete_shards(folder: CheckpointFolder, names: list[str]) -> list[str]:
-    """Files model-00001-of-00003 ... without an index: accepted when the set is complete and the only one."""
+def _check_shards(folder: CheckpointFolder, names: list[str]) -> None:
+    """Check that files named model-00001-of-00003, without an index, are one complete set."""
     matches = [_SHARD_NAME.fullmatch(name) for name in names]
     stems = {(match["stem"], match["count"]) for match in matches if match}
     if len(stems) != 1 or not all(matches):
         raise CheckpointError(
-            f"{folder.path('')} holds {len(names)} safetensors files and no {INDEX_NAME}: {', '.join(names[:5])};"
-            " name the file that is meant"
+            f"{folder.display('')} has {len(names)} safetensors files and no {INDEX_NAME}: {', '.join(names[:5])};"
+            " name the file to use"
         )
     count = int(next(iter(stems))[1])
     if len(names) != count:
-        raise CheckpointError(f"{folder.path('')} holds {len(names)} of {count} shards; download the others")
-    return names
+        raise CheckpointError(f"{folder.display('')} has {len(names)} of {count} weight files; download the others")
 
 
 def _is_side_file(info: ObjectInfo) -> bool:
@@ -183,14 +204,18 @@ def _is_side_file(info: ObjectInfo) -> bool:
     )
 
 
-def _refused_pickle(folder: CheckpointFolder, name: str) -> CheckpointError:
-    # A path with quotes or spaces would make the line wrong in a shell; the name of the file is enough then.
-    path = folder.path(name)
+def _is_pickle(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _PICKLES)
+
+
+def _pickle_error(folder: CheckpointFolder, name: str) -> CheckpointError:
+    # Quotes or spaces in the path would break the shell command; then it shows a placeholder.
+    path = folder.display(name)
     shown = path if re.fullmatch(r"[\w./-]+", path) else "FILE.bin"
     output = shown.rpartition("/")[0] + "/" if "/" in shown else ""
     output += ADAPTER_WEIGHTS_NAME if name.startswith("adapter_model") else WEIGHTS_NAME
     return CheckpointError(
-        f"{path} is a pickle, which can run code when it is loaded; only safetensors is read. Convert it safely:"
+        f"{path} is a pickle, which can run code when it is loaded; expected safetensors. Convert it safely:"
         f' python -c "import torch; from safetensors.torch import save_file;'
         f" d = torch.load('{shown}', map_location='cpu', weights_only=True); d = d.get('state_dict', d);"
         f" save_file({{k: v.clone().contiguous() for k, v in d.items()}}, '{output}', metadata={{'format': 'pt'}})\""

@@ -1,4 +1,4 @@
-"""How a recipe names a model: a directory, a file, a URL, a Hub id, `@revision`, `base+adapter`."""
+"""Model references of recipes: a directory, a file, a URL or a Hub id, with `@revision` and `+adapter`."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from ...errors import CheckpointError
 from ...formats.redaction import redact
 from ..addresses import absolute_uri, is_local, protocol_of
 
-# As the Hub's own rule: owner/name, or one bare name for the oldest models, of letters, digits, "-", "_", ".".
+# The rule of the Hub for owner/name: letters, digits, "-", "_", ".".
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedReference:
-    """The parts of a reference, as written; `place` says where each is."""
+    """The model and the adapter of a reference, as written; `locate_model` gives their addresses."""
 
     model: str
     adapter: str | None = None
 
 
 def parse_reference(reference: str) -> list[ParsedReference]:
-    """What `reference` may mean, the most literal reading first.
+    """Return the possible meanings of a reference, the most literal first.
 
-    A local path that exists is taken literally, whatever signs it holds. Otherwise `+` separates an adapter and `@` a
-    Hub revision. A URL with a `+` is first tried as it stands.
+    An existing local path is taken literally, whatever characters it contains. Otherwise `+` separates an adapter and
+    `@` a Hub revision. A URL with a `+` may be a literal address or a model with an adapter: both are returned.
 
     Raises
     ------
-    CheckpointError : nothing that could be meant
+    CheckpointError : the reference has no meaning
     """
     text = reference.strip()
     if not text or any(ord(char) < 32 for char in text):
-        raise CheckpointError(f"model reference {reference[:200]!r} is empty or holds control characters")
+        raise CheckpointError(f"model reference {reference[:200]!r} is empty or contains control characters")
     if "+" not in text or (is_local(text) and Path(absolute_uri(text)).exists()):
         return [ParsedReference(text)]
     if not is_local(text):
@@ -52,11 +52,11 @@ def parse_reference(reference: str) -> list[ParsedReference]:
 
 
 def locate_model(text: str) -> str:
-    """The absolute URI of one part.
+    """Return the absolute address of a model or an adapter.
 
     Raises
     ------
-    CheckpointError : it is not there, or a revision is given for a place that has none
+    CheckpointError : no such local path and not a Hub id, or a revision of a local path
     """
     protocol = protocol_of(text)
     if protocol == "hf":
@@ -69,8 +69,8 @@ def locate_model(text: str) -> str:
     path, at, revision = text.rpartition("@")
     if at and path and Path(absolute_uri(path)).exists():
         raise CheckpointError(
-            f"{text!r}: a revision (@{revision}) can only be given for Hub models, and {path!r} is local;"
-            f" name the directory of that revision instead"
+            f"{text!r}: only models on the Hub have revisions (@{revision}), and {path!r} is a local path;"
+            " name the directory of that revision"
         )
     if "://" not in text and _HUB_ID.fullmatch(path if at else text):
         return _hub_uri(text)
@@ -78,7 +78,7 @@ def locate_model(text: str) -> str:
 
 
 def _hub_uri(name: str) -> str:
-    """hf://owner/name@revision/rest; a revision with a slash (refs/pr/1) is quoted, as HfFileSystem wants."""
+    """Return hf://owner/name@revision/rest. A revision with a slash (refs/pr/1) is quoted, as HfFileSystem requires."""
     repository, at, revision = name.strip("/").partition("@")
     if not at or "/" not in revision or "%2F" in revision:
         return f"hf://{repository}{at}{revision}"
@@ -90,5 +90,5 @@ def _hub_uri(name: str) -> str:
 
 def _no_such_model(text: str) -> CheckpointError:
     return CheckpointError(
-        f"no such model: {redact(text)!r} is not a file or directory here, nor a URL or Hub id; correct the path"
+        f"no such model: {redact(text)!r} is not a local file or directory, a URL or a Hub id; correct the path"
     )

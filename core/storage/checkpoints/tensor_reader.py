@@ -1,4 +1,4 @@
-"""Stored tensors, whole or some of their rows: memory-mapped where the file is local, ranged reads where it is not."""
+"""Read stored tensors, or some of their rows: memory-mapped if the file is local, else with parallel ranged reads."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .float8_values import dequantize
 
 @final
 class TensorReader:
-    """Reads tensors of any number of files, and counts the bytes.
+    """Reads tensors from any number of files, and counts the bytes.
 
-    Local: the result is a private memory map of the file, read when it is touched; nothing is copied before a cast, and
-    the memory is given back with the tensor. Writing to the tensor changes no file. Remote: chunks of 8 MiB, several at
-    a time, straight into the tensor's memory. Safe to share between threads; not picklable (make one in each process).
+    Local files: the tensor is a private memory map. Pages are read when they are used, nothing is copied before a cast,
+    and writing to the tensor does not change the file. Remote files: parallel requests of 8 MiB, written directly into
+    the memory of the tensor. Thread-safe; not picklable, so each process makes its own.
 
     Parameters
     ----------
@@ -51,16 +51,17 @@ class TensorReader:
         return self._bytes_read
 
     def read(self, source: TensorSource, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """One tensor, or its rows [start, stop) alone.
+        """Read one tensor, or its rows [start, stop).
 
         Returns
         -------
-        Tensor, `source.shape` (or (stop - start, ...)), of the stored dtype; float32 where a float8 has a scale; CPU
+        Tensor, `source.shape` or (stop - start, ...), on the CPU
+            Of the stored dtype; float32 if a float8 tensor has a scale
 
         Raises
         ------
-        CheckpointError : the file is gone or shorter than when it was planned; a dtype without a torch equivalent
-        StoreError : the store refuses or does not answer
+        CheckpointError : the file is missing or shorter than when it was planned; a dtype that torch does not have
+        StoreError : the store refused, or failed after all retries
         """
         start, stop, shape = _byte_range(source, rows)
         dtype = torch_dtype(source.dtype)
@@ -79,18 +80,18 @@ class TensorReader:
     def _map(self, uri: str, start: int, stop: int) -> torch.Tensor:
         try:
             return map_bytes(Path(absolute_uri(uri)), start, stop)
-        except OSError as error:  # CorruptObjectError is one
-            raise _changed(uri, error.strerror or str(error)) from None
+        except OSError as error:  # includes CorruptObjectError
+            raise _changed_error(uri, error.strerror or str(error)) from None
 
     def _fetch(self, uri: str, start: int, stop: int) -> torch.Tensor:
-        store, key = self._resolve(uri)
+        store, key = self._locate(uri)
         try:
             return fetch_bytes(store, key, start, stop)
         except (CorruptObjectError, ObjectNotFoundError) as error:
-            raise _changed(uri, str(error)) from None
+            raise _changed_error(uri, str(error)) from None
 
-    def _resolve(self, uri: str) -> tuple[Store, str]:
-        # Known stores keep their connection; resolving anew would make a client for every tensor.
+    def _locate(self, uri: str) -> tuple[Store, str]:
+        # One store per directory: a new store for each tensor would open a new connection each time.
         folder, _, name = uri.rpartition("/")
         with self._lock:
             store = self._stores.get(folder)
@@ -100,6 +101,7 @@ class TensorReader:
 
 
 def _byte_range(source: TensorSource, rows: tuple[int, int] | None) -> tuple[int, int, tuple[int, ...]]:
+    """Return start and stop in the file, and the shape."""
     if rows is None:
         return source.start, source.stop, source.shape
     first, last = rows
@@ -108,5 +110,5 @@ def _byte_range(source: TensorSource, rows: tuple[int, int] | None) -> tuple[int
     return source.start + first * row_bytes, source.start + last * row_bytes, (last - first, *source.shape[1:])
 
 
-def _changed(uri: str, found: str) -> CheckpointError:
+def _changed_error(uri: str, found: str) -> CheckpointError:
     return CheckpointError(f"{redact(uri)} has changed since the plan was made: {found}; plan again")

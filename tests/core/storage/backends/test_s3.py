@@ -101,9 +101,9 @@ class TestFaults:
         proxy, root = faulty_s3
         proxy.faults.outage_until = time.monotonic() + 60
         hasty = Store(root.uri, root.storage_options, retry=replace(QUICK, attempts=3))
-        with pytest.raises(StoreError, match=r"writing s3://.*/x still failed after 3 attempts"):
+        with pytest.raises(StoreError, match=r"writing s3://.*/x failed after 3 attempts"):
             hasty.write("x", b"1")
-        with pytest.raises(StoreError, match="still failed"), hasty.open_write("y") as writer:
+        with pytest.raises(StoreError, match="failed"), hasty.open_write("y") as writer:
             writer.write(bytes(17 * MIB))
 
     def test_a_large_write_that_fails_leaves_nothing(self, faulty_s3: Faulty, s3_root: S3Root) -> None:

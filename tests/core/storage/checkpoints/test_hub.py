@@ -171,10 +171,10 @@ class TestReferences:
         assert (reading.model, reading.adapter) == ("owner/name@v1", "other/adapter@v2")
 
     def test_flat_options_are_not_sent_to_the_hub(self) -> None:
-        from eigenmerge.core.storage.addresses import options_for
+        from eigenmerge.core.storage.addresses import select_options
 
         flat = {"key": "k", "secret": "s", "token": "session"}
-        assert options_for("hf://owner/name", flat) == {}
-        assert options_for("https://host/x", flat) == {}
-        assert options_for("s3://bucket", flat) == flat
-        assert options_for("gs://bucket", {"s3": flat, "gs": {"token": "t"}}) == {"token": "t"}
+        assert select_options("hf://owner/name", flat) == {}
+        assert select_options("https://host/x", flat) == {}
+        assert select_options("s3://bucket", flat) == flat
+        assert select_options("gs://bucket", {"s3": flat, "gs": {"token": "t"}}) == {"token": "t"}
