@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TypeGuard, cast
 
 from ..errors import CorruptObjectError, ObjectNotFoundError, StoreError
-from ..numerics.interference.alignment import aligned_exp_times
+from ..numerics.interference.exp_times import align_exp_times
 from ..planning.plan import LayerShard, Plan, TensorPlan, spectrum_keys
 from ..storage.store import Store
 from .reports import DecomposeReport
@@ -99,4 +99,4 @@ class AlignedExpTimes:
                 self._tables[alignment_key] = read_alignment(self._store, alignment_key)
             except ObjectNotFoundError as error:
                 raise StoreError(f"{error}; run the same command again") from None
-        return aligned_exp_times(exp_time, self._tables[alignment_key], alignment_rho)[spectrum_key]
+        return align_exp_times(exp_time, self._tables[alignment_key], alignment_rho)[spectrum_key]

@@ -16,8 +16,8 @@ import torch
 
 from ..cache.sealed_tensors import Seal, read_seal, read_sealed, write_sealed
 from ..errors import CorruptObjectError, ObjectNotFoundError, ShapeError
-from ..numerics.interference.kept_sums import KeptForm, in_order, kept_form, stack_factors, unstack_factors
 from ..numerics.interference.operator import InterferenceOperator, accumulate
+from ..numerics.interference.stored_form import StoredForm, reorder_experts, stack_factors, stored_form, unstack_factors
 from ..numerics.interference.summed_task_vectors import SummedTaskVectors
 from ..numerics.task_vectors import InMemoryTaskVectors, LowRank, TaskVectors
 from ..storage.store import Store
@@ -110,7 +110,7 @@ class KeptSums:
         if subset.missing:
             self._keep(key, "operator", members, subset.all, operator.to_tensors())
         positions = sorted(range(len(members)), key=subset.all.__getitem__)
-        return in_order(operator, positions)
+        return reorder_experts(operator, positions)
 
     def _factors(self, stream: ExpertStream, key: str, members: Sequence[str]) -> TaskVectors:
         def parse(form: str, tensors: Mapping[str, torch.Tensor]) -> list[LowRank]:
@@ -164,7 +164,7 @@ class KeptSums:
     def _keep(
         self,
         key: str,
-        form: KeptForm | str,
+        form: StoredForm | str,
         members: Sequence[str],
         adding: Sequence[int],
         tensors: Mapping[str, torch.Tensor],
@@ -193,8 +193,8 @@ def weighted_sum_of(stream: ExpertStream, start: torch.Tensor | None = None) -> 
     return total
 
 
-def _form(stream: ExpertStream) -> KeptForm:
-    return kept_form(stream.shape, stream.max_ranks, stream.all_low_rank)
+def _form(stream: ExpertStream) -> StoredForm:
+    return stored_form(stream.shape, stream.max_ranks, stream.all_low_rank)
 
 
 def _restrict(stream: ExpertStream, indices: Sequence[int]) -> ExpertStream:

@@ -14,9 +14,10 @@ from ..cache.reports import Origin
 from ..cache.spectra.cache import SpectrumCache
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
+from ..numerics.apply_filter import Factors
 from ..numerics.method import SpectralMethod
 from ..numerics.registry import get_planned_method
-from ..numerics.spectrum import Factors, Spectrum
+from ..numerics.spectrum import Spectrum
 from ..numerics.svd.svc import calibration_warning, default_alpha, flat_spectrum_warning, svc_factors, svc_of_filtered
 from ..numerics.task_vectors import TaskVectors
 from ..planning.plan import MatrixView, RunSettings, TensorPlan

@@ -11,9 +11,9 @@ from ..cache.reports import Origin, TensorReport
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..formats.digest import hash_bytes
+from ..numerics.apply_filter import apply_factors, low_rank_form
 from ..numerics.method import DirectMethod
 from ..numerics.registry import get_planned_method
-from ..numerics.spectrum import apply_factors, low_rank_form
 from ..numerics.task_vectors import LowRank
 from ..planning.plan import MatrixView, RunSettings, TensorPlan
 from ..planning.shards import output_entries

@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .apply_filter import Factors
 from .lazy_torch import torch
-from .spectrum import Factors, Spectrum
+from .spectrum import Spectrum
 from .task_vectors import LowRank, TaskVectors
 
 # What a package with a method of its own imports; docs/own-method.md lists the same names.

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError, NonFiniteError, RecipeError, ShapeError
+from .apply_filter import apply_factors
 from .lazy_torch import torch
 from .method import AnyMethod, DirectMethod, ExpertParameters, MethodParameters, SpectralMethod
 from .parameters import parse_parameters
 from .registry import get_method
-from .spectrum import apply_factors
 from .svd.svc import apply_svc, default_alpha, svc_factors, svc_of_filtered
 from .task_vectors import InMemoryTaskVectors, LowRank
 

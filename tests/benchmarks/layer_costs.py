@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from eigenmerge.core.listing import LoraSource, TensorSource
+from eigenmerge.core.numerics.apply_filter import apply_factors
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.spectral_merge import merged_delta
 from eigenmerge.core.numerics.task_vectors import LowRank
 from eigenmerge.core.planning.cost.machines import EIGH_FLOPS_PER_CUBE, MACHINES, SVD_FLOPS_PER_CUBE, MachineModel
 from eigenmerge.core.planning.cost.simulate import shard_cost, split_work
@@ -196,7 +196,8 @@ def run_layer(shape: tuple[int, int], num_experts: int, rank: int | None, device
     parameters = method.Parameters()
 
     def merge() -> None:
-        merged_delta(method, method.decompose(vectors, parameters), parameters)
+        spectrum = method.decompose(vectors, parameters)
+        apply_factors(spectrum, method.factors(spectrum, parameters))
 
     return seconds_of(merge, device) - drawing
 

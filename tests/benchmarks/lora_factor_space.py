@@ -27,10 +27,9 @@ from typing import Any, Literal
 
 import torch
 
+from eigenmerge.core.numerics.apply_filter import apply_factors, low_rank_form
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.spectral_merge import merged_low_rank
-from eigenmerge.core.numerics.spectrum import apply_factors
 from eigenmerge.core.numerics.task_vectors import LowRank
 
 Form = Literal["factors", "factors to a dense delta", "dense"]
@@ -100,7 +99,7 @@ def compute(form: Form, method_name: str, size: int, rank: int, num_experts: int
     parameters = method.Parameters()
     spectrum = method.decompose(DrawnExperts(size, rank, num_experts, form != "dense"), parameters)
     if form == "factors":
-        return merged_low_rank(method, spectrum, parameters)
+        return low_rank_form(spectrum, method.factors(spectrum, parameters))
     return (apply_factors(spectrum, method.factors(spectrum, parameters)),)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from eigenmerge.core.numerics.apply_filter import apply_factors
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.spectral_merge import merged_delta
 from eigenmerge.core.numerics.svd.svc import apply_svc
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
 
@@ -26,7 +26,8 @@ def merge(name: str, vectors: list[torch.Tensor]) -> torch.Tensor:
     method = get_method(name)
     assert isinstance(method, SpectralMethod)
     parameters = method.Parameters()
-    return merged_delta(method, method.decompose(InMemoryTaskVectors(vectors), parameters), parameters)[0]
+    spectrum = method.decompose(InMemoryTaskVectors(vectors), parameters)
+    return apply_factors(spectrum, method.factors(spectrum, parameters))
 
 
 @pytest.mark.parametrize(("setting", "name"), METHODS)

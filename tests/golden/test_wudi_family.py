@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from eigenmerge.core.numerics.interference.alignment import aligned_exp_times
+from eigenmerge.core.numerics.apply_filter import apply_factors
 from eigenmerge.core.numerics.interference.decompose import decompose_interference
+from eigenmerge.core.numerics.interference.exp_times import align_exp_times
 from eigenmerge.core.numerics.rank_rules import select_rank
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.spectral_merge import merged_delta
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
 from eigenmerge.core.numerics.tensor_level import merge_task_vectors
 
@@ -108,12 +108,12 @@ def test_truncated_pseudo_inverse_at_every_rank(golden: Any, relative_error: Any
     compared = 0
     for layer in golden.layers:
         spectrum = decompose_interference(InMemoryTaskVectors(golden.experts(layer)))
-        method = get_method("swudi_a")
+        method: Any = get_method("swudi_a")
         for rule in RULES:
             setting = f"aswudi_none_sum_K{golden.rank(layer, rule)}"
             if golden.has(layer, setting):
-                parameters = method.Parameters(rank_rule=rule)  # pyright: ignore[reportCallIssue]
-                merged, _ = merged_delta(method, spectrum, parameters)  # pyright: ignore[reportArgumentType]
+                parameters = method.Parameters(rank_rule=rule)
+                merged = apply_factors(spectrum, method.factors(spectrum, parameters))
                 assert relative_error(merged, golden.result(layer, setting)) < 1e-6, (layer, rule)
                 compared += 1
     assert compared > 50
@@ -121,19 +121,19 @@ def test_truncated_pseudo_inverse_at_every_rank(golden: Any, relative_error: Any
 
 def test_alignment_group(golden: Any, relative_error: Any) -> None:
     facts = golden.manifest["align_group_k4"]
-    method = get_method("swudi")
+    method: Any = get_method("swudi")
     spectra = {layer: decompose_interference(InMemoryTaskVectors(golden.experts(layer))) for layer in facts["layers"]}
-    times = aligned_exp_times(
+    times = align_exp_times(
         facts["exp_time"],
         {layer: float(spectrum.values[0]) for layer, spectrum in spectra.items()},
         facts["alignment_rho"],
     )
     assert len(set(times.values())) == len(times)
     for layer, spectrum in spectra.items():
-        parameters = method.Parameters(  # pyright: ignore[reportCallIssue]
+        parameters = method.Parameters(
             exp_time=times[layer], rank_ratio=facts["truncate_rank_ratio"], gamma=facts["filter_gamma"]
         )
-        merged, _ = merged_delta(method, spectrum, parameters)  # pyright: ignore[reportArgumentType]
+        merged = apply_factors(spectrum, method.factors(spectrum, parameters))
         assert relative_error(merged, golden.result("align_group_k4", layer)) < 1e-6
 
 

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 
 from ...errors import CorruptObjectError, ObjectNotFoundError
-from ...numerics.spectrum import Factors, Spectrum
+from ...numerics.apply_filter import Factors
+from ...numerics.spectrum import Spectrum
 from ...planning.plan import RunSettings
 from ...storage.store import Store
 from ..reports import Origin

@@ -12,10 +12,11 @@ from pydantic import Field
 
 from ...errors import RecipeError
 from .. import filters
+from ..apply_filter import Factors
 from ..filters import FilterName, FilterValues
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from ..task_vectors import TaskVectors
 from .decompose import choose_route, decompose_interference, decomposition_elements, decomposition_flops
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 
+from ..apply_filter import Factors
 from ..lazy_torch import torch
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from .operator import InterferenceOperator
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults, which the published code uses

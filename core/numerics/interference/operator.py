@@ -92,14 +92,6 @@ class InterferenceOperator:
         norms = torch.cat([self.norms, torch.tensor([norm], dtype=torch.float64)])
         return InterferenceOperator(C, D, S, norms)
 
-    def combine(self, other: InterferenceOperator) -> InterferenceOperator:
-        """The operator of both sets of experts."""
-        if other.shape != self.shape:
-            raise ShapeError(f"cannot combine interference operators of shapes {self.shape} and {other.shape}")
-        return InterferenceOperator(
-            self.C + other.C, self.D + other.D, self.S + other.S, torch.cat([self.norms, other.norms])
-        )
-
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """What has to be stored to add an expert later."""
         return {"C": self.C, "D": self.D, "S": self.S, "norms": self.norms}

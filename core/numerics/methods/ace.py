@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
+from ..apply_filter import Factors
 from ..lazy_torch import torch
 from ..linear_algebra import solve_on_right
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, frobenius_norm, gram, stays_low_rank, svd_elements, svd_flops
 from ..svd.delta_sum import delta_spectrum
 from ..task_vectors import LowRank, TaskVectors

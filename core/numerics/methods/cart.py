@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
+from ..apply_filter import Factors
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, lifted, relative_cut, stays_low_rank, svd_elements, svd_flops, typical_value
 from ..svd.core_coordinates import core_task_vectors
 from ..svd.delta_sum import delta_spectrum, svd_spectrum

@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from ..apply_filter import Factors, apply_factors
 from ..elementwise.sign_consensus import trim_elect_average
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
-from ..spectrum import Factors, Spectrum, apply_factors
+from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, lifted, stays_low_rank, svd_elements, svd_flops
 from ..svd.core_coordinates import CoreTaskVectors, core_task_vectors
 from ..svd.delta_sum import svd_spectrum

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..apply_filter import Factors
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, stays_low_rank, svd_elements, svd_flops
 from ..svd.delta_sum import sum_of, svd_spectrum
 from ..task_vectors import TaskVectors

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
+from ..apply_filter import Factors
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from ..svd.compact_svd import (
     POLAR_CUT,
     CompactSVD,

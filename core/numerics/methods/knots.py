@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
+from ..apply_filter import Factors
 from ..elementwise.sign_consensus import trim_elect_average
 from ..lazy_torch import torch
 from ..linear_algebra import qr, svd
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, lifted, relative_cut, stays_low_rank, svd_elements, svd_flops
 from ..svd.core_coordinates import stacked_basis
 from ..svd.delta_sum import svd_spectrum

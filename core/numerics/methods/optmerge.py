@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ..apply_filter import Factors
 from ..filters import heavy_ball
 from ..interference.family import (
     Anchor,
@@ -19,7 +20,7 @@ from ..interference.family import (
 )
 from ..interference.iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
 from ..interference.optmerge_operator import optmerge_operator, optmerge_spectrum, truncation_rank
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from ..task_vectors import TaskVectors
 
 _ITERATE = "optmerge_iterate"

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
+from ..apply_filter import Factors
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, stays_low_rank, svd_elements, svd_flops
 from ..svd.delta_sum import DeltaSum, delta_spectrum
 from ..task_vectors import LowRank, TaskVectors

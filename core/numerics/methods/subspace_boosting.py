@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
+from ..apply_filter import Factors
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from ..task_vectors import TaskVectors
 from .iso_c import KIND, decompose_sum, sum_elements, sum_flops
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
+from ..apply_filter import Factors
 from ..interference.decompose import decompose_interference
 from ..interference.family import FilterParameters, InterferenceMethod, factors_on_top, filtered, keep_by_ratio
 from ..interference.output_filter import filter_outputs
 from ..lazy_torch import torch
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from ..task_vectors import TaskVectors
 
 

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from ..apply_filter import Factors
 from ..filters import FilterName
 from ..interference.family import FilterParameters, InterferenceMethod, anchor_factor, factors_on_top, filtered
 from ..rank_rules import find_rule, select_rank
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 
 
 def _known_rule(rule: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..apply_filter import Factors
 from ..method import ExpertParameters, SpectralMethod
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, svd_elements, svd_flops
 from ..svd.singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
 from ..task_vectors import LowRank, TaskVectors

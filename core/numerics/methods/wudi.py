@@ -7,11 +7,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from ..apply_filter import Factors
 from ..filters import landweber
 from ..interference.family import AnchorParameters, InterferenceMethod, anchor_factor, factors_on_top
 from ..interference.iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
 from ..interference.operator import accumulate
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 from ..task_vectors import TaskVectors
 
 _ITERATE = "wudi_iterate"

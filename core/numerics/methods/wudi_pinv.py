@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ..apply_filter import Factors
 from ..filters import no_filter
 from ..interference.family import AnchorParameters, InterferenceMethod, factors_on_top, resolved_directions
-from ..spectrum import Factors, Spectrum
+from ..spectrum import Spectrum
 
 
 class WudiPinv(InterferenceMethod[AnchorParameters]):

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..apply_filter import Factors, apply_factors, low_rank_form
 from ..lazy_torch import torch
-from ..spectrum import Factors, Spectrum, apply_factors, low_rank_form
+from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
 from .compact_svd import compact_svd, frobenius_norm, gram, svd_elements, svd_flops
 

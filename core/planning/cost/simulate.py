@@ -14,7 +14,7 @@ from math import prod
 from typing import Literal
 
 from ...numerics.interference.decompose import choose_route
-from ...numerics.interference.kept_sums import kept_form
+from ...numerics.interference.stored_form import stored_form
 from ...numerics.method import SpectralMethod
 from ...numerics.registry import get_method
 from ..plan import LayerShard, Plan, TensorPlan
@@ -116,7 +116,7 @@ def split_work(tensor: TensorPlan) -> WorkSplit:
     uses_operator = _uses_operator(tensor)
     for shape in _matrix_shapes(tensor):
         ranks = [max_rank(expert, shape) for expert in tensor.experts]
-        kept = tensor.members and kept_form(shape, ranks, all(expert.full is None for expert in tensor.experts))
+        kept = tensor.members and stored_form(shape, ranks, all(expert.full is None for expert in tensor.experts))
         if uses_operator and (kept == "operator" or choose_route(shape, ranks) == "gram"):
             eigh_sides.append(shape[1])
         else:

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any, final
 
 from ...formats.digest import hash_json
-from ...numerics.interference.kept_sums import kept_elements, kept_form
+from ...numerics.interference.stored_form import stored_elements, stored_form
 from ...numerics.method import MethodParameters, SpectralMethod
 from ...numerics.svd.svc import ALGORITHM_VERSION as SVC_VERSION
 from ...numerics.svd.svc import svc_elements, svc_flops
@@ -136,8 +136,8 @@ class SpectralPlanner:
         if known is None:
             sums = held = 0
             if keeps:
-                form = kept_form(shape, ranks, low_rank)
-                sums = kept_elements(shape, ranks, form) * self._element
+                form = stored_form(shape, ranks, low_rank)
+                sums = stored_elements(shape, ranks, form) * self._element
                 if form == "operator":
                     ranks = (shape[1],) * len(ranks)  # decomposed from C, (K, K), whatever the experts' ranks
                 held = sums if form == "factors" else 0  # every expert's factors, besides the stack of them

@@ -25,9 +25,9 @@ from unittest.mock import patch
 
 import torch
 
+from eigenmerge.core.numerics.apply_filter import apply_factors
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.spectrum import apply_factors
 from eigenmerge.core.numerics.svd import singular_directions
 from eigenmerge.core.numerics.svd.compact_svd import POLAR_CUT, polar_rows
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank

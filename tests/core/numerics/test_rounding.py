@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from eigenmerge.core.numerics import rounding
+from eigenmerge.core.numerics.apply_filter import apply_factors
 from eigenmerge.core.numerics.interference.decompose import decompose_interference
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.spectral_merge import merged_delta
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
 
 from .conditioning import merge_tolerance, rounding_bound
@@ -31,9 +31,9 @@ def naive_pinv(vectors: list[torch.Tensor], relative_cut: float | None) -> torch
 
 
 def ours(vectors: list[torch.Tensor], name: str = "wudi_pinv", **parameters: Any) -> torch.Tensor:
-    method = get_method(name)
+    method: Any = get_method(name)
     spectrum = decompose_interference(InMemoryTaskVectors(vectors), route="gram")
-    return merged_delta(method, spectrum, method.Parameters(**parameters))[0]  # pyright: ignore[reportArgumentType]
+    return apply_factors(spectrum, method.factors(spectrum, method.Parameters(**parameters)))
 
 
 def low_rank(size: int, rank: int, count: int) -> list[torch.Tensor]:

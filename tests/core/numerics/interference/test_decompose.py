@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eigenmerge.core.numerics.apply_filter import apply_factors, low_rank_form
 from eigenmerge.core.numerics.interference.decompose import (
     choose_route,
     decompose_interference,
@@ -18,7 +19,6 @@ from eigenmerge.core.numerics.interference.decompose import (
 from eigenmerge.core.numerics.interference.gram_route import spectrum_of_operator
 from eigenmerge.core.numerics.interference.operator import InterferenceOperator, accumulate
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.spectral_merge import merged_delta, merged_low_rank
 from eigenmerge.core.numerics.spectrum import Spectrum
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
@@ -84,8 +84,8 @@ def to(vectors: Vectors, dtype: torch.dtype) -> InMemoryTaskVectors:
 
 
 def merge(name: str, spectrum: Spectrum, **parameters: Any) -> torch.Tensor:
-    method = get_method(name)
-    return merged_delta(method, spectrum, method.Parameters(**parameters))[0]  # pyright: ignore[reportArgumentType]
+    method: Any = get_method(name)
+    return apply_factors(spectrum, method.factors(spectrum, method.Parameters(**parameters)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -176,11 +176,11 @@ class _LargestTensor(TorchDispatchMode):
 def test_lora_is_never_a_square_matrix() -> None:
     rows, columns, ranks = 400, 500, [4, 4, 4]
     vectors = InMemoryTaskVectors(lora(rows, columns, ranks, torch.float32))
-    method = get_method("swudi_a")
+    method: Any = get_method("swudi_a")
     parameters = method.Parameters()
     with _LargestTensor() as seen:
-        spectrum = method.decompose(vectors, parameters)  # pyright: ignore[reportAttributeAccessIssue]
-        left, right = merged_low_rank(method, spectrum, parameters)  # pyright: ignore[reportArgumentType]
+        spectrum = method.decompose(vectors, parameters)
+        left, right = low_rank_form(spectrum, method.factors(spectrum, parameters))
     assert spectrum.info["route"] == "row_space"
     assert seen.elements <= sum(ranks) * max(rows, columns)
     assert left.shape[1] == right.shape[0] == sum(ranks)

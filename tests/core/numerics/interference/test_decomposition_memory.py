@@ -15,7 +15,7 @@ PROGRAM = """
 import json, sys
 import torch
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.spectral_merge import merged_delta
+from eigenmerge.core.numerics.apply_filter import apply_factors
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
 torch.set_num_threads(1)
@@ -39,11 +39,13 @@ class Stream:  # one expert at a time, as from a checkpoint
 method = get_method(name)
 parameters = method.Parameters(**({"iterations": 3} if name == "wudi" else {}))
 small = InMemoryTaskVectors(torch.randn(3, 100, 100).unbind())
-merged_delta(method, method.decompose(small, parameters), parameters)  # code pages, thread pools
+spectrum = method.decompose(small, parameters)
+apply_factors(spectrum, method.factors(spectrum, parameters))  # code pages, thread pools
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew: importing torch peaks higher than what it keeps
+del spectrum
 before = peak_bytes()
 spectrum = method.decompose(Stream(), parameters)
-merged_delta(method, spectrum, parameters)
+apply_factors(spectrum, method.factors(spectrum, parameters))
 peak = peak_bytes() - before
 projected = method.peak_elements(Stream.shape, Stream.max_ranks, Stream.all_low_rank) * 4
 print(json.dumps({"peak": peak, "projected": projected, "route": spectrum.info["route"]}))

@@ -82,16 +82,6 @@ def test_an_expert_may_come_later() -> None:
         assert torch.equal(kept[name], before[name])  # not in place unless asked
 
 
-def test_operators_of_disjoint_experts_combine() -> None:
-    vectors = experts((5, 6), 5)
-    parts = [accumulate(InMemoryTaskVectors(part)) for part in (vectors[:2], vectors[2:])]
-    whole = accumulate(InMemoryTaskVectors(vectors))
-    combined = parts[0].combine(parts[1])
-    torch.testing.assert_close(combined.C, whole.C)
-    torch.testing.assert_close(combined.D, whole.D)
-    assert torch.equal(combined.norms, whole.norms)
-
-
 def test_tiny_task_vectors_do_not_underflow() -> None:
     # squares of 1e-24 are zero in float32; the naive 1 / ||v||^2 is then infinite
     vectors = [v.float() * 1e-24 for v in experts((6, 8), 2)]
@@ -106,8 +96,6 @@ def test_misfits_are_named() -> None:
     operator = accumulate(InMemoryTaskVectors(experts((4, 5), 1)))
     with pytest.raises(ShapeError, match=r"\(5, 4\).*\(4, 5\)"):
         operator.plus(torch.zeros((5, 4), dtype=torch.float64))
-    with pytest.raises(ShapeError, match="combine"):
-        operator.combine(accumulate(InMemoryTaskVectors(experts((5, 4), 1))))
     tensors = operator.to_tensors()
     with pytest.raises(CorruptObjectError, match="lacks D, norms"):
         InterferenceOperator.from_tensors({"C": tensors["C"], "S": tensors["S"]})

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eigenmerge.core.numerics.apply_filter import apply_factors
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.spectrum import apply_factors
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
 from ..conditioning import merge_tolerance

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from eigenmerge.core.numerics.apply_filter import apply_factors, low_rank_form
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.spectrum import apply_factors, low_rank_form
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
 from ..conditioning import rounding_bound

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eigenmerge.core.numerics.spectrum import Factors, apply_factors
+from eigenmerge.core.numerics.apply_filter import Factors, apply_factors
 from eigenmerge.core.numerics.svd.compact_svd import compact_svd
 from eigenmerge.core.numerics.svd.delta_sum import DeltaSum, delta_spectrum, sum_of
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank

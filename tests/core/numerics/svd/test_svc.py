@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
+from eigenmerge.core.numerics.apply_filter import apply_factors
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.spectrum import apply_factors
 from eigenmerge.core.numerics.svd.svc import (
     apply_svc,
     calibration_warning,

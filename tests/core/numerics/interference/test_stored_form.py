@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from eigenmerge.core.errors import CorruptObjectError
+from eigenmerge.core.numerics.apply_filter import Factors, apply_factors
 from eigenmerge.core.numerics.interference.decompose import decompose_interference
-from eigenmerge.core.numerics.interference.kept_sums import (
-    in_order,
-    kept_elements,
-    kept_form,
+from eigenmerge.core.numerics.interference.operator import accumulate
+from eigenmerge.core.numerics.interference.stored_form import (
+    reorder_experts,
     stack_factors,
+    stored_elements,
+    stored_form,
     unstack_factors,
 )
-from eigenmerge.core.numerics.interference.operator import accumulate
 from eigenmerge.core.numerics.interference.summed_task_vectors import SummedTaskVectors
-from eigenmerge.core.numerics.spectrum import Factors, apply_factors
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
 
@@ -46,15 +46,15 @@ def low_rank(ranks: tuple[int, ...], rows: int = 6, columns: int = 9) -> list[Lo
     ],
 )
 def test_form(shape: tuple[int, int], ranks: tuple[int, ...], all_low_rank: bool, form: str) -> None:
-    assert kept_form(shape, ranks, all_low_rank) == form
+    assert stored_form(shape, ranks, all_low_rank) == form
 
 
 def test_elements_are_what_is_stored() -> None:
     operator = accumulate(InMemoryTaskVectors(dense(3)))
     stored = sum(t.numel() for name, t in operator.to_tensors().items() if name != "norms")
-    assert kept_elements((6, 9), (6, 6, 6), "operator") == stored
+    assert stored_elements((6, 9), (6, 6, 6), "operator") == stored
     factors = stack_factors(low_rank((2, 0, 3)))
-    assert kept_elements((6, 9), (2, 0, 3), "factors") == factors["left"].numel() + factors["right"].numel()
+    assert stored_elements((6, 9), (2, 0, 3), "factors") == factors["left"].numel() + factors["right"].numel()
 
 
 def test_factors_come_back_one_by_one() -> None:
@@ -95,7 +95,7 @@ def test_summed_task_vectors_decompose_without_being_read() -> None:
 def test_energies_of_each_expert_follow_the_order_of_the_plan() -> None:
     vectors = [vector * 10.0**index for index, vector in enumerate(dense(3))]
     added = accumulate(InMemoryTaskVectors([vectors[2], vectors[0], vectors[1]]))
-    placed = in_order(added, [1, 2, 0])
+    placed = reorder_experts(added, [1, 2, 0])
     summed = SummedTaskVectors(placed, InMemoryTaskVectors(vectors))
     found = decompose_interference(summed, with_expert_energy=True)
     expected = decompose_interference(InMemoryTaskVectors(vectors), route="gram", with_expert_energy=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ..filters import EIGENVALUE_FLOOR
 
 
-def aligned_exp_times(exp_time: float, largest_values: Mapping[str, float], alignment_rho: float) -> dict[str, float]:
+def align_exp_times(exp_time: float, largest_values: Mapping[str, float], alignment_rho: float) -> dict[str, float]:
     """t_layer = t (geometric mean of lambda_max over layers / lambda_max,layer)^rho.
 
     Parameters

@@ -19,21 +19,21 @@ from ..task_vectors import LowRank
 from .decompose import choose_route
 from .operator import InterferenceOperator
 
-KeptForm = Literal["operator", "factors"]
+StoredForm = Literal["operator", "factors"]
 
 
-def kept_form(shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> KeptForm:
+def stored_form(shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> StoredForm:
     """What to keep of experts of these ranks."""
     return "factors" if all_low_rank and choose_route(shape, max_ranks) == "row_space" else "operator"
 
 
-def kept_elements(shape: tuple[int, int], max_ranks: Sequence[int], form: KeptForm) -> int:
+def stored_elements(shape: tuple[int, int], max_ranks: Sequence[int], form: StoredForm) -> int:
     """Number of elements to keep, in the arithmetic dtype."""
     rows, columns = shape
     return sum(max_ranks) * (rows + columns) if form == "factors" else columns * columns + 2 * rows * columns
 
 
-def in_order(operator: InterferenceOperator, order: Sequence[int]) -> InterferenceOperator:
+def reorder_experts(operator: InterferenceOperator, order: Sequence[int]) -> InterferenceOperator:
     """The same sums with the norms of experts `order[0]`, `order[1]`, ...: they come in the order of adding."""
     return dataclasses.replace(operator, norms=operator.norms[list(order)])
 

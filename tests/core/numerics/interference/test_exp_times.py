@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eigenmerge.core.numerics.interference.alignment import aligned_exp_times
+from eigenmerge.core.numerics.interference.exp_times import align_exp_times
 
 LARGEST = {"a": 0.1, "b": 0.4, "c": 1.6}
 
 
 def test_geometric_mean_is_the_reference() -> None:
-    assert aligned_exp_times(300.0, LARGEST, 0.5) == pytest.approx({"a": 600.0, "b": 300.0, "c": 150.0})
-    assert aligned_exp_times(300.0, LARGEST, 0.0) == pytest.approx(dict.fromkeys("abc", 300.0))
+    assert align_exp_times(300.0, LARGEST, 0.5) == pytest.approx({"a": 600.0, "b": 300.0, "c": 150.0})
+    assert align_exp_times(300.0, LARGEST, 0.0) == pytest.approx(dict.fromkeys("abc", 300.0))
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.dictionaries(st.text("abcdef", min_size=1), st.floats(1e-7, 100.0), min_size=1, max_size=8))
 def test_full_alignment_filters_every_layer_to_the_same_depth(largest: dict[str, float]) -> None:
-    times = aligned_exp_times(1300.0, largest, 1.0)
+    times = align_exp_times(1300.0, largest, 1.0)
     depths = [times[name] * largest[name] for name in largest]
     assert max(depths) == pytest.approx(min(depths), rel=1e-9)
     # the mean of log t stays where it was
@@ -29,9 +29,9 @@ def test_full_alignment_filters_every_layer_to_the_same_depth(largest: dict[str,
 
 
 def test_layers_without_experts_take_no_part() -> None:
-    assert aligned_exp_times(300.0, {**LARGEST, "zero": 0.0}, 0.5) == pytest.approx(
+    assert align_exp_times(300.0, {**LARGEST, "zero": 0.0}, 0.5) == pytest.approx(
         {"a": 600.0, "b": 300.0, "c": 150.0, "zero": 300.0}
     )
-    assert aligned_exp_times(300.0, {"zero": 0.0}, 0.5) == {"zero": 300.0}
-    assert aligned_exp_times(300.0, {}, 0.5) == {}
-    assert aligned_exp_times(300.0, {"alone": 0.7}, 2.0) == pytest.approx({"alone": 300.0})
+    assert align_exp_times(300.0, {"zero": 0.0}, 0.5) == {"zero": 300.0}
+    assert align_exp_times(300.0, {}, 0.5) == {}
+    assert align_exp_times(300.0, {"alone": 0.7}, 2.0) == pytest.approx({"alone": 300.0})

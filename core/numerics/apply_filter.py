@@ -1,0 +1,53 @@
+"""Apply a filter to a spectrum: its factors on the directions give the merged delta, as a matrix or as two factors.
+
+    merged delta = sum_k (sum_b g_bk left_bk) right_k^T
+
+g_bk is the factor of direction k in block b. A method's `factors` include its `scale`; nothing multiplies by it again.
+
+Shapes: M = out features (D1), K = in features (D2), R = number of directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .lazy_torch import torch
+from .spectrum import Spectrum
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """What a filter makes of a spectrum: one factor per direction and block, and the rank it kept.
+
+    weights : mapping of block name to Tensor (R,); a block that is missing has weight 0
+    rank : int, number of directions the method regards as kept (K); reported in the manifest
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    rank: int
+
+
+def apply_factors(spectrum: Spectrum, factors: Factors) -> torch.Tensor:
+    """The merged delta, sum_k (sum_b g_bk left_bk) right_k^T.
+
+    Cost: 2 R M K flops; R M + M K elements beyond the spectrum.
+
+    Returns
+    -------
+    Tensor, (M, K), the spectrum's dtype and device
+    """
+    left, right = low_rank_form(spectrum, factors)
+    return left @ right
+
+
+def low_rank_form(spectrum: Spectrum, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same delta as factors (M, R') and (R', K), without the directions whose weights are all zero."""
+    keep = torch.zeros(spectrum.num_directions, dtype=torch.bool, device=spectrum.values.device)
+    for weight in factors.weights.values():
+        keep |= weight != 0
+    index = keep.nonzero().squeeze(1)
+    left = torch.zeros((len(index), spectrum.shape[0]), dtype=spectrum.right.dtype, device=spectrum.right.device)
+    for name, weight in factors.weights.items():
+        left.addcmul_(spectrum.left[name][index], weight[index].to(left.dtype).unsqueeze(1))
+    return left.T, spectrum.right[index]
