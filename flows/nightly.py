@@ -1,4 +1,4 @@
-"""The scheduled merge, in order: scan the registry, decide, merge, move the pointer."""
+"""The flow "nightly": scan the registry, decide whether to merge, merge, and move the pointer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ from .merge import merge
 
 @dataclass(frozen=True, slots=True)
 class NightlyResult:
-    """What a scheduled run did. `destination` is what is published now; `merged` is None when nothing was new."""
+    """The result of a scheduled run.
+
+    destination : what is published after the run; None if nothing is
+    merged : the result of the merge; None if nothing had changed
+    """
 
     outcome: UpdateOutcome
     reason: str
@@ -55,7 +59,7 @@ def nightly(
 
     Parameters
     ----------
-    recipe : path or URI of a recipe without experts, or its text; `registry` supplies them
+    recipe : path or URI of a recipe, or its text; the experts of `registry` are added to it
     registry : prefix with one folder per expert
     publish : prefix that receives a dated folder per merge and the pointer `latest.json`
     store, device, max_memory, workers, runner, runner_address : as for `merge`
@@ -87,7 +91,7 @@ def nightly(
 
     folder = folder_name(datetime.now(UTC), inputs)
     destination = f"{place}/{folder}"
-    # overwrite: the folder is named after its inputs, so what a killed run left there is the same merge
+    # overwrite: the folder is named after its inputs, so a killed run can only have left the same merge
     merged = merge(
         completed,
         destination,

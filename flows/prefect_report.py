@@ -1,6 +1,6 @@
-"""A merge as Prefect's pages show it: name, tags, progress, a table of the layers, their spectra, links.
+"""Write what Prefect's pages show of a merge: name, tags, progress, a table of the layers, their spectra, links.
 
-What can go wrong here (a server that is slow or away) must never fail a merge: it is logged.
+Errors, such as a slow or unreachable server, are logged and never fail a merge.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..core.steps.plot_spectra import plot_spectra
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_UPDATES = 1.0
-_MOST_ROWS = 2000  # more would be megabytes in the server's database
+_MOST_ROWS = 2000  # more rows would take megabytes in the server's database
 
 
 class PrefectReport(Listener):
@@ -47,9 +47,9 @@ class PrefectReport(Listener):
 
     def planned(self, run: Run, workers: int) -> None:
         self._run = run
-        self._quietly(self._name_run, run.plan)
+        self._try(self._name_run, run.plan)
         to_do = f"{len(run.plan.shards)} shards to do"
-        self._progress = self._quietly(create_progress_artifact, 0.0, "shards", to_do)
+        self._progress = self._try(create_progress_artifact, 0.0, "shards", to_do)
 
     def shard_done(self, report: ShardReport) -> None:
         self._reports.append(report)
@@ -62,11 +62,11 @@ class PrefectReport(Listener):
         self._show_progress()
 
     def finished(self, result: MergeResult) -> None:
-        self._quietly(create_table_artifact, self._rows(), "layers", "What the merge did with each tensor")
-        self._quietly(create_markdown_artifact, _summary(result), "result", "Where the result is")
-        image = self._quietly(plot_spectra, self._run)
+        self._try(create_table_artifact, self._rows(), "layers", "How each tensor was merged")
+        self._try(create_markdown_artifact, _summary(result), "result", "Location of the result")
+        image = self._try(plot_spectra, self._run)
         if image is not None:
-            self._quietly(create_image_artifact, image, "spectra", "Eigenvalues of every layer, largest first")
+            self._try(create_image_artifact, image, "spectra", "Eigenvalues of every layer, largest first")
 
     def _name_run(self, plan: Plan) -> None:
         method = str(plan.recipe.get("merge_method"))
@@ -86,7 +86,7 @@ class PrefectReport(Listener):
         if self._progress is not None and self._run is not None:
             total = len(self._run.plan.shards)
             text = f"{self._done} of {total} shards"
-            self._quietly(update_progress_artifact, self._progress, 100.0 * self._done / max(1, total), text)
+            self._try(update_progress_artifact, self._progress, 100.0 * self._done / max(1, total), text)
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
@@ -105,7 +105,7 @@ class PrefectReport(Listener):
         return rows[:_MOST_ROWS]
 
     @staticmethod
-    def _quietly(action: Callable[..., Any], *arguments: Any) -> Any:
+    def _try(action: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return action(*arguments)
         except Exception as error:

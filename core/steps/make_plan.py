@@ -1,4 +1,4 @@
-"""The plan: list base and experts from their headers, then decide everything that can be decided without weights."""
+"""Make the plan: list base and experts from their headers, then decide everything that needs no weights."""
 
 from __future__ import annotations
 
@@ -23,34 +23,40 @@ def make_plan(
     device: str = "cpu",
     allow_tf32: bool = False,
 ) -> Plan:
-    """Read the headers of every model of a recipe (and tokenizers, where vocabularies may differ), and plan.
+    """Return the plan of a recipe. Reads headers, and tokenizers where vocabularies may differ, but no weights.
 
-    No weights are read and torch is not imported.
+    Does not import torch.
+
+    Parameters
+    ----------
+    max_memory : bytes that all workers together may use; the plan is refused if one shard needs more
+    allow_nonfinite : keep the base's tensor where an expert holds NaN or Inf
+    allow_tf32 : let matrix products on a GPU use TF32
 
     Raises
     ------
-    RecipeError, CheckpointError, ShapeError, BudgetError : what is wrong, in one line
-    StoreError : a place that stays unreachable
+    RecipeError, CheckpointError, ShapeError, BudgetError : one line that says what is wrong and what to do
+    StoreError : a model cannot be read
     """
     source = recipe.vocabulary_source
     tokenizer_model = source if source not in (None, "base", "union") else None
-    named = [recipe.base_model, *recipe.expert_references, tokenizer_model]
-    references = list(dict.fromkeys(reference for reference in named if reference is not None))
+    used = [recipe.base_model, *recipe.expert_references, tokenizer_model]
+    references = list(dict.fromkeys(reference for reference in used if reference is not None))
 
-    def list_one(reference: str) -> ModelListing:
+    def list_reference(reference: str) -> ModelListing:
         return list_model(reference, recipe.storage_options, fingerprint=recipe.fingerprint)
 
-    def read_one(uri: str) -> bytes:
+    def read_object(uri: str) -> bytes:
         store, key = locate_object(uri, recipe.storage_options)
         return store.read(key)
 
     with ThreadPoolExecutor(min(_PARALLEL_READS, len(references)), thread_name_prefix="list") as pool:
-        listings = dict(zip(references, pool.map(list_one, references), strict=True))
+        listings = dict(zip(references, pool.map(list_reference, references), strict=True))
         base = listings[recipe.base_model] if recipe.base_model else None
         experts = [listings[reference] for reference in recipe.expert_references]
         tokenizer = listings[tokenizer_model] if tokenizer_model is not None else None
         small = tokenizer_files_needed(recipe, base, experts, tokenizer)
-        contents = dict(zip(small, pool.map(read_one, small), strict=True))
+        contents = dict(zip(small, pool.map(read_object, small), strict=True))
     return plan_merge(
         recipe,
         base,

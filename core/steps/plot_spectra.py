@@ -1,4 +1,4 @@
-"""A picture of a run's spectra, from the run-level table alone: no vectors are read."""
+"""Plot the spectra of a run from its table of values; reads no vectors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _MOST_CURVES = 400
 
 
 def plot_spectra(run: Run) -> str | None:
-    """A PNG as a data: URI, one curve a layer, values relative to the largest over the share of the directions.
+    """Return a PNG image as a data: URI, or None where the run has no spectra or matplotlib is not installed.
 
-    None where the run has no spectra, or matplotlib (the extra "plot") is not installed.
+    One curve per matrix: values relative to the largest value, over the share of the directions. matplotlib comes with
+    the extra "plot".
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,6 +44,6 @@ def plot_spectra(run: Run) -> str | None:
             lw=0.8,
         )
     axes.set(yscale="log", xlabel="share of the directions", ylabel="value / largest", title=f"{len(curves)} spectra")
-    picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)
-    return "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
+    image = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(image)
+    return "data:image/png;base64," + base64.b64encode(image.getvalue()).decode()

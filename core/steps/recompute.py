@@ -1,4 +1,7 @@
-"""Some tensors of a merged checkpoint computed again from base and experts, and compared with what is stored."""
+"""Compute tensors of a merged checkpoint again from base and experts, and compare them with the stored ones.
+
+This does not call `merge_run`, which would return the parts that it finds in the store instead of computing them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from ..storage.store import Store
 from ..storage.torch_dtypes import torch_dtype
 from .make_plan import make_plan
 
-# Another machine, another number of threads or another route (sums that were kept, a GPU) adds up in another order.
+# Another machine, number of threads or route (kept sums, a GPU) adds in another order.
 TOLERANCE = 1e-5
 
 Outcome = Literal["identical", "within tolerance", "differs", "not recomputed"]
@@ -31,7 +34,11 @@ Outcome = Literal["identical", "within tolerance", "differs", "not recomputed"]
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
-    """One tensor. `difference`: the largest, relative to the tensor's largest value."""
+    """The comparison of one tensor.
+
+    difference : largest absolute difference, relative to the largest absolute value of the stored tensor
+    reason : why the tensor was not recomputed, or differs
+    """
 
     name: str
     outcome: Outcome
@@ -40,24 +47,24 @@ class Recomputed:
 
 
 class NotReachableError(CheckpointError):
-    """Base and experts are not what they were, or not there: nothing can be computed again."""
+    """A model is missing or has changed, so nothing can be recomputed."""
 
 
 def plan_again(manifest: Manifest, storage_options: Mapping[str, Any] | None, device: str) -> Plan:
-    """The plan of the merge that wrote the checkpoint, from the same models.
+    """Return the plan of the merge that wrote the checkpoint, from the same models.
 
     Raises
     ------
-    NotReachableError : a model is not there, has changed, or the recipe is not understood any more
+    NotReachableError : a model is missing or has changed, or this version cannot plan the recipe
     """
     try:
         recipe: Recipe = recipe_from_mapping(
             {**manifest.recipe, "storage_options": storage_options}, "the manifest's recipe"
         )
-        # A tensor that was kept at the base because of NaN is one again: the manifest says so of it.
+        # With allow_nonfinite a tensor that was kept at the base because of NaN is kept again.
         plan = make_plan(recipe, allow_nonfinite=True, device=device)
     except RecipeError as error:
-        raise NotReachableError(f"this version does not plan the recipe: {error}") from None
+        raise NotReachableError(f"this version cannot plan the recipe: {error}") from None
     except EigenmergeError as error:
         raise NotReachableError(str(error)) from None
     changed = _changed(plan.base, manifest.base)
@@ -73,19 +80,19 @@ def plan_again(manifest: Manifest, storage_options: Mapping[str, Any] | None, de
 
 
 def choose_sample(plan: Plan, manifest: Manifest, count: int) -> list[tuple[TensorPlan, ManifestTensor]]:
-    """`count` tensors, spread evenly over the model: merged ones first, then others; the same ones every time.
+    """Return `count` tensors, spread evenly over the model and the same in every call; merged tensors are preferred.
 
     Raises
     ------
-    NotReachableError : the plan has other tensors than the manifest
+    NotReachableError : the tensors of the plan differ from those of the manifest
     """
     rows = {row.name: row for row in manifest.tensors}
     planned = {tensor.name: tensor for shard in plan.shards for tensor in shard.tensors}
     if planned.keys() != rows.keys():
-        raise NotReachableError("this version plans other tensors than the manifest lists")
+        raise NotReachableError("the tensors that this version plans differ from those in the manifest")
     merged = [name for name, tensor in planned.items() if tensor.action == "merge"]
     others = [name for name, tensor in planned.items() if tensor.action != "merge"]
-    # One of the others where there is room: means and copies can be wrong too.
+    # At least one of the others where there is room: means and copies can be wrong too.
     num_others = min(len(others), max(count - len(merged), 1 if count > 1 else 0))
     names = _spread(merged, count - num_others) + _spread(others, num_others)
     return [(planned[name], rows[name]) for name in names]
@@ -94,18 +101,18 @@ def choose_sample(plan: Plan, manifest: Manifest, count: int) -> list[tuple[Tens
 def recompute(
     tensor: TensorPlan, stored: bytes, plan: Plan, storage_options: Mapping[str, Any] | None, store: Store | None
 ) -> Recomputed:
-    """One tensor again, and the comparison.
+    """Merge one tensor again and compare it with its stored bytes.
 
-    Cost: that of merging it. Without a store, scratch space on this machine's disk for its spectrum.
+    Cost: that of merging the tensor. Without a store, temporary disk space for its spectrum.
 
     Parameters
     ----------
-    store : where spectra may be found and are kept; None decomposes again
+    store : provides and keeps spectra; None decomposes again
     """
     if tensor.alignment_key is not None and (store is None or not store.exists(tensor.alignment_key)):
-        reason = "its filter depends on all layers (alignment_rho): give the run's store"
+        reason = "its filter depends on all layers (alignment_rho): pass the store of the run"
         return Recomputed(tensor.name, "not recomputed", reason=reason)
-    with _place_of_spectra(store) as place, one_thread():
+    with _spectra_store(store) as place, one_thread():
         merger = TensorMerger(plan.settings, place, TensorReader(storage_options))
         try:
             data, _ = merger.merge(tensor)
@@ -125,7 +132,7 @@ def _compare(tensor: TensorPlan, found: bytes, stored: bytes) -> Recomputed:
     ours, theirs = _values(tensor, found, dtype), _values(tensor, stored, dtype)
     largest = float(theirs.abs().max())
     difference = (ours - theirs).abs()
-    # The cast may fall on the other side: one rounding step of the output dtype on top.
+    # A tiny difference may change how the cast rounds: allow one rounding step of the output dtype.
     allowed = TOLERANCE * largest + torch.finfo(dtype).eps * theirs.abs()
     relative = float(difference.max()) / largest if largest > 0 else float(difference.max())
     within = bool((difference <= allowed).all())
@@ -133,7 +140,7 @@ def _compare(tensor: TensorPlan, found: bytes, stored: bytes) -> Recomputed:
 
 
 def _values(tensor: TensorPlan, data: bytes, dtype: torch.dtype) -> torch.Tensor:
-    """In float64; of factors their product, because the signs of singular vectors are nobody's choice."""
+    """Return the values in float64. For factors their product, because the signs of singular vectors are arbitrary."""
     pieces, position = [], 0
     for entry in output_entries(tensor):
         flat = torch.frombuffer(bytearray(data[position : position + entry.num_bytes]), dtype=dtype)
@@ -143,7 +150,7 @@ def _values(tensor: TensorPlan, data: bytes, dtype: torch.dtype) -> torch.Tensor
 
 
 @contextmanager
-def _place_of_spectra(store: Store | None) -> Iterator[Store]:
+def _spectra_store(store: Store | None) -> Iterator[Store]:
     if store is not None:
         yield store
         return

@@ -1,4 +1,4 @@
-"""A merged checkpoint verified: its files against its manifest, and a sample of its tensors against their sources."""
+"""Verify a merged checkpoint: its files against its manifest, and a sample of its tensors against their sources."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .recompute import NotReachableError, Recomputed, choose_sample, plan_again,
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found.
+    """The result of a verification.
 
-    recomputed : of the sample; empty where none was asked for, or where it could not be computed
-    not_recomputed : why there is no sample, "" where there is one
+    recomputed : comparisons of the sample; empty if no sample was requested or none could be computed
+    not_recomputed : why the sample could not be computed; "" otherwise
     num_tensors : of the whole checkpoint
     """
 
@@ -31,10 +31,10 @@ class Verification:
 
     @property
     def problems(self) -> list[str]:
-        """One line each; none where the checkpoint is what its manifest says."""
+        """One line per problem; empty where the checkpoint agrees with its manifest and its sources."""
         found = [f"{file.name}: {problem}" for file in self.files for problem in file.problems]
         return found + [
-            f"{tensor.name}: is not what its sources give: differs by {tensor.difference:.2g} of its largest value"
+            f"{tensor.name}: differs from its recomputation by {tensor.difference:.2g} of its largest value"
             + (f" ({tensor.reason})" if tensor.reason else "")
             for tensor in self.recomputed
             if tensor.outcome == "differs"
@@ -42,7 +42,7 @@ class Verification:
 
     @property
     def gaps(self) -> list[str]:
-        """What could not be checked although it was to be; one line each."""
+        """One line per requested check that could not be done."""
         whole = [f"nothing was recomputed: {self.not_recomputed}"] if self.not_recomputed else []
         return whole + [
             f"{tensor.name}: was not recomputed: {tensor.reason}"
@@ -72,8 +72,8 @@ def verify_checkpoint(
 
     Raises
     ------
-    CheckpointError : no manifest there, or a damaged one
-    StoreError : the place cannot be read
+    CheckpointError : the manifest is missing or damaged
+    StoreError : the checkpoint cannot be read
     """
     manifest = read_manifest(checkpoint)
     files, layout = verify_files(checkpoint, manifest)

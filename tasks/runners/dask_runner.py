@@ -1,4 +1,4 @@
-"""Shards on a Dask cluster: a local one of processes, or one whose scheduler runs already."""
+"""Compute shards on a Dask cluster: a local one of several processes, or a running one given by its address."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from prefect.tasks import Task
 from prefect_dask import DaskTaskRunner
 
 from ...core.errors import EigenmergeError, RecipeError, one_line
-from .runner import ShardRunner, workers_died
+from .runner import ShardRunner, workers_died_error
 
-# Python 3.11 hangs for good when a thread starts while another one lists all threads (python/cpython#106883), which is
-# what Dask's profiler does a hundred times a second (dask/distributed#8616): two of our first five local runs stood
-# still for the five minutes after which Dask gives a silent worker up.
+# Python 3.11 deadlocks when a thread starts while another one lists all threads (python/cpython#106883). Dask's
+# profiler lists them a hundred times a second (dask/distributed#8616): two of five local runs hung for the five minutes
+# after which Dask drops a silent worker.
 _PROFILER_MAY_HANG = sys.version_info < (3, 12)
 _REACH_SECONDS = 10.0
 
-# A terminal sends Ctrl-C to all processes. The run takes its shards back and ends the workers.
-_LEAVE_CTRL_C_TO_THE_RUN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+# A terminal sends Ctrl-C to all processes of the group. Workers ignore it: the run cancels its shards and ends them.
+_IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
 class StopProfiler(WorkerPlugin):
-    """Ends Dask's statistical profiler on a worker; see above why."""
+    """Stop Dask's statistical profiler on a worker, because of the deadlock that `_PROFILER_MAY_HANG` describes."""
 
     name = "eigenmerge-stop-profiler"
     idempotent = True
 
     def setup(self, worker: Worker) -> None:
         for kind in ("profile", "profile-cycle"):
-            # Taken away: a worker that starts up calls its plugins before it starts what stands here.
+            # Removed, not only stopped: a worker calls its plugins before it starts its periodic callbacks.
             if (callback := worker.periodic_callbacks.pop(kind, None)) is not None:
                 callback.stop()
 
 
 class DaskRunner(ShardRunner):
-    """Workers with one thread each compute one shard at a time, so that memory is what the plan projected.
+    """Computes one shard at a time per worker, with one thread, so that memory is what the plan projected.
 
-    Where workers say that they have GPUs (`dask worker --resources GPU=1`), a shard for "cuda" asks for one; where none
-    does, any worker takes it and waits for a free GPU of its machine (`core/steps/devices.py`).
+    Where workers offer GPUs (`dask worker --resources GPU=1`), a shard for "cuda" requests one. Where no worker does,
+    any worker takes the shard and waits for a free GPU of its machine (`core.coordination.devices`).
     """
 
     sees_stop_signal = False
@@ -63,7 +63,7 @@ class DaskRunner(ShardRunner):
             "dashboard_address": "127.0.0.1:0",
             "silence_logs": logging.CRITICAL,
             "resources": {"GPU": 1} if self._on_gpu else {},
-            "preload": [_LEAVE_CTRL_C_TO_THE_RUN],
+            "preload": [_IGNORE_CTRL_C],
             "env": {
                 "OMP_NUM_THREADS": "1",
                 "MKL_NUM_THREADS": "1",
@@ -73,14 +73,14 @@ class DaskRunner(ShardRunner):
         super().__init__(DaskTaskRunner(cluster_kwargs=cluster))
 
     def __enter__(self) -> Self:
-        """Connects.
+        """Connect to the cluster and check its workers.
 
         Raises
         ------
-        RecipeError : no scheduler there, or workers that cannot take part
+        RecipeError : no scheduler answers, or a worker cannot compute shards of this run
         """
         super().__enter__()
-        self._levels = _quiet_as_prefect()
+        self._levels = _silence_dask()
         try:
             self._connect()
         except BaseException:
@@ -101,12 +101,14 @@ class DaskRunner(ShardRunner):
         if not isinstance(error, KilledWorker):
             return None
         died, last = error.allowed_failures + 1, error.last_worker.address
-        return workers_died(f"{died} Dask workers died while they had one shard, the last one at {last}")
+        return workers_died_error(
+            f"{died} Dask workers died while they computed the same shard, the last one at {last}"
+        )
 
     def _connect(self) -> None:
         try:
             client = self._runner.client
-        except (OSError, ValueError) as error:  # nobody there; an address that is none
+        except (OSError, ValueError) as error:  # no scheduler, or not an address
             raise RecipeError(
                 f"runner 'dask': no scheduler answers at {self._address!r} ({one_line(error)}); give the address that"
                 " `dask scheduler` prints, such as tcp://host:8786"
@@ -120,14 +122,15 @@ class DaskRunner(ShardRunner):
             self._resources = {"GPU": 1}
 
     def _check_workers(self) -> None:
-        """That every worker has this version of eigenmerge, and reaches the run's Prefect server."""
+        """Check that every worker has this version of eigenmerge and reaches the Prefect server of the run."""
         api_url = PREFECT_API_URL.value()
-        ours = _introduce(None)[0]
-        answers = self._runner.client.run(_introduce, api_url, on_error="return")
+        ours = _describe_worker(None)[0]
+        answers = self._runner.client.run(_describe_worker, api_url, on_error="return")
         for worker, answer in answers.items():
             if isinstance(answer, Exception):
                 raise RecipeError(
-                    f"runner 'dask': worker {worker} cannot load eigenmerge ({answer!r}); install version {ours} there"
+                    f"runner 'dask': worker {worker} cannot import eigenmerge ({answer!r}); install version {ours}"
+                    " there"
                 ) from answer
             theirs, unreached = answer
             if theirs != ours:
@@ -142,8 +145,11 @@ class DaskRunner(ShardRunner):
                 )
 
 
-def _quiet_as_prefect() -> dict[logging.Logger, int]:
-    """Silence Dask's log where Prefect's is; what is lost or refused is told by the run. The levels as they were."""
+def _silence_dask() -> dict[logging.Logger, int]:
+    """Silence Dask's loggers if Prefect's are silent, and return their previous levels.
+
+    The run itself reports lost workers and refused connections.
+    """
     if PREFECT_LOGGING_LEVEL.value() != "CRITICAL":
         return {}
     names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]
@@ -153,15 +159,15 @@ def _quiet_as_prefect() -> dict[logging.Logger, int]:
     return levels
 
 
-def _introduce(api_url: str | None) -> tuple[str, str | None]:
-    """On a worker: its version of eigenmerge, and why it does not reach the Prefect server, if so."""
+def _describe_worker(api_url: str | None) -> tuple[str, str | None]:
+    """Return, on a worker, its version of eigenmerge, and why it does not reach the Prefect server, if so."""
     from importlib.metadata import version
 
     import httpx
 
     if api_url is not None:
         try:
-            httpx.get(f"{api_url}/health", timeout=_REACH_SECONDS)  # any answer will do, "who are you?" too
+            httpx.get(f"{api_url}/health", timeout=_REACH_SECONDS)  # any answer proves that it is reached, 401 too
         except httpx.HTTPError as error:
             return version("eigenmerge"), str(error) or type(error).__name__
     return version("eigenmerge"), None

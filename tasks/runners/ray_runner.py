@@ -1,4 +1,4 @@
-"""Shards on Ray: a local instance, or a cluster that runs already. Ray places them by CPUs, GPUs and memory."""
+"""Compute shards on Ray: a local instance, or a running cluster. Ray places them by CPUs, GPUs and memory."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from prefect_ray import RayTaskRunner  # pyright: ignore[reportMissingImports]
 from prefect_ray.context import remote_options  # pyright: ignore[reportMissingImports]
 
 from ...core.errors import EigenmergeError, RecipeError, one_line
-from .runner import ShardRunner, workers_died
+from .runner import ShardRunner, workers_died_error
 
 _QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
 
 
 class RayRunner(ShardRunner):
-    """Each shard asks for one CPU and, on "cuda", for one GPU, or else for the memory that the plan projected."""
+    """Requests one CPU per shard and, on "cuda", one GPU, or else the memory that the plan projected."""
 
     sees_stop_signal = False
 
     def __init__(self, workers: int, address: str | None, device: str) -> None:
         if device.startswith("cuda:"):
-            raise RecipeError(f"runner 'ray' gives each shard a GPU itself: device 'cuda', found {device!r}")
+            raise RecipeError(
+                f"runner 'ray' chooses the GPU of each shard itself: expected device 'cuda', found {device!r}"
+            )
         self._on_gpu = device == "cuda"
         self._address = address
         self._largest_node = 0
@@ -32,11 +34,11 @@ class RayRunner(ShardRunner):
         super().__init__(RayTaskRunner(address=address, init_kwargs=kwargs))
 
     def __enter__(self) -> Self:
-        """Connects.
+        """Connect to the cluster, or start a local instance.
 
         Raises
         ------
-        RecipeError : no cluster there
+        RecipeError : no cluster answers
         """
         try:
             super().__enter__()
@@ -49,7 +51,7 @@ class RayRunner(ShardRunner):
         return self
 
     def submit(self, task: Task[..., Any], parameters: dict[str, Any], peak_bytes: int) -> PrefectFuture[Any]:
-        # More than the largest node offers would wait for ever; all that it has means one shard at a time there.
+        # A request for more memory than the largest node has would never be served.
         wanted = {"num_gpus": 1} if self._on_gpu else {"memory": min(peak_bytes, self._largest_node)}
         with remote_options(num_cpus=1, **wanted):
             return super().submit(task, parameters, peak_bytes)
@@ -58,4 +60,4 @@ class RayRunner(ShardRunner):
         died = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
         if not isinstance(error, died):
             return None
-        return workers_died(f"the Ray workers that had one shard died ({one_line(error)[:300]})")
+        return workers_died_error(f"the Ray workers that computed one shard died ({one_line(error)[:300]})")

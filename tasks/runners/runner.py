@@ -1,4 +1,4 @@
-"""Where the shards of one run are computed: threads of this process, a Dask cluster, or Ray. The flow is the same."""
+"""Choose where the shards of a run are computed: threads of this process, a Dask cluster, or Ray."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ RunnerName = Literal["threads", "dask", "ray"]
 
 
 class ShardRunner:
-    """A Prefect task runner, as it is for threads of this process; clusters override what they do in their own way."""
+    """A Prefect task runner for shards. This base class serves threads of this process; clusters override methods.
 
-    # Shards are in this process and stop by themselves. Elsewhere leaving the runner takes back what has not begun; a
-    # shard in hand is finished on a cluster that stays, and dropped whole with one that ends.
+    sees_stop_signal : whether shards check the stop signal of the run themselves, which they can in this process only.
+        Otherwise leaving the runner cancels the shards that have not started; a shard in progress is finished on a
+        cluster that was given by its address, and discarded with a local one
+    """
+
     sees_stop_signal = True
 
     def __init__(self, runner: TaskRunner[Any]) -> None:
@@ -31,37 +34,39 @@ class ShardRunner:
         self._runner.__exit__(*exception)
 
     def submit(self, task: Task[..., Any], parameters: dict[str, Any], peak_bytes: int) -> PrefectFuture[Any]:
-        """Hand a shard over that needs `peak_bytes` of memory."""
+        """Submit the task of a shard that needs `peak_bytes` of memory."""
         return self._runner.submit(task, parameters=parameters)
 
     def explain(self, error: Exception) -> EigenmergeError | None:
-        """What an error of the runner itself means to a user; None for any other error."""
+        """Return an error that users understand for an error of the runner itself; None for any other error."""
         return None
 
 
-def workers_died(who: str) -> WorkerError:
-    """What a cluster's own error means when the same shard has killed several workers."""
+def workers_died_error(who: str) -> WorkerError:
+    """Return the error for a shard on which several workers of a cluster died."""
     return WorkerError(
-        f"{who}; most often memory: `eigenmerge plan` says what a shard needs. Finished shards are kept: run the same"
-        " command again to resume"
+        f"{who}; the most frequent cause is too little memory: `eigenmerge plan` shows what a shard needs. Finished"
+        " shards are kept: run the same command again to resume"
     )
 
 
 def make_runner(name: RunnerName, *, workers: int, address: str | None = None, device: str = "cpu") -> ShardRunner:
-    """A runner with `workers` slots.
+    """Return a runner that computes `workers` shards at the same time.
 
-    address : scheduler of a running Dask cluster or head of a Ray cluster, which has the slots that it has; a local one
-        is started where None
-    device : "cuda" makes a shard ask the cluster for one GPU
+    Parameters
+    ----------
+    workers : ignored for a running cluster, which has its own number
+    address : scheduler of a running Dask cluster or head of a Ray cluster; None starts a local one
+    device : "cuda" makes each shard request one GPU of the cluster
 
     Raises
     ------
-    RecipeError : the runner's extra is not installed, or it has no use for that address or device
+    RecipeError : the runner's extra is not installed, or the runner cannot use this address or device
     """
     if name == "threads":
         if address:
             raise RecipeError(
-                f"runner 'threads' has no address, found {address!r}; choose dask or ray, or leave it out"
+                f"runner 'threads' takes no address, found {address!r}; choose dask or ray, or omit the address"
             )
         return ShardRunner(ThreadPoolTaskRunner(max_workers=workers))
     try:

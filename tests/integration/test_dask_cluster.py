@@ -116,7 +116,7 @@ def test_a_server_that_workers_do_not_reach(cluster: Any) -> None:
 @pytest.mark.parametrize(("address", "word"), [("nonsense", "no scheduler answers at 'nonsense'")])
 def test_a_wrong_address(command: Callable[..., Any], models: Any, tmp_path: Path, address: str, word: str) -> None:
     recipe = models.write_recipe("swudi_a")
-    for runner, expected in (("dask", word), ("threads", "runner 'threads' has no address")):
+    for runner, expected in (("dask", word), ("threads", "runner 'threads' takes no address")):
         done = command("merge", recipe, tmp_path / "out", "--runner", runner, "--runner-address", address)
         assert done.code == 2 and expected in done.err and len(done.err.splitlines()) == 1
         assert not list((tmp_path / "out").glob("*"))

@@ -124,7 +124,7 @@ def test_weights_that_no_source_gives(merged: Path, command: Command) -> None:
     (merged / MANIFEST).write_text(json.dumps(manifest))
     assert command("verify", merged, "--sample", "0").code == 0
     done = command("verify", merged, "--sample", "100")
-    assert done.code == 1 and "is not what its sources give" in done.out
+    assert done.code == 1 and "differs from its recomputation" in done.out
 
 
 @pytest.mark.parametrize("change", ["weights", "gone"])
@@ -148,7 +148,7 @@ def test_spectra_of_a_store_are_enough_for_other_experts(
     recipe = models.write_recipe("swudi", parameters={"alignment_rho": 0.5})
     pipeline(recipe, tmp_path / "out", store=str(tmp_path / "store"))
     alone = command("verify", tmp_path / "out", "--sample", "3")
-    assert alone.code == 2 and "give the run's store" in alone.out
+    assert alone.code == 2 and "pass the store of the run" in alone.out
     done = command("verify", tmp_path / "out", "--sample", "3", "--store", tmp_path / "store")
     assert done.code == 0 and done.out.count("recomputed, identical") == 3, done.out
 
