@@ -118,7 +118,7 @@ def wiener(values: torch.Tensor, rank: int, num_columns: int) -> FilterValues:
     return FilterValues(values * gain, gain)
 
 
-def to_power(filtered: FilterValues, gamma: float, values: torch.Tensor, resolved: torch.Tensor) -> FilterValues:
+def raise_to_power(filtered: FilterValues, gamma: float, values: torch.Tensor, resolved: torch.Tensor) -> FilterValues:
     """f^gamma. Below 1 it lets more of the small eigenvalues through, with no bound on the gain: resolved ones only."""
     if gamma == 1.0:
         return filtered

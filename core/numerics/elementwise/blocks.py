@@ -36,7 +36,7 @@ def inner_product(left: torch.Tensor, right: torch.Tensor) -> float:
     return total.item()
 
 
-def norm(tensor: torch.Tensor) -> float:
+def blockwise_norm(tensor: torch.Tensor) -> float:
     """Frobenius norm, squares summed in float64."""
     return inner_product(tensor, tensor) ** 0.5
 

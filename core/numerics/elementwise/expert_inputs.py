@@ -20,7 +20,7 @@ EXPERT_TENSORS = 3.0
 TASK_VECTOR_TENSORS = 4.0
 
 
-def required_base(inputs: TensorInputs, method: str) -> torch.Tensor:
+def require_base(inputs: TensorInputs, method: str) -> torch.Tensor:
     """The base tensor.
 
     Raises
@@ -37,7 +37,7 @@ def other_indices(inputs: TensorInputs) -> list[int]:
     return [index for index in range(inputs.num_experts) if not inputs.is_base(index)]
 
 
-def indexed(tensors: Iterator[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+def enumerate_tensors(tensors: Iterator[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
     """As `enumerate`, but without keeping a tensor while the next one is formed (enumerate and zip reuse their tuple).
 
     A caller's loop variable keeps it too: end the loop's body with `del`.
@@ -50,16 +50,16 @@ def indexed(tensors: Iterator[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor
 
 
 def other_experts(inputs: TensorInputs) -> Iterator[tuple[int, torch.Tensor]]:
-    """(index, full tensor) of the experts that are not the base model, one at a time; see `indexed`."""
-    for index, expert in indexed(inputs.experts()):
+    """(index, full tensor) of the experts that are not the base model, one at a time; see `enumerate_tensors`."""
+    for index, expert in enumerate_tensors(inputs.experts()):
         if not inputs.is_base(index):
             yield index, expert
         del expert
 
 
 def other_task_vectors(inputs: TensorInputs) -> Iterator[tuple[int, torch.Tensor]]:
-    """(index, task vector) of the experts that are not the base model, one at a time; see `indexed`."""
-    for index, delta in indexed(inputs.task_vectors()):
+    """(index, task vector) of the experts that are not the base model, one at a time; see `enumerate_tensors`."""
+    for index, delta in enumerate_tensors(inputs.task_vectors()):
         if not inputs.is_base(index):
             yield index, delta
         del delta

@@ -16,8 +16,8 @@ from ..lazy_torch import torch
 from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
 from .blocks import blocks
 from .elected_sign import SignElection
-from .expert_inputs import TASK_VECTOR_TENSORS, expert_generator, other_task_vectors, required_base
-from .sparsify import LARGEST_SORT, SORT_TENSORS, Selection, rescaled
+from .expert_inputs import TASK_VECTOR_TENSORS, expert_generator, other_task_vectors, require_base
+from .sparsify import LARGEST_SORT, SORT_TENSORS, Selection, rescale_selection
 
 
 class CombineParameters(MethodParameters):
@@ -54,7 +54,7 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
         """Flat boolean mask of the entries to keep, or None for all."""
 
     def merge(self, inputs: TensorInputs, parameters: P, experts: Sequence[E]) -> torch.Tensor:
-        base = required_base(inputs, self.name)
+        base = require_base(inputs, self.name)
         if self.elects_signs:
             merged = self._sum_of_one_sign(inputs, parameters, experts, base)
         else:
@@ -72,7 +72,7 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
         self, inputs: TensorInputs, index: int, delta: torch.Tensor, parameters: P, experts: Sequence[E]
     ) -> Selection:
         keep = self.keep(delta, experts[index], expert_generator(inputs, index))
-        return rescaled(delta, keep) if parameters.rescale else Selection(keep)
+        return rescale_selection(delta, keep) if parameters.rescale else Selection(keep)
 
     def _sum_of_one_sign(
         self, inputs: TensorInputs, parameters: P, experts: Sequence[E], base: torch.Tensor

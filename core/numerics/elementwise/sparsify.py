@@ -47,7 +47,7 @@ class Selection:
         return kept if self.factor == 1.0 else kept.mul_(self.factor)
 
 
-def rescaled(delta: torch.Tensor, keep: torch.Tensor | None) -> Selection:
+def rescale_selection(delta: torch.Tensor, keep: torch.Tensor | None) -> Selection:
     """The selection, scaled so that it has the L1 norm of the whole task vector (mergekit's `rescale`)."""
     if keep is None:
         return Selection()
@@ -56,7 +56,7 @@ def rescaled(delta: torch.Tensor, keep: torch.Tensor | None) -> Selection:
     return Selection(keep, 1.0 if min(before, after) < 1e-7 else before / after)
 
 
-def largest(delta: torch.Tensor, density: float) -> torch.Tensor | None:
+def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor | None:
     """Keep the fraction `density` of largest magnitude, at least one entry if density is positive."""
     if density >= 1:
         return None
@@ -71,7 +71,7 @@ def largest(delta: torch.Tensor, density: float) -> torch.Tensor | None:
     return _above(delta, threshold)
 
 
-def without_outliers(delta: torch.Tensor, density: float, gamma: float) -> torch.Tensor | None:
+def drop_outliers(delta: torch.Tensor, density: float, gamma: float) -> torch.Tensor | None:
     """Drop the fraction `gamma` of largest magnitude, then keep the next `density` of all.
 
     Fewer outliers are dropped where density + gamma exceeds one.
@@ -93,7 +93,7 @@ def without_outliers(delta: torch.Tensor, density: float, gamma: float) -> torch
     return keep.logical_and_(_above(delta, upper).logical_not_())
 
 
-def at_random(delta: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor | None:
+def keep_at_random(delta: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor | None:
     """Keep each entry with probability `density`."""
     if density >= 1:
         return None
@@ -104,7 +104,7 @@ def at_random(delta: torch.Tensor, density: float, generator: torch.Generator) -
     return keep
 
 
-def by_rank_at_random(
+def keep_by_rank_at_random(
     delta: torch.Tensor, density: float, epsilon: float, generator: torch.Generator
 ) -> torch.Tensor | None:
     """Keep entries with a probability that rises with their magnitude's rank, from density - epsilon to + epsilon.
@@ -136,7 +136,7 @@ def by_rank_at_random(
     return keep.reshape(-1)
 
 
-def largest_values(values: torch.Tensor, count: int) -> torch.Tensor:
+def keep_largest_values(values: torch.Tensor, count: int) -> torch.Tensor:
     """Keep the `count` largest of non-negative values; of equal ones those that torch.topk takes, where it is cheap."""
     total = values.numel()
     threshold = _Threshold.find(values, count)

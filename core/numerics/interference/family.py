@@ -87,12 +87,12 @@ def resolved_directions(spectrum: Spectrum) -> torch.Tensor:
     return spectrum.statistics["resolved"] > 0
 
 
-def keep_by_ratio(rank_ratio: float | None, columns: int) -> int:
+def rank_by_ratio(rank_ratio: float | None, columns: int) -> int:
     """K of a rank ratio r: D2 r rounded up from 0.001 on, at least 1, as the published code has it; None keeps all."""
     return columns if rank_ratio is None else max(1, int((columns * rank_ratio + 0.999) // 1))
 
 
-def filtered(spectrum: Spectrum, parameters: FilterParameters, rank: int) -> FilterValues:
+def evaluate_filter(spectrum: Spectrum, parameters: FilterParameters, rank: int) -> FilterValues:
     """The chosen filter on all directions of the spectrum; `rank` only sets the noise of the Wiener filter."""
     values, resolved = spectrum.values, resolved_directions(spectrum)
     if parameters.filter == "none":
@@ -109,14 +109,14 @@ def filtered(spectrum: Spectrum, parameters: FilterParameters, rank: int) -> Fil
         chosen = filters.wiener(values, rank, spectrum.shape[1])
     else:
         chosen = filters.exponential(values, parameters.exp_time)
-    chosen = filters.to_power(chosen, parameters.gamma, values, resolved)
+    chosen = filters.raise_to_power(chosen, parameters.gamma, values, resolved)
     if parameters.filter == "exponential" and parameters.tikhonov_alpha:
         # the power shapes the exponential part alone, as in the published code
         chosen = chosen.times(filters.tikhonov(values, parameters.tikhonov_alpha).passed)
     return chosen
 
 
-def factors_on_top(spectrum: Spectrum, chosen: FilterValues, rank: int, anchor: Anchor, scale: float) -> Factors:
+def factors_of_filter(spectrum: Spectrum, chosen: FilterValues, rank: int, anchor: Anchor, scale: float) -> Factors:
     """The filter on the first `rank` directions, the anchor everywhere it does not reach, all of it times `scale`."""
     index = torch.arange(spectrum.num_directions, device=spectrum.values.device)
     chosen = chosen.where(index < rank)

@@ -130,7 +130,7 @@ def accumulate(task_vectors: TaskVectors) -> InterferenceOperator:
     return operator
 
 
-def orthonormal_times_rows(task_vector: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
+def factor_orthonormal(task_vector: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
     """v = Q F with orthonormal columns in Q (M, R') and F (R', K), R' = min(M, R): ||v q|| = ||F q|| for every q."""
     columns, triangle = torch.linalg.qr(task_vector.left)
     return columns, triangle @ task_vector.right
@@ -155,7 +155,7 @@ def _add_dense(C: torch.Tensor, D: torch.Tensor, S: torch.Tensor, v: torch.Tenso
 
 
 def _add_low_rank(C: torch.Tensor, D: torch.Tensor, S: torch.Tensor, v: LowRank) -> float:
-    columns, factor = orthonormal_times_rows(v)
+    columns, factor = factor_orthonormal(v)
     norm = frobenius_norm(factor)
     if norm == 0.0:
         return 0.0

@@ -13,7 +13,7 @@ from ..energies import frobenius_norm
 from ..lazy_torch import torch
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
-from .operator import orthonormal_times_rows
+from .operator import factor_orthonormal
 
 
 def filter_outputs(spectrum: Spectrum, task_vectors: TaskVectors, output_exp_time: float) -> Spectrum:
@@ -38,7 +38,7 @@ def _output_gram(task_vectors: TaskVectors, spectrum: Spectrum) -> torch.Tensor:
     gram = spectrum.right.new_zeros((rows, rows))
     for task_vector in task_vectors:
         if isinstance(task_vector, LowRank):
-            columns, factor = orthonormal_times_rows(task_vector)
+            columns, factor = factor_orthonormal(task_vector)
             norm = frobenius_norm(factor)
             if norm > 0:
                 gram += columns @ (factor / norm @ (factor / norm).T) @ columns.T

@@ -24,7 +24,7 @@ from ..rounding import arithmetic_epsilon, singular_value_cut
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
 from .gram_route import empty_spectrum
-from .operator import orthonormal_times_rows
+from .operator import factor_orthonormal
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def decompose_row_space(task_vectors: TaskVectors) -> Spectrum:
 def _rows_of_experts(task_vectors: TaskVectors) -> Iterator[_ExpertRows]:
     for task_vector in task_vectors:
         if isinstance(task_vector, LowRank):
-            columns, rows = orthonormal_times_rows(task_vector)
+            columns, rows = factor_orthonormal(task_vector)
         else:
             columns, rows = None, task_vector
         norm = frobenius_norm(rows)

@@ -13,7 +13,7 @@ from ..lazy_torch import torch
 from ..linear_algebra import solve_on_right
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Spectrum
-from ..svd.compact_svd import compact_svd, frobenius_norm, gram, stays_low_rank, svd_elements, svd_flops
+from ..svd.compact_svd import compact_svd, gram, stays_low_rank, svd_elements, svd_flops, task_vector_norm
 from ..svd.delta_sum import delta_spectrum
 from ..task_vectors import LowRank, TaskVectors
 
@@ -81,7 +81,7 @@ class Ace(SpectralMethod[AceParameters, ExpertParameters]):
     def decompose(self, task_vectors: TaskVectors, parameters: AceParameters) -> Spectrum:
         """Decompose the merged delta. Cost: two passes, 4 N M K^2 + K^3 flops in float64 (dense), one or two SVDs."""
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
-        traces = [frobenius_norm(vector) ** 2 for vector in task_vectors]
+        traces = [task_vector_norm(vector) ** 2 for vector in task_vectors]
         heterogeneity = _heterogeneity([trace for trace in traces if trace > 0])
         is_heterogeneous = heterogeneity > parameters.heterogeneity_threshold
         info = {"heterogeneity": heterogeneity, "refined": is_heterogeneous}
@@ -184,7 +184,7 @@ def _from_factors(task_vectors: TaskVectors, setting: _Setting) -> tuple[LowRank
         centered = left - left.mean(dim=0)
         own = gram(centered.T)
         own_inner = inner[span, span]
-        if frobenius_norm(vector) == 0.0:
+        if task_vector_norm(vector) == 0.0:
             weighted.append(torch.zeros_like(left))
             residual.append(torch.zeros_like(left))
             continue

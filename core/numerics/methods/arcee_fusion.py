@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..elementwise.blocks import block_elements
-from ..elementwise.expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, required_base
+from ..elementwise.expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, require_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
@@ -45,7 +45,7 @@ class ArceeFusion(DirectMethod[ArceeFusionParameters, MethodParameters]):
         ------
         RecipeError : there is no base, or not exactly one other model
         """
-        base = required_base(inputs, self.name)
+        base = require_base(inputs, self.name)
         check_other_count(inputs, self)
         ((_, other),) = other_experts(inputs)
         if base.numel() == 0:

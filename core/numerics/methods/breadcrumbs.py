@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
-from ..elementwise.sparsify import without_outliers
+from ..elementwise.sparsify import drop_outliers
 from ..lazy_torch import torch
 
 
@@ -34,7 +34,7 @@ class Breadcrumbs(GeneralizedTaskArithmetic[CombineParameters, BreadcrumbsExpert
     sorts_ties = True
 
     def keep(self, delta: torch.Tensor, expert: BreadcrumbsExpert, generator: torch.Generator) -> torch.Tensor | None:
-        return without_outliers(delta, expert.density, expert.gamma)
+        return drop_outliers(delta, expert.density, expert.gamma)
 
 
 class BreadcrumbsTies(Breadcrumbs):

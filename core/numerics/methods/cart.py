@@ -10,7 +10,15 @@ from ..apply_filter import Factors
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Spectrum
-from ..svd.compact_svd import compact_svd, lifted, relative_cut, stays_low_rank, svd_elements, svd_flops, typical_value
+from ..svd.compact_svd import (
+    compact_svd,
+    lift_svd,
+    relative_cut,
+    rms_singular_value,
+    stays_low_rank,
+    svd_elements,
+    svd_flops,
+)
 from ..svd.core_coordinates import core_task_vectors
 from ..svd.delta_sum import delta_spectrum, svd_spectrum
 from ..task_vectors import LowRank, TaskVectors
@@ -55,7 +63,7 @@ class Cart(SpectralMethod[CartParameters, ExpertParameters]):
             return delta_spectrum(self.name, cart_delta(task_vectors, rank, parameters.coefficient), num_experts, info)
         cores = core_task_vectors(task_vectors)
         merged = cart_delta(cores, rank, parameters.coefficient)
-        svd = lifted(compact_svd(merged, cut=0.0), cores.left, cores.right)
+        svd = lift_svd(compact_svd(merged, cut=0.0), cores.left, cores.right)
         return svd_spectrum(self.name, svd, num_experts, info)
 
     def factors(self, spectrum: Spectrum, parameters: CartParameters) -> Factors:
@@ -88,7 +96,7 @@ def cart_delta(task_vectors: TaskVectors, rank: int, coefficient: float) -> torc
     merged = mean.clone()
     for vector in task_vectors:
         # Identical experts minus their mean are rounding noise, which the floor excludes.
-        floor = relative_cut(shape) * typical_value(vector)
+        floor = relative_cut(shape) * rms_singular_value(vector)
         centered = _add(mean.neg(), vector, 1.0)
         svd = compact_svd(centered, cut=0.0, floor=floor, max_directions=rank)
         merged.addmm_(svd.left.T * svd.values, svd.right, alpha=coefficient)

@@ -12,7 +12,7 @@ from ..elementwise.sign_consensus import trim_elect_average
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Spectrum
-from ..svd.compact_svd import compact_svd, lifted, stays_low_rank, svd_elements, svd_flops
+from ..svd.compact_svd import compact_svd, lift_svd, stays_low_rank, svd_elements, svd_flops
 from ..svd.core_coordinates import CoreTaskVectors, core_task_vectors
 from ..svd.delta_sum import svd_spectrum
 from ..svd.singular_directions import CollectingParameters
@@ -68,7 +68,7 @@ class CoreSpace(SpectralMethod[CoreSpaceParameters, ExpertParameters]):
         cores = core_task_vectors(task_vectors)
         all_zero = 0 in cores.shape
         merged = cores.left.new_zeros(cores.shape) if all_zero else _merge_cores(cores, parameters)
-        svd = lifted(compact_svd(merged, cut=0.0), cores.left, cores.right)
+        svd = lift_svd(compact_svd(merged, cut=0.0), cores.left, cores.right)
         return svd_spectrum(self.name, svd, task_vectors.num_experts, {"core_shape": list(cores.shape)})
 
     def factors(self, spectrum: Spectrum, parameters: CoreSpaceParameters) -> Factors:

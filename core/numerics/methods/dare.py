@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
-from ..elementwise.sparsify import at_random
+from ..elementwise.sparsify import keep_at_random
 from ..lazy_torch import torch
 
 
@@ -34,7 +34,7 @@ class DareLinear(GeneralizedTaskArithmetic[DareParameters, SparseExpert]):
     elects_signs = False
 
     def keep(self, delta: torch.Tensor, expert: SparseExpert, generator: torch.Generator) -> torch.Tensor | None:
-        return at_random(delta, expert.density, generator)
+        return keep_at_random(delta, expert.density, generator)
 
 
 class DareTies(DareLinear):

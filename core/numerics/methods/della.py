@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
-from ..elementwise.sparsify import by_rank_at_random
+from ..elementwise.sparsify import keep_by_rank_at_random
 from ..lazy_torch import torch
 from ..method import MethodParameters
 
@@ -60,7 +60,7 @@ class DellaLinear(GeneralizedTaskArithmetic[DellaLinearParameters, DellaExpert])
     elects_signs = False
 
     def keep(self, delta: torch.Tensor, expert: DellaExpert, generator: torch.Generator) -> torch.Tensor | None:
-        return by_rank_at_random(delta, expert.density, expert.epsilon, generator)
+        return keep_by_rank_at_random(delta, expert.density, expert.epsilon, generator)
 
 
 class Della(DellaLinear):

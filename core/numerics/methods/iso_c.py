@@ -8,7 +8,7 @@ from ..apply_filter import Factors
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, stays_low_rank, svd_elements, svd_flops
-from ..svd.delta_sum import sum_of, svd_spectrum
+from ..svd.delta_sum import sum_task_vectors, svd_spectrum
 from ..task_vectors import TaskVectors
 
 KIND = "svd_of_sum"
@@ -23,7 +23,7 @@ def decompose_sum(task_vectors: TaskVectors) -> Spectrum:
     -------
     Spectrum of kind "svd_of_sum": values sigma_k, right v_k, block "left" u_k; R = rank of the sum, 0 for a zero sum
     """
-    total, noise_level = sum_of(task_vectors)
+    total, noise_level = sum_task_vectors(task_vectors)
     return svd_spectrum(KIND, compact_svd(total, floor=noise_level), task_vectors.num_experts)
 
 

@@ -15,12 +15,12 @@ from ..svd.compact_svd import (
     CompactSVD,
     compact_svd,
     relative_cut,
+    rms_singular_value,
     stays_low_rank,
     svd_elements,
     svd_flops,
-    typical_value,
 )
-from ..svd.delta_sum import sum_of
+from ..svd.delta_sum import sum_task_vectors
 from ..svd.singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
 from ..task_vectors import LowRank, TaskVectors
 
@@ -62,7 +62,7 @@ class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
         """Collect and orthonormalize directions. Cost: two passes, N + 1 SVDs, two polar factors of min(M, K) rows."""
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
         num_common, per_expert = _split(min(shape), num_experts, parameters.common_fraction)
-        total, noise_level = sum_of(task_vectors)
+        total, noise_level = sum_task_vectors(task_vectors)
         common = compact_svd(total, floor=noise_level, max_directions=num_common)
         del total
         collected = DirectionSet()
@@ -72,7 +72,7 @@ class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
                 if parameters.zero_experts == "axes" and not isinstance(vector, LowRank) and is_exactly_zero(vector):
                     collected.add_axes(vector, per_expert, index)
                     continue
-                floor = residual_cut * typical_value(vector)
+                floor = residual_cut * rms_singular_value(vector)
                 residual = _without(vector, common.left)
                 collected.add(compact_svd(residual, floor=floor, max_directions=per_expert), index)
         collected.add(common, -1)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from ..elementwise.blocks import inner_product, norm
-from ..elementwise.expert_inputs import EXPERT_TENSORS, indexed
+from ..elementwise.blocks import blockwise_norm, inner_product
+from ..elementwise.expert_inputs import EXPERT_TENSORS, enumerate_tensors
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
@@ -47,10 +47,10 @@ class Karcher(DirectMethod[KarcherParameters, MethodParameters]):
         norms: list[float] = []
         mean: torch.Tensor | None = None
         first: torch.Tensor | None = None  # the start where the mean direction is zero
-        for _, tensor in indexed(inputs.experts()):
+        for _, tensor in enumerate_tensors(inputs.experts()):
             if inputs.num_experts == 1:
                 return tensor.clone()
-            norms.append(norm(tensor))
+            norms.append(blockwise_norm(tensor))
             mean = torch.zeros_like(tensor) if mean is None else mean
             if norms[-1] > parameters.tol:
                 first = tensor / norms[-1] if first is None else first
@@ -61,16 +61,16 @@ class Karcher(DirectMethod[KarcherParameters, MethodParameters]):
         if first is None:
             return mean  # every model is zero
         mean.div_(num_directions)
-        length = norm(mean)
+        length = blockwise_norm(mean)
         mean = first if length < parameters.tol else mean.div_(length)
         del first
         for _ in range(parameters.max_iter):
             step = self._step(inputs, mean, norms, parameters.tol)
-            step_length = norm(step)
+            step_length = blockwise_norm(step)
             if step_length < parameters.tol:
                 break
             mean.mul_(math.cos(step_length)).add_(step, alpha=math.sin(step_length) / step_length)
-            length = norm(mean)
+            length = blockwise_norm(mean)
             if length > parameters.tol:
                 mean.div_(length)
         return mean.mul_(sum(norms) / len(norms))
@@ -81,7 +81,7 @@ class Karcher(DirectMethod[KarcherParameters, MethodParameters]):
         step = torch.zeros_like(mean)
         along_mean = 0.0
         num_directions = sum(value > tol for value in norms)
-        for index, tensor in indexed(inputs.experts()):
+        for index, tensor in enumerate_tensors(inputs.experts()):
             length = norms[index]
             cosine = min(1.0, max(-1.0, inner_product(mean, tensor) / length)) if length > tol else 1.0
             angle = math.acos(cosine)

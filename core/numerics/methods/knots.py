@@ -13,7 +13,7 @@ from ..lazy_torch import torch
 from ..linear_algebra import qr, svd
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Spectrum
-from ..svd.compact_svd import compact_svd, lifted, relative_cut, stays_low_rank, svd_elements, svd_flops
+from ..svd.compact_svd import compact_svd, lift_svd, relative_cut, stays_low_rank, svd_elements, svd_flops
 from ..svd.core_coordinates import stacked_basis
 from ..svd.delta_sum import svd_spectrum
 from ..task_vectors import LowRank, TaskVectors
@@ -50,7 +50,7 @@ class Knots(SpectralMethod[KnotsParameters, ExpertParameters]):
         """Decompose the delta. Cost: two passes, an SVD, an eigendecomposition of size M (LoRA: sum of ranks)."""
         basis = _left_basis(task_vectors)
         merged = trim_elect_average(_Aligned(basis, task_vectors), parameters.density)
-        triplets = lifted(compact_svd(merged, cut=0.0), basis, None)
+        triplets = lift_svd(compact_svd(merged, cut=0.0), basis, None)
         return svd_spectrum(self.name, triplets, task_vectors.num_experts, {"aligned_rank": basis.shape[0]})
 
     def factors(self, spectrum: Spectrum, parameters: KnotsParameters) -> Factors:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ...errors import RecipeError
-from ..elementwise.expert_inputs import EXPERT_TENSORS, indexed
+from ..elementwise.expert_inputs import EXPERT_TENSORS, enumerate_tensors
 from ..lazy_torch import torch
 from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
 
@@ -54,7 +54,7 @@ class Linear(DirectMethod[LinearParameters, LinearExpert]):
                 " normalize: false"
             )
         total: torch.Tensor | None = None
-        for index, tensor in indexed(inputs.experts()):
+        for index, tensor in enumerate_tensors(inputs.experts()):
             weight = experts[index].weight
             total = tensor * weight if total is None else total.add_(tensor, alpha=weight)
             del tensor

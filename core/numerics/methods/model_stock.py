@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pydantic import Field
 
 from ...errors import RecipeError
-from ..elementwise.blocks import block_elements, norm
-from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_indices, other_task_vectors, required_base
+from ..elementwise.blocks import block_elements, blockwise_norm
+from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_indices, other_task_vectors, require_base
 from ..lazy_torch import torch
 from ..linear_algebra import vector_norms
 from ..method import DirectMethod, MethodParameters, TensorInputs
@@ -52,7 +52,7 @@ class ModelStock(DirectMethod[ModelStockParameters, MethodParameters]):
         ------
         RecipeError : there is no base, or fewer than two other models
         """
-        base = required_base(inputs, self.name)
+        base = require_base(inputs, self.name)
         count = len(other_indices(inputs))
         if count < 2:
             raise RecipeError(
@@ -89,7 +89,7 @@ class ModelStock(DirectMethod[ModelStockParameters, MethodParameters]):
 def _row_norms(rows: torch.Tensor) -> torch.Tensor:
     """Return the norm of every row in float64, without a float64 copy of the tensor."""
     if rows.shape[0] == 1:
-        return torch.tensor([norm(rows)], dtype=torch.float64, device=rows.device)
+        return torch.tensor([blockwise_norm(rows)], dtype=torch.float64, device=rows.device)
     norms = torch.empty(rows.shape[0], dtype=torch.float64, device=rows.device)
     step = max(1, block_elements(rows.device) // max(1, rows.shape[1]))
     for start in range(0, rows.shape[0], step):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ...errors import RecipeError
-from ..elementwise.blocks import norm
+from ..elementwise.blocks import blockwise_norm
 from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_experts, other_indices, vectors_to_interpolate
 from ..lazy_torch import torch
 from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
@@ -62,13 +62,13 @@ class Multislerp(DirectMethod[MultislerpParameters, ExpertParameters]):
         mean: torch.Tensor | None = None
         mean_length = 0.0
         for index, vector in vectors_to_interpolate(inputs):
-            length = norm(vector)
+            length = blockwise_norm(vector)
             factor = weights[index] / (length + parameters.eps)
             mean = vector * factor if mean is None else mean.add_(vector, alpha=factor)
             mean_length += weights[index] * length
             del vector
         assert mean is not None
-        mean_norm = norm(mean)
+        mean_norm = blockwise_norm(mean)
         if mean_norm >= parameters.eps:
             # mergekit rotates by eps even for a zero tangent step, which multiplies the result by cos(eps).
             mean.mul_(mean_length * math.cos(parameters.eps) / mean_norm)

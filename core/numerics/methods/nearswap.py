@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ..elementwise.blocks import blocks
-from ..elementwise.expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, required_base
+from ..elementwise.expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, require_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
@@ -44,7 +44,7 @@ class Nearswap(DirectMethod[NearswapParameters, MethodParameters]):
         ------
         RecipeError : there is no base, or not exactly one other model
         """
-        base = required_base(inputs, self.name)
+        base = require_base(inputs, self.name)
         check_other_count(inputs, self)
         ((_, other),) = other_experts(inputs)
         merged = torch.empty(base.numel(), dtype=base.dtype, device=base.device)

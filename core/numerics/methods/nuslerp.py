@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from ..elementwise.blocks import inner_product, norm
+from ..elementwise.blocks import blockwise_norm, inner_product
 from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, check_other_count, vectors_to_interpolate
 from ..lazy_torch import torch
 from ..linear_algebra import vector_norms
@@ -67,7 +67,7 @@ class Nuslerp(DirectMethod[NuslerpParameters, ExpertParameters]):
 
     @staticmethod
     def _cosine_of_all(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        cosine = inner_product(start, end) / (max(norm(start), _TINY) * max(norm(end), _TINY))
+        cosine = inner_product(start, end) / (max(blockwise_norm(start), _TINY) * max(blockwise_norm(end), _TINY))
         return torch.tensor(cosine, dtype=start.dtype, device=start.device)
 
     def peak_tensors(self, num_experts: int) -> float:

@@ -14,9 +14,9 @@ from ..interference.family import (
     FilterParameters,
     InterferenceMethod,
     anchor_factor,
-    factors_on_top,
-    filtered,
-    keep_by_ratio,
+    evaluate_filter,
+    factors_of_filter,
+    rank_by_ratio,
 )
 from ..interference.iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
 from ..interference.optmerge_operator import optmerge_operator, optmerge_spectrum, truncation_rank
@@ -104,10 +104,10 @@ class OptMerge(InterferenceMethod[OptMergeParameters]):
             return factors_of_iterate(spectrum, parameters.scale)
         if parameters.solver == "iteration":
             chosen = heavy_ball(spectrum.values, _learning_rate(parameters), _LORA_MOMENTUM, parameters.iterations)
-            return factors_on_top(spectrum, chosen, spectrum.shape[1], _anchor(parameters), parameters.scale)
-        rank = keep_by_ratio(parameters.rank_ratio, spectrum.shape[1])
-        return factors_on_top(
-            spectrum, filtered(spectrum, parameters, rank), rank, _anchor(parameters), parameters.scale
+            return factors_of_filter(spectrum, chosen, spectrum.shape[1], _anchor(parameters), parameters.scale)
+        rank = rank_by_ratio(parameters.rank_ratio, spectrum.shape[1])
+        return factors_of_filter(
+            spectrum, evaluate_filter(spectrum, parameters, rank), rank, _anchor(parameters), parameters.scale
         )
 
     def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:

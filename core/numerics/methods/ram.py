@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ..elementwise.blocks import blocks
-from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_task_vectors, required_base
+from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_task_vectors, require_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
@@ -44,7 +44,7 @@ class Ram(DirectMethod[RamParameters, MethodParameters]):
     def merge(
         self, inputs: TensorInputs, parameters: RamParameters, experts: Sequence[MethodParameters]
     ) -> torch.Tensor:
-        base = required_base(inputs, self.name)
+        base = require_base(inputs, self.name)
         counts = torch.zeros(base.numel(), dtype=torch.int32, device=base.device)
         total = torch.zeros(base.numel(), dtype=base.dtype, device=base.device)
         for _, delta in other_task_vectors(inputs):
@@ -82,7 +82,7 @@ class RamPlusTensorLocal(DirectMethod[RamPlusParameters, MethodParameters]):
     def merge(
         self, inputs: TensorInputs, parameters: RamPlusParameters, experts: Sequence[MethodParameters]
     ) -> torch.Tensor:
-        base = required_base(inputs, self.name)
+        base = require_base(inputs, self.name)
         counts = torch.zeros(base.numel(), dtype=torch.int32, device=base.device)
         for _, delta in other_task_vectors(inputs):
             flat_delta = delta.reshape(-1)

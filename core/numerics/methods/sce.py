@@ -8,8 +8,8 @@ from pydantic import Field
 
 from ..elementwise.blocks import blocks, inner_product
 from ..elementwise.elected_sign import SignElection
-from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_task_vectors, required_base
-from ..elementwise.sparsify import Selection, largest_values
+from ..elementwise.expert_inputs import TASK_VECTOR_TENSORS, other_task_vectors, require_base
+from ..elementwise.sparsify import Selection, keep_largest_values
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
@@ -52,7 +52,7 @@ class Sce(DirectMethod[SceParameters, MethodParameters]):
     def merge(
         self, inputs: TensorInputs, parameters: SceParameters, experts: Sequence[MethodParameters]
     ) -> torch.Tensor:
-        base = required_base(inputs, self.name)
+        base = require_base(inputs, self.name)
         selection = Selection(_most_variable(inputs, base, parameters.select_topk))
         weights = _energy_weights(inputs, selection)
         election = SignElection(base, with_weights=True)
@@ -91,7 +91,7 @@ def _most_variable(inputs: TensorInputs, base: torch.Tensor, fraction: float) ->
     num_kept = int(int(torch.count_nonzero(variance)) * fraction)
     if num_kept == 0:
         return torch.zeros(base.numel(), dtype=torch.bool, device=base.device)
-    return largest_values(variance, num_kept)
+    return keep_largest_values(variance, num_kept)
 
 
 def _energy_weights(inputs: TensorInputs, selection: Selection) -> dict[int, float]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from ..elementwise.blocks import inner_product, norm
-from ..elementwise.expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, required_base
+from ..elementwise.blocks import blockwise_norm, inner_product
+from ..elementwise.expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, require_base
 from ..lazy_torch import torch
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
@@ -48,11 +48,11 @@ class Slerp(DirectMethod[SlerpParameters, MethodParameters]):
         ------
         RecipeError : there is no base, or not exactly one other model
         """
-        base = required_base(inputs, self.name)
+        base = require_base(inputs, self.name)
         check_other_count(inputs, self)
         t = parameters.t
         ((_, other),) = other_experts(inputs)
-        norms = [value if value > _TINY else 1.0 for value in (norm(base), norm(other))]
+        norms = [value if value > _TINY else 1.0 for value in (blockwise_norm(base), blockwise_norm(other))]
         cosine = min(1.0, max(-1.0, inner_product(base, other) / (norms[0] * norms[1])))
         if abs(cosine) > _COLLINEAR:
             base_factor, other_factor = 1 - t, t

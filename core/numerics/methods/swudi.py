@@ -8,7 +8,13 @@ from pydantic import Field
 
 from ..apply_filter import Factors
 from ..interference.decompose import decompose_interference
-from ..interference.family import FilterParameters, InterferenceMethod, factors_on_top, filtered, keep_by_ratio
+from ..interference.family import (
+    FilterParameters,
+    InterferenceMethod,
+    evaluate_filter,
+    factors_of_filter,
+    rank_by_ratio,
+)
 from ..interference.output_filter import filter_outputs
 from ..lazy_torch import torch
 from ..spectrum import Spectrum
@@ -64,7 +70,9 @@ class SwudiSoft(InterferenceMethod[SwudiSoftParameters]):
 
     def factors(self, spectrum: Spectrum, parameters: SwudiSoftParameters) -> Factors:
         rank = spectrum.shape[1]
-        return factors_on_top(spectrum, filtered(spectrum, parameters, rank), rank, parameters.anchor, parameters.scale)
+        return factors_of_filter(
+            spectrum, evaluate_filter(spectrum, parameters, rank), rank, parameters.anchor, parameters.scale
+        )
 
 
 class Swudi(InterferenceMethod[SwudiParameters]):
@@ -99,13 +107,13 @@ class Swudi(InterferenceMethod[SwudiParameters]):
         return spectrum
 
     def factors(self, spectrum: Spectrum, parameters: SwudiParameters) -> Factors:
-        rank = keep_by_ratio(parameters.rank_ratio, spectrum.shape[1])
-        chosen = filtered(spectrum, parameters, rank)
+        rank = rank_by_ratio(parameters.rank_ratio, spectrum.shape[1])
+        chosen = evaluate_filter(spectrum, parameters, rank)
         if parameters.consensus_power > 0 and spectrum.num_experts > 1:
             agreement = _agreement(spectrum.statistics["expert_energy"])
             floor = parameters.consensus_floor
             chosen = chosen.times(floor + (1.0 - floor) * agreement**parameters.consensus_power)
-        return factors_on_top(spectrum, chosen, rank, parameters.anchor, parameters.scale)
+        return factors_of_filter(spectrum, chosen, rank, parameters.anchor, parameters.scale)
 
 
 def _agreement(expert_energy: torch.Tensor) -> torch.Tensor:

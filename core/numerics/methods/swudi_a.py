@@ -8,7 +8,13 @@ from pydantic import AfterValidator, Field
 
 from ..apply_filter import Factors
 from ..filters import FilterName
-from ..interference.family import FilterParameters, InterferenceMethod, anchor_factor, factors_on_top, filtered
+from ..interference.family import (
+    FilterParameters,
+    InterferenceMethod,
+    anchor_factor,
+    evaluate_filter,
+    factors_of_filter,
+)
 from ..rank_rules import find_rule, select_rank
 from ..spectrum import Spectrum
 
@@ -59,4 +65,6 @@ class SwudiA(InterferenceMethod[SwudiAParameters]):
             min_rank=parameters.min_rank,
             max_rank_ratio=parameters.max_rank_ratio,
         )
-        return factors_on_top(spectrum, filtered(spectrum, parameters, rank), rank, parameters.anchor, parameters.scale)
+        return factors_of_filter(
+            spectrum, evaluate_filter(spectrum, parameters, rank), rank, parameters.anchor, parameters.scale
+        )

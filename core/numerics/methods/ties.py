@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
-from ..elementwise.sparsify import largest
+from ..elementwise.sparsify import keep_largest
 from ..lazy_torch import torch
 
 
@@ -35,4 +35,4 @@ class Ties(GeneralizedTaskArithmetic[TiesParameters, SparseExpert]):
     sorts_ties = True
 
     def keep(self, delta: torch.Tensor, expert: SparseExpert, generator: torch.Generator) -> torch.Tensor | None:
-        return largest(delta, expert.density)
+        return keep_largest(delta, expert.density)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ..apply_filter import Factors
 from ..filters import landweber
-from ..interference.family import AnchorParameters, InterferenceMethod, anchor_factor, factors_on_top
+from ..interference.family import AnchorParameters, InterferenceMethod, anchor_factor, factors_of_filter
 from ..interference.iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
 from ..interference.operator import accumulate
 from ..spectrum import Spectrum
@@ -69,7 +69,7 @@ class Wudi(InterferenceMethod[WudiParameters]):
             return factors_of_iterate(spectrum, parameters.scale)
         # Factor 2: the gradient is 2 (theta C - D).
         chosen = landweber(spectrum.values, 2.0 * parameters.learning_rate, parameters.iterations)
-        return factors_on_top(spectrum, chosen, spectrum.shape[1], parameters.anchor, parameters.scale)
+        return factors_of_filter(spectrum, chosen, spectrum.shape[1], parameters.anchor, parameters.scale)
 
     def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
         return iterate_flops(shape, len(max_ranks), WudiParameters().iterations)  # pyright: ignore[reportCallIssue]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..apply_filter import Factors
 from ..filters import no_filter
-from ..interference.family import AnchorParameters, InterferenceMethod, factors_on_top, resolved_directions
+from ..interference.family import AnchorParameters, InterferenceMethod, factors_of_filter, resolved_directions
 from ..spectrum import Spectrum
 
 
@@ -25,4 +25,4 @@ class WudiPinv(InterferenceMethod[AnchorParameters]):
 
     def factors(self, spectrum: Spectrum, parameters: AnchorParameters) -> Factors:
         chosen = no_filter(spectrum.values, resolved_directions(spectrum))
-        return factors_on_top(spectrum, chosen, spectrum.shape[1], parameters.anchor, parameters.scale)
+        return factors_of_filter(spectrum, chosen, spectrum.shape[1], parameters.anchor, parameters.scale)

@@ -95,7 +95,7 @@ def compact_svd(
     return CompactSVD(left.T[:kept].contiguous(), values[:kept], right[:kept], rank)
 
 
-def lifted(svd: CompactSVD, left_basis: torch.Tensor | None, right_basis: torch.Tensor | None) -> CompactSVD:
+def lift_svd(svd: CompactSVD, left_basis: torch.Tensor | None, right_basis: torch.Tensor | None) -> CompactSVD:
     """The SVD of L^T X R from that of X, for bases L, R with orthonormal rows; None is the identity."""
     left = svd.left if left_basis is None else svd.left @ left_basis
     right = svd.right if right_basis is None else svd.right @ right_basis
@@ -136,7 +136,7 @@ def polar_rows(vectors: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def frobenius_norm(vector: torch.Tensor | LowRank) -> float:
+def task_vector_norm(vector: torch.Tensor | LowRank) -> float:
     """||v||_F in float64; of factors without forming their product."""
     if isinstance(vector, LowRank):
         square = (gram(vector.left.T) * gram(vector.right)).sum()
@@ -144,7 +144,7 @@ def frobenius_norm(vector: torch.Tensor | LowRank) -> float:
     return torch.linalg.vector_norm(vector, dtype=torch.float64).item()
 
 
-def typical_value(vector: torch.Tensor | LowRank) -> float:
+def rms_singular_value(vector: torch.Tensor | LowRank) -> float:
     """The root mean square of the singular values over the rank bound: the scale of a matrix, cheaply.
 
     It lies between largest / sqrt(bound) and largest.
@@ -152,7 +152,7 @@ def typical_value(vector: torch.Tensor | LowRank) -> float:
     bound = min(vector.shape)
     if isinstance(vector, LowRank):
         bound = min(bound, vector.rank)
-    return frobenius_norm(vector) / math.sqrt(max(bound, 1))
+    return task_vector_norm(vector) / math.sqrt(max(bound, 1))
 
 
 def svd_flops(shape: tuple[int, int], rank: int | None = None) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from ..lazy_torch import torch
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
-from .compact_svd import CompactSVD, compact_svd, relative_cut, typical_value
+from .compact_svd import CompactSVD, compact_svd, relative_cut, rms_singular_value
 
 
 class DeltaSum:
@@ -61,7 +61,7 @@ class DeltaSum:
         return self._dense
 
 
-def sum_of(task_vectors: TaskVectors) -> tuple[torch.Tensor | LowRank, float]:
+def sum_task_vectors(task_vectors: TaskVectors) -> tuple[torch.Tensor | LowRank, float]:
     """sum_i v_i, one expert at a time, and the level below which a direction of it is rounding.
 
     Experts may cancel; then what is left of the sum is rounding of the experts, and a cut relative to the sum's own
@@ -77,7 +77,7 @@ def sum_of(task_vectors: TaskVectors) -> tuple[torch.Tensor | LowRank, float]:
     total = DeltaSum(task_vectors.shape)
     largest = 0.0
     for vector in task_vectors:
-        largest = max(largest, typical_value(vector))
+        largest = max(largest, rms_singular_value(vector))
         total.add(vector)
     return total.total(), largest * relative_cut(task_vectors.shape)
 

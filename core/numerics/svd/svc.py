@@ -17,7 +17,7 @@ from ..apply_filter import Factors, apply_factors, low_rank_form
 from ..lazy_torch import torch
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
-from .compact_svd import compact_svd, frobenius_norm, gram, svd_elements, svd_flops
+from .compact_svd import compact_svd, gram, svd_elements, svd_flops, task_vector_norm
 
 KIND = "svc"
 #: bump when the numbers that `svc_decompose` returns change
@@ -206,5 +206,5 @@ def _responses(
         for start in range(0, vector.shape[1], _BLOCK):
             span = slice(start, start + _BLOCK)
             inner += (projected[:, span] * right[:, span]).sum(dim=1)
-    responds = squares.sqrt() > RESPONSE_CUT * frobenius_norm(vector)
+    responds = squares.sqrt() > RESPONSE_CUT * task_vector_norm(vector)
     return torch.where(responds, values.double() * inner / squares.where(responds, 1.0), 0.0)

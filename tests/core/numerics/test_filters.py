@@ -121,7 +121,7 @@ def test_diverging_descent_is_seen() -> None:
 def test_power(gamma: float, value: float) -> None:
     values = torch.tensor([value, 0.0], dtype=torch.float64)
     plain = filters.exponential(values, 300.0)
-    found = filters.to_power(plain, gamma, values, torch.tensor([True, False]))
+    found = filters.raise_to_power(plain, gamma, values, torch.tensor([True, False]))
     torch.testing.assert_close(found.passed[0], plain.passed[0] ** gamma)
     torch.testing.assert_close(found.gain[0], found.passed[0] / value)
     # (t lambda)^gamma / lambda at 0: nothing above 1, infinite below 1 and so cut, t itself at 1
@@ -131,5 +131,5 @@ def test_power(gamma: float, value: float) -> None:
 def test_a_gentle_power_does_not_open_the_null_space() -> None:
     # f^0.5 / lambda grows without bound towards 0
     values = torch.tensor([1.0, 1e-20], dtype=torch.float64)
-    found = filters.to_power(filters.exponential(values, 1.0), 0.5, values, torch.tensor([True, False]))
+    found = filters.raise_to_power(filters.exponential(values, 1.0), 0.5, values, torch.tensor([True, False]))
     assert found.gain[1] == 0

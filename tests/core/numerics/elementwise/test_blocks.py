@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eigenmerge.core.numerics.elementwise.blocks import absolute_sum, block_elements, blocks, inner_product, norm
+from eigenmerge.core.numerics.elementwise.blocks import (
+    absolute_sum,
+    block_elements,
+    blocks,
+    blockwise_norm,
+    inner_product,
+)
 
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
@@ -22,10 +28,10 @@ def test_sums_are_taken_in_float64() -> None:
     ones = torch.ones(2**24 + 3)
     assert inner_product(ones, ones) == 2**24 + 3
     assert absolute_sum(-ones) == 2**24 + 3
-    assert norm(torch.full((4,), 1e30)) == pytest.approx(2e30, rel=torch.finfo(torch.float32).eps)
+    assert blockwise_norm(torch.full((4,), 1e30)) == pytest.approx(2e30, rel=torch.finfo(torch.float32).eps)
 
 
 def test_sums_of_nothing_and_of_a_selection() -> None:
-    assert norm(torch.empty(0, 3)) == 0.0
+    assert blockwise_norm(torch.empty(0, 3)) == 0.0
     keep = torch.tensor([True, False, True])
     assert absolute_sum(torch.tensor([-1.0, 5.0, 2.0]), keep) == 3.0

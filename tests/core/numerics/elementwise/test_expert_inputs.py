@@ -12,12 +12,12 @@ import torch
 from eigenmerge.core.errors import RecipeError
 from eigenmerge.core.numerics.elementwise.expert_inputs import (
     check_other_count,
+    enumerate_tensors,
     expert_generator,
-    indexed,
     other_experts,
     other_indices,
     other_task_vectors,
-    required_base,
+    require_base,
 )
 from eigenmerge.core.numerics.registry import get_method
 
@@ -35,7 +35,7 @@ def test_the_base_among_the_models_is_passed_over(in_memory_inputs: Make) -> Non
 def test_errors_say_what_was_expected(in_memory_inputs: Make) -> None:
     inputs = in_memory_inputs([torch.ones(3)], name="a.weight")
     with pytest.raises(RecipeError, match=r"ties needs a base_model \(for tensor 'a\.weight'\)"):
-        required_base(inputs, "ties")
+        require_base(inputs, "ties")
     with pytest.raises(RecipeError, match=r"exactly 2 models beside the base; found 1 for tensor 'a\.weight'"):
         check_other_count(inputs, get_method("nuslerp"))
 
@@ -62,7 +62,7 @@ def test_a_tensor_is_let_go_before_the_next_is_formed() -> None:
             del tensor
 
     seen = []
-    for index, tensor in indexed(formed()):
+    for index, tensor in enumerate_tensors(formed()):
         seen.append((index, tensor[0].item()))
         del tensor
     assert seen == [(0, 0.0), (1, 1.0), (2, 2.0)]

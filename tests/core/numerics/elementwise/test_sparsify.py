@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from eigenmerge.core.numerics.elementwise.sparsify import (
     Selection,
-    at_random,
-    by_rank_at_random,
+    drop_outliers,
+    keep_at_random,
+    keep_by_rank_at_random,
+    keep_largest,
+    keep_largest_values,
     kth_largest_magnitude,
-    largest,
-    largest_values,
-    rescaled,
-    without_outliers,
+    rescale_selection,
 )
 
 from ..conditioning import rounding_bound
@@ -54,7 +54,7 @@ def ranks(values: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("density", [1e-9, 1e-4, 0.3, 0.5, 0.99999])
 def test_largest_keeps_the_largest(dtype: torch.dtype, density: float) -> None:
     values = distinct_magnitudes(LARGE, dtype)
-    keep = largest(values, density)
+    keep = keep_largest(values, density)
     assert keep is not None
     assert torch.equal(keep, ranks(values) < max(1, int(density * LARGE)))
 
@@ -62,7 +62,7 @@ def test_largest_keeps_the_largest(dtype: torch.dtype, density: float) -> None:
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.9])
 def test_many_ties_keep_those_that_come_first(density: float) -> None:
     values = coarse(LARGE)
-    keep = largest(values.reshape(-1, 7), density)
+    keep = keep_largest(values.reshape(-1, 7), density)
     assert keep is not None
     count = int(density * LARGE)
     threshold = values.abs().sort(descending=True).values[count - 1]
@@ -75,7 +75,7 @@ def test_few_ties_are_chosen_as_torch_argsort_does() -> None:
     count = 20_000
     place = ranks(values)
     values[(place >= count - 2) & (place < count + 3)] = values[place == count].abs()  # five tie, two are kept
-    keep = largest(values, count / LARGE)
+    keep = keep_largest(values, count / LARGE)
     assert keep is not None
     assert keep.sum() == count
     expected = torch.argsort(values.abs(), descending=True)[:count]
@@ -84,10 +84,10 @@ def test_few_ties_are_chosen_as_torch_argsort_does() -> None:
 
 def test_the_edges_of_density() -> None:
     values = distinct_magnitudes(100)
-    assert largest(values, 1.0) is None
-    assert not largest(values, 0.0).any()  # type: ignore[union-attr]
-    assert largest(values, 1e-6).sum() == 1  # type: ignore[union-attr]
-    assert largest(torch.empty(0, 3), 0.5).numel() == 0  # type: ignore[union-attr]
+    assert keep_largest(values, 1.0) is None
+    assert not keep_largest(values, 0.0).any()  # type: ignore[union-attr]
+    assert keep_largest(values, 1e-6).sum() == 1  # type: ignore[union-attr]
+    assert keep_largest(torch.empty(0, 3), 0.5).numel() == 0  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("make", [distinct_magnitudes, coarse])
@@ -97,7 +97,7 @@ def test_the_edges_of_density() -> None:
 @pytest.mark.parametrize("count", [1000, LARGE])
 def test_without_outliers(make: Callable[[int], torch.Tensor], density: float, gamma: float, count: int) -> None:
     values = make(count)
-    keep = without_outliers(values, density, gamma)
+    keep = drop_outliers(values, density, gamma)
     assert keep is not None
     num_kept = int(density * count)
     num_outliers = min(int(gamma * count), count - num_kept)
@@ -125,24 +125,24 @@ def test_the_threshold_by_counting_is_the_sorted_one(values: list[float], data: 
 @pytest.mark.parametrize("count", [1, 500, LARGE - 1, LARGE])
 def test_largest_values(count: int) -> None:
     values = distinct_magnitudes(LARGE).abs()
-    assert torch.equal(largest_values(values, count), ranks(values) < count)
+    assert torch.equal(keep_largest_values(values, count), ranks(values) < count)
 
 
 def test_at_random_keeps_the_density_whatever_the_magnitude() -> None:
     values = distinct_magnitudes(400_000)
-    keep = at_random(values, 0.3, generator(5))
+    keep = keep_at_random(values, 0.3, generator(5))
     assert keep is not None
     assert keep.float().mean().item() == pytest.approx(0.3, abs=0.004)  # five standard errors
     halves = keep[values.abs() > values.abs().median()]
     assert halves.float().mean().item() == pytest.approx(0.3, abs=0.006)
-    assert torch.equal(keep, at_random(values, 0.3, generator(5)))  # type: ignore[arg-type]
-    assert at_random(values, 1.0, generator()) is None
-    assert not at_random(values, 0.0, generator()).any()  # type: ignore[union-attr]
+    assert torch.equal(keep, keep_at_random(values, 0.3, generator(5)))  # type: ignore[arg-type]
+    assert keep_at_random(values, 1.0, generator()) is None
+    assert not keep_at_random(values, 0.0, generator()).any()  # type: ignore[union-attr]
 
 
 def test_by_rank_at_random_follows_the_rank_in_the_row() -> None:
     rows = torch.randn(3000, 11, generator=generator())
-    keep = by_rank_at_random(rows, 0.4, 0.25, generator(1))
+    keep = keep_by_rank_at_random(rows, 0.4, 0.25, generator(1))
     assert keep is not None
     place = rows.abs().argsort(dim=1).argsort(dim=1)  # 0 for the smallest
     for rank in range(11):
@@ -153,7 +153,7 @@ def test_by_rank_at_random_follows_the_rank_in_the_row() -> None:
 
 def test_by_rank_at_random_ranks_along_the_second_dimension() -> None:
     kernels = torch.randn(40, 50, 3, 3, generator=generator())
-    keep = by_rank_at_random(kernels, 0.5, 0.499, generator(1))
+    keep = keep_by_rank_at_random(kernels, 0.5, 0.499, generator(1))
     assert keep is not None
     place = kernels.abs().argsort(dim=1).argsort(dim=1)
     top, bottom = keep.reshape(kernels.shape)[place >= 40], keep.reshape(kernels.shape)[place < 10]
@@ -163,7 +163,7 @@ def test_by_rank_at_random_ranks_along_the_second_dimension() -> None:
 
 @pytest.mark.parametrize("shape", [(), (1,), (5, 1), (0, 4)])
 def test_by_rank_at_random_of_degenerate_rows(shape: tuple[int, ...]) -> None:
-    keeps = [by_rank_at_random(torch.ones(shape), 0.5, 0.2, generator(seed)) for seed in range(400)]
+    keeps = [keep_by_rank_at_random(torch.ones(shape), 0.5, 0.2, generator(seed)) for seed in range(400)]
     stacked = torch.stack([keep for keep in keeps if keep is not None])
     assert stacked.shape == (400, torch.ones(shape).numel())
     if stacked.numel():
@@ -171,8 +171,8 @@ def test_by_rank_at_random_of_degenerate_rows(shape: tuple[int, ...]) -> None:
 
 
 def test_a_block_boundary_does_not_change_the_draws() -> None:
-    long = at_random(torch.zeros(600_000), 0.5, generator(3))
-    short = at_random(torch.zeros(300_000), 0.5, generator(3))
+    long = keep_at_random(torch.zeros(600_000), 0.5, generator(3))
+    short = keep_at_random(torch.zeros(300_000), 0.5, generator(3))
     assert long is not None
     assert short is not None
     assert torch.equal(long[:300_000], short)
@@ -180,14 +180,14 @@ def test_a_block_boundary_does_not_change_the_draws() -> None:
 
 def test_rescaled_has_the_norm_of_the_whole() -> None:
     delta = torch.randn(50, 40, generator=generator())
-    selection = rescaled(delta, largest(delta, 0.2))
+    selection = rescale_selection(delta, keep_largest(delta, 0.2))
     sparse = selection.apply(delta.reshape(-1), slice(0, delta.numel()))
     assert sparse.count_nonzero() == 400
     assert sparse.abs().sum().item() == pytest.approx(
         delta.abs().sum().item(), rel=rounding_bound(1, dtype=torch.float32)
     )
-    assert rescaled(delta, None) == Selection()
-    assert rescaled(delta * 1e-12, largest(delta, 0.2)).factor == 1.0
+    assert rescale_selection(delta, None) == Selection()
+    assert rescale_selection(delta * 1e-12, keep_largest(delta, 0.2)).factor == 1.0
 
 
 def test_apply_leaves_the_task_vector_alone() -> None:

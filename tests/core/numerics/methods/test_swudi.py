@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eigenmerge.core.numerics.interference.decompose import decompose_interference
-from eigenmerge.core.numerics.interference.family import keep_by_ratio
+from eigenmerge.core.numerics.interference.family import rank_by_ratio
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 from eigenmerge.core.numerics.tensor_level import merge_task_vectors
@@ -68,7 +68,7 @@ def test_defaults() -> None:
     ],
 )
 def test_rank_ratio_rounds_up(ratio: float | None, columns: int, expected: int) -> None:
-    assert keep_by_ratio(ratio, columns) == expected
+    assert rank_by_ratio(ratio, columns) == expected
 
 
 def test_rank_is_reported() -> None:

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from eigenmerge.core.numerics.svd.compact_svd import (
     compact_svd,
-    frobenius_norm,
     polar_rows,
     relative_cut,
-    typical_value,
+    rms_singular_value,
+    task_vector_norm,
 )
 from eigenmerge.core.numerics.task_vectors import LowRank
 
@@ -150,11 +150,11 @@ def test_polar_rows_of_dependent_rows_do_not_depend_on_a_null_space():
 def test_norms_of_factors_need_no_product():
     generator = torch.Generator().manual_seed(8)
     factors = LowRank(torch.randn(30, 3, generator=generator), torch.randn(3, 20, generator=generator))
-    assert frobenius_norm(factors) == pytest.approx(
-        frobenius_norm(factors.dense()), rel=rounding_bound(1, dtype=torch.float32)
+    assert task_vector_norm(factors) == pytest.approx(
+        task_vector_norm(factors.dense()), rel=rounding_bound(1, dtype=torch.float32)
     )
     largest = torch.linalg.svdvals(factors.dense())[0].item()
-    assert largest / 3**0.5 <= typical_value(factors) <= largest
+    assert largest / 3**0.5 <= rms_singular_value(factors) <= largest
 
 
 def test_relative_cut_grows_slowly():

@@ -5,7 +5,7 @@ import torch
 
 from eigenmerge.core.numerics.apply_filter import Factors, apply_factors
 from eigenmerge.core.numerics.svd.compact_svd import compact_svd
-from eigenmerge.core.numerics.svd.delta_sum import DeltaSum, delta_spectrum, sum_of
+from eigenmerge.core.numerics.svd.delta_sum import DeltaSum, delta_spectrum, sum_task_vectors
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
 from ..conditioning import rounding_bound
@@ -56,7 +56,7 @@ def test_what_is_left_of_a_cancellation_is_no_direction():
     mixing = torch.tensor([[0.3, 1.0, 0.2], [0.5, -0.1, 1.0], [1.0, 0.4, 0.6]], dtype=torch.float64)
     # the same product up to rounding, other factors
     other = LowRank((-one.left @ mixing).float(), torch.linalg.inv(mixing).mm(one.right).float())
-    total, noise_level = sum_of(InMemoryTaskVectors([one.to("cpu", torch.float32), other]))
+    total, noise_level = sum_task_vectors(InMemoryTaskVectors([one.to("cpu", torch.float32), other]))
     assert compact_svd(total).num_directions > 0  # relative to itself, rounding looks like data
     assert compact_svd(total, floor=noise_level).num_directions == 0
 
