@@ -1,4 +1,4 @@
-"""What is known of an input model without its weights: `storage` fills these in, the planner reads them. Pure data."""
+"""Listings of input models: names, shapes and locations of tensors. `storage` makes them, the planner reads them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class TensorSource:
-    """Where one stored tensor lies: bytes [start, stop) of the object `uri` (absolute, fsspec style)."""
+    """Location of one stored tensor: bytes [start, stop) of the object at `uri`.
+
+    uri : absolute, in the form of fsspec
+    dtype : safetensors name: F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 ... BOOL
+    scale : of a float8 weight: the tensor that multiplies it (weight_scale or weight_scale_inv)
+    """
 
     uri: str
     start: int
     stop: int
-    dtype: str  # safetensors name: F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 ... BOOL
+    dtype: str
     shape: tuple[int, ...]
-    scale: TensorSource | None = None  # float8: the scale that goes with it (weight_scale or weight_scale_inv)
+    scale: TensorSource | None = None
 
     @property
     def num_bytes(self) -> int:
+        """Size of the tensor, without its scale."""
         return self.stop - self.start
 
 
@@ -35,10 +41,14 @@ class LoraSource:
 
 @dataclass(frozen=True, slots=True)
 class AdapterListing:
-    """A PEFT adapter: its config and factor tensors, names as stored (base_model.model.<module>.lora_A.weight)."""
+    """A PEFT adapter.
+
+    config : adapter_config.json
+    tensors : factors by stored name (base_model.model.<module>.lora_A.weight)
+    """
 
     uri: str
-    config: Mapping[str, object]  # adapter_config.json
+    config: Mapping[str, object]
     tensors: Mapping[str, TensorSource]
     fingerprint: str
     num_bytes: int
@@ -48,14 +58,13 @@ class AdapterListing:
 class ModelListing:
     """One input model.
 
-    name : as written in the recipe ("path@revision+adapter")
+    name : as in the recipe ("path@revision+adapter")
     kind : "full"; "adapter" (a bare PEFT directory); "full+adapter"
-    tensors : stored name to place; empty for a bare adapter
+    tensors : location by stored name; empty for a bare adapter
     config : config.json, or None
-    side_files : small files beside the weights that a Hugging Face directory carries, name to URI (tokenizer.json,
-        tokenizer_config.json, special_tokens_map.json, vocab.txt, merges.txt, *.model, generation_config.json,
-        chat_template.jinja, added_tokens.json, preprocessor_config.json, ...)
-    fingerprint : identifies the weights: hash over each file's (name, header, size, etag or mtime), or content hashes
+    side_files : URI by name of small files beside the weights (tokenizer.json, tokenizer_config.json, vocab.txt,
+        merges.txt, *.model, generation_config.json, chat_template.jinja, preprocessor_config.json, ...)
+    fingerprint : identifies the weights: hash of each file's name, header, size and etag or mtime, or of its content
     """
 
     name: str

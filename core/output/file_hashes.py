@@ -7,12 +7,12 @@ import threading
 from ..cache.reports import ShardReport
 from ..formats.safetensors_header import build_header
 from ..planning.plan import OutputFile, Plan
-from ..planning.shards import Entry, output_entries
+from ..planning.shards import OutputEntry, output_entries
 from ..run import Run
 from ..storage.assembly.file_hash import FileHash
 
 
-def file_entries(plan: Plan, file: OutputFile) -> list[Entry]:
+def file_entries(plan: Plan, file: OutputFile) -> list[OutputEntry]:
     """The stored tensors of a file, in its order."""
     tensors = (tensor for index in file.shards for tensor in plan.shards[index].tensors)
     return [entry for tensor in tensors for entry in output_entries(tensor)]

@@ -1,10 +1,10 @@
-"""Keys: an object that exists under its key means that the same computation is done.
+"""Keys of stored objects: an object exists under its key if and only if the same computation is done.
 
     spectrum key = H(decomposition, algorithm version, arithmetic, base, experts and weights, tensor)
     part key     = H(per tensor: spectrum keys or inputs, method, parameters, calibration, output dtype)
 
-A model enters by its fingerprint and a tensor by its stored name, never by a place: the same weights elsewhere have the
-same keys. Device, workers and memory limits are not part of a key.
+Keys contain the fingerprints of models and the stored names of tensors, not locations: a copy of the weights elsewhere
+has the same keys. Device, workers and memory limits are not part of a key.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ..formats.digest import hash_bytes, hash_json
 from ..formats.store_folders import ALIGNMENTS, PARTS, SPECTRA, SUMS
 from .plan import LayerShard, OutputFile, RunSettings, SideFile, TensorPlan
 
-# Bump when the bytes of a part change although no method did (rounding of the cast, order of the sums).
+# Increase when the bytes of a part change although no method changes (rounding of the cast, order of the sums).
 PART_VERSION = 1
-# The same for sums of plain task vectors, which the mean of 1-D tensors is made of.
+# The same for sums of plain task vectors, from which means of 1-D tensors are computed.
 SUM_VERSION = 1
 
 
@@ -32,14 +32,14 @@ def spectrum_key(
     incremental: bool = False,
     package: str | None = None,
 ) -> str:
-    """Object key of one matrix' decomposition.
+    """Return the object key of one matrix's decomposition.
 
     Parameters
     ----------
-    decomposition : what `SpectralMethod.decomposition` returns
-    inputs : digest of the base's tensor, and each expert's tensor with its parameters in canonical order
-    matrix : shape and, for a part of a tensor, which part
-    incremental : its sums may have been added up in another order, so that it differs in the last bits
+    decomposition : the result of `SpectralMethod.decomposition`
+    inputs : hash of the base's tensor and of each expert's tensor with its parameters, in canonical order
+    matrix : shape and, for a part of a tensor, its cut
+    incremental : the sums may have been added in another order, so the last bits may differ
     package : name and version of the package that defines the method; None for a built-in one
     """
     content: list[object] = ["spectrum", dict(decomposition), algorithm_version, arithmetic, inputs, matrix]
@@ -47,47 +47,58 @@ def spectrum_key(
         content.append("incremental")
     if package is not None:
         content.append({"package": package})
-    return _spectra(hash_json(content))
+    return _spectrum_object_key(hash_json(content))
 
 
-def calibration_key(spectrum: str, filtered: str) -> str:
-    """Object key of the calibration's own decomposition.
+def calibration_key(spectrum: str, filter_hash: str) -> str:
+    """Return the object key of a calibration's decomposition.
 
     Parameters
     ----------
     spectrum : key of the method's decomposition
-    filtered : digest of the method, its parameters and the calibration's algorithm version
+    filter_hash : hash of the method, its parameters and the calibration's algorithm version, or an alignment key
     """
-    return _spectra(hash_json(["calibration", spectrum, filtered]))
+    return _spectrum_object_key(hash_json(["calibration", spectrum, filter_hash]))
 
 
 def alignment_key(spectra: Sequence[str]) -> str:
-    """Object key of the table of the largest eigenvalues of these decompositions."""
+    """Return the object key of the table of the largest eigenvalues of decompositions, given by their keys."""
     hashed = hash_json(["alignment", list(spectra)])
     return f"{ALIGNMENTS}{hashed}.json"
 
 
 def sums_key(algorithm_version: int, arithmetic: str, base: str, matrix: str, members: Sequence[str]) -> str:
-    """Object key of the sums of one matrix, or of one tensor of any shape, over a set of experts.
+    """Return the object key of sums over experts, for one matrix or one tensor of any shape.
 
-    Sums over other experts lie in the same folder. The name begins with the size of the set: who looks for the largest
-    subset need not open the small ones.
+    Sums over other sets of experts are in the same folder. The name begins with the size of the set, so the largest
+    subset can be found without opening smaller ones.
+
+    Parameters
+    ----------
+    base : identifies the base's tensor
+    matrix : shape and, for a part of a tensor, its cut
+    members : identify each expert's tensor and its weight, in any order
     """
     shared = hash_json(["sums", algorithm_version, arithmetic, base, matrix])
     return f"{SUMS}{shared[:2]}/{shared}/{len(members):06d}-{hash_json(sorted(members))}.safetensors"
 
 
-def _spectra(hashed: str) -> str:
-    return f"{SPECTRA}{hashed[:2]}/{hashed}.arrow"  # two levels: some disks are slow with 100,000 files in a folder
+def _spectrum_object_key(hashed: str) -> str:
+    # two levels, because some file systems are slow with 100,000 files in a folder
+    return f"{SPECTRA}{hashed[:2]}/{hashed}.arrow"
 
 
 def tensor_identity(
     tensor: TensorPlan, base: str | None, experts: Sequence[str], seed: int | None = None, algorithm_version: int = 1
 ) -> str:
-    """Hash of everything that decides the bytes of one output tensor.
+    """Return the hash of everything that determines the bytes of one output tensor.
 
-    `seed` and `algorithm_version` are given for direct methods: they may draw masks, seeded by the seed and by the
-    output's name, and have no spectrum key that contains the version.
+    Parameters
+    ----------
+    base : identifies the base's tensor
+    experts : identify each expert's tensor, in the order of `tensor.experts`
+    seed : of direct methods, which may draw masks seeded by it and by the tensor's name
+    algorithm_version : of direct methods; spectrum keys contain that of spectral methods
     """
     content: dict[str, Any] = {
         "action": tensor.action,
@@ -99,7 +110,7 @@ def tensor_identity(
         "calibration": tensor.calibration,
         "spectra": [tensor.spectrum_key, *(view.spectrum_key for view in tensor.views)],
     }
-    if tensor.spectrum_key is None and not tensor.views:  # else the spectra's keys say which experts
+    if tensor.spectrum_key is None and not tensor.views:  # otherwise the spectrum keys identify the experts
         pairs = zip(experts, tensor.experts, strict=True)
         content["experts"] = [[name, expert.parameters, expert.is_base] for name, expert in pairs]
     if seed is not None:
@@ -114,7 +125,7 @@ def tensor_identity(
 
 
 def part_key(identities: Sequence[tuple[str, str]], settings: RunSettings) -> str:
-    """Object key of one shard's part.
+    """Return the object key of one shard's part.
 
     Parameters
     ----------
@@ -122,7 +133,7 @@ def part_key(identities: Sequence[tuple[str, str]], settings: RunSettings) -> st
     """
     content: list[object] = ["part", PART_VERSION, settings.arithmetic, identities]
     if settings.allow_nonfinite:
-        content.append("allow_nonfinite")  # a strict run must not take a part in which NaN was passed over
+        content.append("allow_nonfinite")  # a run without it must not reuse parts in which NaN was skipped
     if settings.allow_tf32:
         content.append("tf32")
     return f"{PARTS}{hash_json(content)}.safetensors"
@@ -134,7 +145,7 @@ def run_key(
     files: Sequence[OutputFile],
     side_files: Sequence[SideFile],
 ) -> str:
-    """Hash of everything that decides the output's bytes."""
+    """Return the hash of everything that determines the output's bytes."""
     sides = [[side.name, hash_bytes(side.content) if side.content is not None else None] for side in side_files]
     layout = [[file.name, file.shards] for file in files]
     return hash_json(["run", dict(recipe), [shard.part_key for shard in shards], layout, sides])

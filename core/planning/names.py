@@ -1,4 +1,4 @@
-"""What a tensor is, read off its name, shape and dtype: which layer it belongs to, and which kind of tensor it is."""
+"""Tensor names: the layer that a tensor belongs to, and its kind by name, shape and dtype."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Kind = Literal[
     "empty",  # no elements
 ]
 
-# The words before a layer's number in the names that Hugging Face, timm and OpenAI checkpoints use. A number behind any
-# other word (mlp1.0, classifier.2) counts places in a small module, not layers of a stack.
+# Words before the layer number in names of Hugging Face, timm and OpenAI checkpoints. A number after another word
+# (mlp1.0, classifier.2) is a position in a small module, not a layer.
 _LAYER = re.compile(
     r"^(?P<stack>(?:.*?\.)?(?:layers|layer|h|blocks|block|resblocks|decoder_layers|encoder_layers))\.(?P<index>\d+)\."
 )
@@ -30,26 +30,26 @@ _EMBEDDING = re.compile(
     r"relative_attention_bias|word_embeddings_for_head)(\.weight)?$"
 )
 _LM_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|cls\.predictions\.decoder|vocab_projector|proj_out)\.weight$")
-# Tables that some versions of a library save and others recompute.
+# Precomputed tables that some versions of a library save and others recompute.
 _FLOAT_BUFFER = re.compile(r"(inv_freq|masked_bias|rotary_emb\.(cos|sin)_cached|position_ids)$|\.attn\.bias$")
 _DIGITS = re.compile(r"(\d+)")
 
 
 def layer_of(name: str) -> tuple[str, int] | None:
-    """("model.layers", 7) for model.layers.7.mlp.up_proj.weight; None outside of any stack of layers."""
+    """Return stack and layer, ("model.layers", 7) for model.layers.7.mlp.up_proj.weight; None outside of layers."""
     match = _LAYER.match(name)
     return (match["stack"], int(match["index"])) if match else None
 
 
 def with_layer(name: str, index: int) -> str:
-    """The same tensor's name in another layer."""
+    """Return the name of the same tensor in another layer."""
     match = _LAYER.match(name)
-    assert match, f"{name} stands in no layer"
+    assert match, f"{name} is in no layer"
     return f"{match['stack']}.{index}.{name[match.end() :]}"
 
 
 def stack_depths(names: Iterable[str]) -> dict[str, int]:
-    """Number of layers of each stack: the largest index that occurs, plus one."""
+    """Return the number of layers of each stack: the largest index + 1."""
     depths: dict[str, int] = {}
     for name in names:
         found = layer_of(name)
@@ -59,7 +59,10 @@ def stack_depths(names: Iterable[str]) -> dict[str, int]:
 
 
 def gradient_position(name: str, depths: Mapping[str, int]) -> float:
-    """The place t in [0, 1] at which gradients are read. mergekit's count: 0 outside of layers, 1 in an only layer."""
+    """Return the position t in [0, 1] at which gradients are evaluated.
+
+    As in mergekit, t is 0 outside of layers and 1 in a stack of one layer.
+    """
     found = layer_of(name)
     if found is None:
         return 0.0
@@ -68,7 +71,7 @@ def gradient_position(name: str, depths: Mapping[str, int]) -> float:
 
 
 def tensor_kind(name: str, shape: tuple[int, ...], dtype: str) -> Kind:
-    """The kind that decides what a spectral method does with a tensor when no rule does."""
+    """Return the kind of a tensor, which determines what a spectral method does with it unless a rule does."""
     if 0 in shape:
         return "empty"
     if dtype not in MERGEABLE_DTYPES:
@@ -76,12 +79,13 @@ def tensor_kind(name: str, shape: tuple[int, ...], dtype: str) -> Kind:
     return _kind_by_template(_DIGITS.sub("0", name), len(shape))
 
 
-@lru_cache(maxsize=65536)  # 10,000 tensors of a model have a few hundred names apart from their numbers
+@lru_cache(maxsize=65536)  # 10,000 tensors have a few hundred distinct names once numbers are replaced
 def _kind_by_template(name: str, ndim: int) -> Kind:
+    """Return the kind of a tensor by its name, with every number replaced by 0, and its number of dimensions."""
     if _FLOAT_BUFFER.search(name) and not (name.endswith(".attn.bias") and ndim == 1):
         return "buffer"
     if ndim < 2 or name.endswith("bias"):
-        # relative_attention_bias.weight ends in "weight"; gate_up_proj_bias (E, M) is a stack of vectors
+        # gate_up_proj_bias, (E, M), is a stack of vectors; relative_attention_bias.weight does not end with "bias"
         return "vector"
     if ndim == 2:
         if _LM_HEAD.search(name) and "attention" not in name and _LAYER.match(name) is None:
@@ -95,5 +99,5 @@ def _kind_by_template(name: str, ndim: int) -> Kind:
 
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sort key that puts layers.2 before layers.10."""
+    """Return a sort key that orders numbers by value: layers.2 before layers.10."""
     return tuple((0, int(part)) if part.isdigit() else (1, part) for part in _DIGITS.split(name))

@@ -1,7 +1,6 @@
-"""The plan: everything that is decided before a weight is read. Pure data, JSON-able, the same on every machine.
+"""The plan of a merge: every decision that is made before weights are read. It is the same on every machine.
 
-A worker gets one `LayerShard` (plus the store's URI and `RunSettings`) and needs nothing else: no recipe, no listing,
-no database.
+A worker needs one `LayerShard`, the `RunSettings` and the store, and neither the recipe nor a listing of the models.
 """
 
 from __future__ import annotations
@@ -12,33 +11,33 @@ from typing import Literal
 
 from ..listing import LoraSource, TensorSource
 
-# Runs of rows (first row in the output, first row as stored, number of rows), where vocabularies differ. A row that no
-# run covers is the base's; one that the base's runs do not cover either is the mean of the experts whose runs cover it.
+# Runs of rows (first row in the output, first stored row, number of rows), where vocabularies differ. An output row
+# that no run of an expert covers is the base's; a row that the base lacks too is the mean of the experts that have it.
 Rows = tuple[tuple[int, int, int], ...]
 
 Action = Literal[
     "merge",  # run `method` on the experts
     "mean",  # base + scale * weighted mean delta (1-D tensors, convolutions, embeddings under a spectral method)
-    "copy",  # bytes of `base` as they are (keep-base rules, integer buffers), cast only if the dtype differs
+    "copy",  # the bytes of `base` (keep_base rules, integer buffers), cast only if the dtype differs
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertTensor:
-    """What one expert contributes to one output tensor.
+    """One expert's data for one output tensor.
 
-    full : the expert's own stored tensor, or None when the expert is an adapter on the base (its delta is `lora` alone,
-        or zero when `lora` is None too: the adapter does not touch this weight).
-    lora : adapter factors to add on top.
-    rows : where the rows of `full` belong, when its vocabulary is not the output's; None: all in place.
+    expert : index into Plan.experts
+    full : the expert's stored tensor; None when the expert is an adapter on the base, whose delta is `lora`, or zero
+        where `lora` is None too
+    lora : adapter factors to add
+    parameters : the expert's parameters for this tensor (weight, density)
+    rows : where rows of `full` go, when its vocabulary differs from the output's; None: all rows keep their place
     """
 
-    expert: int  # index into Plan.experts
+    expert: int
     full: TensorSource | None
     lora: LoraSource | None = None
-    parameters: Mapping[str, object] = field(
-        default_factory=dict
-    )  # per-expert, resolved for this tensor (weight, density)
+    parameters: Mapping[str, object] = field(default_factory=dict[str, object])
     is_base: bool = False
     rows: Rows | None = None
 
@@ -47,8 +46,8 @@ class ExpertTensor:
 class MatrixView:
     """One matrix inside a stored tensor: q of a fused QKV weight, one expert of a mixture.
 
-    The tensor is first reshaped to `TensorPlan.matrix_shape`, if that is set, then cut: rows (axis 0) or columns
-    (axis 1) [start, stop).
+    The tensor is reshaped to `TensorPlan.matrix_shape`, if that is set, then cut to rows (axis 0) or columns (axis 1)
+    [start, stop).
     """
 
     label: str  # "q", "expert 3"
@@ -56,65 +55,68 @@ class MatrixView:
     stop: int
     spectrum_key: str
     axis: int = 0
-    calibration_key: str | None = None  # as TensorPlan's
+    calibration_key: str | None = None  # as in TensorPlan
     sums_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFactors:
-    """What a tensor becomes in an adapter: merged delta = up @ down, or its transpose where `transposed`.
+    """The stored tensors of one weight in an adapter: merged delta = up @ down, or its transpose.
 
-    full : the name under which the whole tensor is stored instead (modules_to_save), with `down` and `up` None
+    down : name of lora_A, (rank, K); transposed: (rank, M)
+    up : name of lora_B, (M, rank); transposed: (K, rank)
+    full : name of the whole tensor, stored instead of factors (modules_to_save); `down` and `up` are None
     """
 
     rank: int
-    down: str | None  # lora_A, (rank, K); transposed: (rank, M)
-    up: str | None  # lora_B, (M, rank); transposed: (K, rank)
+    down: str | None
+    up: str | None
     full: str | None = None
     transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """One output tensor: what happens to it and from what.
+    """One output tensor: action, inputs, parameters, keys and projected costs.
 
-    A spectral method decomposes the tensor as it is (`spectrum_key` set), reshaped to `matrix_shape` (a convolution as
-    (out, in * kernel), `spectrum_key` set), or each of `views` by itself (`spectrum_key` None, one key in each view).
+    A spectral method decomposes the tensor in its own shape or reshaped to `matrix_shape` (a convolution as
+    (out, in * kernel)); `spectrum_key` is set. Or it decomposes each of `views`; then each view has a key and
+    `spectrum_key` is None.
     """
 
     name: str
     shape: tuple[int, ...]
     out_dtype: str  # safetensors name
     action: Action
-    reason: str  # one phrase for the plan and the manifest: "2-D weight", "rule 'lm_head.*'", "1-D: mean delta"
+    reason: str  # for the plan and the manifest: "2-D weight", "rule 'lm_head.*'", "1-D: mean delta"
     base: TensorSource | None
     experts: tuple[ExpertTensor, ...] = ()
     method: str | None = None
     method_package: str | None = None  # "name version" of the package that defines `method`; None: built-in
-    parameters: Mapping[str, object] = field(default_factory=dict)  # global, resolved for this tensor
-    calibration: Mapping[str, object] = field(default_factory=dict)  # {"svc": {"alpha": ...}} or empty
+    parameters: Mapping[str, object] = field(default_factory=dict[str, object])  # global ones, for this tensor
+    calibration: Mapping[str, object] = field(default_factory=dict[str, object])  # {"svc": {"alpha": ...}} or empty
     spectrum_key: str | None = None  # spectral methods only
     bytes_read: int = 0
     flops: float = 0.0
-    peak_bytes: int = 0  # projected, weights and work space of this tensor alone
+    peak_bytes: int = 0  # projected memory for this tensor: weights and work space
     spectrum_bytes: int = 0
     sums_bytes: int = 0
     matrix_shape: tuple[int, int] | None = None  # None: the tensor's own shape
     views: tuple[MatrixView, ...] = ()
-    calibration_key: str | None = None  # spectrum of the merged delta with the experts' responses, which SVC filters
-    alignment_key: str | None = None  # table of the largest eigenvalues of all layers that are aligned with this one
-    sums_key: str | None = None  # sums over experts; its folder holds the sums of other sets of the same experts
-    adapter: AdapterFactors | None = None  # the output is an adapter; `out_dtype` is that of what is stored
-    members: tuple[str, ...] = ()  # with `sums_key`: what identifies each expert and its weight, as `experts`
-    base_rows: Rows | None = None  # where the base's rows belong, when its vocabulary is not the output's
+    calibration_key: str | None = None  # decomposition of the merged delta, for SVC
+    alignment_key: str | None = None  # table of the largest eigenvalues of all aligned layers
+    sums_key: str | None = None  # sums over experts; sums of other sets of experts are in the same folder
+    adapter: AdapterFactors | None = None  # set if the output is an adapter; `out_dtype` is the dtype of the factors
+    members: tuple[str, ...] = ()  # with `sums_key`: identifies each expert and its weight, in the order of `experts`
+    base_rows: Rows | None = None  # where the base's rows go, when its vocabulary differs from the output's
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShard:
-    """The unit of fan-out, retry, caching and resume: a run of output tensors that lie together in one output file."""
+    """The unit of parallel work, retry, caching and resume: consecutive tensors of one output file."""
 
     index: int
-    tensors: tuple[TensorPlan, ...]  # in the order of their bytes in the part and in the output file
+    tensors: tuple[TensorPlan, ...]  # in the order of the part and of the output file
     part_key: str  # object key in the store, content-addressed: parts/<hash>.safetensors
     bytes_read: int
     bytes_written: int
@@ -123,13 +125,14 @@ class LayerShard:
 
     @property
     def name(self) -> str:
+        """The names of the first and the last tensor."""
         first, last = self.tensors[0].name, self.tensors[-1].name
         return first if first == last else f"{first} .. {last}"
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One file of the merged checkpoint: the data sections of these shards' parts, in order, behind one header."""
+    """One file of the merged checkpoint: a header, then the data of these shards' parts in order."""
 
     name: str  # model-00001-of-00004.safetensors | model.safetensors
     shards: tuple[int, ...]
@@ -138,10 +141,10 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """One input model as the plan saw it."""
+    """One input model, as it was when the plan was made."""
 
     name: str  # as written in the recipe
-    uri: str  # where it was found (directory or file)
+    uri: str  # directory or file
     fingerprint: str
     num_tensors: int
     num_bytes: int
@@ -150,7 +153,7 @@ class ModelSummary:
 
 @dataclass(frozen=True, slots=True)
 class SideFile:
-    """A small file that goes into the output: config.json, tokenizer files. Copied from `source_uri`, or given."""
+    """A small file of the output (config.json, tokenizer files): copied from `source_uri`, or with given content."""
 
     name: str
     source_uri: str | None
@@ -159,7 +162,7 @@ class SideFile:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What a worker must know beside the shard; part of the keys only where it changes numbers."""
+    """Settings that a worker needs besides the shard. Only settings that change numbers are part of keys."""
 
     arithmetic: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
@@ -173,10 +176,14 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A finalised, validated plan."""
+    """A complete, validated plan.
 
-    run_key: str  # hash of everything that decides the output's bytes
-    recipe: Mapping[str, object]  # canonical, without secrets
+    run_key : hash of everything that determines the output's bytes
+    recipe : `Recipe.canonical()`, without credentials
+    """
+
+    run_key: str
+    recipe: Mapping[str, object]
     settings: RunSettings
     base: ModelSummary | None
     experts: tuple[ModelSummary, ...]
@@ -203,7 +210,7 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """Of one worker: the largest shard's projection."""
+        """Projected memory of one worker: that of the largest shard."""
         return max((shard.peak_bytes for shard in self.shards), default=0)
 
     @property
@@ -216,6 +223,6 @@ class Plan:
 
 
 def spectrum_keys(tensor: TensorPlan) -> list[str]:
-    """The keys of all decompositions of one tensor, in the order of its views."""
+    """Return the keys of all decompositions of one tensor, in the order of its views."""
     own = [tensor.spectrum_key] if tensor.spectrum_key is not None else []
     return own + [view.spectrum_key for view in tensor.views]

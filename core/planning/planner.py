@@ -1,6 +1,6 @@
-"""The plan of a merge, from the recipe and what is known of the models without their weights. Pure: no I/O, no torch.
+"""Plan a merge from the recipe and the listings of its models, without I/O and without torch.
 
-Everything that can be wrong without looking at a weight is refused here, in one line that names tensor and models.
+Every error that can be detected without reading weights is raised here, in one line that names tensor and models.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from ..errors import CheckpointError, RecipeError
 from ..formats.digest import hash_json
@@ -20,26 +21,28 @@ from .cost.projection import check_budget
 from .inputs.checkpoint import Checkpoint, MatchCache, reference_tensors, summarize
 from .keys import part_key, run_key
 from .names import natural_key
-from .outputs.adapter_output import as_adapter
+from .outputs.adapter_output import convert_to_adapter
+from .outputs.choose_action import ActionChooser
 from .outputs.incremental import incremental_warnings
-from .outputs.members import averages_unlisted_base, groups_of, is_same_model
-from .outputs.rules import RuleBook, check_filters
-from .outputs.side_files import side_files
-from .outputs.slots import layers_of_models, layers_of_slices
-from .outputs.spectral import align, with_alignment
-from .outputs.tensor_planner import PlannedTensor, TensorPlanner, check_needs_base
-from .outputs.vocabulary import VocabularyPlanner, is_row_by_token
+from .outputs.members import averages_unlisted_base, build_groups, check_needs_base, is_same_model
+from .outputs.name_patterns import check_filters
+from .outputs.side_files import plan_side_files
+from .outputs.slots import build_model_slots, build_slice_slots
+from .outputs.spectral import add_alignment, alignment_keys
+from .outputs.tensor_planner import PlannedTensor, TensorPlanner
+from .outputs.token_rows import is_row_by_token
+from .outputs.vocabulary import VocabularyPlanner
 from .plan import LayerShard, Plan, RunSettings, TensorPlan
-from .shards import Layout, lay_out, written_bytes
+from .shards import Packing, pack_tensors, written_bytes
 
-_LONGEST_TENSOR_NAME = 1000
-_MOST_EXTRA_SHOWN = 3
+_MAX_TENSOR_NAME_LENGTH = 1000
+_MAX_EXTRA_NAMES_SHOWN = 3
 
 
 def run_settings(
     recipe: Recipe, *, device: str = "cpu", allow_tf32: bool = False, allow_nonfinite: bool = False
 ) -> RunSettings:
-    """What a worker must know beside its shard: the recipe's part of it, and what the command line adds."""
+    """Return the settings of a run: those of the recipe and those of the caller."""
     return RunSettings(
         arithmetic=recipe.arithmetic_dtype,
         device=device,
@@ -63,25 +66,25 @@ def plan_merge(
     tokenizer: ModelListing | None = None,
     side_file_contents: Mapping[str, bytes] | None = None,
 ) -> Plan:
-    """Decide everything that is decided before a weight is read.
+    """Return the plan of a merge.
 
-    Cost: O(T N) for T tensors and N experts; under half a second for a 70B model with 8 experts.
+    Cost: O(T N) for T tensors and N experts; less than 0.5 s for a 70B model with 8 experts.
 
     Parameters
     ----------
-    base : listing of `recipe.base_model`, None where the recipe has none
+    base : listing of `recipe.base_model`, None if the recipe has none
     experts : listings of `recipe.expert_references`, in that order
     settings : by default `run_settings(recipe)`
     max_memory : bytes of one worker; by default the recipe's
-    shard_bytes : bytes of the output in one shard; by default from the size of the model
-    tokenizer : listing of `recipe.vocabulary_source` where that is a model, and not one of the others
-    side_file_contents : URI to content of the tokenizer files that `tokenizer_files_needed` asked for
+    shard_bytes : size limit of a shard of the output; by default from the size of the model
+    tokenizer : listing of `recipe.vocabulary_source`, if that is a model
+    side_file_contents : content by URI of the files that `tokenizer_files_needed` returns
 
     Raises
     ------
-    RecipeError : the recipe does not fit the models: a pattern that matches nothing, too few models, no base
+    RecipeError : the recipe does not fit the models: a pattern matches no tensor, too few models, no base
     CheckpointError, ShapeError : the models do not fit each other
-    BudgetError : a tensor needs more than max_memory
+    BudgetError : a tensor needs more memory than max_memory
     """
     settings = settings or run_settings(recipe)
     method = get_method(recipe.merge_method)
@@ -94,77 +97,77 @@ def plan_merge(
         experts = [*experts, base]
         warnings.append("models: base_model is averaged too, as mergekit does where a weight is set for all models")
     reference = base if base is not None else experts[0]
-    role = "stands as base_model" if base is not None else "stands first, and there is no base_model"
+    role = "is set as base_model" if base is not None else "is the first model, and there is no base_model"
     if reference.kind == "full+adapter" and base is not None:
-        raise RecipeError(f"base_model: {base.name} has an adapter on top; merge it into the model first")
+        raise RecipeError(f"base_model: {base.name} includes an adapter; merge it into the model first")
     tensors = reference_tensors(reference, role)
     _check_names(tensors, reference.name)
     shapes = {name: source.shape for name, source in tensors.items()}
     cache = MatchCache()
     checkpoints = [Checkpoint(listing, shapes, base, cache) for listing in experts]
-    groups, lengths = groups_of(recipe, method, base, experts, warnings)
+    groups, lengths = build_groups(recipe, method, base, experts, warnings)
     names = list(tensors)
     if lengths is None:
-        layers = layers_of_models(names, groups[0])
+        output = build_model_slots(names, groups[0])
     else:
-        layers = layers_of_slices(names, groups, lengths, reference.config)
-    output_names = [slot.name for slot in layers.slots]
-    rules = RuleBook(recipe, output_names)
-    source_names = {slot.source_name(member) for slot in layers.slots if lengths for member in slot.group.members}
-    warnings += rules.warnings + check_filters(recipe, sorted(source_names.union(output_names)))
+        output = build_slice_slots(names, groups, lengths, reference.config)
+    output_names = [slot.name for slot in output.slots]
+    actions = ActionChooser(recipe, output_names)
+    source_names = {slot.source_name(member) for slot in output.slots if lengths for member in slot.group.members}
+    warnings += actions.warnings + check_filters(recipe, sorted(source_names.union(output_names)))
     vocabulary = VocabularyPlanner(recipe, reference, experts, tokenizer, side_file_contents or {})
     planner = TensorPlanner(
         recipe,
         settings,
-        rules=rules,
+        actions=actions,
         reference=tensors,
         base_fingerprint=base.fingerprint if base is not None else None,
         experts=checkpoints,
         vocabulary=vocabulary,
         config=reference.config,
     )
-    planned = [planner.plan(slot) for slot in layers.slots]
+    planned = [planner.plan(slot) for slot in output.slots]
     warnings += vocabulary.warnings + _warnings(planner, base, experts, checkpoints)
     if recipe.calibration is not None and recipe.calibration.svc is not None:
         warnings += [warning for warning in [calibration_warning(method.name)] if warning is not None]
     if settings.keep_sums:
         warnings += incremental_warnings(item.plan for item in planned)
-    if not planner.split_qkv and "split" in (recipe.qkv, *(rule.qkv for rule in recipe.rules)):
+    if not planner.num_split_qkv and "split" in (recipe.qkv, *(rule.qkv for rule in recipe.rules)):
         raise RecipeError("qkv: split: no fused QKV weight is merged by a spectral method; remove it")
-    planned = _aligned(planned)
-    changes = {**layers.config_changes, **_vocabulary_changes(reference, planned, vocabulary)}
-    sides = side_files(recipe, reference, changes, vocabulary.tokenizer, vocabulary.tokenizer_json())
+    planned = _add_alignment(planned)
+    changes = {**output.config_changes, **_vocabulary_changes(reference, planned, vocabulary)}
+    side_files = plan_side_files(recipe, reference, changes, vocabulary.tokenizer, vocabulary.tokenizer_json())
     file_name, file_bytes = WEIGHTS_NAME, recipe.output.max_shard_size
     if recipe.output.format == "adapter":
         if base is None:
-            raise RecipeError("base_model: is missing; an adapter belongs to one")
-        adapter = as_adapter(recipe, settings, base.name, checkpoints, planned)
-        planned, sides = list(adapter.tensors), (adapter.config,)
+            raise RecipeError("base_model: is missing; an adapter needs it")
+        adapter = convert_to_adapter(recipe, settings, base.name, checkpoints, planned)
+        planned, side_files = list(adapter.tensors), (adapter.config,)
         file_name, file_bytes = ADAPTER_WEIGHTS_NAME, sys.maxsize  # PEFT reads one file
     check_budget((item.plan for item in planned), max_memory if max_memory is not None else recipe.max_memory)
-    layout = lay_out([item.plan for item in planned], file_bytes, shard_bytes, file_name)
-    shards = _shards(planned, layout, settings)
+    packing = pack_tensors([item.plan for item in planned], file_bytes, shard_bytes, file_name)
+    shards = _shards(planned, packing, settings)
     canonical = recipe.canonical()
     return Plan(
-        run_key=run_key(canonical, shards, layout.files, sides),
+        run_key=run_key(canonical, shards, packing.files, side_files),
         recipe=canonical,
         settings=settings,
         base=summarize(base) if base is not None else None,
         experts=tuple(map(summarize, experts)),
         shards=shards,
-        files=layout.files,
-        side_files=sides,
+        files=packing.files,
+        side_files=side_files,
         warnings=tuple(dict.fromkeys(warnings)),
     )
 
 
-def _aligned(planned: Sequence[PlannedTensor]) -> list[PlannedTensor]:
-    """With the key of the other layers' eigenvalues where a filter depends on them."""
-    keys = align(item.plan for item in planned)
+def _add_alignment(planned: Sequence[PlannedTensor]) -> list[PlannedTensor]:
+    """Return the tensors with alignment keys where a filter depends on the eigenvalues of other layers."""
+    keys = alignment_keys(item.plan for item in planned)
     if not keys:
         return list(planned)
     return [
-        PlannedTensor(with_alignment(item.plan, key), hash_json([item.identity, key])) if key is not None else item
+        PlannedTensor(add_alignment(item.plan, key), hash_json([item.identity, key])) if key is not None else item
         for item in planned
         for key in [keys.get(item.plan.name)]
     ]
@@ -173,9 +176,9 @@ def _aligned(planned: Sequence[PlannedTensor]) -> list[PlannedTensor]:
 def _vocabulary_changes(
     reference: ModelListing, planned: Sequence[PlannedTensor], vocabulary: VocabularyPlanner
 ) -> dict[str, object]:
-    """vocab_size of config.json, at the top or in text_config, where the merge changes it."""
+    """Return vocab_size for config.json, at the top level or in text_config, if the merge changes it."""
     config = reference.config
-    if config is None or not vocabulary.goes_by_token:
+    if config is None or not vocabulary.matches_tokens:
         return {}
     rows = next((item.plan.shape[0] for item in planned if is_row_by_token(item.plan.name)), None)
     text = config.get("text_config")
@@ -183,14 +186,15 @@ def _vocabulary_changes(
         return {}
     if "vocab_size" in config:
         return {} if config["vocab_size"] == rows else {"vocab_size": rows}
-    if isinstance(text, Mapping) and text.get("vocab_size", rows) != rows:
-        return {"text_config": {**text, "vocab_size": rows}}
+    text_config = cast("Mapping[str, object]", text) if isinstance(text, Mapping) else {}
+    if text_config.get("vocab_size", rows) != rows:
+        return {"text_config": {**text_config, "vocab_size": rows}}
     return {}
 
 
-def _shards(planned: Sequence[PlannedTensor], layout: Layout, settings: RunSettings) -> tuple[LayerShard, ...]:
+def _shards(planned: Sequence[PlannedTensor], packing: Packing, settings: RunSettings) -> tuple[LayerShard, ...]:
     identities = {item.plan.name: item.identity for item in planned}
-    return tuple(_shard(index, group, identities, settings) for index, group in enumerate(layout.shards))
+    return tuple(_shard(index, group, identities, settings) for index, group in enumerate(packing.shards))
 
 
 def _shard(
@@ -208,11 +212,11 @@ def _shard(
 
 
 def _check_names(tensors: Mapping[str, TensorSource], model: str) -> None:
-    """Names come from outside and go into headers, reports and keys."""
+    """Check tensor names, which are untrusted input and are used in headers, reports and keys."""
     for name in tensors:
         bad = (
             not name
-            or len(name) > _LONGEST_TENSOR_NAME
+            or len(name) > _MAX_TENSOR_NAME_LENGTH
             or not name.isprintable()
             or name == "__metadata__"
             or name.startswith("/")
@@ -222,7 +226,7 @@ def _check_names(tensors: Mapping[str, TensorSource], model: str) -> None:
         if bad:
             raise CheckpointError(
                 f"{model}: tensor name {name[:100]!r} is refused: expected a printable name without '..', at most"
-                f" {_LONGEST_TENSOR_NAME} characters"
+                f" {_MAX_TENSOR_NAME_LENGTH} characters"
             )
 
 
@@ -233,16 +237,16 @@ def _warnings(
     checkpoints: Sequence[Checkpoint],
 ) -> list[str]:
     found = [warning for checkpoint in checkpoints for warning in checkpoint.warnings]
-    if planner.untouched:
+    if planner.num_untouched:
         first = planner.first_untouched
-        found.append(f"tensors in no expert stay the base's: {planner.untouched}, the first {first}")
+        found.append(f"tensors in no expert stay the base's: {planner.num_untouched}, the first {first}")
     extra = Counter[tuple[str, ...]]()
     for checkpoint in checkpoints:
         names = checkpoint.extra_names()
         if names:
             extra[tuple(sorted(names, key=natural_key))] += 1
     for names, count in extra.items():
-        shown = ", ".join(names[:_MOST_EXTRA_SHOWN]) + (", ..." if len(names) > _MOST_EXTRA_SHOWN else "")
+        shown = ", ".join(names[:_MAX_EXTRA_NAMES_SHOWN]) + (", ..." if len(names) > _MAX_EXTRA_NAMES_SHOWN else "")
         who = "an expert has" if count == 1 else f"{count} experts have"
         found.append(
             f"{who} {len(names)} tensors that the {'base' if base else 'first model'} does not have; left out: {shown}"

@@ -1,21 +1,21 @@
-"""What `eigenmerge plan` shows: what will be read, computed, written and kept, as plain data for tables and JSON."""
+"""Summary of a plan for `eigenmerge plan`: what is read, computed, written and kept, as data for tables and JSON."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
-from .plan import Plan, TensorPlan
+from .plan import ModelSummary, Plan, TensorPlan
 
 
 def summarize_plan(plan: Plan) -> dict[str, Any]:
-    """Totals, models, treatments, shards and files; JSON-able. Bytes are bytes, operations are operations."""
+    """Return totals, models, treatments, shards and files as JSON data, sizes in bytes."""
     tensors = [tensor for shard in plan.shards for tensor in shard.tensors]
     return {
         "run_key": plan.run_key,
         "method": plan.recipe.get("merge_method"),
-        "base": _model(plan.base) if plan.base is not None else None,
-        "experts": [_model(expert) for expert in plan.experts],
+        "base": _model_row(plan.base) if plan.base is not None else None,
+        "experts": [_model_row(expert) for expert in plan.experts],
         "num_experts": len(plan.experts),
         "num_tensors": len(tensors),
         "num_shards": len(plan.shards),
@@ -37,14 +37,14 @@ def summarize_plan(plan: Plan) -> dict[str, Any]:
 
 
 def largest_tensor(plan: Plan) -> dict[str, Any] | None:
-    """The tensor that decides how much memory a worker needs."""
+    """Return the tensor with the largest projected memory."""
     tensors = (tensor for shard in plan.shards for tensor in shard.tensors)
-    tensor = max(tensors, key=lambda one: one.peak_bytes, default=None)
+    tensor = max(tensors, key=lambda tensor: tensor.peak_bytes, default=None)
     return {"name": tensor.name, "shape": list(tensor.shape), "peak_bytes": tensor.peak_bytes} if tensor else None
 
 
 def treatments(tensors: list[TensorPlan]) -> list[dict[str, Any]]:
-    """How many tensors are treated in which way and why, most frequent first."""
+    """Return the number of tensors per action, method and reason, the most frequent first."""
     counts = Counter((tensor.action, tensor.method, tensor.reason) for tensor in tensors)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
     return [
@@ -54,7 +54,7 @@ def treatments(tensors: list[TensorPlan]) -> list[dict[str, Any]]:
 
 
 def shard_rows(plan: Plan) -> list[dict[str, Any]]:
-    """One row per shard."""
+    """Return one row per shard."""
     file_of = {index: file.name for file in plan.files for index in file.shards}
     return [
         {
@@ -74,7 +74,7 @@ def shard_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def tensor_rows(plan: Plan) -> list[dict[str, Any]]:
-    """One row per output tensor."""
+    """Return one row per output tensor."""
     return [
         {
             "name": tensor.name,
@@ -96,7 +96,7 @@ def tensor_rows(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _model(model: Any) -> dict[str, Any]:
+def _model_row(model: ModelSummary) -> dict[str, Any]:
     return {
         "name": model.name,
         "uri": model.uri,

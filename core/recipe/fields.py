@@ -1,4 +1,4 @@
-"""The kinds of value that stand in a recipe: model references, places, parameters, dtypes, sizes."""
+"""Field types of recipes: model references, addresses, parameters, dtypes and sizes in bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pydantic
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
@@ -14,11 +14,12 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from ..formats.dtypes import OUTPUT_DTYPES, OutputDtype
 from .settings import parse_setting
 
-# pydantic.ByteSize ignores what follows the first word: it reads "1e+9" as 1 e(xabyte). So the form is checked before.
+# pydantic.ByteSize ignores what follows the unit and would read "1e+9" as one exabyte: check the whole text first.
 _SIZE_FORM = re.compile(r"\s*[0-9]*\.?[0-9]+\s*[A-Za-z]*\s*")
 _SIZE = TypeAdapter(pydantic.ByteSize)
 _LARGEST_SIZE = 2**63 - 1
 _CREDENTIALS = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@", re.IGNORECASE)
+_SHORT_DTYPE_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 
 
 def parse_bytes(value: Any) -> int:
@@ -39,31 +40,20 @@ def parse_bytes(value: Any) -> int:
 
 
 def refuse_credentials(address: str) -> None:
-    """For addresses that are recorded or shown.
+    """Check that an address that is recorded or displayed contains no credentials.
 
     Raises
     ------
-    ValueError : user:password@ in it; the message does not repeat it
+    ValueError : the address contains user:password@; the message does not repeat it
     """
     if _CREDENTIALS.match(address):
-        raise ValueError("holds credentials in its address; put them into storage_options or the environment")
+        raise ValueError("contains credentials; put them into storage_options or the environment")
 
 
-def _model_reference(value: Any) -> Any:
-    """mergekit also writes a model as {model: {path, revision}, lora: {path, revision}}; one string here."""
-
-    def path(part: Any) -> Any:
-        if isinstance(part, Mapping) and set(part) <= {"path", "revision"} and isinstance(part.get("path"), str):
-            return part["path"] + (f"@{part['revision']}" if part.get("revision") else "")
-        return part
-
-    if isinstance(value, Mapping) and "override_architecture" in value:
-        raise ValueError("override_architecture is not known here: the output keeps the base's config.json; remove it")
-    if isinstance(value, Mapping) and set(value) <= {"model", "lora"} and "model" in value:
-        model, lora = path(value["model"]), path(value.get("lora"))
-        if isinstance(model, str) and (lora is None or isinstance(lora, str)):
-            value = model + (f"+{lora}" if lora else "")
-    value = path(value)
+def _parse_model_reference(value: Any) -> Any:
+    """Return "path@revision+adapter", also for mergekit's {model: {path, revision}, lora: {path, revision}}."""
+    if isinstance(value, Mapping):
+        value = _join_model_and_lora(cast("Mapping[Any, Any]", value))
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, str):
@@ -73,28 +63,47 @@ def _model_reference(value: Any) -> Any:
     return value
 
 
-def _place(value: Any) -> Any:
+def _join_model_and_lora(value: Mapping[Any, Any]) -> Any:
+    if "override_architecture" in value:
+        raise ValueError("override_architecture is not supported: the output keeps the base's config.json; remove it")
+    if "model" in value and set(value) <= {"model", "lora"}:
+        model, lora = _join_revision(value["model"]), _join_revision(value.get("lora"))
+        if isinstance(model, str) and (lora is None or isinstance(lora, str)):
+            return model + (f"+{lora}" if lora else "")
+    return _join_revision(value)
+
+
+def _join_revision(part: Any) -> Any:
+    """Return "path@revision" for {path, revision}; any other value unchanged, for pydantic to check."""
+    if isinstance(part, Mapping):
+        fields = cast("Mapping[Any, Any]", part)
+        if set(fields) <= {"path", "revision"} and isinstance(fields.get("path"), str):
+            return fields["path"] + (f"@{fields['revision']}" if fields.get("revision") else "")
+    return cast("Any", part)
+
+
+def _parse_address(value: Any) -> Any:
     value = str(value) if isinstance(value, Path) else value
     if isinstance(value, str):
         refuse_credentials(value)
     return value
 
 
-def _setting(value: Any) -> Any:
+def _check_setting(value: Any) -> Any:
     parse_setting(value)
     return value
 
 
-def _dtype(value: Any) -> Any:
-    word = value.removeprefix("torch.") if isinstance(value, str) else ""
-    word = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}.get(word, word)
-    if word not in OUTPUT_DTYPES:
+def _parse_dtype(value: Any) -> Any:
+    name = value.removeprefix("torch.") if isinstance(value, str) else ""
+    name = _SHORT_DTYPE_NAMES.get(name, name)
+    if name not in OUTPUT_DTYPES:
         raise ValueError(f"is {value!r}; expected one of {', '.join(OUTPUT_DTYPES)}")
-    return word
+    return name
 
 
-ModelReference = Annotated[str, BeforeValidator(_model_reference)]
-Place = Annotated[str, BeforeValidator(_place)]
-Parameters = dict[str, Annotated[Any, BeforeValidator(_setting)]]
-Dtype = Annotated[OutputDtype, BeforeValidator(_dtype)]
-ByteSize = Annotated[int, BeforeValidator(parse_bytes)]
+ModelReference = Annotated[str, BeforeValidator(_parse_model_reference)]
+Address = Annotated[str, BeforeValidator(_parse_address)]
+ParameterSettings = dict[str, Annotated[Any, BeforeValidator(_check_setting)]]
+DtypeName = Annotated[OutputDtype, BeforeValidator(_parse_dtype)]
+ByteCount = Annotated[int, BeforeValidator(parse_bytes)]

@@ -1,20 +1,20 @@
-"""The parts of a recipe: models, slices, rules, calibration, output, runner."""
+"""Pydantic models of the parts of a recipe: models, slices, rules, calibration, output, runner."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import suggestion
-from .fields import ByteSize, ModelReference, Parameters
+from .fields import ByteCount, ModelReference, ParameterSettings
 
 
-class Strict(BaseModel):
-    """Frozen, and an unknown key is an error that suggests the nearest known one."""
+class StrictModel(BaseModel):
+    """A frozen model that refuses unknown keys and suggests the nearest known key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,17 +23,17 @@ class Strict(BaseModel):
     def _suggest_known_keys(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
             known = [field.alias or name for name, field in cls.model_fields.items()]
-            for key in data:
+            for key in cast("Mapping[Any, Any]", data):
                 if key not in known:
                     raise ValueError(f"unknown key {key!r}{suggestion(str(key), known)}")
-        return data
+        return cast("Any", data)
 
 
-class InputModel(Strict):
+class InputModel(StrictModel):
     """One expert."""
 
     model: ModelReference = Field(description="path, URI or Hub name, as path@revision+adapter")
-    parameters: Parameters | None = Field(
+    parameters: ParameterSettings | None = Field(
         default=None, description="this expert's own parameters: weight, density, ..."
     )
 
@@ -43,44 +43,44 @@ class InputModel(Strict):
         return {"model": data} if isinstance(data, (str, Path)) else data
 
 
-class SliceSource(Strict):
-    """Layers of one model that go into a slice of the output."""
+class SliceSource(StrictModel):
+    """The layers of one model that are merged into a slice of the output."""
 
     model: ModelReference = Field(description="path, URI or Hub name, as path@revision+adapter")
-    layer_range: tuple[int, int] = Field(description="first layer and the one after the last, as [0, 16]")
-    parameters: Parameters | None = Field(default=None, description="this source's own parameters")
+    layer_range: tuple[int, int] = Field(description="first layer and last layer + 1, as [0, 16]")
+    parameters: ParameterSettings | None = Field(default=None, description="this source's own parameters")
 
 
-class OutputSlice(Strict):
-    """A run of layers of the output and the models it is merged from."""
+class OutputSlice(StrictModel):
+    """Consecutive layers of the output and the models that they are merged from."""
 
-    sources: list[SliceSource] = Field(description="one or more models with as many layers each", min_length=1)
-    base_model: ModelReference | None = Field(default=None, description="must agree with the recipe's base_model")
-    residual_weight: float | None = Field(
-        default=None, description="not supported, as mergekit itself does not read it"
+    sources: list[SliceSource] = Field(
+        description="one or more models, each with the same number of layers", min_length=1
     )
-    parameters: Parameters | None = Field(default=None, description="parameters for this slice")
+    base_model: ModelReference | None = Field(default=None, description="must equal the recipe's base_model")
+    residual_weight: float | None = Field(default=None, description="not supported; mergekit ignores it")
+    parameters: ParameterSettings | None = Field(default=None, description="parameters for this slice")
 
 
-class OutputModule(Strict):
-    """mergekit's grouping for models of several modules; here one module at most."""
+class OutputModule(StrictModel):
+    """mergekit's group of models or slices under a module name; at most one module is supported."""
 
     models: list[InputModel] | None = Field(default=None, description="the experts")
     slices: list[OutputSlice] | None = Field(default=None, description="output layers, slice by slice")
-    parameters: Parameters | None = Field(default=None, description="parameters for this module")
+    parameters: ParameterSettings | None = Field(default=None, description="parameters for this module")
 
 
-class Rule(Strict):
-    """What happens to the tensors whose name matches. The first rule that says something about a point decides it."""
+class Rule(StrictModel):
+    """Settings for the tensors whose names match. For each setting, the first matching rule that sets it wins."""
 
     match: str | list[str] = Field(
         description="glob over the whole tensor name (model.layers.*.mlp.*), or re:REGEX searched in it; or several"
     )
     action: Literal["keep_base", "mean", "merge"] | None = Field(
-        default=None, description="keep the base's tensor, add the mean delta, or merge by the method"
+        default=None, description="keep the base's tensor, add the mean delta to it, or merge by the method"
     )
     method: str | None = Field(default=None, description="merge these tensors by this method instead of merge_method")
-    parameters: Parameters | None = Field(default=None, description="parameters for these tensors")
+    parameters: ParameterSettings | None = Field(default=None, description="parameters for these tensors")
     qkv: Literal["stored", "split"] | None = Field(
         default=None, description="fused QKV weights: one matrix, or q, k, v apart"
     )
@@ -90,14 +90,15 @@ class Rule(Strict):
 
     @property
     def patterns(self) -> tuple[str, ...]:
+        """`match` as a tuple."""
         return (self.match,) if isinstance(self.match, str) else tuple(self.match)
 
     @model_validator(mode="after")
-    def _says_something(self) -> Rule:
+    def _check_settings_and_patterns(self) -> Rule:
         if self.action in ("keep_base", "mean") and self.method is not None:
             raise ValueError(f"has both action {self.action!r} and a method; a method goes with action merge")
         if all(part is None for part in (self.action, self.method, self.parameters, self.qkv, self.conv)):
-            raise ValueError("says nothing; expected action, method, parameters, qkv or conv")
+            raise ValueError("sets nothing; expected action, method, parameters, qkv or conv")
         if not self.patterns or not all(self.patterns):
             raise ValueError("has an empty pattern; expected a glob or re:REGEX")
         for pattern in self.patterns:
@@ -109,42 +110,42 @@ class Rule(Strict):
         return self
 
 
-class SvcCalibration(Strict):
-    """SVC after the method, arXiv:2602.05536."""
+class SvcCalibration(StrictModel):
+    """Options of singular value calibration (SVC), arXiv:2602.05536."""
 
     alpha: float | None = Field(
-        default=None, description="floor of the projections; 1/N by default, 1.0 after tsv_m", gt=0
+        default=None, description="lower bound of the projections; by default 1/N for N experts, 1.0 after tsv_m", gt=0
     )
 
 
-class Calibration(Strict):
-    """What is done to the merged delta after the method."""
+class Calibration(StrictModel):
+    """Corrections of the merged delta after the method."""
 
     svc: SvcCalibration | None = Field(default=None, description="singular value calibration")
 
     @model_validator(mode="before")
     @classmethod
     def _empty_means_defaults(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "svc" in data and data["svc"] is None:
-            return {**data, "svc": {}}  # `calibration: {svc: }` asks for it with its default
+        if isinstance(data, Mapping) and data.get("svc", True) is None:
+            return {**data, "svc": {}}  # `calibration: {svc: }` means SVC with its defaults
         return data
 
 
-class TokenizerOptions(Strict):
+class TokenizerOptions(StrictModel):
     """mergekit's long form of tokenizer_source."""
 
     source: ModelReference = Field(default="union", description="union, base, or a model")
-    tokens: dict[str, Any] | None = Field(default=None, description="not supported: embeddings chosen token by token")
+    tokens: dict[str, Any] | None = Field(default=None, description="not supported: embeddings per token")
     pad_to_multiple_of: int | None = Field(default=None, description="not supported", gt=0)
 
 
-class OutputOptions(Strict):
-    """The form of the result."""
+class OutputOptions(StrictModel):
+    """Format and file sizes of the result."""
 
     format: Literal["checkpoint", "adapter"] = Field(
         default="checkpoint", description="full weights, or a PEFT adapter"
     )
-    max_shard_size: ByteSize = Field(default=5 * 1000**3, description="largest size of one .safetensors file")
+    max_shard_size: ByteCount = Field(default=5 * 1000**3, description="largest size of one .safetensors file")
     rank: int | None = Field(
         default=None, description="rank of the adapter; by default the sum of the experts' ranks", gt=0
     )
@@ -155,12 +156,18 @@ class OutputOptions(Strict):
         return {"format": data} if isinstance(data, str) else data
 
 
-class RunnerOptions(Strict):
-    """Where the shards run."""
+class RunnerOptions(StrictModel):
+    """Task runner of the shards."""
 
-    kind: Literal["threads", "dask", "ray"] = Field(default="threads", description="Prefect task runner")
-    workers: int | None = Field(default=None, description="shards at a time; by default one per GPU, or by cores", gt=0)
-    address: str | None = Field(default=None, description="of a Dask scheduler or Ray cluster; by default a local one")
+    kind: Literal["threads", "dask", "ray"] = Field(default="threads", description="kind of Prefect task runner")
+    workers: int | None = Field(
+        default=None,
+        description="shards computed at once; by default one per GPU or core",
+        gt=0,
+    )
+    address: str | None = Field(
+        default=None, description="address of a Dask scheduler or Ray cluster; by default a local one"
+    )
 
     @model_validator(mode="before")
     @classmethod

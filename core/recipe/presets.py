@@ -1,21 +1,21 @@
-"""The published settings by name. A preset fills in what a recipe leaves out; what the recipe says wins.
+"""Published settings by name. A preset supplies the keys that a recipe does not set.
 
-Each preset lists the methods its authors published a setting for, the first being the default; a recipe may name
-another of them in `merge_method`. The multimodal ones leave vision tower, embeddings, lm_head, norms and biases at the
-base, as their published code does. Sources: arXiv 2606.07289 (SWUDI, SWUDI-A), tables of settings.
+Each preset lists the methods that its authors published settings for. The first method is the default; a recipe may
+select another one with `merge_method`. The multimodal presets keep vision tower, embeddings, lm_head, norms and biases
+of the base, as the published code does. Source: arXiv:2606.07289 (SWUDI, SWUDI-A), tables of settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from ..errors import RecipeError, suggestion
 
 _VISION_TOWER = r"re:(^|\.)(visual|vision_tower|vision_model|vision_encoder)\."
 
-#: rules and kinds of tensor that the multimodal settings keep at the base
+# recipe keys of the multimodal presets: merge matrices of the language model only
 _LANGUAGE_MATRICES_ONLY: Mapping[str, Any] = {
     "embeddings": "base",
     "lm_head": "base",
@@ -30,8 +30,8 @@ class Preset:
     """One published setting.
 
     summary : one line for `eigenmerge methods` and the documentation
-    methods : method name to its parameters, the default method first
-    keys : other recipe keys it sets
+    methods : parameters by method name, the default method first
+    keys : other recipe keys that the preset sets
     """
 
     summary: str
@@ -70,14 +70,14 @@ PRESETS: Mapping[str, Preset] = {
 
 
 def apply_preset(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's plain data with the preset that it names filled in; without `preset` as it is.
+    """Return the recipe's mapping with the keys of its preset added; a copy where `preset` is not set.
 
-    Explicit keys win, explicit parameters win one by one, and the preset's rules come after the recipe's. Applying it
-    twice changes nothing, so a canonical recipe may be loaded again.
+    Keys and single parameters of the recipe override those of the preset; the preset's rules follow the recipe's rules.
+    Applying a preset twice equals applying it once, so a canonical recipe can be loaded again.
 
     Raises
     ------
-    RecipeError : no such preset, or it has no setting for the recipe's merge_method
+    RecipeError : the preset does not exist, or has no setting for the recipe's merge_method
     """
     name = recipe.get("preset")
     if name is None:
@@ -89,16 +89,16 @@ def apply_preset(recipe: Mapping[str, Any]) -> dict[str, Any]:
     method = filled.setdefault("merge_method", next(iter(preset.methods)))
     if method not in preset.methods:
         raise RecipeError(
-            f"preset {name!r} has no setting for merge_method {method!r}; it has one for {', '.join(preset.methods)}."
-            " Leave out merge_method, or the preset"
+            f"preset {name!r} has no setting for merge_method {method!r}, only for {', '.join(preset.methods)}; remove"
+            " merge_method or the preset"
         )
     explicit = filled.get("parameters")
-    if explicit is None or isinstance(explicit, Mapping):  # anything else is refused by the recipe's own check
-        filled["parameters"] = {**preset.methods[method], **(explicit or {})}
+    if explicit is None or isinstance(explicit, Mapping):  # the recipe's validation refuses other types
+        filled["parameters"] = {**preset.methods[method], **cast("Mapping[str, Any]", explicit or {})}
     for key, value in preset.keys.items():
         if key == "rules" and (filled.get(key) is None or isinstance(filled[key], list)):
-            own = filled.get(key) or []
-            filled[key] = [*own, *(rule for rule in value if rule not in own)]
+            recipe_rules: list[Any] = filled.get(key) or []
+            filled[key] = [*recipe_rules, *(rule for rule in value if rule not in recipe_rules)]
         else:
             filled.setdefault(key, value)
     return filled

@@ -1,21 +1,21 @@
-"""The recipe: what to merge and how. A mergekit YAML, with Eigenmerge's own keys beside mergekit's.
+"""The recipe: a mergekit YAML with additional keys of Eigenmerge, validated.
 
-A recipe that mergekit accepts is accepted where the method exists here too. What mergekit passes over in silence
-(unknown keys, misspelled parameters, keys that stand twice) is an error that names the place and the nearest name.
+A recipe that mergekit accepts is accepted if Eigenmerge has the method. What mergekit ignores silently (unknown keys,
+misspelled parameters, duplicate keys) is an error that names the key and the nearest known name.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, ValidationError, model_validator
 
 from ..errors import RecipeError, suggestion
 from ..numerics.method import AnyMethod, SpectralMethod
 from ..numerics.registry import get_method
-from .fields import ByteSize, Dtype, ModelReference, Parameters, Place
+from .fields import Address, ByteCount, DtypeName, ModelReference, ParameterSettings
 from .parts import (
     Calibration,
     InputModel,
@@ -24,11 +24,11 @@ from .parts import (
     OutputSlice,
     Rule,
     RunnerOptions,
-    Strict,
+    StrictModel,
     TokenizerOptions,
 )
 from .presets import apply_preset
-from .settings import adapters_of, check_values, parse_setting
+from .settings import check_values, parse_setting, type_adapters
 
 __all__ = [
     "InputModel",
@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 
-class Recipe(Strict):
-    """What to merge and how, validated. mergekit's keys first, then Eigenmerge's own."""
+class Recipe(StrictModel):
+    """Models, method and options of a merge. mergekit's keys come first, then those of Eigenmerge."""
 
     merge_method: str = Field(description="one of `eigenmerge methods`")
     base_model: ModelReference | None = Field(default=None, description="what the experts were fine-tuned from")
@@ -49,65 +49,74 @@ class Recipe(Strict):
         default=None, description="output layers, slice by slice, instead of models"
     )
     modules: dict[str, OutputModule] | None = Field(default=None, description="models or slices under one module name")
-    parameters: Parameters | None = Field(
+    parameters: ParameterSettings | None = Field(
         default=None, description="parameters of the method, for all tensors and experts"
     )
-    dtype: Dtype | None = Field(default=None, description="dtype of the output; float64 also means float64 arithmetic")
-    out_dtype: Dtype | None = Field(default=None, description="dtype of the output, before dtype")
+    dtype: DtypeName | None = Field(
+        default=None, description="dtype of the output; float64 selects float64 arithmetic too"
+    )
+    out_dtype: DtypeName | None = Field(default=None, description="dtype of the output; overrides dtype")
     tokenizer_source: ModelReference | None = Field(default=None, description="base, union, or a model")
     tokenizer: TokenizerOptions | None = Field(default=None, description="mergekit's long form of tokenizer_source")
-    chat_template: str | None = Field(default=None, description="a Jinja template for the output, chatml, or auto")
+    chat_template: str | None = Field(default=None, description="a Jinja template for the output, or chatml")
 
-    preset: str | None = Field(default=None, description="a published setting by name; explicit keys win")
+    preset: str | None = Field(default=None, description="name of a published setting; keys of the recipe override it")
     rules: list[Rule] = Field(default_factory=list, description="exceptions by tensor name")
-    calibration: Calibration | None = Field(default=None, description="SVC on top of the method")
+    calibration: Calibration | None = Field(default=None, description="SVC of the merged delta")
     embeddings: Literal["mean", "base", "merge"] = Field(
         default="mean",
         description="embedding matrices under a spectral method; other methods merge them like any tensor",
     )
-    lm_head: Literal["mean", "base", "merge"] = Field(default="mean", description="the output projection, likewise")
-    vectors: Literal["mean", "base"] = Field(
-        default="mean", description="norms, biases and other 1-D tensors, likewise"
+    lm_head: Literal["mean", "base", "merge"] = Field(
+        default="mean", description="the output projection, as embeddings"
     )
-    conv: Literal["mean", "matrix", "base"] = Field(default="mean", description="convolution kernels, likewise")
+    vectors: Literal["mean", "base"] = Field(
+        default="mean", description="norms, biases and other 1-D tensors, as embeddings"
+    )
+    conv: Literal["mean", "matrix", "base"] = Field(default="mean", description="convolution kernels, as embeddings")
     qkv: Literal["stored", "split"] = Field(
         default="stored", description="fused QKV weights: one matrix, or q, k, v apart"
     )
     missing: Literal["error", "base"] = Field(
-        default="error", description="an expert that lacks a tensor: an error, or it counts as the base there"
+        default="error", description="an expert that lacks a tensor: an error, or the base's tensor is used"
     )
     arithmetic: Literal["float32", "float64"] | None = Field(
         default=None, description="float32 unless dtype is float64"
     )
-    seed: int = Field(default=0, description="of the methods that draw random masks", ge=0, lt=2**63)
+    seed: int = Field(default=0, description="seed of the methods that draw random masks", ge=0, lt=2**63)
     spectra: Literal["full", "values", "none"] = Field(
-        default="full", description="what the store keeps of decompositions"
+        default="full", description="which parts of decompositions the store keeps"
     )
     spectra_dtype: Literal["float32", "float64", "arithmetic"] = Field(
-        default="arithmetic", description="of kept spectra"
+        default="arithmetic", description="dtype of kept spectra"
     )
     fingerprint: Literal["stat", "content"] = Field(
         default="stat",
-        description="what identifies a model's files: header, size and etag (locally the time of the last change), or"
-        " every byte. By content a copy elsewhere has the same keys and gives the same bytes; all weights are read once"
-        " more to plan",
+        description="how a model's files are identified: by header, size and etag (local files: time of the last"
+        " change), or by all bytes. With content, a copy of a model has the same keys as the original; planning then"
+        " reads all weights once",
     )
-    keep_sums: bool = Field(default=False, description="keep the sums over experts, so that one can be added cheaply")
-    output: OutputOptions = Field(default_factory=OutputOptions, description="the form of the result")
-    store: Place | None = Field(default=None, description="URI of the store for spectra and parts")
+    keep_sums: bool = Field(
+        default=False,
+        description="keep the sums over experts, so that adding an expert reads only that expert",
+    )
+    output: OutputOptions = Field(default_factory=OutputOptions, description="format and file sizes of the result")
+    store: Address | None = Field(default=None, description="URI of the store for spectra and parts")
     storage_options: dict[str, Any] | None = Field(
         default=None,
         repr=False,
         exclude=True,
-        description="fsspec options, credentials among them; never written anywhere",
+        description="fsspec options, credentials included; never recorded",
     )
-    runner: RunnerOptions = Field(default_factory=RunnerOptions, description="where the shards run")
-    max_memory: ByteSize | None = Field(default=None, description="of one machine; a plan that does not fit is refused")
+    runner: RunnerOptions = Field(default_factory=RunnerOptions, description="task runner of the shards")
+    max_memory: ByteCount | None = Field(
+        default=None, description="memory of all workers of a machine; a plan that exceeds it is refused"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, data: Any) -> Any:
-        return apply_preset(data) if isinstance(data, Mapping) else data
+        return apply_preset(cast("Mapping[str, Any]", data)) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _check_structure(self) -> Recipe:
@@ -118,12 +127,12 @@ class Recipe(Strict):
         if self.modules is not None:
             if len(self.modules) > 1:
                 names = ", ".join(self.modules)
-                raise ValueError(f"modules: has {names}; one module is supported, use `rules` to treat parts apart")
+                raise ValueError(f"modules: has {names}; expected one module, use `rules` for settings per part")
             module = next(iter(self.modules.values()))
             if bool(module.models) == bool(module.slices):
                 raise ValueError("modules: exactly one of models, slices must be given inside a module")
         if self.tokenizer is not None and self.tokenizer_source is not None:
-            raise ValueError("tokenizer and tokenizer_source say the same thing; keep one of them")
+            raise ValueError("both tokenizer and tokenizer_source are set; keep one of them")
         if self.tokenizer is not None and (self.tokenizer.tokens or self.tokenizer.pad_to_multiple_of):
             key = "tokens" if self.tokenizer.tokens else "pad_to_multiple_of"
             raise ValueError(f"tokenizer.{key} is not supported; leave it out")
@@ -144,20 +153,22 @@ class Recipe(Strict):
 
     @property
     def module(self) -> OutputModule | None:
+        """The only entry of `modules`."""
         return next(iter(self.modules.values())) if self.modules else None
 
     @property
     def input_models(self) -> list[InputModel] | None:
-        """The experts of the `models` form, also when they stand under a module."""
+        """`models`, at the top level or inside the module."""
         return self.module.models if self.module else self.models
 
     @property
     def output_slices(self) -> list[OutputSlice] | None:
+        """`slices`, at the top level or inside the module."""
         return self.module.slices if self.module else self.slices
 
     @property
     def expert_references(self) -> list[str]:
-        """What to list as experts, in the recipe's order: every model, or each that occurs in the slices once."""
+        """The experts in the recipe's order: every entry of `models`, or the distinct models of `slices`."""
         if self.input_models is not None:
             return [item.model for item in self.input_models]
         sources = [source.model for part in self.output_slices or () for source in part.sources]
@@ -165,23 +176,24 @@ class Recipe(Strict):
 
     @property
     def vocabulary_source(self) -> str | None:
-        """tokenizer_source, whichever way it was written."""
+        """`tokenizer_source`, or the source in mergekit's long form `tokenizer`."""
         return self.tokenizer.source if self.tokenizer is not None else self.tokenizer_source
 
     @property
     def arithmetic_dtype(self) -> Literal["float32", "float64"]:
+        """Dtype of the computation."""
         return self.arithmetic or ("float64" if self.dtype == "float64" else "float32")
 
     def canonical(self) -> dict[str, Any]:
-        """JSON-able, without defaults, secrets, or what only says where it runs: the same for the same result."""
+        """Return the recipe as JSON data, without defaults, credentials and keys that do not change the result."""
         hidden = {"storage_options", "store", "runner", "max_memory"}
         data = self.model_dump(mode="json", exclude=hidden, exclude_defaults=True)
         return json.loads(json.dumps(data, sort_keys=True))
 
 
 def _check_parameters(recipe: Recipe) -> None:
-    """Every parameter's name and value against the models of the methods that will read it."""
-    method = _method(recipe.merge_method, "merge_method")
+    """Check the name and values of every parameter against the pydantic model of its method."""
+    method = _get_method(recipe.merge_method, "merge_method")
     _check_scope(recipe.parameters, "parameters", method, shared=True)
     if recipe.module is not None:
         _check_scope(
@@ -194,13 +206,13 @@ def _check_parameters(recipe: Recipe) -> None:
         for number, source in enumerate(part.sources):
             _check_scope(source.parameters, f"slices[{index}].sources[{number}].parameters", method, shared=False)
     for index, rule in enumerate(recipe.rules):
-        ruled = _method(rule.method, f"rules[{index}].method") if rule.method else method
+        ruled = _get_method(rule.method, f"rules[{index}].method") if rule.method else method
         _check_scope(rule.parameters, f"rules[{index}].parameters", ruled, shared=True)
     if recipe.calibration is not None and not isinstance(method, SpectralMethod):
-        raise RecipeError(f"calibration: needs a spectral method, {method.name} works on the tensors themselves")
+        raise RecipeError(f"calibration: needs a spectral method; {method.name} is not one")
 
 
-def _method(name: str, place: str) -> AnyMethod:
+def _get_method(name: str, place: str) -> AnyMethod:
     try:
         return get_method(name)
     except RecipeError as error:
@@ -208,15 +220,13 @@ def _method(name: str, place: str) -> AnyMethod:
 
 
 def _check_scope(parameters: Mapping[str, Any] | None, place: str, method: AnyMethod, *, shared: bool) -> None:
-    own, per_expert = adapters_of(method.Parameters), adapters_of(method.Expert)
+    global_, per_expert = type_adapters(method.Parameters), type_adapters(method.Expert)
     for name, raw in (parameters or {}).items():
-        adapter = per_expert.get(name) or (own.get(name) if shared else None)
+        adapter = per_expert.get(name) or (global_.get(name) if shared else None)
         if adapter is None:
-            if name in own:
-                raise RecipeError(
-                    f"{place}.{name}: is a parameter of the whole merge; move it to the global parameters"
-                )
-            known = {**own, **per_expert} if shared else per_expert
+            if name in global_:
+                raise RecipeError(f"{place}.{name}: applies to the whole merge; move it to the global parameters")
+            known = {**global_, **per_expert} if shared else per_expert
             raise RecipeError(f"{place}.{name}: {method.name} has no such parameter{suggestion(name, known)}")
         try:
             check_values(parse_setting(raw), adapter)

@@ -1,8 +1,8 @@
-"""What a machine can do: the rates by which a plan becomes hours and money. Pure data.
+"""Machine models: the rates that convert a plan to hours and money.
 
-A rate is an *effective* rate: floating point operations by the convention of this package, divided by measured seconds.
-An eigendecomposition of order n counts as 10 n^3 and a singular value decomposition as 25 n^3 (n the smaller side), as
-in `numerics.decompositions`, whatever the library really does.
+A rate is an effective rate: floating point operations by the convention of this package, divided by measured seconds.
+An eigendecomposition of order n counts as 10 n^3 operations and a singular value decomposition as 25 n^3 (n the smaller
+side), whatever the library really executes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ SVD_FLOPS_PER_CUBE = 25.0
 
 
 class MachineModel(BaseModel):
-    """One worker (a GPU with its share of the host, or a few CPU cores) and its way to the store."""
+    """One worker (a GPU with its share of the host, or a few CPU cores) and its connection to the store."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="what the numbers describe")
+    name: str = Field(description="name of the machine")
     matmul_flops: float = Field(gt=0, description="matrix product in the arithmetic dtype, FLOP/s")
     eigh_flops: float = Field(gt=0, description="symmetric eigendecomposition, FLOP/s by the 10 n^3 convention")
     eigh_seconds_per_row: float = Field(
@@ -29,18 +29,20 @@ class MachineModel(BaseModel):
     read_bandwidth: float = Field(gt=0, description="store to worker, bytes/s, one worker alone")
     write_bandwidth: float = Field(gt=0, description="worker to store, bytes/s, one worker alone")
     store_bandwidth: float | None = Field(
-        default=None, gt=0, description="what the store gives all workers together, bytes/s; none: no common limit"
+        default=None,
+        gt=0,
+        description="bandwidth of the store for all workers together, bytes/s; none: no common limit",
     )
     copy_bandwidth: float | None = Field(
-        default=None, gt=0, description="server-side copy when the parts become files, bytes/s in all; none: free"
+        default=None, gt=0, description="server-side copy of parts to files, bytes/s in total; none: takes no time"
     )
     memory_bytes: int = Field(gt=0, description="memory for one shard, bytes")
-    price_per_hour: float = Field(default=0.0, ge=0, description="of one worker, any currency")
+    price_per_hour: float = Field(default=0.0, ge=0, description="price of one worker, in any currency")
     shard_overhead_seconds: float = Field(
-        default=1.0, ge=0, description="scheduling, opening files, warming up, per shard"
+        default=1.0, ge=0, description="scheduling, opening files and warming up, per shard"
     )
-    overlapped: bool = Field(default=True, description="the next expert is read while the last one is accumulated")
-    source: str = Field(description="where the numbers come from: measured by which script, or assumed and why")
+    overlapped: bool = Field(default=True, description="the next expert is read while the previous one is accumulated")
+    source: str = Field(description="origin of the numbers: the script that measured them, or the assumption")
 
 
 _CPU = MachineModel(
@@ -78,5 +80,5 @@ _H100 = MachineModel(
     ),
 )
 
-#: machines that `--machine NAME` knows; a file with the fields of MachineModel describes any other
+# machines for `--machine NAME`; a file with the fields of MachineModel describes any other machine
 MACHINES: dict[str, MachineModel] = {machine.name: machine for machine in (_CPU, _H100)}

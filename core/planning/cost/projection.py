@@ -1,7 +1,7 @@
-"""What one tensor costs: bytes read, operations, peak memory, bytes of spectrum. Pure arithmetic on shapes.
+"""Costs of one tensor, computed from shapes: bytes read, operations, peak memory, bytes of its spectrum.
 
-The peak is what one worker holds for the tensor beyond the Python process itself: base and one expert, as they come
-from the store and in the arithmetic dtype, the method's work space, and the result.
+The peak memory is that of one worker for the tensor, without the Python process itself: base and one expert, as stored
+and in the arithmetic dtype, the method's work space, and the result.
 """
 
 from __future__ import annotations
@@ -16,68 +16,70 @@ from ...listing import TensorSource
 from ...numerics.method import DirectMethod, SpectralMethod
 from ..plan import ExpertTensor, RunSettings, TensorPlan
 
-# Columns of the Arrow table beside the vectors: value and half a dozen statistics of 8 bytes, and one per expert.
+# Columns of 8 bytes in a spectrum besides the vectors: the value and seven statistics; one more per expert.
 _STATISTICS_PER_DIRECTION = 8
 
 
-def element_bytes(settings: RunSettings) -> int:
-    """Bytes of one element in the arithmetic dtype."""
+def arithmetic_bytes(settings: RunSettings) -> int:
+    """Return the bytes of one element in the arithmetic dtype."""
     return 8 if settings.arithmetic == "float64" else 4
 
 
 def source_bytes(source: TensorSource | None) -> int:
-    """Bytes to read of one stored tensor, its float8 scale included."""
+    """Return the bytes to read of one stored tensor, its float8 scale included; 0 for None."""
     if source is None:
         return 0
     return source.num_bytes + (source.scale.num_bytes if source.scale is not None else 0)
 
 
 def expert_bytes(expert: ExpertTensor) -> int:
-    """Bytes to read of one expert's contribution."""
+    """Return the bytes to read of one expert's tensor."""
     lora = source_bytes(expert.lora.up) + source_bytes(expert.lora.down) if expert.lora is not None else 0
     return source_bytes(expert.full) + lora
 
 
 def bytes_read(base: TensorSource | None, experts: Iterable[ExpertTensor], passes: int) -> int:
-    """Of one tensor: the base once, the experts once in each pass."""
+    """Return the bytes to read of one output tensor: the base once, every expert once per pass."""
     return source_bytes(base) + passes * sum(map(expert_bytes, experts))
 
 
 def max_rank(expert: ExpertTensor, shape: tuple[int, int]) -> int:
-    """An upper bound on the rank of one expert's task vector, known without reading it."""
+    """Return an upper bound on the rank of one expert's task vector."""
     if expert.full is not None:
         return min(shape)
     return min(*shape, expert.lora.down.shape[0]) if expert.lora is not None else 0
 
 
 def is_low_rank(expert: ExpertTensor) -> bool:
-    """True when the task vector comes as factors (or is zero), never as a dense matrix."""
+    """Return whether the task vector is given as factors, or is zero."""
     return expert.full is None
 
 
-def stored_working_set(base: TensorSource | None, experts: Iterable[ExpertTensor], share: float = 1.0) -> int:
-    """Bytes as they come from the store that are held at one time: the base's or the largest expert's.
-
-    share : part of the tensor that is read at a time (one matrix of a stack)
-    """
-    largest = max([source_bytes(base), *(expert_bytes(expert) for expert in experts)])
-    return int(largest * share)
+def stored_working_set(base: TensorSource | None, experts: Iterable[ExpertTensor]) -> int:
+    """Return the stored bytes that are held at one time: those of the base or of the largest expert."""
+    return max([source_bytes(base), *(expert_bytes(expert) for expert in experts)])
 
 
 def mean_cost(tensor_shape: tuple[int, ...], num_experts: int) -> float:
-    """Operations of base + mean delta."""
+    """Return the operations of base + mean delta."""
     return 3.0 * num_experts * prod(tensor_shape)
 
 
 def direct_cost(method: DirectMethod[Any, Any], shape: tuple[int, ...], num_experts: int) -> float:
-    """Operations of an elementwise method, roughly: a dozen for each element and expert in each pass."""
+    """Return the approximate operations of a direct method: 12 per element and expert in each pass."""
     return 12.0 * method.passes * num_experts * prod(shape)
 
 
 def spectral_cost(
     method: SpectralMethod[Any, Any], shape: tuple[int, int], ranks: Sequence[int], low_rank: bool, element: int
 ) -> tuple[float, int, int]:
-    """Operations, peak bytes of the work space and number of directions of one matrix' decomposition."""
+    """Return operations, peak bytes of the work space and number of directions of one matrix's decomposition.
+
+    Parameters
+    ----------
+    ranks : upper bound on the rank of each expert's task vector
+    element : bytes of one element in the arithmetic dtype
+    """
     directions = min(shape[1], sum(ranks))
     flops = method.flops(shape, ranks, low_rank) + 2.0 * directions * shape[0] * shape[1]
     return flops, method.peak_elements(shape, ranks, low_rank) * element, directions
@@ -86,9 +88,11 @@ def spectral_cost(
 def spectrum_bytes(
     shape: tuple[int, int], directions: int, num_experts: int, settings: RunSettings, blocks: int = 2
 ) -> int:
-    """Bytes that the store keeps of one matrix' spectrum.
+    """Return the bytes that the store keeps of one matrix's spectrum.
 
-    blocks : sets of left vectors (the WUDI family keeps two: the target's and the sum's)
+    Parameters
+    ----------
+    blocks : sets of left vectors: two for the WUDI family (the target's and the sum's), one for other methods
     """
     if settings.spectra == "none":
         return 0
@@ -100,22 +104,22 @@ def spectrum_bytes(
 
 
 def output_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Bytes of one tensor as it is written."""
+    """Return the bytes of one tensor in the output."""
     return tensor_bytes(dtype, shape)
 
 
 def cast_bytes(shape: tuple[int, ...], dtype: str, element: int) -> int:
-    """Bytes of the copy that the cast to the output's dtype makes: none where there is nothing to cast."""
+    """Return the bytes of the copy that the cast to the output's dtype makes; 0 where the element size is the same."""
     size = output_bytes(shape, dtype)
     return 0 if size == element * prod(shape) else size
 
 
 def check_budget(tensors: Iterable[TensorPlan], max_memory: int | None) -> None:
-    """Refuse a plan in which a tensor does not fit.
+    """Check that every tensor fits the memory of one worker, in bytes.
 
     Raises
     ------
-    BudgetError : names the largest tensor, what it needs and the limit
+    BudgetError : names the largest tensor, its peak and the limit
     """
     if max_memory is None:
         return
@@ -123,6 +127,6 @@ def check_budget(tensors: Iterable[TensorPlan], max_memory: int | None) -> None:
     if worst is not None and worst.peak_bytes > max_memory:
         raise BudgetError(
             f"tensor {worst.name} {list(worst.shape)} needs {worst.peak_bytes} bytes ({worst.peak_bytes / 1e9:.2f} GB)"
-            f" at its peak, max_memory is {max_memory} ({max_memory / 1e9:.2f} GB); give it more memory, or keep this"
-            f" tensor at the base with a rule {{match: {worst.name!r}, action: keep_base}}"
+            f" at its peak, max_memory is {max_memory} ({max_memory / 1e9:.2f} GB); give it more memory, or keep the"
+            f" base's tensor with a rule {{match: {worst.name!r}, action: keep_base}}"
         )

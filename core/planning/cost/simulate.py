@@ -1,8 +1,7 @@
-"""What a plan costs on W workers: list scheduling of its shards, largest first, on a machine model. Pure.
+"""Simulate a plan on W workers: list scheduling of its shards, largest first, on a machine model.
 
-The question is asked before anything runs: how long, how much money, and what to change if it is too long. So the
-answer names its limit: the workers' arithmetic, the store's bandwidth, the largest shard (more workers do not help), or
-the reduce at the end.
+The result is the time, the price, and the limiting factor: the workers' arithmetic, the store's bandwidth, the largest
+shard (more workers do not help), or assembling the output.
 """
 
 from __future__ import annotations
@@ -23,16 +22,18 @@ from .projection import max_rank
 
 Limit = Literal["compute", "read bandwidth", "write bandwidth", "largest shard", "shard overhead", "assembling"]
 
-# Element by element methods stay far below this many operations for each element of each expert (a sort is about 20);
-# what goes beyond is matrix products.
+# Elementwise methods need far fewer operations per element and expert (a sort about 20); more are matrix products.
 _ELEMENTWISE_OPERATIONS = 64.0
 
 
 @dataclass(frozen=True, slots=True)
 class WorkSplit:
-    """The operations of one tensor by what carries them out; their sum is the plan's `flops`."""
+    """The operations of one tensor by kind; their sum is the plan's `flops`.
 
-    eigh_rows: int = 0  # sum of the orders of the eigendecompositions
+    eigh_rows : sum of the orders of the eigendecompositions
+    """
+
+    eigh_rows: int = 0
     eigh: float = 0.0
     svd: float = 0.0
     matmul: float = 0.0
@@ -41,10 +42,12 @@ class WorkSplit:
 
 @dataclass(frozen=True, slots=True)
 class ShardCost:
-    """Seconds of one shard on one worker; `seconds` is what the schedule uses.
+    """Seconds of one shard on one worker.
 
-    Experts are read while those before them are accumulated (products, element by element work); a decomposition needs
-    all of them, and writing needs the decomposition.
+    Experts are read while previous ones are accumulated (products, elementwise work). A decomposition needs all
+    experts, and writing needs the decomposition.
+
+    seconds : total time, which the schedule uses
     """
 
     index: int
@@ -57,19 +60,21 @@ class ShardCost:
 
     @property
     def compute(self) -> float:
+        """Seconds of arithmetic."""
         return self.accumulate + self.decompose
 
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """One schedule.
+    """Result of one simulated schedule.
 
-    seconds : from the first shard's start to the commit, assembling included
+    seconds : from the start of the first shard to the end of assembling
     efficiency : busy worker-seconds / (num_workers * seconds), 0 to 1
     limit : the largest of the lower bounds on `seconds`
-    bounds : every lower bound in seconds, by the name of the limit
-    critical_shard : the shard that ends last, with its own seconds
-    too_large : names of shards whose projected memory exceeds the machine's, with projected bytes
+    bounds : lower bounds on `seconds`, by limit
+    cost : in the currency of the machine's price
+    critical_shard : the shard that ends last
+    too_large : (name, projected bytes) of shards that exceed the machine's memory
     """
 
     machine: str
@@ -91,6 +96,7 @@ class Simulation:
     too_large: tuple[tuple[str, int], ...]
 
     def as_dict(self) -> dict[str, object]:
+        """Return the fields as JSON data."""
         return asdict(self)
 
 
@@ -127,16 +133,16 @@ def split_work(tensor: TensorPlan) -> WorkSplit:
 
 
 def _uses_operator(tensor: TensorPlan) -> bool:
-    """True for the WUDI family, which decomposes C = sum_i w_i v_i^T v_i; all other methods take SVDs."""
+    """Return whether the method decomposes C = sum_i w_i v_i^T v_i (the WUDI family); other methods compute SVDs."""
     assert tensor.method is not None
     method = get_method(tensor.method)
-    assert isinstance(method, SpectralMethod), f"{tensor.method} has a spectrum key and is not spectral"
+    assert isinstance(method, SpectralMethod), f"{tensor.method} has a spectrum key but is not spectral"
     kind = method.decomposition(method.Parameters(**tensor.parameters))["kind"]
     return str(kind).startswith("interference")
 
 
 def shard_cost(shard: LayerShard, machine: MachineModel, num_workers: int = 1) -> ShardCost:
-    """Seconds of one shard when `num_workers` share the store."""
+    """Return the seconds of one shard while `num_workers` workers share the store's bandwidth."""
     accumulate = decompose = 0.0
     for tensor in shard.tensors:
         work = split_work(tensor)
@@ -157,10 +163,10 @@ def _bytes_written(shard: LayerShard) -> int:
 
 
 def schedule_order(shards: Sequence[LayerShard], machine: MachineModel | None = None) -> list[int]:
-    """Positions in `shards` in the order to start them: largest first, so that no long one is left for the end.
+    """Return positions in `shards` in the order to start them: the largest first.
 
-    Largest-first list scheduling ends at most 4/3 - 1/(3 W) times the best possible end (Graham 1969). Without a
-    machine the operations decide, then the bytes: good enough where the work is decompositions. Ties keep plan order.
+    The total time of largest-first list scheduling is at most 4/3 - 1/(3 W) times the optimum (Graham 1969). Without a
+    machine, shards are ordered by operations, then by bytes read. Ties keep the order of the plan.
     """
     if machine is not None:
         costs = [shard_cost(shard, machine).seconds for shard in shards]
@@ -169,7 +175,7 @@ def schedule_order(shards: Sequence[LayerShard], machine: MachineModel | None = 
 
 
 def simulate(plan: Plan, machine: MachineModel, num_workers: int, order: Iterable[int] | None = None) -> Simulation:
-    """Run the schedule: each shard, in order, goes to the worker that is free first.
+    """Simulate the schedule: each shard, in order, is assigned to the worker that is free first.
 
     Cost: O(S log S) for S shards.
 
@@ -217,7 +223,7 @@ def simulate(plan: Plan, machine: MachineModel, num_workers: int, order: Iterabl
 
 
 def _lower_bounds(costs: Sequence[ShardCost], num_workers: int, assemble: float) -> dict[Limit, float]:
-    """No schedule on that many workers ends before any of these."""
+    """Return lower bounds, in seconds, on the time of any schedule with this number of workers."""
     return {
         "compute": sum(cost.compute for cost in costs) / num_workers,
         "read bandwidth": sum(cost.read for cost in costs) / num_workers,

@@ -1,10 +1,10 @@
-"""PEFT adapters: from a config and factor names to factors per weight.
+"""Read PEFT LoRA adapters: from config and factor names to the factors of each weight.
 
     base_model.model.<module>.lora_A.weight, .lora_B.weight        a linear layer, delta = scaling B A
     base_model.model.<module>.lora_embedding_A, .lora_embedding_B  an embedding, delta = scaling (B A)^T
     base_model.model.<module>.weight                               a whole tensor (modules_to_save)
 
-What is not plain LoRA is refused by name: it would merge into something that its author never trained.
+Variants other than plain LoRA are refused by name, because merging their factors would give wrong weights.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 from ...errors import CheckpointError, ShapeError
 from ...listing import AdapterListing, LoraSource, TensorSource
@@ -22,84 +23,91 @@ _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]
 _EMBEDDING_FACTOR = re.compile(r"^(?P<module>.+)\.lora_embedding_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?$")
 _WRAPPERS = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|base_layer)(?=\.)")
 
-# Config switch to what the user should do about it.
-_REFUSED_SWITCHES: Mapping[str, str] = {
-    "use_dora": "DoRA rescales the base's weights, which is no low-rank delta; merge it into its base first"
+# Config option to the reason why it is refused and what to do.
+_REFUSED_OPTIONS: Mapping[str, str] = {
+    "use_dora": "DoRA rescales the base's weights, which is not a low-rank delta; merge it into its base first"
     " (PeftModel.merge_and_unload) and give the full model as expert",
     "lora_bias": "its lora_B has a bias; merge it into its base first and give the full model as expert",
     "layer_replication": "it replicates layers of its base; merge it into its base first",
     "use_qalora": "QALoRA pools the inputs; merge it into its base first",
     "trainable_token_indices": "it trains single tokens' embeddings; merge it into its base first",
     "target_parameters": "it adapts parameters inside modules (target_parameters); merge it into its base first",
-    "alora_invocation_tokens": "an activated LoRA holds only after its invocation tokens; it cannot be merged",
+    "alora_invocation_tokens": "an activated LoRA applies only after its invocation tokens; it cannot be merged",
     "use_bdlora": "its factors are block-diagonal (BD-LoRA); merge it into its base first",
     "kasa_config": "KaSA scales directions of the base's weights; merge it into its base first",
     "arrow_config": "it routes between adapters token by token; it cannot be merged",
     "monteclora_config": "its factors are sampled (MonteCLoRA); merge it into its base first",
 }
-_CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}  # GPT-2's and its relatives' layers that are stored (in, out)
-# Initialisations that change the base, so that B A is no delta of the base on disk.
-_REFUSED_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_CONV1D = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})  # layers of GPT-2 and related models, stored as (in, out)
+# Initializations that change the base, so that B A is not a delta of the base on disk.
+_REFUSED_INITIALIZATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What one adapter does, by weight name as its own model calls it."""
+    """The changes of one adapter, by the weight names of its own model.
+
+    lora : factors of adapted weights
+    full : whole tensors (modules_to_save)
+    """
 
     lora: Mapping[str, LoraSource]
     full: Mapping[str, TensorSource]
 
     def target_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Weight name to the shape it must have in the base."""
+        """Return the shape that each changed weight must have in the base, by weight name."""
         shapes = {name: source.shape for name, source in self.full.items()}
         shapes.update((name, delta_shape(lora)) for name, lora in self.lora.items())
         return shapes
 
 
 def delta_shape(lora: LoraSource) -> tuple[int, int]:
-    """Shape of the weight that the factors belong to, as it is stored."""
+    """Return the shape, as stored, of the weight that the factors belong to."""
     rows, columns = lora.up.shape[0], lora.down.shape[1]
     return (columns, rows) if lora.fan_in_fan_out else (rows, columns)
 
 
-def oriented(lora: Mapping[str, LoraSource], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraSource]:
-    """The factors with `fan_in_fan_out` as the weights are stored, where PEFT's config says something else.
+def correct_orientation(lora: Mapping[str, LoraSource], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraSource]:
+    """Return the factors with `fan_in_fan_out` set to how each weight is stored.
 
-    PEFT keeps one switch for all modules and turns it for the last one it looked at: with GPT-2's Conv1D layers (stored
-    (in, out)) and a Linear lm_head it may say either. The shape tells, and for a square weight the layers of its kind.
+    PEFT keeps one option for all modules and sets it for the last module it processed. With GPT-2's Conv1D layers,
+    stored as (in, out), and a Linear lm_head, either value occurs. The shape of the weight decides; for a square
+    weight, the other weights of the same module name decide.
 
     Parameters
     ----------
-    shapes : of the base's weights, under the adapter's names
+    shapes : shapes of the base's weights, by the adapter's names
     """
-    turned = {
+    transposed = {
         name
         for name, factors in lora.items()
         if delta_shape(factors) != shapes[name] and delta_shape(factors)[::-1] == shapes[name]
     }
-    kinds = {_module(name) for name in turned}
-    found = {}
+    modules = {_module_name(name) for name in transposed}
+    if modules & _CONV1D:
+        modules |= _CONV1D
+    corrected: dict[str, LoraSource] = {}
     for name, factors in lora.items():
         is_square = factors.up.shape[0] == factors.down.shape[1]
-        is_like_turned = is_square and _module(name) in kinds | (_CONV1D if kinds & _CONV1D else set())
-        if name in turned or is_like_turned:
-            factors = replace(factors, fan_in_fan_out=not factors.fan_in_fan_out)  # noqa: PLW2901
-        found[name] = factors
-    return found
+        if name in transposed or (is_square and _module_name(name) in modules):
+            corrected[name] = replace(factors, fan_in_fan_out=not factors.fan_in_fan_out)
+        else:
+            corrected[name] = factors
+    return corrected
 
 
-def _module(name: str) -> str:
-    """ "c_proj" of transformer.h.0.attn.c_proj.weight"""
+def _module_name(name: str) -> str:
+    """Return the last part of a module's name: "c_proj" for transformer.h.0.attn.c_proj.weight."""
     return name.removesuffix(".weight").rpartition(".")[2]
 
 
 def read_adapter(listing: AdapterListing) -> Adapter:
-    """Pair the factors and compute each weight's scaling.
+    """Pair the factors of each weight and compute its scaling.
 
     Raises
     ------
-    CheckpointError : not a LoRA, a LoRA variant that is no low-rank delta, a factor without its partner
-    ShapeError : factors that do not fit each other or the rank in the config
+    CheckpointError : not a LoRA, a LoRA variant other than a low-rank delta, or one factor of a pair is missing
+    ShapeError : factors do not fit each other or the rank in the config
     """
     config = listing.config
     _refuse_variants(config, listing.uri)
@@ -110,7 +118,7 @@ def read_adapter(listing: AdapterListing) -> Adapter:
     for stored_name, source in listing.tensors.items():
         name = stored_name.removeprefix(_PREFIX)
         if "lora_magnitude_vector" in name:
-            raise CheckpointError(f"adapter {listing.uri}: tensor {stored_name}: {_REFUSED_SWITCHES['use_dora']}")
+            raise CheckpointError(f"adapter {listing.uri}: tensor {stored_name}: {_REFUSED_OPTIONS['use_dora']}")
         match = _FACTOR.match(name) or _EMBEDDING_FACTOR.match(name)
         if match is not None:
             module = match["module"].removesuffix(".base_layer")
@@ -120,19 +128,19 @@ def read_adapter(listing: AdapterListing) -> Adapter:
                 embeddings.add(module)
         elif ".lora_" in name:
             raise CheckpointError(
-                f"adapter {listing.uri}: tensor {stored_name} is no plain LoRA factor (lora_A.weight, lora_B.weight);"
+                f"adapter {listing.uri}: tensor {stored_name} is not a LoRA factor (lora_A.weight, lora_B.weight);"
                 " merge the adapter into its base first and give the full model as expert"
             )
         elif ".original_module." not in name:
             full[_WRAPPERS.sub("", name)] = source
     if len(adapter_names) > 1:
         raise CheckpointError(
-            f"adapter {listing.uri} holds several adapters ({', '.join(sorted(adapter_names))}); save one of them alone"
+            f"adapter {listing.uri} contains several adapters ({', '.join(sorted(adapter_names))}); save one per file"
         )
     if not factors and not full:
-        raise CheckpointError(f"adapter {listing.uri} holds no LoRA factors; expected names such as X.lora_A.weight")
+        raise CheckpointError(f"adapter {listing.uri} contains no LoRA factors; expected names such as X.lora_A.weight")
     scaling = _Scaling(config, listing.uri)
-    # An embedding is stored (tokens, features), its factors multiply to (features, tokens): the same as fan_in_fan_out.
+    # An embedding is stored as (tokens, features) and its factors multiply to (features, tokens), as in fan_in_fan_out.
     stored_in_out = bool(config.get("fan_in_fan_out"))
     lora = {
         f"{module}.weight": _pair(
@@ -150,19 +158,22 @@ def _refuse_variants(config: Mapping[str, object], uri: str) -> None:
             f"adapter {uri}: peft_type is {kind}, expected LORA; merge it into its base first"
             " (PeftModel.merge_and_unload) and give the full model as expert"
         )
-    for switch, advice in _REFUSED_SWITCHES.items():
-        if config.get(switch):
-            raise CheckpointError(f"adapter {uri}: adapter_config.json sets {switch}: {advice}")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_REFUSED_INITIALISATIONS):
+    for option, advice in _REFUSED_OPTIONS.items():
+        if config.get(option):
+            raise CheckpointError(f"adapter {uri}: adapter_config.json sets {option}: {advice}")
+    initialization = config.get("init_lora_weights")
+    if isinstance(initialization, str) and initialization.lower().startswith(_REFUSED_INITIALIZATIONS):
         raise CheckpointError(
-            f"adapter {uri}: init_lora_weights is {start!r}, which changes the base it was trained on; convert it to a"
-            " plain LoRA (path_initial_model_for_weight_conversion of PEFT's save_pretrained) and give that"
+            f"adapter {uri}: init_lora_weights is {initialization!r}, which changes the base it was trained on; convert"
+            " it to a plain LoRA (path_initial_model_for_weight_conversion of PEFT's save_pretrained) and give that"
         )
 
 
 class _Scaling:
-    """alpha / r, or alpha / sqrt(r) for rsLoRA, with the module's own alpha and rank where a pattern names it."""
+    """Scaling of each module: alpha / r, or alpha / sqrt(r) for rsLoRA.
+
+    alpha and r come from alpha_pattern and rank_pattern where a pattern matches the module.
+    """
 
     def __init__(self, config: Mapping[str, object], uri: str) -> None:
         self._uri = uri
@@ -173,7 +184,7 @@ class _Scaling:
         self._square_root = bool(config.get("use_rslora"))
 
     def of(self, module: str) -> tuple[int, float]:
-        """Rank and scaling of one module."""
+        """Return rank and scaling of a module."""
         rank = int(self._match(self._ranks, module, self._rank))
         alpha = self._match(self._alphas, module, self._alpha)
         return rank, alpha / (math.sqrt(rank) if self._square_root else rank)
@@ -186,13 +197,13 @@ class _Scaling:
         if not isinstance(raw, Mapping):
             return {}
         compiled: dict[re.Pattern[str], float] = {}
-        for pattern, value in raw.items():
+        for pattern, value in cast("Mapping[object, object]", raw).items():
             try:
-                # PEFT: the key is a regular expression for the end of the module's name, from a dot on
+                # in PEFT, a regular expression for the end of the module's name, after a dot
                 compiled[re.compile(rf"(.*\.)?({pattern})$")] = self._number(value, f"{key}[{pattern!r}]")
             except re.error as error:
                 raise CheckpointError(
-                    f"adapter {self._uri}: {key} has {pattern!r}, no regular expression: {error}"
+                    f"adapter {self._uri}: {key} has {pattern!r}, which is not a regular expression: {error}"
                 ) from None
         return compiled
 
@@ -208,9 +219,10 @@ def _pair(
     module: str, parts: Mapping[str, TensorSource], scaling: _Scaling, *, transposed: bool, uri: str
 ) -> LoraSource:
     if len(parts) != 2:
-        have = next(iter(parts))
+        present = next(iter(parts))
         raise CheckpointError(
-            f"adapter {uri}: {module} has lora_{have} and no lora_{'B' if have == 'A' else 'A'}; the file is incomplete"
+            f"adapter {uri}: {module} has lora_{present} and no lora_{'B' if present == 'A' else 'A'}; the file is"
+            " incomplete"
         )
     up, down = parts["B"], parts["A"]
     if len(up.shape) != 2 or len(down.shape) != 2:
@@ -218,10 +230,10 @@ def _pair(
             f"adapter {uri}: {module} has factors {list(up.shape)} and {list(down.shape)}; only matrices are supported"
             " (a LoRA on a convolution has to be merged into its base first)"
         )
-    rank, factor = scaling.of(module)
+    rank, scale = scaling.of(module)
     if up.shape[1] != rank or down.shape[0] != rank:
         raise ShapeError(
             f"adapter {uri}: {module} has lora_B {list(up.shape)} and lora_A {list(down.shape)},"
-            f" adapter_config.json says rank {rank}; give the adapter_config.json that belongs to these weights"
+            f" adapter_config.json has rank {rank}; give the adapter_config.json that belongs to these weights"
         )
-    return LoraSource(up, down, factor, transposed)
+    return LoraSource(up, down, scale, transposed)

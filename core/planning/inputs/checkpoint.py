@@ -1,27 +1,30 @@
-"""One input checkpoint, asked by the reference's names: stored tensors, adapter factors, and what identifies both."""
+"""One input checkpoint under the reference's names: stored tensors, adapter factors, and their identity in keys."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 from ...errors import CheckpointError, RecipeError, ShapeError
 from ...listing import LoraSource, ModelListing, TensorSource
 from ..plan import ModelSummary
-from .adapters import Adapter, delta_shape, oriented, read_adapter
-from .matching import NameMap, match_names, tied_alternatives
-from .quantized import weights_only
+from .adapters import Adapter, correct_orientation, delta_shape, read_adapter
+from .matching import NameMap, find_tied_weight, match_names
+from .quantized import select_weights
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+UNCHANGED = "base"  # identity of a tensor that equals the base's
 
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What a checkpoint gives to one tensor.
+    """The data of one checkpoint for one tensor.
 
-    full : None for an adapter on the base
-    identity : for keys: which stored weights, without a place
+    full : the stored tensor; None for an adapter on the base
+    lora : adapter factors to add
+    identity : identifies the data in keys, independent of its location; `UNCHANGED` if an adapter does not touch it
     """
 
     full: TensorSource | None
@@ -30,24 +33,28 @@ class Contribution:
 
 
 def summarize(listing: ModelListing) -> ModelSummary:
-    """One model as the plan keeps it."""
+    """Return the description of a model that the plan contains."""
     adapter = listing.adapter
     num_tensors = len(listing.tensors) + (len(adapter.tensors) if adapter is not None else 0)
     return ModelSummary(listing.name, listing.uri, listing.fingerprint, num_tensors, listing.num_bytes, listing.kind)
 
 
 def reference_tensors(listing: ModelListing, role: str) -> Mapping[str, TensorSource]:
-    """The tensors of the model that gives the output its names.
+    """Return the tensors of the model that gives the output its names.
+
+    Parameters
+    ----------
+    role : why this model gives the names, for the error about an adapter
 
     Raises
     ------
-    CheckpointError : it is an adapter, holds nothing, or is quantised
+    CheckpointError : the model is an adapter, has no tensors, or is quantized
     """
     if listing.kind == "adapter":
         raise CheckpointError(
             f"{listing.name} is a LoRA adapter and {role}; set base_model to the model that it was trained on"
         )
-    tensors = weights_only(listing.tensors, listing.config, listing.name)
+    tensors = select_weights(listing.tensors, listing.config, listing.name)
     if not tensors:
         raise CheckpointError(f"{listing.name} holds no tensors; expected a model")
     return tensors
@@ -55,13 +62,22 @@ def reference_tensors(listing: ModelListing, role: str) -> Mapping[str, TensorSo
 
 @final
 class Checkpoint:
-    """An expert. Names are matched once, at the start; `matched` may be given by an expert with the same names.
+    """One expert. Its names are matched to the reference's at construction.
+
+    on_base : the expert is an adapter on the base itself, without tensors of its own
+    adapter_names : the adapter's name of each weight that it changes, by reference name
+    warnings : about names that were matched by prefix or do not occur in the base
+
+    Parameters
+    ----------
+    reference : shapes of the reference's tensors by name
+    cache : matches of the other experts, most of which have the same names
 
     Raises
     ------
-    CheckpointError : quantised, an adapter that targets what the base does not have
+    CheckpointError : the model is quantized, or its adapter targets weights that the base does not have
     RecipeError : an adapter without base_model
-    ShapeError : an adapter's factors that do not fit the base
+    ShapeError : the adapter's factors do not fit the base
     """
 
     def __init__(self, listing: ModelListing, reference: Shapes, base: ModelListing | None, cache: MatchCache) -> None:
@@ -73,83 +89,89 @@ class Checkpoint:
         if listing.kind == "adapter" and base is None:
             raise RecipeError(f"{listing.name} is a LoRA adapter; set base_model to the model that it was trained on")
         self.warnings: list[str] = []
+        self.adapter_names: Mapping[str, str] = {}
         self._tensors: Mapping[str, TensorSource] = {}
         self._names: NameMap | None = None
         self._used: set[str] = set()
+        self._lora: Mapping[str, LoraSource] = {}
+        self._saved: Mapping[str, TensorSource] = {}  # whole tensors in the adapter (modules_to_save)
         if not self.on_base:
-            self._tensors = weights_only(listing.tensors, listing.config, listing.name)
+            self._tensors = select_weights(listing.tensors, listing.config, listing.name)
             self._names = cache.match(reference, self._tensors)
             if self._names.replacements:
                 self.warnings.append(f"{listing.name}: {self._names.describe()}")
-        self.adapter_names: Mapping[str, str] = {}  # reference name to the adapter's own, of the weights it touches
-        self._lora: Mapping[str, LoraSource] = {}
-        self._saved: Mapping[str, TensorSource] = {}
         if listing.adapter is not None:
             self._attach_adapter(read_adapter(listing.adapter), reference)
 
     def _attach_adapter(self, adapter: Adapter, reference: Shapes) -> None:
         targets = adapter.target_shapes()
         names = match_names(reference, targets)
-        own = {stored: name for name, stored in names.stored.items()}
-        unknown = [name for name in targets if name not in own]
-        lost = [name for name in unknown if name in adapter.lora]
-        if lost:
+        reference_names = {stored: name for name, stored in names.stored.items()}
+        unknown = [name for name in targets if name not in reference_names]
+        unknown_factors = [name for name in unknown if name in adapter.lora]
+        if unknown_factors:
             raise CheckpointError(
-                f"{self.listing.name}: adapter targets {lost[0]}, which the base does not have"
-                f" ({len(lost)} of {len(adapter.lora)} targets); set base_model to the model that it was trained on"
+                f"{self.listing.name}: adapter targets {unknown_factors[0]}, which the base does not have"
+                f" ({len(unknown_factors)} of {len(adapter.lora)} targets); set base_model to the model that it was"
+                " trained on"
             )
         if unknown:
             self.warnings.append(
                 f"{self.listing.name}: {len(unknown)} tensors of the adapter are not in the base and are left out,"
                 f" the first {unknown[0]}"
             )
-        lora = oriented(adapter.lora, {stored: reference[name] for name, stored in names.stored.items()})
+        lora = correct_orientation(adapter.lora, {stored: reference[name] for name, stored in names.stored.items()})
         for name, stored in names.stored.items():
             if stored in lora and delta_shape(lora[stored]) != reference[name]:
                 raise ShapeError(
                     f"{name}: {self.listing.name} adapts a weight of {list(targets[stored])}, the base has"
                     f" {list(reference[name])}; set base_model to the model that it was trained on"
                 )
-        self._lora = {own[stored]: factors for stored, factors in lora.items()}
-        self._saved = {own[stored]: source for stored, source in adapter.full.items() if stored in own}
+        self._lora = {reference_names[stored]: factors for stored, factors in lora.items()}
+        self._saved = {
+            reference_names[name]: source for name, source in adapter.full.items() if name in reference_names
+        }
         self.adapter_names = names.stored
 
     @property
     def name(self) -> str:
+        """The model's name in the recipe."""
         return self.listing.name
 
     @property
-    def stores_in_out(self) -> bool:
-        """True when its adapter says fan_in_fan_out."""
+    def sets_fan_in_fan_out(self) -> bool:
+        """Whether the adapter's config sets fan_in_fan_out: weights stored as (in, out)."""
         return self.listing.adapter is not None and bool(self.listing.adapter.config.get("fan_in_fan_out"))
 
     def contribution(self, name: str, reference: TensorSource) -> Contribution | None:
-        """What it gives to the tensor that the reference calls `name`; None when it has nothing of that name."""
+        """Return the data for the tensor with the reference name `name`; None when the checkpoint lacks it."""
         lora = self._lora.get(name)
         saved = self._saved.get(name)
         if saved is not None:
             return Contribution(saved, lora, f"{self.fingerprint}/saved/{name}")
         if self.on_base:
-            # The base's own bytes are in every key already: an untouched tensor needs no identity of its own.
-            return Contribution(None, lora, f"{self.fingerprint}/lora/{name}" if lora is not None else "base")
+            # Keys contain the base's identity anyway, so an unchanged tensor needs none of its own.
+            return Contribution(None, lora, f"{self.fingerprint}/lora/{name}" if lora is not None else UNCHANGED)
         assert self._names is not None
         stored = self._names.find(name, self._tensors)
         if stored is not None:
             self._used.add(stored)
             return Contribution(self._tensors[stored], lora, f"{self.fingerprint}/{stored}")
-        tied = tied_alternatives(name, reference.shape, self._tensors) if self._may_be_tied(name) else None
+        tied = find_tied_weight(name, reference.shape, self._tensors) if self._may_be_tied(name) else None
         if tied is not None:
             return Contribution(self._tensors[tied], lora, f"{self.fingerprint}/{tied}")
         return None
 
     def _may_be_tied(self, name: str) -> bool:
+        """Return whether config.json allows tied embeddings. Tied biases do not depend on it."""
         config = self.listing.config or {}
         text = config.get("text_config")
-        flags = [part.get("tie_word_embeddings") for part in (config, text) if isinstance(part, Mapping)]
+        parts = [config, cast("Mapping[str, object]", text)] if isinstance(text, Mapping) else [config]
+        flags = [part.get("tie_word_embeddings") for part in parts]
         return "bias" in name or False not in flags or True in flags
 
     def extra_names(self) -> list[str]:
-        """Stored names that the reference does not have and that no tensor of the output was made of."""
+        """Return the stored names that the reference does not have and that no output tensor uses."""
         if self._names is None or len(self._names.stored) == len(self._tensors):
             return []
         used = self._used.union(self._names.stored.values())
@@ -157,14 +179,15 @@ class Checkpoint:
 
 
 class MatchCache:
-    """Name matches by the names themselves: the experts of one base have one set of names."""
+    """Name maps by names and shapes: experts of one base usually have the same."""
 
     def __init__(self) -> None:
-        self._known: dict[frozenset[tuple[str, tuple[int, ...]]], NameMap] = {}
+        self._matched: dict[frozenset[tuple[str, tuple[int, ...]]], NameMap] = {}
 
     def match(self, reference: Shapes, tensors: Mapping[str, TensorSource]) -> NameMap:
+        """Return `match_names` of the tensors, computed once per set of names and shapes."""
         shapes = {name: source.shape for name, source in tensors.items()}
         key = frozenset(shapes.items())
-        if key not in self._known:
-            self._known[key] = match_names(reference, shapes)
-        return self._known[key]
+        if key not in self._matched:
+            self._matched[key] = match_names(reference, shapes)
+        return self._matched[key]

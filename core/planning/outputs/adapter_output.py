@@ -1,9 +1,9 @@
-"""A plan whose result is a PEFT adapter: factors per weight instead of weights, and nothing of the base.
+"""Convert a plan to one whose output is a PEFT adapter: factors of each merged weight, nothing of the base.
 
-The merged delta of LoRA experts lies in the rows and columns of their factors, so rank = sum of ranks holds it exactly;
-a smaller rank is the user's choice, and its error is reported when it is known. Weights that no adapter touches, or
-that stay the base's, are not written. The rank is known before any weight is: where the factors turn out to be linearly
-dependent, the merged ones are filled up with zeros.
+The row and column spaces of the experts' factors contain the merged delta, so rank = sum of ranks represents it
+exactly. With a smaller rank, chosen by the user, the truncation error is reported after the merge. Weights that no
+adapter changes, or that keep the base's values, are not written. The rank is fixed before weights are read: if the
+factors are linearly dependent, the merged factors are padded with zeros.
 """
 
 from __future__ import annotations
@@ -32,55 +32,64 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class AdapterPlan:
-    """The tensors of the adapter, and its adapter_config.json."""
+    """The tensors of the adapter and its adapter_config.json."""
 
     tensors: tuple[PlannedTensor, ...]
     config: SideFile
 
 
-def as_adapter(
+def convert_to_adapter(
     recipe: Recipe,
     settings: RunSettings,
     base_name: str,
     checkpoints: Sequence[Checkpoint],
     planned: Sequence[PlannedTensor],
 ) -> AdapterPlan:
-    """Turn the plan of a checkpoint into that of an adapter.
+    """Return the adapter's plan for the planned tensors of a checkpoint.
 
     Raises
     ------
-    RecipeError : an expert that is a full model, a method whose result is no low-rank delta, slices, another vocabulary
+    RecipeError : an expert is a full model, the method's result is not a low-rank delta, the recipe has slices, or the
+        vocabulary changes
     """
     if recipe.output_slices is not None:
-        raise RecipeError("output: adapter: slices make another model; write a checkpoint")
+        raise RecipeError("output: adapter: slices change the model's layers; write a checkpoint")
     used = {expert.expert for item in planned for expert in item.plan.experts}  # the base may be listed and not merged
     for index, checkpoint in enumerate(checkpoints):
         if index in used and not checkpoint.on_base:
             raise RecipeError(
-                f"output: adapter: {checkpoint.name} is a full model; an adapter is made of LoRA adapters of base_model"
+                f"output: adapter: {checkpoint.name} is a full model; every expert must be a LoRA adapter of base_model"
             )
     names = {name: own for checkpoint in reversed(checkpoints) for name, own in checkpoint.adapter_names.items()}
-    transposed = any(checkpoint.stores_in_out for checkpoint in checkpoints)
+    transposed = any(checkpoint.sets_fan_in_fan_out for checkpoint in checkpoints)
     tensors: list[PlannedTensor] = []
     saved: list[str] = []
     for item in planned:
         if item.plan.action == "copy" or item.plan.name not in names:
             continue
-        own = names[item.plan.name]
+        adapter_name = names[item.plan.name]
         if all(expert.full is None for expert in item.plan.experts):
-            tensors.append(_factors(recipe, settings, item, own))
+            tensors.append(_plan_factors(recipe, settings, item, adapter_name))
         else:
-            saved.append(own)
-            full = AdapterFactors(rank=0, down=None, up=None, full=_PREFIX + own)
+            saved.append(adapter_name)
+            full = AdapterFactors(rank=0, down=None, up=None, full=_PREFIX + adapter_name)
             tensors.append(PlannedTensor(replace(item.plan, adapter=full), hash_json([item.identity, full.full])))
     if not tensors:
-        raise RecipeError("output: adapter: nothing is merged, so there is nothing to write; see the rules")
+        raise RecipeError(
+            "output: adapter: no weight that an adapter changes is merged, so the output is empty; change the rules"
+        )
     config = _config(base_name, checkpoints, tensors, names, saved, transposed)
     return AdapterPlan(tuple(tensors), SideFile(ADAPTER_CONFIG_NAME, None, config))
 
 
-def _factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, own: str) -> PlannedTensor:
-    plan = _as_sum(item.plan)
+def _plan_factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, adapter_name: str) -> PlannedTensor:
+    """Return the plan of one weight's factors.
+
+    Parameters
+    ----------
+    adapter_name : the weight's name in the experts' adapters
+    """
+    plan = _rewrite_as_mean(item.plan)
     if plan.views or plan.matrix_shape is not None:
         raise RecipeError(f"output: adapter: {plan.name} is cut into matrices; use qkv: stored")
     if plan.base_rows is not None:
@@ -89,7 +98,7 @@ def _factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, own: st
     ranks = [expert.lora.down.shape[0] for expert in plan.experts if expert.lora is not None]
     rank = min(sum(ranks), rows, columns, recipe.output.rank or rows)
     lora = next(expert.lora for expert in plan.experts if expert.lora is not None)
-    module = own.removesuffix(".weight")
+    module = adapter_name.removesuffix(".weight")
     is_embedding = lora.fan_in_fan_out and "embed" in module.rpartition(".")[2]
     stem = f"{_PREFIX}{module}.lora_" + ("embedding_{}" if is_embedding else "{}.weight")
     factors = AdapterFactors(rank, stem.format("A"), stem.format("B"), None, lora.fan_in_fan_out)
@@ -97,9 +106,11 @@ def _factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, own: st
     widest = max((one.down.dtype for one in loras), key=element_bytes)
     dtype = widest if recipe.out_dtype is None and recipe.dtype is None else plan.out_dtype
     stacked = sum(ranks)
-    held = _peak_elements(plan, (rows, columns), ranks) * cost.element_bytes(settings)
+    held = _peak_elements(plan, (rows, columns), ranks) * cost.arithmetic_bytes(settings)
     if not stays_low_rank((rows, columns), ranks, True) or _is_iterated(plan):
-        held = max(held, plan.peak_bytes)  # the experts together are no smaller than the weight, or Adam works on it
+        held = max(
+            held, plan.peak_bytes
+        )  # the stacked factors are as large as the weight, or an optimizer works on the dense weight
     plan = replace(
         plan,
         adapter=factors,
@@ -113,22 +124,22 @@ def _factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, own: st
 
 
 def _peak_elements(plan: TensorPlan, shape: tuple[int, int], ranks: Sequence[int]) -> int:
-    """The experts' factors, stacked and made orthonormal in float64, and square matrices of the summed rank.
+    """Return the elements held at the peak: the stacked factors, orthonormalized in float64, and rank x rank matrices.
 
-    Measured, 8 experts of rank 16: 8 to 11 times the stacked factors, 13 with SVC.
+    Measured with 8 experts of rank 16: 8 to 11 times the stacked factors, 13 times with SVC.
     """
     stacked = sum(ranks)
-    storing = (16 if plan.calibration else 14) * stacked * sum(shape) + 24 * stacked * stacked
+    factors = (16 if plan.calibration else 14) * stacked * sum(shape) + 24 * stacked * stacked
     if plan.method is None:
-        return storing
+        return factors
     method = get_method(plan.method)
     assert isinstance(method, SpectralMethod)
-    # what a method projects ends with the dense delta, which is not made here
-    return max(storing, method.peak_elements(shape, ranks, True) - prod(shape))
+    # minus the dense delta, which the method's projection includes and an adapter output does not compute
+    return max(factors, method.peak_elements(shape, ranks, True) - prod(shape))
 
 
 def _is_iterated(plan: TensorPlan) -> bool:
-    """True where the decomposition is the outcome of an optimizer, which is dense whatever the experts are."""
+    """Return whether the decomposition is the result of an optimizer, which is dense for low-rank experts too."""
     if plan.method is None:
         return False
     method = get_method(plan.method)
@@ -137,12 +148,12 @@ def _is_iterated(plan: TensorPlan) -> bool:
     return str(decomposition["kind"]).endswith("_iterate")
 
 
-def _as_sum(plan: TensorPlan) -> TensorPlan:
-    """The methods that only weigh and add are a mean of the deltas under another factor, exact in the factors.
+def _rewrite_as_mean(plan: TensorPlan) -> TensorPlan:
+    """Return a direct method that is a weighted sum of deltas as a scaled mean, which is exact in factors.
 
     Raises
     ------
-    RecipeError : any other method that works on the tensors themselves
+    RecipeError : another direct method
     """
     if plan.method is None or plan.spectrum_key is not None or plan.views:
         return plan
@@ -158,7 +169,7 @@ def _as_sum(plan: TensorPlan) -> TensorPlan:
     else:
         raise RecipeError(
             f"output: adapter: {get_method(plan.method).name} does not give a low-rank delta of {plan.name}; use a"
-            " spectral method, task_arithmetic, average, or write a checkpoint"
+            " spectral method, task_arithmetic or average, or write a checkpoint"
         )
     experts = tuple(
         replace(expert, parameters={"weight": weight}) for expert, weight in zip(plan.experts, weights, strict=True)
@@ -179,14 +190,14 @@ def _config(
     saved: Sequence[str],
     transposed: bool,
 ) -> bytes:
-    """adapter_config.json with lora_alpha = r everywhere, so that the scaling is 1: it is in the factors."""
+    """Return adapter_config.json with lora_alpha = r for every module: scaling 1, because the factors include it."""
     modules = {
         names[item.plan.name].removesuffix(".weight"): item.plan.adapter.rank
         for item in tensors
         if item.plan.adapter is not None and item.plan.adapter.down is not None
     }
     rank = max(modules.values(), default=1)
-    pattern = {f"^{_escaped(name)}": own for name, own in modules.items() if own != rank}
+    pattern = {f"^{_escape_dots(name)}": own_rank for name, own_rank in modules.items() if own_rank != rank}
     configs = [item.listing.adapter.config for item in checkpoints if item.listing.adapter is not None]
     tasks = {str(config.get("task_type")) for config in configs}
     content: dict[str, Any] = {
@@ -210,5 +221,5 @@ def _config(
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def _escaped(name: str) -> str:
+def _escape_dots(name: str) -> str:
     return name.replace(".", r"\.")

@@ -1,4 +1,4 @@
-"""What `keep_sums` can promise for a plan: where sums over experts are enough, and where they are not."""
+"""`keep_sums`: for which tensors sums over experts can be kept, and which need all experts again nevertheless."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from ...numerics.registry import get_method
 from ..plan import TensorPlan
 
 
-def adds_up(tensor: TensorPlan) -> bool:
-    """True where the task vectors do not depend on which other experts there are, so that sums of them can be kept.
+def can_keep_sums(tensor: TensorPlan) -> bool:
+    """Return whether each task vector is independent of the other experts, so that sums of them can be reused.
 
-    Where vocabularies differ, a row that the base lacks is the mean of the experts that have it.
+    They are not independent where vocabularies differ: a row that the base lacks is the mean of the experts that have
+    it.
     """
-    in_place = tensor.base_rows is None and all(expert.rows is None for expert in tensor.experts)
-    return tensor.base is not None and in_place
+    has_base_rows = tensor.base_rows is None and all(expert.rows is None for expert in tensor.experts)
+    return tensor.base is not None and has_base_rows
 
 
 def incremental_warnings(tensors: Iterable[TensorPlan]) -> list[str]:
-    """For a plan with `keep_sums`: what reads every expert all the same when one is added."""
-    without_sums, twice = Counter[str](), Counter[str]()
-    extra: dict[int, bool] = {}  # by the identity of the parameters, which tensors share
+    """Return warnings about tensors of a plan with `keep_sums` for which adding one expert reads all experts again."""
+    without_sums, two_passes = Counter[str](), Counter[str]()
+    second_pass: dict[int, bool] = {}  # by the id of the parameters, a mapping that tensors share
     for tensor in tensors:
         if tensor.action != "merge" or tensor.method is None:
             continue
@@ -30,10 +31,10 @@ def incremental_warnings(tensors: Iterable[TensorPlan]) -> list[str]:
             without_sums[tensor.method] += 1
         elif any(expert.full is not None for expert in tensor.experts):
             number = id(tensor.parameters)
-            if number not in extra:
-                extra[number] = _passes_twice(tensor)
-            if extra[number] or tensor.calibration:
-                twice[tensor.method] += 1
+            if number not in second_pass:
+                second_pass[number] = _needs_second_pass(tensor)
+            if second_pass[number] or tensor.calibration:
+                two_passes[tensor.method] += 1
     found = [
         f"keep_sums: {count} tensors are merged by {method} without sums over experts; an expert that is added"
         " later costs a pass over all of them there"
@@ -42,15 +43,15 @@ def incremental_warnings(tensors: Iterable[TensorPlan]) -> list[str]:
     found += [
         f"keep_sums: {count} tensors need a second pass over all experts (SVC, consensus_power or"
         " output_exp_time); an expert that is added later saves only the first"
-        for count in [twice.total()]
+        for count in [two_passes.total()]
         if count
     ]
     return found
 
 
-def _passes_twice(tensor: TensorPlan) -> bool:
-    """Whether the decomposition depends on more than the sums."""
+def _needs_second_pass(tensor: TensorPlan) -> bool:
+    """Return whether the decomposition depends on more than the sums."""
     assert tensor.method is not None
     method = get_method(tensor.method)
-    assert isinstance(method, SpectralMethod), f"{tensor.method} keeps sums and is not spectral"
+    assert isinstance(method, SpectralMethod), f"{tensor.method} keeps sums but is not spectral"
     return method.decomposition(method.Parameters.model_validate(dict(tensor.parameters))).keys() != {"kind"}

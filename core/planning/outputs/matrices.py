@@ -1,8 +1,8 @@
-"""The matrices inside one stored tensor, as a spectral method sees it.
+"""The matrices of one stored tensor that a spectral method decomposes.
 
-A 2-D weight is one matrix. A stack (E, M, K) of a mixture is E matrices, a convolution kernel can be one
-(out, in * kernel), and a fused QKV weight can be cut into q, k and v. All of these are reshapes and cuts of what is
-stored; a layout in which q, k and v alternate head by head is refused, because no cut separates them.
+A 2-D weight is one matrix. A stack (E, M, K) of a mixture is E matrices, a convolution kernel can be one matrix
+(out, in * kernel), and a fused QKV weight can be cut into q, k and v. All of these are reshapes and cuts of the stored
+tensor. A weight in which q, k and v alternate head by head is refused, because no cut separates them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 from ...errors import RecipeError
 from ..names import Kind
@@ -31,13 +32,17 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Matrices:
-    """matrix_shape None: the tensor is the matrix. cuts empty: the 2-D form is one matrix."""
+    """The 2-D form of a tensor and its cuts.
+
+    matrix_shape : shape that the tensor is reshaped to, None for its own shape
+    cuts : the matrices; empty where the 2-D form is one matrix
+    """
 
     matrix_shape: tuple[int, int] | None
     cuts: tuple[Cut, ...] = ()
 
     def shapes(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-        """Shape of each matrix."""
+        """Return the shape of each matrix of a tensor of this shape."""
         rows, columns = self.matrix_shape or (shape[0], shape[1])
         if not self.cuts:
             return [(rows, columns)]
@@ -48,17 +53,22 @@ AS_STORED = Matrices(None)
 
 
 def is_fused_qkv(name: str) -> bool:
+    """Return whether a weight contains q, k and v, by its name."""
     return bool(_FUSED_QKV.search(name))
 
 
 def matrices_of(
     name: str, shape: tuple[int, ...], kind: Kind, split_qkv: bool, config: Mapping[str, object] | None
 ) -> Matrices:
-    """How a spectral method sees a tensor.
+    """Return the matrices of a tensor.
+
+    Parameters
+    ----------
+    config : config.json of the reference, for the numbers of heads
 
     Raises
     ------
-    RecipeError : q, k and v are to be split and cannot be
+    RecipeError : q, k and v are to be split, and cannot be
     """
     if kind == "expert_stack":
         count, rows, columns = shape
@@ -79,12 +89,12 @@ def _qkv_cuts(name: str, shape: tuple[int, ...], config: Mapping[str, object]) -
     axis = 1 if shape[1] == 3 * shape[0] else 0  # GPT-2 stores (in, out)
     total = shape[axis]
     text = config.get("text_config")
-    sizes = _head_sizes(text if isinstance(text, Mapping) else config)
+    sizes = _qkv_sizes(cast("Mapping[str, object]", text) if isinstance(text, Mapping) else config)
     if sizes is None or sum(sizes) != total:
         if total % 3:
             raise RecipeError(
-                f"qkv: split: {name} is {list(shape)}, which neither the heads in config.json nor three equal parts"
-                " explain; use qkv: stored for it"
+                f"qkv: split: {name} has shape {list(shape)}, which matches neither the heads in config.json nor three"
+                " equal parts; use qkv: stored for it"
             )
         sizes = (total // 3,) * 3
     stops = (sizes[0], sizes[0] + sizes[1], total)
@@ -92,7 +102,8 @@ def _qkv_cuts(name: str, shape: tuple[int, ...], config: Mapping[str, object]) -
     return tuple(Cut(label, start, stop, axis) for label, start, stop in zip("qkv", starts, stops, strict=True))
 
 
-def _head_sizes(config: Mapping[str, object]) -> tuple[int, int, int] | None:
+def _qkv_sizes(config: Mapping[str, object]) -> tuple[int, int, int] | None:
+    """Return the rows of q, k and v, None where config.json does not contain them."""
     heads = config.get("num_attention_heads")
     hidden = config.get("hidden_size")
     if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1:

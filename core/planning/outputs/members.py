@@ -1,4 +1,4 @@
-"""Which models take part, slice by slice: the base among them, duplicates, and how many the method takes."""
+"""Which models take part in each slice: the base among them, and how many the method takes."""
 
 from __future__ import annotations
 
@@ -7,42 +7,62 @@ from collections.abc import Sequence
 from ...errors import RecipeError
 from ...listing import ModelListing
 from ...numerics.method import AnyMethod, SpectralMethod
+from ...recipe.parts import OutputSlice
+from ...recipe.precedence import model_scopes, shared_scopes, slice_source_scopes
 from ...recipe.recipe import Recipe
-from ...recipe.scopes import scope
 from ..names import stack_depths
-from .slots import Group, Member, check_layer_range, shared_scopes
+from .slots import Group, Member, check_layer_range
 
 
 def needs_base(method: AnyMethod) -> bool:
-    """True when the method works on task vectors."""
+    """Return whether the method merges task vectors."""
     return isinstance(method, SpectralMethod) or method.needs_base
 
 
+def check_needs_base(recipe: Recipe, method: AnyMethod, has_base: bool) -> None:
+    """Check that the recipe has a base_model if its method or a rule merges task vectors.
+
+    Raises
+    ------
+    RecipeError : base_model is missing
+    """
+    if has_base:
+        return
+    if needs_base(method):
+        raise RecipeError(f"base_model: is missing; {method.name} merges the differences of the experts from it")
+    if any(rule.action in ("keep_base", "mean") or rule.method for rule in recipe.rules):
+        raise RecipeError("base_model: is missing; rules with keep_base, mean or a method need it")
+
+
 def is_same_model(one: ModelListing, other: ModelListing) -> bool:
-    """The same place with the same adapter: one model that stands in the recipe twice."""
+    """Return whether two listings are of one model: same location, same adapter."""
     adapters = [item.adapter.uri if item.adapter is not None else None for item in (one, other)]
     return one.uri == other.uri and one.kind == other.kind and adapters[0] == adapters[1]
 
 
-def groups_of(
+def build_groups(
     recipe: Recipe, method: AnyMethod, base: ModelListing | None, experts: Sequence[ModelListing], warnings: list[str]
 ) -> tuple[list[Group], list[int] | None]:
-    """The models of each slice, and the number of its layers; one group and None for `models`.
+    """Return the models of each slice and the slices' numbers of layers; for `models`, one group and None.
+
+    Parameters
+    ----------
+    warnings : list of str
+        A warning is appended where the base is listed among the models and dropped.
 
     Raises
     ------
-    RecipeError : too few or too many models for the method, a layer range that a model does not have
+    RecipeError : too few or too many models for the method, or a model lacks layers of a range
     """
     if recipe.input_models is not None:
-        owns = [scope(f"models[{index}].parameters", item.parameters) for index, item in enumerate(recipe.input_models)]
-        owns += [None] * (len(experts) - len(owns))  # the base, where it is averaged without being listed
+        scopes = model_scopes(recipe)
+        scopes += [None] * (len(experts) - len(scopes))  # the base, where it is averaged without being listed
         members = [
-            Member(index, base is not None and is_same_model(listing, base), own)
-            for index, (listing, own) in enumerate(zip(experts, owns, strict=True))
+            Member(index, base is not None and is_same_model(listing, base), scope)
+            for index, (listing, scope) in enumerate(zip(experts, scopes, strict=True))
         ]
-        members = _as_the_method_wants(method, members, warnings, "models")
+        members = _drop_base_and_check_count(method, members, warnings, "models")
         return [Group(tuple(members), shared_scopes(recipe))], None
-    by_reference = {reference: index for index, reference in enumerate(recipe.expert_references)}
     groups: list[Group] = []
     lengths: list[int] = []
     for index, part in enumerate(recipe.output_slices or ()):
@@ -51,34 +71,40 @@ def groups_of(
         if len(spans) != 1:
             ranges = ", ".join(str(list(source.layer_range)) for source in part.sources)
             raise RecipeError(f"{place}: its sources have different numbers of layers ({ranges}); make them equal")
-        members = []
+        members = _slice_members(recipe, part, index, base, experts)
+        base_layers = [member.first_layer for member in members if member.is_base]
         base_first: int | None = None
-        for number, source in enumerate(part.sources):
-            expert = by_reference[source.model]
-            listing = experts[expert]
-            is_base = base is not None and is_same_model(listing, base)
-            tensors = listing.tensors or (base.tensors if base is not None else {})
-            depth = max(stack_depths(tensors).values(), default=0)
-            check_layer_range(f"{place}.sources[{number}]", source.layer_range, depth, source.model)
-            own = scope(f"{place}.sources[{number}].parameters", source.parameters)
-            members.append(Member(expert, is_base, own, source.layer_range[0]))
-            if is_base and base_first is None:
-                base_first = source.layer_range[0]
-        if base is not None and base_first is None:
-            base_first = part.sources[0].layer_range[0]
-        shared = shared_scopes(recipe, part, index)
-        members = _as_the_method_wants(method, members, warnings, place)
-        groups.append(Group(tuple(members), shared, base_first, place))
+        if base is not None:
+            base_first = base_layers[0] if base_layers else part.sources[0].layer_range[0]
+        members = _drop_base_and_check_count(method, members, warnings, place)
+        groups.append(Group(tuple(members), shared_scopes(recipe, part, index), base_first))
         lengths.append(spans.pop())
     return groups, lengths
+
+
+def _slice_members(
+    recipe: Recipe, part: OutputSlice, index: int, base: ModelListing | None, experts: Sequence[ModelListing]
+) -> list[Member]:
+    expert_by_reference = {reference: expert for expert, reference in enumerate(recipe.expert_references)}
+    members: list[Member] = []
+    scopes = slice_source_scopes(part, index)
+    for number, (source, scope) in enumerate(zip(part.sources, scopes, strict=True)):
+        expert = expert_by_reference[source.model]
+        listing = experts[expert]
+        tensors = listing.tensors or (base.tensors if base is not None else {})
+        depth = max(stack_depths(tensors).values(), default=0)
+        check_layer_range(f"slices[{index}].sources[{number}]", source.layer_range, depth, source.model)
+        is_base = base is not None and is_same_model(listing, base)
+        members.append(Member(expert, is_base, scope, source.layer_range[0]))
+    return members
 
 
 def averages_unlisted_base(
     recipe: Recipe, method: AnyMethod, base: ModelListing | None, experts: Sequence[ModelListing]
 ) -> bool:
-    """True where mergekit adds the base to the models by itself: `linear` with a global weight and a base_model.
+    """Return whether mergekit adds the base to the models: a method like `linear`, a global weight and a base_model.
 
-    Without a global weight mergekit refuses such a recipe; here the base then only names the output's tensors.
+    Without a global weight mergekit refuses such a recipe; Eigenmerge then uses the base only for names and shapes.
     """
     if base is None or needs_base(method) or recipe.input_models is None:
         return False
@@ -88,8 +114,10 @@ def averages_unlisted_base(
     return any("weight" in (parameters or {}) for parameters in (module, recipe.parameters))
 
 
-def _as_the_method_wants(method: AnyMethod, members: list[Member], warnings: list[str], place: str) -> list[Member]:
-    """Task-vector methods drop the base from the models (its task vector is zero); others keep it as mergekit does."""
+def _drop_base_and_check_count(
+    method: AnyMethod, members: list[Member], warnings: list[str], place: str
+) -> list[Member]:
+    """Drop the base where the method merges task vectors (its own is zero), and check the number of models."""
     if needs_base(method) and any(member.is_base for member in members):
         warnings.append(f"{place}: the base is listed among the models and is not merged as an expert")
         members = [member for member in members if not member.is_base]

@@ -1,106 +1,107 @@
-"""The tensors of the output and where each comes from: one to one for `models`, renumbered layers for `slices`.
+"""The tensors of the output and their sources: one to one for `models`, with renumbered layers for `slices`.
 
-A `Slot` is one output tensor. It says under which name each source has it, which scopes of parameters hold, and the
-place t at which gradients are read. mergekit's rules: gradients run over the layers of a slice (of the whole model for
-`models`); what stands before and after the layers comes from the first and the last slice, at t = 0.
+A `Slot` is one output tensor with its name in each source, the scopes of its parameters, and the position t at which
+gradients are evaluated. As in mergekit, gradients run over the layers of a slice (for `models`: of the whole model);
+tensors before and after the layers come from the first and the last slice, at t = 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from ...errors import CheckpointError, RecipeError
-from ...recipe.recipe import OutputSlice, Recipe
-from ...recipe.scopes import Scope, scope
+from ...recipe.precedence import Scope
 from ..names import gradient_position, layer_of, natural_key, stack_depths, with_layer
 
-# Under which key config.json counts the layers of its one stack, by architecture.
+# Keys of config.json for the number of layers; which one is used depends on the architecture.
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One model that goes into a group: index into the listings of experts, and its parameters."""
+    """One model of a group.
+
+    expert : index into the experts' listings
+    own : the scope of this model's own parameters
+    first_layer : the first layer of a slice's source; None for `models`
+    """
 
     expert: int
     is_base: bool
     own: Scope | None
-    first_layer: int | None = None  # slices: the source's first layer
+    first_layer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Models that are merged together with shared scopes, most specific first."""
+    """Models that are merged together.
+
+    scopes : shared by all members, from the highest to the lowest precedence
+    base_first_layer : the layer of the base that corresponds to the slice's first layer; None without a base
+    """
 
     members: tuple[Member, ...]
     scopes: tuple[Scope | None, ...]
     base_first_layer: int | None = None
-    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One output tensor.
 
-    template : the reference's name of it (its shape, dtype and kind; the base's tensor where there is a base)
+    template : the reference's tensor that gives shape, dtype and kind; also the base's tensor, where there is a base
+    t : position at which gradients are evaluated, 0 to 1
+    offset : layer within the slice; None outside of slices and of layers
     """
 
     name: str
     template: str
     group: Group
     t: float
-    offset: int | None = None  # layer within the slice; None outside of slices and layers
+    offset: int | None = None
 
     def source_name(self, member: Member) -> str:
-        """The member's name of it, in the reference's way of writing."""
+        """Return the name of the member's tensor, by the reference's naming scheme."""
         if self.offset is None or member.first_layer is None:
             return self.template
         return with_layer(self.template, member.first_layer + self.offset)
 
 
 @dataclass(frozen=True, slots=True)
-class OutputLayers:
-    """All slots in the order of the output, and what changes in config.json."""
+class OutputSlots:
+    """All slots in the order of the output, and the keys of config.json that change."""
 
     slots: tuple[Slot, ...]
-    config_changes: Mapping[str, object] = field(default_factory=dict)
+    config_changes: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
-def shared_scopes(recipe: Recipe, part: OutputSlice | None = None, index: int = 0) -> tuple[Scope | None, ...]:
-    """slice > module > global."""
-    module = recipe.module
-    return (
-        scope(f"slices[{index}].parameters", part.parameters) if part is not None else None,
-        scope("modules.parameters", module.parameters) if module is not None else None,
-        scope("parameters", recipe.parameters),
-    )
-
-
-def layers_of_models(names: Sequence[str], group: Group) -> OutputLayers:
-    """The output has the reference's tensors; gradients run over each stack of layers."""
+def build_model_slots(names: Sequence[str], group: Group) -> OutputSlots:
+    """Return one slot per tensor of the reference; gradients run over each stack of layers."""
     depths = stack_depths(names)
     ordered = sorted(names, key=natural_key)
-    return OutputLayers(tuple(Slot(name, name, group, gradient_position(name, depths)) for name in ordered))
+    return OutputSlots(tuple(Slot(name, name, group, gradient_position(name, depths)) for name in ordered))
 
 
-def layers_of_slices(
+def build_slice_slots(
     names: Sequence[str],
     groups: Sequence[Group],
     lengths: Sequence[int],
     config: Mapping[str, object] | None,
-) -> OutputLayers:
-    """The output's layers are those of the slices, one after the other.
+) -> OutputSlots:
+    """Return the slots of an output whose layers are those of the slices, one slice after another.
 
     Parameters
     ----------
-    names : the reference's tensor names
-    groups, lengths : one per slice; number of layers of each
-    config : the reference's config.json; its number of layers is corrected in the output
+    names : tensor names of the reference
+    groups, lengths : one per slice; the lengths in layers
+    config : the reference's config.json, whose number of layers changes
 
     Raises
     ------
-    RecipeError : the model has no stack of layers, or several
+    RecipeError : the model does not have exactly one stack of layers
+    CheckpointError : config.json does not state the number of layers
     """
     depths = stack_depths(names)
     if len(depths) != 1:
@@ -110,51 +111,56 @@ def layers_of_slices(
     by_layer: dict[int, list[str]] = {}
     outside: list[str] = []
     for name in sorted(names, key=natural_key):
-        found = layer_of(name)
-        if found is None:
+        layer = layer_of(name)
+        if layer is None:
             outside.append(name)
         else:
-            by_layer.setdefault(found[1], []).append(name)
-    # A tensor that sorts before the layers takes the first slice's models, one behind them the last's. What mergekit
-    # reads from an architecture file is read off the kind of tensor here: embeddings come before, norm and head after.
+            by_layer.setdefault(layer[1], []).append(name)
+    # Tensors before the layers come from the models of the first slice, tensors after them from those of the last.
     slots = [Slot(name, name, groups[0] if _precedes_layers(name) else groups[-1], 0.0) for name in outside]
-    origins: list[int] = []  # the reference's layer behind each output layer
+    origins: list[int] = []  # the reference's layer for each output layer
     for group, length in zip(groups, lengths, strict=True):
         first = group.base_first_layer if group.base_first_layer is not None else group.members[0].first_layer
         assert first is not None
         for offset in range(length):
             t = offset / (length - 1) if length > 1 else 1.0
-            origin = min(
-                first + offset, depth - 1
-            )  # a deeper model's layers have the names of the reference's last one
+            origin = min(first + offset, depth - 1)  # layers beyond the reference's depth are named like its last layer
             for template in by_layer.get(origin, ()):
                 slots.append(Slot(with_layer(template, len(origins)), template, group, t, offset))
             origins.append(origin)
-    changes: dict[str, object] = {}
-    if config is not None:
-        key = next((key for key in _DEPTH_KEYS if config.get(key) == depth), None)
-        if key is None:
-            raise CheckpointError(
-                f"slices: config.json does not say {depth} layers for {stack} under {' or '.join(_DEPTH_KEYS)};"
-                " the output's number of layers cannot be set"
-            )
-        changes[key] = len(origins)
-        for name, value in config.items():
-            if isinstance(value, list) and len(value) == depth:  # one entry for each layer, as layer_types
-                changes[name] = [value[origin] for origin in origins]
-    return OutputLayers(tuple(sorted(slots, key=lambda slot: natural_key(slot.name))), changes)
+    ordered = tuple(sorted(slots, key=lambda slot: natural_key(slot.name)))
+    return OutputSlots(ordered, _config_changes(config, stack, depth, origins))
+
+
+def _config_changes(
+    config: Mapping[str, object] | None, stack: str, depth: int, origins: Sequence[int]
+) -> dict[str, object]:
+    if config is None:
+        return {}
+    key = next((key for key in _DEPTH_KEYS if config.get(key) == depth), None)
+    if key is None:
+        raise CheckpointError(
+            f"slices: none of {', '.join(_DEPTH_KEYS)} in config.json is {depth}, the number of layers of {stack};"
+            " correct config.json, so that the output's number of layers can be set"
+        )
+    changes: dict[str, object] = {key: len(origins)}
+    for name, value in config.items():
+        if isinstance(value, list) and len(cast("list[object]", value)) == depth:  # one entry per layer: layer_types
+            changes[name] = [value[origin] for origin in origins]
+    return changes
 
 
 def _precedes_layers(name: str) -> bool:
+    """Return whether a tensor outside of the layers precedes them: embeddings do, final norm and head do not."""
     return any(word in name for word in ("embed", "wte", "wpe"))
 
 
 def check_layer_range(place: str, layers: tuple[int, int], depth: int, model: str) -> None:
-    """Refuse a range that the model does not have.
+    """Check that a model has the layers of a range.
 
     Raises
     ------
-    RecipeError : names the place, the range and the number of layers
+    RecipeError : names the place in the recipe, the range and the number of layers
     """
     first, stop = layers
     if not 0 <= first < stop <= depth:

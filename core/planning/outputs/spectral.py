@@ -1,4 +1,4 @@
-"""What only spectral methods have: the matrices of a tensor, the keys of their decompositions, and what those cost."""
+"""Complete the plan of a spectral merge: a tensor's matrices, the keys of their decompositions, and the costs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ...recipe.recipe import Recipe
 from ..cost import projection as cost
 from ..keys import alignment_key, calibration_key, spectrum_key, sums_key
 from ..plan import ExpertTensor, MatrixView, RunSettings, TensorPlan, spectrum_keys
-from .incremental import adds_up
+from .incremental import can_keep_sums
 from .matrices import Matrices
 
-_INTERFERENCE = "interference"  # the decomposition that is made of sums over experts, which can be kept
+_INTERFERENCE = "interference"  # the kind of decomposition that is computed from sums over experts
 
 
 @final
@@ -28,7 +28,7 @@ class SpectralPlanner:
 
     def __init__(self, recipe: Recipe, settings: RunSettings) -> None:
         self._settings = settings
-        self._element = cost.element_bytes(settings)
+        self._element_bytes = cost.arithmetic_bytes(settings)
         self._calibration: Mapping[str, object] = (
             recipe.calibration.model_dump(mode="json", exclude_none=True) if recipe.calibration is not None else {}
         )
@@ -43,17 +43,18 @@ class SpectralPlanner:
         base_identity: str,
         identities: Sequence[str],
     ) -> TensorPlan:
-        """The plan with keys, views and costs.
+        """Return the plan with keys, views and costs.
 
         Parameters
         ----------
-        identities : of each expert's tensor, in the order of `plan.experts`
+        base_identity : identifies the base's tensor
+        identities : identify each expert's tensor, in the order of `plan.experts`
         """
         decomposition = self._decomposition(method, plan.parameters)
         experts = [(identity, expert.parameters) for identity, expert in zip(identities, plan.experts, strict=True)]
-        inputs = hash_json([base_identity, experts])  # once, also for a stack of hundreds of matrices
-        filtered = hash_json([method.name, plan.parameters, SVC_VERSION]) if self._calibration else ""
-        keeps = self._settings.keep_sums and decomposition.get("kind") == _INTERFERENCE and adds_up(plan)
+        inputs = hash_json([base_identity, experts])  # computed once for all matrices of a stack
+        filter_hash = hash_json([method.name, plan.parameters, SVC_VERSION]) if self._calibration else ""
+        keeps = self._settings.keep_sums and decomposition.get("kind") == _INTERFERENCE and can_keep_sums(plan)
         members = tuple(hash_json(expert) for expert in experts) if keeps else ()
         form = f"{list(matrices.matrix_shape or plan.shape)}"
 
@@ -68,7 +69,7 @@ class SpectralPlanner:
                 incremental=keeps,
                 package=method.package,
             )
-            calibrated = calibration_key(own, filtered) if self._calibration else None
+            calibrated = calibration_key(own, filter_hash) if self._calibration else None
             sums = None
             if keeps:
                 sums = sums_key(method.algorithm_version, arithmetic, base_identity, matrix, members)
@@ -88,7 +89,7 @@ class SpectralPlanner:
             spectrum_bytes += one_spectrum
             sums_bytes += one_sums
         stored = cost.stored_working_set(plan.base, plan.experts)
-        held = prod(plan.shape) * self._element  # the base; the method's work space counts its own task vectors
+        held = prod(plan.shape) * self._element_bytes  # the base; the method's work space includes the task vectors
         passes = getattr(method, "passes", 1) + bool(self._calibration)
         return replace(
             plan,
@@ -109,14 +110,14 @@ class SpectralPlanner:
     def _decomposition(
         self, method: SpectralMethod[Any, Any], parameters: Mapping[str, object]
     ) -> Mapping[str, object]:
-        # By identity: the resolver hands out one mapping for one outcome, and the entry keeps it alive.
+        # By id, because a resolver returns one mapping for equal parameters; the entry keeps the mapping alive.
         key = (method.name, id(parameters))
-        known = self._decompositions.get(key)
-        if known is None:
+        entry = self._decompositions.get(key)
+        if entry is None:
             model = method.Parameters.model_validate(dict(parameters))
             assert isinstance(model, MethodParameters)
-            known = self._decompositions[key] = (method.decomposition(model), parameters)
-        return known[0]
+            entry = self._decompositions[key] = (method.decomposition(model), parameters)
+        return entry[0]
 
     def _cost(
         self,
@@ -126,38 +127,38 @@ class SpectralPlanner:
         experts: Sequence[ExpertTensor],
         keeps: bool,
     ) -> tuple[float, int, int, int]:
-        """Of one matrix: operations, peak bytes of the work space, bytes that the store keeps of spectra and sums."""
+        """Return operations, peak bytes of the work space, and kept bytes of spectra and of sums, for one matrix."""
         ranks = tuple(cost.max_rank(expert, shape) for expert in experts)
         low_rank = all(cost.is_low_rank(expert) for expert in experts)
-        # The WUDI family keeps two blocks of left vectors, the target's and the sum's; the others one.
+        # The WUDI family keeps two sets of left vectors, the target's and the sum's; other methods keep one.
         blocks = 2 if decomposition.get("kind") == _INTERFERENCE else 1
         key = (method.name, blocks, shape, ranks, low_rank, keeps)
-        known = self._costs.get(key)
-        if known is None:
+        costs = self._costs.get(key)
+        if costs is None:
             sums = held = 0
             if keeps:
                 form = stored_form(shape, ranks, low_rank)
-                sums = stored_elements(shape, ranks, form) * self._element
+                sums = stored_elements(shape, ranks, form) * self._element_bytes
                 if form == "operator":
-                    ranks = (shape[1],) * len(ranks)  # decomposed from C, (K, K), whatever the experts' ranks
-                held = sums if form == "factors" else 0  # every expert's factors, besides the stack of them
-            flops, work, directions = cost.spectral_cost(method, shape, ranks, low_rank, self._element)
+                    ranks = (shape[1],) * len(ranks)  # C, (K, K), is decomposed, whatever the experts' ranks
+                held = sums if form == "factors" else 0  # the factors of every expert, in addition to their stack
+            flops, work, directions = cost.spectral_cost(method, shape, ranks, low_rank, self._element_bytes)
             kept = cost.spectrum_bytes(shape, directions, len(ranks), self._settings, blocks)
             if self._calibration:
                 rank = min(*shape, directions) if low_rank else None
                 flops += svc_flops(shape, ranks, low_rank, rank)
-                own = directions * (shape[1] + blocks * shape[0])  # the method's spectrum, which is still held
-                work = max(work, (svc_elements(shape, ranks, low_rank, rank) + own) * self._element)
+                own = directions * (shape[1] + blocks * shape[0])  # the method's spectrum, held at the same time
+                work = max(work, (svc_elements(shape, ranks, low_rank, rank) + own) * self._element_bytes)
                 kept += cost.spectrum_bytes(shape, min(*shape, directions), len(ranks), self._settings)
-            known = self._costs[key] = (flops, work + held, kept, sums)
-        return known
+            costs = self._costs[key] = (flops, work + held, kept, sums)
+        return costs
 
 
-def align(tensors: Iterable[TensorPlan]) -> dict[str, str]:
-    """Alignment key by tensor name, for the tensors whose filter depends on the eigenvalues of other layers.
+def alignment_keys(tensors: Iterable[TensorPlan]) -> dict[str, str]:
+    """Return the alignment key by tensor name, for tensors whose filter depends on the eigenvalues of other layers.
 
-    All layers that one method merges with `alignment_rho` are one group, as in the published code; its key is made of
-    their spectrum keys.
+    All layers that one method merges with `alignment_rho` form one group, as in the published code. The group's key is
+    the hash of their spectrum keys.
     """
     groups: dict[str, list[TensorPlan]] = {}
     for tensor in tensors:
@@ -175,8 +176,8 @@ def align(tensors: Iterable[TensorPlan]) -> dict[str, str]:
     return found
 
 
-def with_alignment(tensor: TensorPlan, key: str) -> TensorPlan:
-    """The plan of an aligned tensor: what is calibrated then depends on the other layers too."""
+def add_alignment(tensor: TensorPlan, key: str) -> TensorPlan:
+    """Return the plan with its alignment key; calibrations depend on the other layers, so their keys change too."""
 
     def calibrated(own: str | None) -> str | None:
         return calibration_key(own, key) if own is not None else None

@@ -1,40 +1,29 @@
-"""Models whose vocabularies differ: which rows of embeddings and output projection belong together.
+"""Fit embeddings and output projections of models with different vocabularies to the output's rows.
 
 tokenizer_source   rows of the output                     an expert's rows
-(not given)        the base's                             as they are; an expert that only appended rows is cut, with a
-                                                          warning; anything else is refused
-base               the base's                             by token
-union              the base's, then the experts' new ones by token
-a model            that model's                           by token
+(not given)        the base's                             unchanged; an expert that only appended rows is cut, with a
+                                                          warning; any other difference is an error
+base               the base's                             matched by token
+union              the base's, then the experts' new ones matched by token
+a model            that model's                           matched by token
 
-An expert that lacks a token counts as the base there. A token that the base lacks starts from the mean of the experts
-that have it, as in mergekit. Vocabularies come from tokenizer files; an unknown one counts as the base's.
+An expert that lacks a token uses the base's row. A row that the base lacks starts from the mean of the experts that
+have it, as in mergekit. Vocabularies are read from tokenizer files; an unknown one is taken to equal the base's.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import final
 
 from ...errors import RecipeError, ShapeError
 from ...formats.dtypes import FLOAT8_DTYPES
-from ...formats.file_names import TOKENIZER_NAME
 from ...listing import ModelListing, TensorSource
 from ...recipe.recipe import Recipe
-from ..inputs.tokenizers import Vocabulary, read_vocabulary, vocabulary_files, with_added_tokens
+from ..inputs.tokenizers import Vocabulary, read_vocabulary, vocabulary_files
 from ..plan import Rows
-
-_ROWS_BY_TOKEN = re.compile(
-    r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings|shared|embed_in|token_embedding|lm_head|embed_out"
-    r"|cls\.predictions\.decoder|vocab_projector)\.(weight|bias)$|(^|\.)cls\.predictions\.bias$|^output\.weight$"
-)
-
-
-def is_row_by_token(name: str) -> bool:
-    """True for tensors whose first dimension is the vocabulary (position and type embeddings are not)."""
-    return bool(_ROWS_BY_TOKEN.search(name))
+from .token_rows import FittedTensor, count_rows, count_token_rows, map_rows, take_first_rows
+from .vocabulary_union import VocabularyUnion, extend_tokenizer_json, unite_vocabularies
 
 
 def tokenizer_files_needed(
@@ -43,59 +32,39 @@ def tokenizer_files_needed(
     experts: Sequence[ModelListing],
     tokenizer: ModelListing | None = None,
 ) -> list[str]:
-    """URIs of the small files whose content `plan_merge` wants as `side_file_contents`.
+    """Return the URIs of the small files whose content `plan_merge` takes as `side_file_contents`.
 
-    None unless tokenizer_source is set or an expert's embeddings have other shapes than the base's.
+    Empty unless tokenizer_source is set or the number of rows of an expert's embeddings differs from the base's.
 
     Parameters
     ----------
     tokenizer : listing of `recipe.vocabulary_source`, where that is a model
     """
     reference = base if base is not None else experts[0]
-    rows = _token_rows(reference)
-    explicit = recipe.vocabulary_source is not None
-    asked = [expert for expert in experts if explicit or _differs(rows, _token_rows(expert))]
-    if not asked:
+    rows = count_token_rows(reference)
+
+    def differs(expert: ModelListing) -> bool:
+        return any(rows.get(name, count) != count for name, count in count_token_rows(expert).items())
+
+    needed = [expert for expert in experts if recipe.vocabulary_source is not None or differs(expert)]
+    if not needed:
         return []
-    models = [reference, *asked, *([tokenizer] if tokenizer is not None else [])]
+    models = [reference, *needed, *([tokenizer] if tokenizer is not None else [])]
     return list(dict.fromkeys(uri for model in models for uri in vocabulary_files(model)))
-
-
-def _token_rows(listing: ModelListing) -> dict[str, int]:
-    """Rows by the last part of the name, which survives a prefix."""
-    tensors = {**listing.tensors, **(listing.adapter.tensors if listing.adapter is not None else {})}
-    named = ((name, source) for name, source in tensors.items() if is_row_by_token(name) and source.shape)
-    return {".".join(name.split(".")[-2:]): source.shape[0] for name, source in named}
-
-
-def _differs(reference: Mapping[str, int], other: Mapping[str, int]) -> bool:
-    return any(name in reference and reference[name] != rows for name, rows in other.items())
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """How one stored tensor goes into the output's rows.
-
-    rows : None when every row stays where it is
-    """
-
-    source: TensorSource
-    rows: Rows | None
-
-    @property
-    def mark(self) -> str:
-        """For keys; empty when nothing was done."""
-        return f"#{self.source.shape[0]}{list(self.rows) if self.rows is not None else ''}"
 
 
 @final
 class VocabularyPlanner:
     """Fits tensors with one row per token to the output's vocabulary.
 
+    tokenizer : the model whose tokenizer files are copied to the output
+    matches_tokens : rows are matched by token, even where their number is the same
+    warnings : one per expert whose rows are cut, or whose vocabulary is unknown
+
     Raises
     ------
-    RecipeError : tokenizer_source asks for what the tokenizer files do not allow
-    CheckpointError : a tokenizer file is damaged
+    RecipeError : a tokenizer file that tokenizer_source needs is missing
+    CheckpointError : a tokenizer file is malformed
     """
 
     def __init__(
@@ -110,172 +79,116 @@ class VocabularyPlanner:
         self._experts = experts
         self._contents = contents
         self._source = recipe.vocabulary_source
+        self._vocabularies: dict[str, Vocabulary | None] = {}
+        self._rows: dict[tuple[int, int, int], Rows | None] = {}
+        self._base = self._vocabulary(reference)
+        self._output = self._base
+        self._union: VocabularyUnion | None = None
+        self._model_rows = 0  # of the model that tokenizer_source names, its padding included
+        self.tokenizer = reference
+        self.matches_tokens = self._source is not None
         self.warnings: list[str] = []
-        self._known: dict[str, Vocabulary | None] = {}
-        self._fits: dict[tuple[int, int, int], Rows | None] = {}
-        self._own = self._vocabulary(reference)
-        self._added: list[tuple[str, int]] = []
-        self._tokenizer = reference
-        self._model_rows = 0  # of the model that gives the tokenizer, its padding included
-        self.output = self._own
         if self._source == "union":
-            self.output = self._union()
+            vocabularies = [(expert, self._vocabulary(expert)) for expert in experts]
+            self._union = unite_vocabularies(reference, self._base, vocabularies, contents)
+            if self._union.added:
+                self._output = self._union.vocabulary
         elif self._source not in (None, "base"):
             assert tokenizer is not None, "the model of tokenizer_source is listed"
-            self.output = self._vocabulary(tokenizer)
-            self._tokenizer = tokenizer
-            self._model_rows = max(_token_rows(tokenizer).values(), default=0)
-            if self.output is None:
+            self._output = self._vocabulary(tokenizer)
+            self._model_rows = max(count_token_rows(tokenizer).values(), default=0)
+            self.tokenizer = tokenizer
+            if self._output is None:
                 raise RecipeError(
                     f"tokenizer_source: {self._source} has no tokenizer.json or vocabulary file; use base"
                 )
-            if self._own is None:
+            if self._base is None:
                 raise RecipeError(f"tokenizer_source: {reference.name} has no tokenizer.json or vocabulary file")
 
-    @property
-    def tokenizer(self) -> ModelListing:
-        """The model whose tokenizer files go into the output."""
-        return self._tokenizer
-
-    @property
-    def goes_by_token(self) -> bool:
-        """True when rows are matched although their number may agree."""
-        return self._source is not None
+    def _vocabulary(self, listing: ModelListing) -> Vocabulary | None:
+        if listing.uri not in self._vocabularies:
+            self._vocabularies[listing.uri] = read_vocabulary(listing, self._contents)
+        return self._vocabularies[listing.uri]
 
     def tokenizer_json(self) -> bytes | None:
-        """The output's tokenizer.json where it is none of the inputs'."""
-        if not self._added:
+        """Return the output's tokenizer.json, None where it equals that of `tokenizer`."""
+        if self._union is None:
             return None
-        uris = [model.side_files.get(TOKENIZER_NAME, "") for model in (self._reference, *self._experts)]
-        contents = [self._contents[uri] for uri in dict.fromkeys(uris) if uri in self._contents]
-        return with_added_tokens(contents[0], self._added, contents[1:])
+        return extend_tokenizer_json(self._union, self._reference, self._experts, self._contents)
 
-    def output_rows(self, rows: int) -> int:
-        """Rows of an output tensor of which the base has `rows`."""
-        if self._source in (None, "base") or self.output is None:
-            return rows
-        if self.output is self._own:
-            return rows
-        return max(len_of(self.output), rows if self._source == "union" else self._model_rows)
+    def output_rows(self, base_rows: int) -> int:
+        """Return the number of rows of an output tensor, of which the base has `base_rows`."""
+        if self._source in (None, "base") or self._output is None or self._output is self._base:
+            return base_rows
+        return max(count_rows(self._output), base_rows if self._source == "union" else self._model_rows)
 
-    def fit_base(self, source: TensorSource) -> Fit:
-        """The base's tensor in the output's rows."""
-        rows = source.shape[0]
-        if self.output is self._own or self.output is None or self._own is None:
-            return Fit(source, None)
-        target = self.output_rows(rows)
-        if self._source == "union":
-            first_new = len_of(self._own)
-            spans = [(0, 0, min(first_new, rows))]
-            spans += [(first_new + len(self._added), first_new + len(self._added), rows)]
-            kept = tuple((start, origin, stop - start) for start, origin, stop in spans if stop > start)
-            return Fit(source, None if kept == ((0, 0, target),) else kept)
-        return Fit(source, _runs(_by_token(self.output, self._own, target, rows), target, rows))
+    def fit_base(self, source: TensorSource) -> FittedTensor:
+        """Return the base's tensor with its rows in the output."""
+        if self._output is self._base or self._output is None or self._base is None:
+            return FittedTensor(source, None)
+        base_rows = source.shape[0]
+        output_rows = self.output_rows(base_rows)
+        if self._union is None:
+            return FittedTensor(source, map_rows(self._output, self._base, output_rows, base_rows))
+        # New tokens take the rows after the base's vocabulary, instead of the base's padding there.
+        first_new = count_rows(self._base)
+        first_padding = first_new + len(self._union.added)
+        spans = [(0, min(first_new, base_rows)), (first_padding, base_rows)]
+        rows = tuple((start, start, stop - start) for start, stop in spans if stop > start)
+        return FittedTensor(source, None if rows == ((0, 0, output_rows),) else rows)
 
-    def fit_expert(self, name: str, expert: int, source: TensorSource, base_rows: int) -> Fit:
-        """One expert's tensor in the output's rows.
+    def fit_expert(self, name: str, expert: int, source: TensorSource, base_rows: int) -> FittedTensor:
+        """Return one expert's tensor with its rows in the output.
+
+        Parameters
+        ----------
+        name : of the output tensor, for errors
+        expert : index of the expert
+        base_rows : rows of the base's tensor
 
         Raises
         ------
-        ShapeError : rows differ, and nothing says which belong together
+        ShapeError : the numbers of rows differ, and it is unknown which rows correspond
         """
-        rows, target = source.shape[0], self.output_rows(base_rows)
-        key = (expert, rows, base_rows)
-        if key not in self._fits:
-            self._fits[key] = self._expert_rows(name, expert, rows, base_rows, target)
-        found = self._fits[key]
-        if found is not None and len(found) == 1 and found[0] == (0, 0, target) and source.dtype not in FLOAT8_DTYPES:
-            return Fit(first_rows(source, target), None)  # a shorter range of the same bytes
-        return Fit(source, found)
+        own_rows, output_rows = source.shape[0], self.output_rows(base_rows)
+        key = (expert, own_rows, base_rows)
+        if key not in self._rows:
+            self._rows[key] = self._expert_rows(name, expert, own_rows, base_rows, output_rows)
+        rows = self._rows[key]
+        if rows == ((0, 0, output_rows),) and source.dtype not in FLOAT8_DTYPES:
+            return FittedTensor(take_first_rows(source, output_rows), None)
+        return FittedTensor(source, rows)
 
-    def _expert_rows(self, name: str, expert: int, rows: int, base_rows: int, target: int) -> Rows | None:
+    def _expert_rows(self, name: str, expert: int, own_rows: int, base_rows: int, output_rows: int) -> Rows | None:
         own = self._vocabulary(self._experts[expert])
         model = self._experts[expert].name
-        if not self.goes_by_token:
-            if rows == base_rows:
+        if not self.matches_tokens:
+            if own_rows == base_rows:
                 return None
-            self._check_appended(name, model, own, rows, base_rows)
-            more, less = max(rows, base_rows), min(rows, base_rows)
-            what = "left out" if rows > base_rows else "counted as the base's"
+            self._check_appended(name, model, own, own_rows, base_rows)
+            effect = "left out" if own_rows > base_rows else "counted as the base's"
             self.warnings.append(
-                f"{model} has {rows} rows in its vocabulary, the base {base_rows}: {more - less} are {what}"
+                f"{model} has {own_rows} rows in its vocabulary, the base {base_rows}:"
+                f" {abs(own_rows - base_rows)} are {effect}"
             )
-            return ((0, 0, less),)
-        if own is None or self.output is None:
-            if rows != base_rows:
+            return ((0, 0, min(own_rows, base_rows)),)
+        if own is None or self._output is None:
+            if own_rows != base_rows:
                 self.warnings.append(f"{model}: vocabulary unknown, its first rows count as the base's")
-            return None if rows == target else ((0, 0, min(rows, target)),)
-        return _runs(_by_token(self.output, own, target, rows), target, rows)
+            return None if own_rows == output_rows else ((0, 0, min(own_rows, output_rows)),)
+        return map_rows(self._output, own, output_rows, own_rows)
 
-    def _check_appended(self, name: str, model: str, own: Vocabulary | None, rows: int, base_rows: int) -> None:
-        where = f"{name}: {model} has {rows} rows, the base has {base_rows}"
-        if own is None or self._own is None:
+    def _check_appended(self, name: str, model: str, own: Vocabulary | None, own_rows: int, base_rows: int) -> None:
+        """Check that the rows that both have belong to the same tokens."""
+        place = f"{name}: {model} has {own_rows} rows, the base has {base_rows}"
+        if own is None or self._base is None:
             raise ShapeError(
-                f"{where}, and without their tokenizer files nothing says which belong together;"
+                f"{place}, and without tokenizer files it is unknown which rows correspond;"
                 " set `tokenizer_source: base` to take the first rows"
             )
-        for token, row in self._own.items():
-            if row < min(rows, base_rows) and own.get(token, row) != row:
+        for token, row in self._base.items():
+            if row < min(own_rows, base_rows) and own.get(token, row) != row:
                 raise ShapeError(
-                    f"{where}, and their tokenizers differ (token {token!r} is row {row} and {own[token]});"
+                    f"{place}, and their tokenizers differ (token {token!r} is row {row} and {own[token]});"
                     " set `tokenizer_source: base`, or union, to match rows by token"
                 )
-
-    def _union(self) -> Vocabulary | None:
-        if self._own is None:
-            raise RecipeError(
-                f"tokenizer_source: union: {self._reference.name} has no tokenizer.json to extend; use base"
-            )
-        union = dict(self._own)
-        position = len_of(union)
-        for expert in self._experts:
-            rows = max(_token_rows(expert).values(), default=0)  # 0: an adapter that leaves the embeddings alone
-            for token, row in sorted((self._vocabulary(expert) or {}).items(), key=lambda item: item[1]):
-                if token not in union and row < rows:
-                    union[token] = position
-                    self._added.append((token, position))
-                    position += 1
-        if not self._added:
-            return self._own
-        if self._reference.side_files.get(TOKENIZER_NAME, "") not in self._contents:
-            raise RecipeError(
-                f"tokenizer_source: union: {self._reference.name} has no tokenizer.json to extend; use base"
-            )
-        return union
-
-    def _vocabulary(self, listing: ModelListing) -> Vocabulary | None:
-        if listing.uri not in self._known:
-            self._known[listing.uri] = read_vocabulary(listing, self._contents)
-        return self._known[listing.uri]
-
-
-def len_of(vocabulary: Vocabulary) -> int:
-    """Rows that a vocabulary takes."""
-    return max(vocabulary.values(), default=-1) + 1
-
-
-def first_rows(source: TensorSource, rows: int) -> TensorSource:
-    """The same stored tensor without its last rows: they lie together, so it is a shorter range of bytes."""
-    per_row = source.num_bytes // source.shape[0]
-    return replace(source, stop=source.start + rows * per_row, shape=(rows, *source.shape[1:]))
-
-
-def _by_token(output: Vocabulary, own: Vocabulary, target: int, rows: int) -> Iterable[tuple[int, int]]:
-    """(output row, own row) of every token that both have; padding rows that are no token anywhere stay in place."""
-    yield from (
-        (row, own[token]) for token, row in output.items() if token in own and row < target and own[token] < rows
-    )
-    first_padding = max(len_of(output), len_of(own))
-    yield from ((row, row) for row in range(first_padding, min(target, rows)))
-
-
-def _runs(pairs: Iterable[tuple[int, int]], target: int, rows: int) -> Rows | None:
-    """Runs (output row, own row, length), sorted; None when every row stays where it is."""
-    runs: list[list[int]] = []
-    for row, own in sorted(pairs):
-        if runs and runs[-1][0] + runs[-1][2] == row and runs[-1][1] + runs[-1][2] == own:
-            runs[-1][2] += 1
-        elif not runs or row >= runs[-1][0] + runs[-1][2]:  # two tokens with one row: the first
-            runs.append([row, own, 1])
-    found = tuple((row, own, length) for row, own, length in runs)
-    return None if found == ((0, 0, target),) and rows == target else found

@@ -264,10 +264,10 @@ class TestModelsThatDoNotFit:
         assert tensors_of(plan)[Q].experts[0].full == bare.tensors[Q.removeprefix("model.")]
         assert any("names matched with prefix" in warning for warning in plan.warnings)
 
-    def test_quantised_weights(self, model: Any, plan_of: Any) -> None:
+    def test_quantized_weights(self, model: Any, plan_of: Any) -> None:
         config = {"quantization_config": {"quant_method": "gptq"}}
         models = [model("base", {"w.weight": (4, 4)}, config=config), model("a", {"w.weight": (4, 4)})]
-        assert "quantised (gptq)" in refused(CheckpointError, lambda: plan_of(SWUDI + "models: [a]", *models))
+        assert "quantized (gptq)" in refused(CheckpointError, lambda: plan_of(SWUDI + "models: [a]", *models))
         models = [model("base", {"w.weight": (4, 4)}), model("a", {"w.weight": (4, 4)}, dtype="U8")]
         assert "stores it as U8" in refused(CheckpointError, lambda: plan_of(SWUDI + "models: [a]", *models))
 

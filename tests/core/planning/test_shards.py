@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from eigenmerge.core.formats.dtypes import element_bytes
 from eigenmerge.core.formats.safetensors_header import build_header
 from eigenmerge.core.planning.plan import TensorPlan
-from eigenmerge.core.planning.shards import default_shard_bytes, header_bytes, lay_out, output_entries, written_bytes
+from eigenmerge.core.planning.shards import (
+    default_shard_bytes,
+    header_bytes,
+    output_entries,
+    pack_tensors,
+    written_bytes,
+)
 from eigenmerge.core.storage.assembly.s3_concatenate import SMALLEST_PART_BYTES, SentPart, plan_parts
 
 DTYPES = st.sampled_from(["F32", "BF16", "I64", "BOOL", "F16"])
@@ -32,12 +38,12 @@ tensor_lists = st.lists(
 @settings(deadline=None, max_examples=150)
 @given(tensor_lists, st.integers(1, 400), st.integers(1, 400))
 def test_every_tensor_once_in_order_and_aligned(tensors: list[TensorPlan], file_bytes: int, shard_bytes: int) -> None:
-    layout = lay_out(tensors, file_bytes, shard_bytes)
-    packed = [one.name for shard in layout.shards for one in shard]
+    packing = pack_tensors(tensors, file_bytes, shard_bytes)
+    packed = [one.name for shard in packing.shards for one in shard]
     assert sorted(packed) == sorted(one.name for one in tensors)
-    assert [index for file in layout.files for index in file.shards] == list(range(len(layout.shards)))
-    for file in layout.files:
-        members = [one for index in file.shards for one in layout.shards[index]]
+    assert [index for file in packing.files for index in file.shards] == list(range(len(packing.shards)))
+    for file in packing.files:
+        members = [one for index in file.shards for one in packing.shards[index]]
         entries = [entry for one in members for entry in output_entries(one)]
         data = sum(entry.num_bytes for entry in entries)
         assert data <= file_bytes or len(members) == 1
@@ -47,28 +53,28 @@ def test_every_tensor_once_in_order_and_aligned(tensors: list[TensorPlan], file_
         for one, entry in zip(members, entries, strict=True):
             assert offset % element_bytes(one.out_dtype) == 0
             offset += entry.num_bytes
-    for shard in layout.shards:
+    for shard in packing.shards:
         assert sum(output_entries(one)[0].num_bytes for one in shard) <= shard_bytes or len(shard) == 1
 
 
 def test_one_file_has_the_plain_name_and_several_are_numbered() -> None:
     tensors = [tensor(f"layers.{index}.w") for index in range(12)]
-    assert [file.name for file in lay_out(tensors, 10**9).files] == ["model.safetensors"]
-    files = lay_out(tensors, 5 * 64).files
+    assert [file.name for file in pack_tensors(tensors, 10**9).files] == ["model.safetensors"]
+    files = pack_tensors(tensors, 5 * 64).files
     assert [file.name for file in files] == [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 
 
 def test_layers_stand_in_the_order_of_their_numbers() -> None:
-    layout = lay_out([tensor(f"layers.{index}.w") for index in (10, 2, 1)], 10**9)
-    assert [one.name for shard in layout.shards for one in shard] == ["layers.1.w", "layers.2.w", "layers.10.w"]
+    packing = pack_tensors([tensor(f"layers.{index}.w") for index in (10, 2, 1)], 10**9)
+    assert [one.name for shard in packing.shards for one in shard] == ["layers.1.w", "layers.2.w", "layers.10.w"]
 
 
 def test_expensive_tensors_do_not_share_a_shard() -> None:
     heavy = [tensor(f"layers.{index}.w", flops=1e12) for index in range(8)]
     light = [tensor(f"layers.{index}.n", flops=1.0) for index in range(8)]
-    layout = lay_out(heavy + light, 10**9)
-    assert all(sum(one.flops > 1 for one in shard) <= 1 for shard in layout.shards)
-    assert len(layout.shards) <= 16
+    packing = pack_tensors(heavy + light, 10**9)
+    assert all(sum(one.flops > 1 for one in shard) <= 1 for shard in packing.shards)
+    assert len(packing.shards) <= 16
 
 
 @pytest.mark.parametrize(
@@ -82,15 +88,15 @@ def test_hardly_anything_passes_through_the_reduce_on_s3(
     """S3 copies no part below 5 MiB: norms and narrow projections share a shard with what follows them."""
     shapes = llama_tensors(blocks, hidden=hidden, inner=inner, vocabulary=vocabulary, kv=kv)
     tensors = [tensor(name, shape, "BF16", flops=float(max(shape)) ** 3) for name, shape in shapes.items()]
-    layout = lay_out(tensors, 5 * 10**9)
-    sizes = [sum(map(written_bytes, shard)) for shard in layout.shards]
+    packing = pack_tensors(tensors, 5 * 10**9)
+    sizes = [sum(map(written_bytes, shard)) for shard in packing.shards]
     through = 0
-    for file in layout.files:
+    for file in packing.files:
         ranges = [(str(index), 0, sizes[index]) for index in file.shards]
         parts = plan_parts(b" " * (file.num_bytes - sum(sizes[index] for index in file.shards)), ranges)
         through += sum(part.num_bytes for part in parts if isinstance(part, SentPart))
-    assert through <= len(layout.files) * SMALLEST_PART_BYTES
-    assert 20 < len(layout.shards) < 500
+    assert through <= len(packing.files) * SMALLEST_PART_BYTES
+    assert 20 < len(packing.shards) < 500
 
 
 def test_a_large_model_has_a_few_hundred_shards(model: Any, llama_tensors: Any, plan_of: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, Field, TypeAdapter
 
 from eigenmerge.core.errors import suggestion
-from eigenmerge.core.recipe.settings import MISSING, adapters_of, check_values, evaluate, parse_setting
+from eigenmerge.core.recipe.settings import MISSING, check_values, evaluate, parse_setting, type_adapters
 
 NUMBER: TypeAdapter[Any] = TypeAdapter(float)
 WORD: TypeAdapter[Any] = TypeAdapter(str)
@@ -83,7 +83,7 @@ class Parameters(BaseModel):
 
 
 def test_adapters_have_the_recipes_names_and_the_bounds() -> None:
-    adapters = adapters_of(Parameters)
+    adapters = type_adapters(Parameters)
     assert set(adapters) == {"lambda", "density"}
     with pytest.raises(ValueError, match="less than or equal to 1"):
         value(1.5, adapter=adapters["density"])

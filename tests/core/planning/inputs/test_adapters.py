@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eigenmerge.core.errors import CheckpointError, EigenmergeError, RecipeError, ShapeError
-from eigenmerge.core.planning.inputs.adapters import oriented, read_adapter
+from eigenmerge.core.planning.inputs.adapters import correct_orientation, read_adapter
 
 SWUDI = "merge_method: swudi\nbase_model: base\n"
 AT = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -147,18 +147,18 @@ def test_a_prefix_between_adapter_and_base(adapter: Any, model: Any, plan_of: An
         ({}, {**FACTORS, f"{AT}.lora_magnitude_vector": (8,)}, CheckpointError, "DoRA"),
         ({"peft_type": "LOHA"}, FACTORS, CheckpointError, "peft_type is LOHA, expected LORA"),
         ({"lora_bias": True}, FACTORS, CheckpointError, "lora_bias"),
-        ({}, {**FACTORS, f"{AT}.lora_B.bias": (8,)}, CheckpointError, "no plain LoRA factor"),
+        ({}, {**FACTORS, f"{AT}.lora_B.bias": (8,)}, CheckpointError, "is not a LoRA factor"),
         ({"layer_replication": [[0, 1]]}, FACTORS, CheckpointError, "layer_replication"),
         ({"target_parameters": ["experts.w"]}, FACTORS, CheckpointError, "target_parameters"),
         ({"init_lora_weights": "pissa_niter_4"}, FACTORS, CheckpointError, "pissa_niter_4"),
-        ({"init_lora_weights": "gaussian", "r": 3}, FACTORS, ShapeError, "adapter_config.json says rank 3"),
+        ({"init_lora_weights": "gaussian", "r": 3}, FACTORS, ShapeError, "adapter_config.json has rank 3"),
         ({"r": 0}, FACTORS, CheckpointError, "r = 0"),
         ({"lora_alpha": "x"}, FACTORS, CheckpointError, "lora_alpha = 'x'"),
-        ({"alpha_pattern": {"(": 2}}, FACTORS, CheckpointError, "no regular expression"),
+        ({"alpha_pattern": {"(": 2}}, FACTORS, CheckpointError, "not a regular expression"),
         ({"alpha_pattern": {"q_proj": True}}, FACTORS, CheckpointError, "alpha_pattern['q_proj'] = True"),
         ({}, {f"{AT}.lora_A.weight": (2, 8)}, CheckpointError, "lora_A and no lora_B"),
         ({}, {f"{AT}.lora_A.weight": (2, 8, 1, 1), f"{AT}.lora_B.weight": (8, 2, 1, 1)}, ShapeError, "convolution"),
-        ({}, {}, CheckpointError, "holds no LoRA factors"),
+        ({}, {}, CheckpointError, "contains no LoRA factors"),
         (
             {},
             {f"{AT}.lora_{p}.{n}.weight": s for n in ("x", "y") for p, s in (("A", (2, 8)), ("B", (8, 2)))},
@@ -191,7 +191,7 @@ def test_a_bare_adapter_needs_a_base(adapter: Any, model: Any, llama_tensors: An
     models = [model("m", llama_tensors()), adapter("a", FACTORS)]
     with pytest.raises(RecipeError, match="a is a LoRA adapter; set base_model"):
         plan_of("merge_method: linear\nmodels: [m, a]", *models)
-    with pytest.raises(CheckpointError, match="a is a LoRA adapter and stands first"):
+    with pytest.raises(CheckpointError, match="a is a LoRA adapter and is the first model"):
         plan_of("merge_method: linear\nmodels: [a, m]", *models)
 
 
@@ -223,7 +223,7 @@ class TestOrientation:
             f"{self.C_PROJ}.weight": (8, 8),
             f"{self.HEAD}.weight": (30, 8),
         }
-        found = oriented(read.lora, stored)
+        found = correct_orientation(read.lora, stored)
         return {name: found[f"{name}.weight"].fan_in_fan_out for name in shapes}
 
     @pytest.mark.parametrize("switch", [False, True])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eigenmerge.core.listing import TensorSource
-from eigenmerge.core.planning.inputs.matching import match_names, tied_alternatives
+from eigenmerge.core.planning.inputs.matching import match_names, find_tied_weight
 
 BERT = {
     "embeddings.word_embeddings.weight": (30, 4),
@@ -70,10 +70,10 @@ def stored(shapes: dict[str, tuple[int, ...]]) -> dict[str, TensorSource]:
 
 def test_tied_weights_are_found_under_their_other_name() -> None:
     tensors = stored({"model.embed_tokens.weight": (30, 4), "model.norm.weight": (4,)})
-    assert tied_alternatives("lm_head.weight", (30, 4), tensors) == "model.embed_tokens.weight"
-    assert tied_alternatives("lm_head.weight", (30, 8), tensors) is None
-    assert tied_alternatives("model.layers.0.w", (30, 4), tensors) is None
+    assert find_tied_weight("lm_head.weight", (30, 4), tensors) == "model.embed_tokens.weight"
+    assert find_tied_weight("lm_head.weight", (30, 8), tensors) is None
+    assert find_tied_weight("model.layers.0.w", (30, 4), tensors) is None
     t5 = stored({"shared.weight": (30, 4)})
-    assert tied_alternatives("decoder.embed_tokens.weight", (30, 4), t5) == "shared.weight"
+    assert find_tied_weight("decoder.embed_tokens.weight", (30, 4), t5) == "shared.weight"
     bert = stored({"cls.predictions.bias": (30,)})
-    assert tied_alternatives("cls.predictions.decoder.bias", (30,), bert) == "cls.predictions.bias"
+    assert find_tied_weight("cls.predictions.decoder.bias", (30,), bert) == "cls.predictions.bias"

@@ -61,7 +61,7 @@ def test_fewer_rows_count_as_the_bases(model: Any, plan_of: Any, tensors_of: Any
 def test_without_tokenizers_or_with_others_it_is_refused(model: Any, plan_of: Any) -> None:
     models = pair(model, 3, 5)
     with pytest.raises(
-        ShapeError, match=r"embed_tokens.weight: a has 5 rows, the base has 3, and without their tok.*base"
+        ShapeError, match=r"embed_tokens.weight: a has 5 rows, the base has 3, and without tokenizer files.*base"
     ):
         plan_of(TIES, *models)
     known = contents(base=tokenizer(["x", "y", "z"]), a=tokenizer(["y", "x", "z", "q", "r"]))

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from eigenmerge.core.errors import RecipeError
-from eigenmerge.core.recipe.scopes import Resolver, Resolvers, scope
+from eigenmerge.core.recipe.precedence import Resolver, Resolvers, parse_scope
 
 
 class Parameters(BaseModel):
@@ -25,7 +25,7 @@ class Parameters(BaseModel):
 
 
 def resolver(*raws: dict[str, Any] | None) -> Resolver:
-    return Resolver(Parameters, [scope(f"scope{number}", raw) for number, raw in enumerate(raws)])
+    return Resolver(Parameters, [parse_scope(f"scope{number}", raw) for number, raw in enumerate(raws)])
 
 
 def test_the_most_specific_scope_decides_name_by_name() -> None:
@@ -73,8 +73,8 @@ def test_a_required_parameter_that_is_missing() -> None:
 
 def test_experts_with_equal_settings_share_a_resolver() -> None:
     resolvers = Resolvers()
-    one = resolvers.get(Parameters, [scope("models[0].parameters", {"weight": 2})])
-    two = resolvers.get(Parameters, [scope("models[1].parameters", {"weight": 2})])
-    other = resolvers.get(Parameters, [scope("models[2].parameters", {"weight": 3})])
+    one = resolvers.get(Parameters, [parse_scope("models[0].parameters", {"weight": 2})])
+    two = resolvers.get(Parameters, [parse_scope("models[1].parameters", {"weight": 2})])
+    other = resolvers.get(Parameters, [parse_scope("models[2].parameters", {"weight": 3})])
     assert one is two
     assert one is not other

@@ -1,0 +1,135 @@
+"""Choose which tensors are merged, averaged or copied: the recipe's rules first, then the kind of tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ...numerics.method import AnyMethod, DirectMethod
+from ...numerics.registry import get_method
+from ...recipe.recipe import Recipe, Rule
+from ..names import Kind
+from ..plan import Action
+from .name_patterns import match_rule
+
+# The groups of settings of a rule. For each, the first matching rule that sets it wins.
+_Topic = Literal["action", "conv", "qkv"]
+_TOPICS: tuple[_Topic, ...] = ("action", "conv", "qkv")
+
+
+@dataclass(frozen=True, slots=True)
+class ActionChoice:
+    """What is done with one output tensor.
+
+    rule : index of the rule whose parameters apply, or None
+    split_qkv : a spectral method decomposes q, k and v separately
+    """
+
+    action: Action
+    method: AnyMethod | None
+    reason: str
+    rule: int | None = None
+    split_qkv: bool = False
+
+
+class ActionChooser:
+    """Chooses the action of each tensor. Rules are matched against all names once, at construction.
+
+    method : the recipe's merge_method
+    warnings : one per rule that has no effect
+
+    Raises
+    ------
+    RecipeError : a pattern matches no tensor; suggests one that does
+    """
+
+    def __init__(self, recipe: Recipe, names: Sequence[str]) -> None:
+        self._recipe = recipe
+        self.method = get_method(recipe.merge_method)
+        self._rule_methods = [get_method(rule.method) if rule.method else self.method for rule in recipe.rules]
+        self._matched = [match_rule(index, rule, names) for index, rule in enumerate(recipe.rules)]
+        self.warnings = [
+            f"rules[{index}] ({', '.join(rule.patterns)}) decides nothing: earlier rules take all it matches"
+            for index, rule in enumerate(recipe.rules)
+            if self._is_shadowed(index)
+        ]
+
+    def _is_shadowed(self, index: int) -> bool:
+        """Return whether earlier rules set everything that this rule sets, on all tensors that it matches."""
+        rule = self._recipe.rules[index]
+        earlier = [
+            self._matched[other]
+            for other in range(index)
+            if all(_sets(self._recipe.rules[other], topic) or not _sets(rule, topic) for topic in _TOPICS)
+        ]
+        return bool(earlier) and self._matched[index] <= frozenset[str]().union(*earlier)
+
+    def choose(self, name: str, kind: Kind) -> ActionChoice:
+        """Return the action of a tensor. Keys of the recipe apply where no rule does."""
+        rule: Rule | None = None
+        index: int | None = None
+        conv: str | None = None
+        qkv: str | None = None
+        for number, candidate in enumerate(self._recipe.rules):
+            if name not in self._matched[number]:
+                continue
+            if rule is None and _sets(candidate, "action"):
+                rule, index = candidate, number
+            conv = conv or candidate.conv
+            qkv = qkv or candidate.qkv
+        if kind == "empty":
+            return ActionChoice("copy", None, "no elements")
+        if rule is not None and rule.action == "keep_base":
+            return ActionChoice("copy", None, f"rule {_show_patterns(rule)}: base kept")
+        if kind == "buffer":
+            return ActionChoice("copy", None, "buffer: base kept")
+        method = self._rule_methods[index] if index is not None else self.method
+        rule_reason = f"rule {_show_patterns(rule)}" if rule is not None else ""
+        if rule is not None and rule.action == "mean":
+            return ActionChoice("mean", method, f"{rule_reason}: mean delta", index)
+        if isinstance(method, DirectMethod):
+            return ActionChoice("merge", method, rule_reason or f"{method.name} merges every tensor", index)
+        forced = rule is not None and (rule.action == "merge" or rule.method is not None)
+        conv, qkv = conv or self._recipe.conv, qkv or self._recipe.qkv
+        return self._choose_spectral(kind, method, rule_reason, index, forced=forced, conv=conv, qkv=qkv)
+
+    def _choose_spectral(
+        self, kind: Kind, method: AnyMethod, rule_reason: str, rule: int | None, *, forced: bool, conv: str, qkv: str
+    ) -> ActionChoice:
+        """Return the action under a spectral method, which merges matrices only.
+
+        Parameters
+        ----------
+        forced : bool
+            A rule demands the merge, also of embeddings and lm_head.
+        """
+        if kind in ("matrix", "expert_stack"):
+            reason = "2-D weight" if kind == "matrix" else "one matrix for each expert of the mixture"
+            return ActionChoice("merge", method, rule_reason or reason, rule, split_qkv=qkv == "split")
+        if kind == "conv":
+            if conv == "matrix":
+                return ActionChoice("merge", method, "convolution as a matrix (out, in * kernel)", rule)
+            return _mean_or_base(conv, method, "convolution", rule)
+        if kind == "vector":
+            return _mean_or_base(self._recipe.vectors, method, "1-D", rule)
+        treatment = self._recipe.embeddings if kind == "embedding" else self._recipe.lm_head
+        if forced or treatment == "merge":
+            return ActionChoice("merge", method, rule_reason or f"{kind}: merge", rule)
+        return _mean_or_base(treatment, method, kind, rule)
+
+
+def _sets(rule: Rule, topic: _Topic) -> bool:
+    if topic == "action":
+        return rule.action is not None or rule.method is not None or rule.parameters is not None
+    return getattr(rule, topic) is not None
+
+
+def _mean_or_base(treatment: str, method: AnyMethod, kind: str, rule: int | None) -> ActionChoice:
+    if treatment == "base":
+        return ActionChoice("copy", None, f"{kind}: base kept")
+    return ActionChoice("mean", method, f"{kind}: mean delta", rule)
+
+
+def _show_patterns(rule: Rule) -> str:
+    return repr(rule.patterns[0]) if len(rule.patterns) == 1 else repr(list(rule.patterns))

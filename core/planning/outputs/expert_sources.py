@@ -1,0 +1,140 @@
+"""The stored tensor of each expert for one output tensor, checked and fitted to the output's vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from ...errors import CheckpointError, ShapeError
+from ...formats.dtypes import MERGEABLE_DTYPES
+from ...listing import LoraSource, TensorSource
+from ..inputs.checkpoint import UNCHANGED, Checkpoint
+from ..plan import Rows
+from .slots import Slot
+from .token_rows import is_row_by_token
+from .vocabulary import VocabularyPlanner
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The output tensor that is planned.
+
+    reference : the stored tensor of the base, or of the first model
+    shape : in the output
+    base_rows : where rows of the base's tensor go, if its vocabulary differs from the output's
+    identity : identifies the reference's tensor in keys
+    """
+
+    slot: Slot
+    reference: TensorSource
+    shape: tuple[int, ...]
+    base_rows: Rows | None
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSource:
+    """One expert's data for a target, rows mapped to the output vocabulary.
+
+    full, lora : as in `ExpertTensor`
+    identity : identifies the data in keys
+    """
+
+    full: TensorSource | None
+    lora: LoraSource | None
+    identity: str
+    rows: Rows | None = None
+
+
+BASE_SOURCE = ExpertSource(None, None, UNCHANGED)  # an expert that lacks the tensor and counts as the base
+
+
+@final
+class SourceFinder:
+    """Finds the stored tensors of the base and of all experts for each output tensor."""
+
+    def __init__(
+        self, experts: Sequence[Checkpoint], base_fingerprint: str | None, vocabulary: VocabularyPlanner
+    ) -> None:
+        self._experts = experts
+        self._base = base_fingerprint
+        self._vocabulary = vocabulary
+
+    def make_target(self, slot: Slot, reference: TensorSource) -> Target:
+        """Return the target of a slot, with the number of rows of the output's vocabulary."""
+        identity = f"{self._base or self._experts[0].fingerprint}/{slot.template}"
+        if not (self._vocabulary.matches_tokens and is_row_by_token(slot.template) and reference.shape):
+            return Target(slot, reference, reference.shape, None, identity)
+        fitted = self._vocabulary.fit_base(reference)
+        shape = (self._vocabulary.output_rows(reference.shape[0]), *reference.shape[1:])
+        if fitted.rows is not None or shape != reference.shape:
+            identity += f"{fitted.key_suffix}->{shape[0]}"
+        return Target(slot, reference, shape, fitted.rows, identity)
+
+    def find(self, target: Target) -> list[ExpertSource | None]:
+        """Return the source of each member of the group, in the group's order; None where a member lacks the tensor.
+
+        Raises
+        ------
+        CheckpointError : a stored tensor has an integer dtype, or an adapter's rows would have to be reordered
+        ShapeError : a stored tensor does not fit the target
+        """
+        slot, reference = target.slot, target.reference
+        by_token = is_row_by_token(slot.template) and bool(reference.shape)
+        found: list[ExpertSource | None] = []
+        for member in slot.group.members:
+            checkpoint = self._experts[member.expert]
+            contribution = checkpoint.contribution(slot.source_name(member), reference)
+            if contribution is None:
+                found.append(None)
+                continue
+            full, rows, identity = contribution.full, None, contribution.identity
+            if full is None:
+                if contribution.lora is not None and target.shape != reference.shape:
+                    raise CheckpointError(
+                        f"{slot.name}: {checkpoint.name} adapts it and tokenizer_source changes its rows; merge the"
+                        " adapter into its base first"
+                    )
+                found.append(ExpertSource(None, contribution.lora, identity))
+                continue
+            if full.dtype not in MERGEABLE_DTYPES:
+                raise CheckpointError(
+                    f"{slot.name}: {checkpoint.name} stores it as {full.dtype}, expected a float as in the base"
+                    f" ({reference.dtype}); give the unquantized model"
+                )
+            if full.shape != target.shape or (by_token and self._vocabulary.matches_tokens):
+                if not by_token or full.shape[1:] != target.shape[1:] or not full.shape:
+                    raise self._shape_error(slot, reference, full, checkpoint)
+                fitted = self._vocabulary.fit_expert(slot.name, member.expert, full, reference.shape[0])
+                if fitted.rows is not None or fitted.source is not full:
+                    full, rows, identity = fitted.source, fitted.rows, identity + fitted.key_suffix
+            found.append(ExpertSource(full, contribution.lora, identity, rows))
+        return found
+
+    def _shape_error(
+        self, slot: Slot, reference: TensorSource, full: TensorSource, checkpoint: Checkpoint
+    ) -> ShapeError:
+        role = "the base" if self._base is not None else "the first model"
+        hint = "give experts that were fine-tuned from this base"
+        if full.shape == reference.shape[::-1]:
+            hint = "it is stored transposed; " + hint
+        return ShapeError(
+            f"{slot.name}: {checkpoint.name} has shape {list(full.shape)}, {role} has {list(reference.shape)}; {hint}"
+        )
+
+    def missing_error(self, slot: Slot, sources: Sequence[ExpertSource | None]) -> CheckpointError:
+        """Return the error for a tensor that some members lack."""
+        without = [
+            self._experts[member.expert].name
+            for member, source in zip(slot.group.members, sources, strict=True)
+            if source is None
+        ]
+        others = f" and {len(without) - 1} more" if len(without) > 1 else ""
+        advice = "give base_model, or models with the same tensors"
+        if self._base is not None:
+            advice = (
+                "set `missing: base` to use the base's tensor instead,"
+                f" or add a rule {{match: {slot.name!r}, action: keep_base}}"
+            )
+        return CheckpointError(f"{slot.name}: {without[0]}{others} does not have it, other models do; {advice}")
