@@ -59,7 +59,8 @@ def select_weights(
     block = options.get("weight_block_size")
     if block not in (None, [SCALE_BLOCK_SIZE, SCALE_BLOCK_SIZE]):
         raise CheckpointError(
-            f"{name}: weight_block_size is {block!r}, expected [{SCALE_BLOCK_SIZE}, {SCALE_BLOCK_SIZE}]; give the unquantized model"
+            f"{name}: weight_block_size is {block!r}, expected [{SCALE_BLOCK_SIZE}, {SCALE_BLOCK_SIZE}];"
+            " give the unquantized model"
         )
     for tensor_name, source in tensors.items():
         if source.scale is not None:
@@ -75,5 +76,6 @@ def _check_scale(weight: TensorSource, scale: TensorSource, place: str) -> None:
     if scale.shape not in allowed or scale.dtype not in _SCALE_DTYPES:
         raise CheckpointError(
             f"{place}: float8 {list(weight.shape)} has a scale {scale.dtype} {list(scale.shape)}; expected one number,"
-            f" one for each row, or one for each block of {SCALE_BLOCK_SIZE} x {SCALE_BLOCK_SIZE}; give the unquantized model"
+            f" one for each row, or one for each block of {SCALE_BLOCK_SIZE} x {SCALE_BLOCK_SIZE};"
+            " give the unquantized model"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eigenmerge.core.listing import TensorSource
-from eigenmerge.core.planning.inputs.matching import match_names, find_tied_weight
+from eigenmerge.core.planning.inputs.matching import find_tied_weight, match_names
 
 BERT = {
     "embeddings.word_embeddings.weight": (30, 4),
