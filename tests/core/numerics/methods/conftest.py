@@ -1,4 +1,4 @@
-"""Fixtures for the spectral methods: experts of known structure, a merge in one call, and what it allocates."""
+"""Fixtures of the method tests: experts of known structure, a merge in one call, the largest tensor allocated."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class _LargestTensor(TorchDispatchMode):
 
 @pytest.fixture
 def largest_tensor() -> Callable[..., Any]:
-    """`with largest_tensor() as seen: ...`; then `seen.elements` is the size of the largest tensor that was made."""
+    """`with largest_tensor() as seen: ...` sets `seen.elements` to the size of the largest tensor created."""
 
     @contextmanager
     def watch() -> Iterator[_LargestTensor]:

@@ -1,3 +1,5 @@
+"""ACE against the published code's steps on dense matrices, dense and LoRA experts."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,28 +11,28 @@ from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
 
 def naive_ace(vectors: list[torch.Tensor], epsilon: float = 1e-2, fraction: float = 0.3, threshold: float = 0.3):
-    """The published code's steps, written out again on dense matrices."""
+    """The steps of the published code on dense matrices."""
     columns = vectors[0].shape[1]
     identity = torch.eye(columns, dtype=vectors[0].dtype)
     traces = torch.stack([(v**2).sum() for v in vectors])
     logs = torch.log(traces + 1e-12)
     heterogeneous = bool(torch.var(logs) / (logs.mean() ** 2 + 1e-12) > threshold)
-    covariances, ridges, centred = [], [], []
+    covariances, ridges, centered = [], [], []
     for vector in vectors:
         own = vector - vector.mean(dim=0, keepdim=True)
         covariance = own.T @ own
         trace = torch.trace(covariance) + 1e-12
         covariances.append(covariance / trace if heterogeneous else covariance)
         ridges.append(epsilon / trace if heterogeneous else torch.tensor(epsilon, dtype=vector.dtype))
-        centred.append(own)
-    regularised = [c + e * identity for c, e in zip(covariances, ridges, strict=True)]
+        centered.append(own)
+    regularized = [c + e * identity for c, e in zip(covariances, ridges, strict=True)]
     prior = sum(covariances).mean(dim=0, keepdim=True)
     if heterogeneous:
         prior = prior / (traces.mean() + 1e-12)
-    merged = sum(x @ c for x, c in zip(centred, regularised, strict=True)) @ torch.linalg.inv(sum(regularised) + prior)
+    merged = sum(x @ c for x, c in zip(centered, regularized, strict=True)) @ torch.linalg.inv(sum(regularized) + prior)
     if not heterogeneous:
         return merged
-    mean = sum(regularised) / len(vectors)
+    mean = sum(regularized) / len(vectors)
     fused = merged + sum(v @ (c - mean) for v, c in zip(vectors, covariances, strict=True))
     left, values, right = torch.linalg.svd(fused, full_matrices=False)
     kept = int(len(values) * fraction)
@@ -67,7 +69,7 @@ def test_lora_experts_in_factor_space_equal_the_published_code(merge, tolerance_
     ]
     dense = [v.dense() for v in vectors]
     assert refined(vectors) == refined(dense) == is_refined
-    # 9 directions are there, so the published 0.3 * 40 = 12 would reach into the null space
+    # The experts have 9 directions; the default 0.3 * 40 = 12 would include null directions.
     expected = naive_ace(dense, fraction=0.2)
     assert (merge("ace", vectors, rank_fraction=0.2) - expected).norm() < tolerance_of(
         "ace", vectors, rank_fraction=0.2
@@ -88,7 +90,7 @@ def test_a_zero_expert_contributes_nothing(merge, tolerance_of, full_experts):
     zero = torch.zeros(16, 14, dtype=torch.float64)
     expected = merge("ace", vectors)
     assert (merge("ace", [*vectors, zero]) - expected).norm() < tolerance_of("ace", [*vectors, zero]) * expected.norm()
-    # the published code takes the zero's trace, 1e-12, for a sign of heterogeneity and divides its ridge by it
+    # In the published code the trace 1e-12 of the zero expert makes the tasks heterogeneous and its ridge 1e10.
     assert (naive_ace([*vectors, zero]) - expected).norm() > 0.5 * expected.norm()
 
 

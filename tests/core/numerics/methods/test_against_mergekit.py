@@ -1,4 +1,4 @@
-"""Every deterministic baseline against mergekit 0.1.5's own results (tests/golden/make_mergekit_golden.py)."""
+"""Deterministic direct methods against results of mergekit 0.1.5 (tests/golden/make_mergekit_golden.py)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def golden() -> dict[str, torch.Tensor]:
 
 
 def merge_case(case: dict[str, Any], dtype: torch.dtype, in_memory_inputs: Callable[..., Any], **options: Any):
-    """The case's result by our method, and the inputs it read."""
+    """Return the merged tensor of a case, and the inputs."""
     method = get_method(case["method"])
     assert isinstance(method, DirectMethod)
     prefix = f"inputs/{case['inputs']}/"

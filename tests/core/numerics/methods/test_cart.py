@@ -1,3 +1,5 @@
+"""CART against the paper's formula, dense and LoRA experts."""
+
 from __future__ import annotations
 
 import pytest
@@ -18,7 +20,7 @@ def naive_cart(vectors: list[torch.Tensor], ratio: float, coefficient: float) ->
 
 @pytest.mark.parametrize(("ratio", "coefficient"), [(0.08, 1.0), (0.3, 2.0), (0.01, 0.5)])
 @pytest.mark.parametrize("shape", [(19, 28), (28, 19)])
-def test_equals_the_paper_s_formula(merge, tolerance_of, full_experts, shape, ratio, coefficient):
+def test_equals_the_formula_of_the_paper(merge, tolerance_of, full_experts, shape, ratio, coefficient):
     vectors = full_experts(4, *shape)
     expected = naive_cart(vectors, ratio, coefficient)
     options = {"rank_ratio": ratio, "coefficient": coefficient}
@@ -28,7 +30,7 @@ def test_equals_the_paper_s_formula(merge, tolerance_of, full_experts, shape, ra
 
 def test_lora_experts_on_their_cores_equal_the_formula(merge, tolerance_of, lora_experts):
     vectors = lora_experts(3, 80, 60, 3)
-    expected = naive_cart([v.dense() for v in vectors], 0.05, 1.5)  # rank 3 of the 12 that a centred expert has
+    expected = naive_cart([v.dense() for v in vectors], 0.05, 1.5)  # rank 3 of the 12 of a centered expert
     options = {"rank_ratio": 0.05, "coefficient": 1.5}
     found = merge("cart", vectors, **options)
     assert (found - expected).norm() < tolerance_of("cart", vectors, **options) * expected.norm()

@@ -1,3 +1,5 @@
+"""Core Space against the published code: cores, merges in the core, exactness for LoRA experts."""
+
 from __future__ import annotations
 
 import pytest
@@ -72,7 +74,7 @@ def test_ties_in_core_space_equals_the_published_formula(merge, tolerance_of, lo
 
 
 @pytest.mark.parametrize("is_lora", [False, True])
-def test_the_core_loses_nothing(full_experts, lora_experts, is_lora):
+def test_cores_contain_the_experts_exactly(full_experts, lora_experts, is_lora):
     vectors = lora_experts(3, 30, 40, 2) if is_lora else full_experts(3, 12, 16)
     cores = core_task_vectors(InMemoryTaskVectors(vectors))
     for core, vector in zip(cores, vectors, strict=True):

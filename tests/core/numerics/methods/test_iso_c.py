@@ -1,3 +1,5 @@
+"""Iso-C against the published code at full rank, and its uniqueness on rank-deficient experts."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,7 +11,7 @@ from ..conditioning import rounding_bound, squared_condition
 
 
 def naive_iso_c(vectors: list[torch.Tensor]) -> torch.Tensor:
-    """The published code: all min(M, K) directions, whatever basis the SVD gives the null space."""
+    """The published code: all min(M, K) directions, with the basis of the null space that the SVD returns."""
     left, values, right = torch.linalg.svd(sum(vectors), full_matrices=False)
     return left @ torch.diag(torch.ones_like(values) * values.mean()) @ right
 
@@ -43,10 +45,10 @@ def test_keeps_the_nuclear_norm_at_any_rank(merge, tolerance_of, lora_experts, r
         )
 
 
-def test_the_published_code_is_arbitrary_on_rank_deficient_sums_and_ours_is_not(
+def test_rank_deficient_sums_have_a_unique_result_unlike_the_published_code(
     merge, tolerance_of, lora_experts, orthogonal
 ):
-    """Trap 4: three quarters of the published result lie in the null space, in whatever basis the SVD returned."""
+    """Trap 4: three quarters of the published result are in the null space, in an arbitrary basis."""
     vectors = [v.dense() for v in lora_experts(4, 48, 48, 3)]
     turn = orthogonal(48)
     turned = [v @ turn for v in vectors]
@@ -59,11 +61,11 @@ def test_the_published_code_is_arbitrary_on_rank_deficient_sums_and_ours_is_not(
     ours = merge("iso_c", vectors)
     assert (merge("iso_c", turned) @ turn.T - ours).norm() < tolerance_of("iso_c", turned) * ours.norm()
     assert (ours - ours @ row_space.T @ row_space).norm() < tolerance_of("iso_c", vectors) * ours.norm()
-    # what the published code does say, its part in the row space, is ours up to the constant: sum/48 against sum/12
+    # The part of the published result in the row space equals ours up to the mean: sum/48 instead of sum/12.
     assert ((naive @ row_space.T @ row_space) * 48 / 12 - ours).norm() < tolerance_of("iso_c", vectors) * ours.norm()
 
 
-def test_experts_that_cancel_leave_nothing(merge, full_experts):
+def test_experts_that_cancel_give_zero(merge, full_experts):
     one, other = full_experts(2, 20, 20)
     assert not merge("iso_c", [one, other, -one - other]).any()
     factors = LowRank(one[:, :3], other[:3])

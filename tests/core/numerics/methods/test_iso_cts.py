@@ -1,3 +1,5 @@
+"""Iso-CTS against the published code at full rank, and its uniqueness on rank-deficient experts."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 
 
 def naive_iso_cts(vectors: list[torch.Tensor], fraction: float = 0.8) -> torch.Tensor:
-    """The published code, null directions included."""
+    """The published code, including null directions."""
     num, size = len(vectors), min(vectors[0].shape)
     specific = round((size - int(size * fraction)) / num)
     common = size - specific * num
@@ -50,10 +52,10 @@ def test_result_is_isotropic(merge, tolerance_of, full_experts):
     assert values.max() / values.min() < 1 + tolerance_of("iso_cts", vectors)
 
 
-def test_the_published_code_is_arbitrary_on_rank_deficient_experts_and_ours_is_not(
+def test_rank_deficient_experts_have_a_unique_result_unlike_the_published_code(
     merge, tolerance_of, lora_experts, orthogonal
 ):
-    """Trap 4."""
+    """Trap 4: null directions of the published code have an arbitrary basis."""
     vectors = [v.dense() for v in lora_experts(4, 48, 48, 3)]
     turn = orthogonal(48)
     turned = [v @ turn for v in vectors]
@@ -64,8 +66,8 @@ def test_the_published_code_is_arbitrary_on_rank_deficient_experts_and_ours_is_n
     assert (ours - ours @ row_space.T @ row_space).norm() < tolerance_of("iso_cts", vectors) * ours.norm()
 
 
-def test_opposite_parts_of_low_rank_experts_have_one_answer(merge, tolerance_of, orthogonal):
-    """What cancels in the sum is left over in both experts, with opposite signs: it cancels there too."""
+def test_opposite_parts_of_low_rank_experts_cancel(merge, tolerance_of, orthogonal):
+    """A part that cancels in the sum remains in both residuals with opposite signs, and cancels there too."""
     left, right = orthogonal(30, 1), orthogonal(30, 2)
     opposite = torch.outer(left[:, 0], right[0])
     vectors = [opposite + torch.outer(left[:, 1], right[1]), -opposite + torch.outer(left[:, 2], right[2])]
@@ -77,7 +79,7 @@ def test_opposite_parts_of_low_rank_experts_have_one_answer(merge, tolerance_of,
     assert (naive_iso_cts(changed, 0.5) - naive_iso_cts(vectors, 0.5)).norm() > 0.1 * naive_iso_cts(vectors, 0.5).norm()
 
 
-def test_identical_experts_have_one_answer(merge, tolerance_of, full_experts, orthogonal):
+def test_identical_experts_have_a_unique_result(merge, tolerance_of, full_experts, orthogonal):
     vector = full_experts(1, 20, 24)[0]
     turn = orthogonal(24)
     ours = merge("iso_cts", [vector] * 3)
@@ -88,7 +90,7 @@ def test_identical_experts_have_one_answer(merge, tolerance_of, full_experts, or
     assert (naive_iso_cts([vector @ turn] * 3) @ turn.T - naive).norm() > 0.05 * naive.norm()
 
 
-def test_a_zero_expert_takes_axes_as_published_or_nothing(merge, tolerance_of, full_experts):
+def test_a_zero_expert_gives_axes_as_published_or_no_direction(merge, tolerance_of, full_experts):
     vectors = [*full_experts(3, 20, 24), torch.zeros(20, 24, dtype=torch.float64)]
     expected = naive_iso_cts(vectors)
     assert (merge("iso_cts", vectors) - expected).norm() < tolerance_of("iso_cts", vectors) * expected.norm()
@@ -101,7 +103,7 @@ def test_a_zero_expert_takes_axes_as_published_or_nothing(merge, tolerance_of, f
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1])
-def test_a_small_common_fraction_never_asks_for_more_directions_than_there_are(merge, full_experts, fraction):
+def test_a_small_common_fraction_takes_no_more_directions_than_exist(merge, full_experts, fraction):
     result = merge(
         "iso_cts", full_experts(4, 10, 13), common_fraction=fraction
     )  # 10 directions, 4 experts: 3 each is 12

@@ -1,3 +1,5 @@
+"""KnOTS and its TIES against the published code, dense and LoRA experts."""
+
 from __future__ import annotations
 
 import pytest

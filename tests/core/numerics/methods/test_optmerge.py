@@ -1,4 +1,4 @@
-"""OptMerge: its normal equations, the iteration against torch's optimizers, and the closed form that is new."""
+"""OptMerge: its normal equations, the iteration against torch's optimizers, and the closed form."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def experts(count: int = 3, rows: int = 9, columns: int = 12, seed: int = 0) -> 
 
 
 def loss(theta: torch.Tensor, vectors: list[torch.Tensor], variant: str) -> torch.Tensor:
-    """sum_i w_i ||(theta - tau_i) B_i^T||^2, written out."""
+    """Return sum_i w_i ||(theta - tau_i) B_i^T||^2."""
     K = min(vectors[0].shape) // len(vectors)
     mean = sum(vectors) / len(vectors)
     total = torch.zeros((), dtype=theta.dtype)
@@ -79,7 +79,7 @@ def test_closed_form_reaches_the_minimum(variant: Any) -> None:
     for seed in range(3):  # a minimum in every direction
         step = 1e-3 * torch.randn((9, 12), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         assert loss(best + step, vectors, variant) >= lowest * (1 - rounding_bound(12))
-    # directions that no B_i sees keep the anchor
+    # Directions outside the rows of every B_i keep the anchor.
     zero = merge_task_vectors(vectors, "optmerge", variant=variant, solver="closed_form", filter="none", anchor="zero")
     assert (best - zero).norm() > 1e-3
     torch.testing.assert_close(loss(zero, vectors, variant), lowest)

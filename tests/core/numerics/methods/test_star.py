@@ -1,3 +1,5 @@
+"""STAR against the paper's formula."""
+
 from __future__ import annotations
 
 import pytest
@@ -19,7 +21,7 @@ def naive_star(vectors: list[torch.Tensor], eta: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("eta", [5.0, 40.0, 77.0])
 @pytest.mark.parametrize("shape", [(17, 26), (26, 17)])
-def test_equals_the_paper_s_formula(merge, tolerance_of, full_experts, shape, eta):
+def test_equals_the_formula_of_the_paper(merge, tolerance_of, full_experts, shape, eta):
     vectors = full_experts(3, *shape)
     expected = naive_star(vectors, eta)
     assert (merge("star", vectors, eta=eta) - expected).norm() < tolerance_of(

@@ -1,3 +1,5 @@
+"""Subspace Boosting against the published code at full rank; null directions are not raised."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,4 @@
-"""What every method on singular vectors must do, whatever its formula."""
+"""Properties of all methods on singular vectors: symmetries, stability, LoRA experts, memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 from ..conditioning import rounding_bound
 
 ALL = ["ace", "cart", "core_space", "iso_c", "iso_cts", "knots", "star", "subspace_boosting", "tsv_m"]
-#: ACE takes mean rows; TIES (KnOTS) trims coordinate by coordinate of the input side
+# ACE uses mean rows; TIES in KnOTS trims each coordinate of the inputs.
 TURNS_WITH_COLUMNS = [name for name in ALL if name not in ("ace", "knots")]
 TURNS_WITH_ROWS = [name for name in ALL if name != "ace"]
 
@@ -108,7 +108,7 @@ def test_float32_agrees_with_float64(merge, tolerance_of, full_experts, name):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("is_lora", [False, True])
-def test_the_experts_are_left_as_they_were(merge, full_experts, lora_experts, name, dtype, is_lora):
+def test_inputs_are_unchanged(merge, full_experts, lora_experts, name, dtype, is_lora):
     make = (lambda: lora_experts(3, 30, 40, 2, dtype=dtype)) if is_lora else lambda: full_experts(3, 9, 8, dtype=dtype)
     given, untouched = make(), make()
     merge(name, given)
@@ -155,7 +155,7 @@ def test_methods_that_filter_the_sum_share_its_decomposition():
 
 
 def _measured_peak(task: object) -> int:
-    """Bytes that torch's allocator held at most above the start, LAPACK's work space included."""
+    """Return the peak bytes that torch's allocator held above the start, including LAPACK's work space."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         task()  # type: ignore[operator]
     live = peak = 0
@@ -190,5 +190,5 @@ def test_peak_memory_is_within_the_projection(full_experts, lora_experts, name, 
     measured = _measured_peak(decompose_and_apply) / dtype.itemsize + one_expert
     projected = method.peak_elements(experts.shape, experts.max_ranks, experts.all_low_rank)
     assert measured <= projected
-    assert projected <= 5 * measured + (1 << 19)  # honest, not merely large
+    assert projected <= 5 * measured + (1 << 19)  # not merely an upper bound
     assert method.flops(experts.shape, experts.max_ranks, experts.all_low_rank) > 0

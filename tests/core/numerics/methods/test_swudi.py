@@ -1,4 +1,4 @@
-"""SWUDI and its kin: what their parameters mean, and that all share one spectrum."""
+"""SWUDI, SWUDI-soft, SWUDI-A and the pseudo-inverse: meaning of their parameters, and one shared spectrum."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_one_spectrum_serves_all() -> None:
     found.append(swudi.decomposition(swudi.Parameters(filter="wiener", exp_time=7, rank_ratio=0.1, alignment_rho=1)))
     assert all(identity == {"kind": "interference"} for identity in found)
     assert len({get_method(name).algorithm_version for name in SHARING}) == 1  # pyright: ignore[reportAttributeAccessIssue]
-    # only what needs more than the spectrum holds has one of its own
+    # Only options that need more statistics than the shared spectrum contains have their own.
     assert swudi.decomposition(swudi.Parameters(consensus_power=1)) != found[0]
     assert swudi.decomposition(swudi.Parameters(output_exp_time=300)) != found[0]
 
@@ -97,22 +97,22 @@ def test_exponential_times_tikhonov() -> None:
 
 
 def test_no_ridge_is_the_pseudo_inverse() -> None:
-    vectors = [*experts(2, 3, 10)]  # rank 6 of 10: the null space must stay shut
+    vectors = [*experts(2, 3, 10)]  # rank 6 of 10: null directions keep the anchor
     torch.testing.assert_close(
         merge_task_vectors(vectors, "swudi", filter="tikhonov", tikhonov_alpha=0.0),
         merge_task_vectors(vectors, "wudi_pinv"),
     )
 
 
-def test_consensus_weighs_by_effective_number_of_experts() -> None:
-    # two experts alone in their directions, a third direction that both use alike
+def test_consensus_weights_by_the_effective_number_of_experts() -> None:
+    # Two directions that one expert uses each, and a third that both use equally.
     e = torch.eye(5, dtype=torch.float64)
     first = torch.outer(e[0], e[0]) + torch.outer(e[2], e[2])
     second = torch.outer(e[1], e[1]) + torch.outer(e[3], e[2])
     plain = merge_task_vectors([first, second], "swudi", filter="none", anchor="zero")
-    weighed = merge_task_vectors([first, second], "swudi", filter="none", anchor="zero", consensus_power=1)
+    weighted = merge_task_vectors([first, second], "swudi", filter="none", anchor="zero", consensus_power=1)
     halved = torch.diag(torch.tensor([0.5, 0.5, 1, 1, 1], dtype=torch.float64))
-    torch.testing.assert_close(weighed, plain @ halved)
+    torch.testing.assert_close(weighted, plain @ halved)
     floored = merge_task_vectors(
         [first, second], "swudi", filter="none", anchor="zero", consensus_power=2, consensus_floor=0.2
     )

@@ -1,3 +1,5 @@
+"""TSV-M against the published code at full rank, and its uniqueness on rank-deficient experts."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,7 +11,7 @@ from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
 
 
 def naive_tsv_m(vectors: list[torch.Tensor]) -> torch.Tensor:
-    """The published code: d triplets of each expert, null directions too."""
+    """The published code: d triplets of each expert, including null directions."""
     num = len(vectors)
     per_expert = min(vectors[0].shape) // num
     lefts, values, rights = [], [], []
@@ -48,10 +50,10 @@ def test_singular_values_are_the_union_of_the_experts(merge, tolerance_of, full_
     )
 
 
-def test_the_published_code_is_arbitrary_on_rank_deficient_experts_and_ours_is_not(
+def test_rank_deficient_experts_have_a_unique_result_unlike_the_published_code(
     merge, tolerance_of, lora_experts, orthogonal
 ):
-    """Trap 4."""
+    """Trap 4: null directions of the published code have an arbitrary basis."""
     vectors = [v.dense() for v in lora_experts(4, 48, 48, 3)]
     turn = orthogonal(48)
     turned = [v @ turn for v in vectors]
@@ -79,7 +81,7 @@ def test_identical_experts_give_their_leading_part_once(merge, tolerance_of, ful
     assert (merge("tsv_m", [vector] * 3) - expected).norm() < tolerance_of("tsv_m", [vector] * 3) * expected.norm()
 
 
-def test_a_zero_expert_takes_axes_as_published_or_nothing(merge, tolerance_of, full_experts):
+def test_a_zero_expert_gives_axes_as_published_or_no_direction(merge, tolerance_of, full_experts):
     vectors = [*full_experts(3, 20, 24), torch.zeros(20, 24, dtype=torch.float64)]
     expected = naive_tsv_m(vectors)
     assert (merge("tsv_m", vectors) - expected).norm() < tolerance_of("tsv_m", vectors) * expected.norm()
@@ -93,13 +95,13 @@ def test_a_zero_expert_takes_axes_as_published_or_nothing(merge, tolerance_of, f
     assert (merge("tsv_m", [v @ turn for v in vectors]) @ turn.T - expected).norm() > 0.1 * expected.norm()
 
 
-def test_more_experts_than_directions_still_give_something(merge, full_experts):
+def test_more_experts_than_directions_give_a_result(merge, full_experts):
     vectors = full_experts(7, 3, 5)
     assert not naive_tsv_m(vectors).any()
     assert merge("tsv_m", vectors).norm() > 0
 
 
-def test_the_spectrum_says_which_expert_a_direction_comes_from(full_experts):
+def test_statistics_contain_the_expert_of_each_direction(full_experts):
     method = get_method("tsv_m")
     assert isinstance(method, SpectralMethod)
     vectors = full_experts(3, 12, 12)

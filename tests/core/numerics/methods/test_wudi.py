@@ -1,4 +1,4 @@
-"""WUDI's iteration against torch's optimizers on the loss as published."""
+"""WUDI's iteration against torch's optimizers on the published loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold of the WUDI family whatever the numbers: the facts of its mathematics, as properties."""
+"""Mathematical properties of the WUDI family, tested on random experts."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_orthogonal_row_spaces_do_not_interfere(seed: int, member: tuple[str, di
 
 @quick
 @given(seed=seeds, ranks=st.lists(st.integers(1, 4), min_size=2, max_size=5))
-def test_lora_experts_with_room_do_not_interfere_at_all(seed: int, ranks: list[int]) -> None:
+def test_lora_experts_of_small_total_rank_do_not_interfere(seed: int, ranks: list[int]) -> None:
     columns = sum(ranks) + 3
     factors = [LowRank(normal(seed + i, 9, r), normal(seed - i, r, columns)) for i, r in enumerate(ranks)]
     merged = merge_task_vectors(factors, "wudi_pinv")
@@ -113,7 +113,7 @@ def test_scaling_one_expert(seed: int, factor: float) -> None:
     scaled = [vectors[0] * factor, *vectors[1:]]
     before, after = (decompose_interference(InMemoryTaskVectors(vs), route="gram") for vs in (vectors, scaled))
     same(after.values, before.values, rounding_bound(7))
-    # its contribution is linear: f(scaled) - f(without) = factor (f(plain) - f(without)), C staying what it is
+    # C does not change, so the result is linear in the factor: f(scaled) - f(without) = factor (f(plain) - f(without)).
     plain, more = (merge_task_vectors(vs, "swudi") for vs in (vectors, scaled))
     twice = merge_task_vectors([vectors[0] * (2 * factor - 1), *vectors[1:]], "swudi") if factor > 0.5 else None
     if twice is not None:
@@ -146,7 +146,7 @@ def test_rotations_rotate_the_result(seed: int, member: tuple[str, dict[str, Any
 
 @quick
 @given(seed=seeds, member=members, route=st.sampled_from(["gram", "row_space"]))
-def test_the_pseudo_inverse_minimises_the_interference(
+def test_the_pseudo_inverse_minimizes_the_interference(
     seed: int, member: tuple[str, dict[str, Any]], route: str
 ) -> None:
     vectors = experts(seed, 3, 5, 8)

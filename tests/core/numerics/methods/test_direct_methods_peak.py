@@ -1,4 +1,4 @@
-"""Measured peak memory of the baselines against what they project, on a tensor of 40 MB."""
+"""Measured peak memory of direct methods against their projection, on a tensor of 40 MB."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import torch
 from eigenmerge.core.numerics.method import DirectMethod
 from eigenmerge.core.numerics.registry import get_method
 
-# Larger than 32 MiB: the C library returns such memory to the system at once, so that the resident set tells the truth.
+# Larger than 32 MiB: the C library returns such memory to the system at once, so the resident set is the memory in use.
 NUM_ELEMENTS = 10_000_000
 CLEAR = Path("/proc/self/clear_refs")
 
 
 def status(key: str) -> int:
-    """Bytes of a line of /proc/self/status."""
+    """Return the bytes of a line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
 class FromBfloat16:
-    """Experts as they lie in bfloat16 checkpoints, converted when asked for."""
+    """Inputs from bfloat16 checkpoints, converted on request."""
 
     name, seed = "w", 0
 
@@ -80,5 +80,5 @@ def test_peak_is_within_the_projection_for_any_number_of_experts(
     measured = status("VmHWM") - before
     projected = method.peak_elements(NUM_ELEMENTS, count) * 4
     assert merged.numel() == NUM_ELEMENTS
-    assert measured <= projected + 16_000_000  # blocks and the interpreter's own
-    assert measured > 2 * NUM_ELEMENTS * 4  # the meter works
+    assert measured <= projected + 16_000_000  # blocks, and the interpreter
+    assert measured > 2 * NUM_ELEMENTS * 4  # the measurement works

@@ -1,4 +1,4 @@
-"""DARE and DELLA: reproducible whatever the order of work, and right on average."""
+"""DARE and DELLA: reproducible for any order of work, and unbiased on average."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def merge(name: str, inputs: Any, density: float, weight: float = 1.0, **paramet
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_seed_tensor_and_place_decide_what_is_dropped(name: str, in_memory_inputs: Make) -> None:
+def test_seed_tensor_and_index_decide_what_is_dropped(name: str, in_memory_inputs: Make) -> None:
     base, experts = torch.zeros(30, 40), [normal(30, 40, seed=i) for i in range(2)]
     merged = merge(name, in_memory_inputs(experts, base), 0.5)
     assert torch.equal(merged, merge(name, in_memory_inputs(experts, base), 0.5))
@@ -46,7 +46,7 @@ def test_seed_tensor_and_place_decide_what_is_dropped(name: str, in_memory_input
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_other_random_numbers_of_the_process_play_no_part(name: str, in_memory_inputs: Make) -> None:
+def test_global_random_state_is_neither_used_nor_changed(name: str, in_memory_inputs: Make) -> None:
     base, experts = torch.zeros(30, 40), [normal(30, 40)]
     torch.manual_seed(1)
     merged = merge(name, in_memory_inputs(experts, base), 0.5)
@@ -67,7 +67,7 @@ def test_two_experts_drop_different_entries(name: str, in_memory_inputs: Make) -
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "della_linear"])
-def test_what_is_kept_has_the_norm_of_the_whole(name: str, in_memory_inputs: Make) -> None:
+def test_kept_entries_have_the_l1_norm_of_the_task_vector(name: str, in_memory_inputs: Make) -> None:
     delta = normal(30, 40)
     inputs = in_memory_inputs([delta], torch.zeros(30, 40))
     rescaled, plain = merge(name, inputs, 0.6), merge(name, inputs, 0.6, rescale=False)
@@ -78,7 +78,7 @@ def test_what_is_kept_has_the_norm_of_the_whole(name: str, in_memory_inputs: Mak
 
 
 def test_dare_is_the_task_vector_on_average(in_memory_inputs: Make) -> None:
-    # The L1 norm of this task vector tells nothing of single entries, so rescaling is as good as 1/density.
+    # All entries have one magnitude, so rescaling to the L1 norm equals division by the density on average.
     base, delta = normal(100, 100, seed=1), normal(100, 100).sign() * 0.5
     trials = 200
     merges = (merge("dare_linear", in_memory_inputs([base + delta], base, seed=i), 0.25) for i in range(trials))
@@ -104,12 +104,12 @@ def test_signs_are_elected_among_the_same_entries(ties: str, linear: str, in_mem
     inputs = in_memory_inputs([delta, -2 * delta], torch.zeros(30, 40))
     summed = merge(linear, inputs, 0.5, rescale=False, normalize=False)
     elected = merge(ties, inputs, 0.5, rescale=False, normalize=False)
-    both = (summed / delta).round(decimals=4) == -1  # both kept their entry: the larger one's sign wins alone
+    both = (summed / delta).round(decimals=4) == -1  # both kept the entry: only the expert with the larger one agrees
     assert both.any()
     torch.testing.assert_close(elected, torch.where(both, -2 * delta, summed))
 
 
-def test_della_refuses_what_are_no_probabilities() -> None:
+def test_della_refuses_values_outside_zero_and_one() -> None:
     method = direct("della")
     with pytest.raises(ValidationError, match=r"density 0\.9 with epsilon 0\.15 .* expected epsilon below 0\.1"):
         method.Expert(density=0.9)  # type: ignore[call-arg]

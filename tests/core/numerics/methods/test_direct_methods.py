@@ -1,4 +1,4 @@
-"""What all baselines have in common, and what each refuses. Their numbers are in test_against_mergekit.py."""
+"""Properties of all direct methods, and the errors of each. Their numbers: test_against_mergekit.py."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def num_experts(name: str) -> int:
-    """As many as the method takes beside the base, up to three."""
+    """Return the largest number of experts beside the base that the method takes, up to three."""
     return {"passthrough": 1, "slerp": 1, "nearswap": 1, "arcee_fusion": 1, "nuslerp": 2}.get(name, 3)
 
 
@@ -50,14 +50,14 @@ def merge(name: str, inputs: Any, *, each: dict[str, Any] | None = None, **param
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ALL)
-def test_dtype_and_shape_are_kept_and_inputs_left_alone(name: str, dtype: torch.dtype, in_memory_inputs: Make) -> None:
+def test_dtype_and_shape_are_kept_and_inputs_unchanged(name: str, dtype: torch.dtype, in_memory_inputs: Make) -> None:
     tensors = [normal(4, 5, 3, seed=i).to(dtype) for i in range(num_experts(name) + 1)]
     copies = [tensor.clone() for tensor in tensors]
     merged = merge(name, in_memory_inputs(tensors[1:], tensors[0]))
     assert merged.dtype == dtype
     assert merged.shape == (4, 5, 3)
     assert torch.isfinite(merged).all()
-    merged.zero_()  # the result is nobody else's memory
+    merged.zero_()  # the result shares no memory with the inputs
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, copies, strict=True))
 
 
@@ -81,7 +81,7 @@ def test_experts_that_are_the_base_give_the_base(name: str, in_memory_inputs: Ma
 def test_the_base_among_the_models_changes_nothing(name: str, in_memory_inputs: Make) -> None:
     base, experts = normal(6, 7), [normal(6, 7, seed=i + 1) for i in range(num_experts(name))]
     plain = merge(name, in_memory_inputs(experts, base))
-    # at the end, where it moves no other expert to a place with other random numbers
+    # At the end, so that no other expert gets another index and other random numbers.
     listed = merge(name, in_memory_inputs([*experts, base], base, base_among=len(experts)))
     assert torch.equal(plain, listed)
 
@@ -103,14 +103,14 @@ def test_only_the_base_in_the_recipe(name: str, in_memory_inputs: Make) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if direct(name).needs_base])
-def test_a_missing_base_is_said(name: str, in_memory_inputs: Make) -> None:
+def test_a_missing_base_is_an_error(name: str, in_memory_inputs: Make) -> None:
     inputs = in_memory_inputs([normal(2, 2)] * num_experts(name), name="a.weight")
     with pytest.raises(RecipeError, match=rf"{name} needs a base_model \(for tensor 'a\.weight'\)"):
         merge(name, inputs)
 
 
 class OneAtATime:
-    """Forms each expert when asked for it, and counts how many are alive beside it."""
+    """Inputs that create each expert on request and count how many older ones are still in memory."""
 
     name, seed = "w", 0
 
@@ -140,23 +140,23 @@ class OneAtATime:
 
 
 @pytest.mark.parametrize("name", OF_MANY)
-def test_one_expert_in_memory_and_as_many_passes_as_said(name: str) -> None:
+def test_one_expert_in_memory_and_the_declared_number_of_passes(name: str) -> None:
     inputs = OneAtATime(normal(20, 10, seed=99), 9, 0.1)
     merge(name, inputs, **({"select_topk": 0.5} if name == "sce" else {}))
     assert inputs.most_alive == 0
-    if name == "karcher":  # until it has converged: early here
+    if name == "karcher":  # converges early here
         assert 1 < inputs.reads <= direct(name).passes
     else:
         assert inputs.reads == direct(name).passes
 
 
-def test_model_stock_of_faint_task_vectors_in_bounded_memory() -> None:
+def test_model_stock_of_tiny_task_vectors_in_bounded_memory() -> None:
     inputs = OneAtATime(torch.zeros(20, 10), 9, 1e-5)
     for filter_wise in (False, True):
         inputs.reads = 0
         merge("model_stock", inputs, filter_wise=filter_wise)
         assert inputs.most_alive == 0
-        assert inputs.reads > 1 + 9 / 3  # two tensors' room for nine experts
+        assert inputs.reads > 1 + 9 / 3  # columns of nine experts within two tensors
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -169,7 +169,7 @@ def test_parameters_are_described_and_misspelled_ones_refused(name: str) -> None
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_its_page_names_every_parameter_and_the_source(name: str) -> None:
+def test_the_page_names_every_parameter_and_the_source(name: str) -> None:
     page = (Path(__file__).parents[4] / "docs" / "methods" / f"{name}.md").read_text()
     method = direct(name)
     assert page.startswith(f"# {name}\n")
@@ -178,7 +178,7 @@ def test_its_page_names_every_parameter_and_the_source(name: str) -> None:
     assert method.source.removeprefix("arXiv:").removeprefix("doi:") in page
 
 
-def test_lambda_is_the_recipes_name() -> None:
+def test_lambda_is_accepted_as_in_a_recipe() -> None:
     parameters = direct("ties").Parameters
     assert parameters(**{"lambda": 0.5}).model_dump(by_alias=True)["lambda"] == 0.5
     assert parameters(lambda_=0.5) == parameters(**{"lambda": 0.5})  # type: ignore[call-arg]
@@ -192,7 +192,7 @@ def test_task_arithmetic_scale_and_lambda_multiply(in_memory_inputs: Make) -> No
     torch.testing.assert_close(merged, torch.full((3,), 0.3))
 
 
-def test_weights_that_cancel_are_refused(in_memory_inputs: Make) -> None:
+def test_weights_that_sum_to_zero_are_an_error(in_memory_inputs: Make) -> None:
     inputs = in_memory_inputs([normal(3), normal(3, seed=1), normal(3, seed=2)], name="a.weight")
     for name in ("linear", "multislerp"):
         method = direct(name)
@@ -209,7 +209,7 @@ def test_multislerp_of_directions_that_cancel(in_memory_inputs: Make) -> None:
 
 
 @pytest.mark.parametrize(("name", "count"), [("slerp", 2), ("nearswap", 2), ("arcee_fusion", 2), ("nuslerp", 3)])
-def test_too_many_models_are_refused(name: str, count: int, in_memory_inputs: Make) -> None:
+def test_too_many_models_are_an_error(name: str, count: int, in_memory_inputs: Make) -> None:
     with pytest.raises(RecipeError, match=f"found {count} for tensor"):
         merge(name, in_memory_inputs([normal(3)] * count, normal(3)))
 
@@ -233,7 +233,7 @@ def test_passthrough_keeps_every_bit(in_memory_inputs: Make) -> None:
     assert torch.equal(merged.view(torch.int32), tensor.view(torch.int32))
 
 
-def test_ties_keeps_the_majority_in_a_hand_made_case(in_memory_inputs: Make) -> None:
+def test_ties_keeps_the_majority_sign(in_memory_inputs: Make) -> None:
     experts = [torch.tensor([3.0, -2.0, 0.1]), torch.tensor([-1.0, -1.0, 0.2]), torch.tensor([1.0, 4.0, 5.0])]
     # two of three entries are kept of each; votes 3, 1, 5 (of 3 -1; -2 -1 4; 5)
     merged = merge("ties", in_memory_inputs(experts, torch.zeros(3)), each={"density": 0.67})
