@@ -186,9 +186,10 @@ def _vocabulary_changes(
         return {}
     if "vocab_size" in config:
         return {} if config["vocab_size"] == rows else {"vocab_size": rows}
-    text_config = cast("Mapping[str, object]", text) if isinstance(text, Mapping) else {}
-    if text_config.get("vocab_size", rows) != rows:
-        return {"text_config": {**text_config, "vocab_size": rows}}
+    if isinstance(text, Mapping):
+        text_config = cast("Mapping[str, object]", text)
+        if text_config.get("vocab_size", rows) != rows:
+            return {"text_config": {**text_config, "vocab_size": rows}}
     return {}
 
 

@@ -126,9 +126,11 @@ class Calibration(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _empty_means_defaults(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("svc", True) is None:
-            return {**data, "svc": {}}  # `calibration: {svc: }` means SVC with its defaults
-        return data
+        if isinstance(data, Mapping):
+            fields = cast("Mapping[str, Any]", data)
+            if "svc" in fields and fields["svc"] is None:
+                return {**fields, "svc": {}}  # `calibration: {svc: }` means SVC with its defaults
+        return cast("Any", data)
 
 
 class TokenizerOptions(StrictModel):

@@ -36,7 +36,7 @@ class Preset:
 
     summary: str
     methods: Mapping[str, Mapping[str, Any]]
-    keys: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def _multimodal(summary: str, exp_time: float, rank_ratio: float, scale: float) -> Preset:

@@ -61,7 +61,7 @@ class Recipe(StrictModel):
     chat_template: str | None = Field(default=None, description="a Jinja template for the output, or chatml")
 
     preset: str | None = Field(default=None, description="name of a published setting; keys of the recipe override it")
-    rules: list[Rule] = Field(default_factory=list, description="exceptions by tensor name")
+    rules: list[Rule] = Field(default_factory=list[Rule], description="exceptions by tensor name")
     calibration: Calibration | None = Field(default=None, description="SVC of the merged delta")
     embeddings: Literal["mean", "base", "merge"] = Field(
         default="mean",

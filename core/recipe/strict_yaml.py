@@ -35,18 +35,7 @@ def parse_yaml_mapping(text: str, origin: str) -> dict[str, Any]:
     if len(text) > MAX_TEXT_BYTES:
         raise RecipeError(f"{origin}: {len(text)} characters long; a recipe has at most {MAX_TEXT_BYTES}")
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        if node is None:
-            raise RecipeError(f"{origin}: is empty; expected a YAML mapping with merge_method, base_model and models")
-        if not isinstance(node, yaml.MappingNode):
-            kind = {"scalar": "a single value", "sequence": "a list"}.get(node.id, node.id)
-            raise RecipeError(f"{origin}: is {kind}; expected a YAML mapping with merge_method, base_model and models")
-        _check_nodes(node, origin)
-        loader = _Loader("")
-        try:
-            data = loader.construct_document(node)
-        finally:
-            loader.dispose()
+        data = _load_mapping(text, origin)
     except RecipeError:  # also a ValueError, which is caught below
         raise
     except yaml.YAMLError as error:
@@ -59,6 +48,19 @@ def parse_yaml_mapping(text: str, origin: str) -> dict[str, Any]:
         if not isinstance(key, str):
             raise RecipeError(f"{origin}: key {key!r} is of type {type(key).__name__}; expected a string")
     return data
+
+
+def _load_mapping(text: str, origin: str) -> dict[Any, Any]:
+    loader = _Loader(text)
+    try:
+        node: yaml.Node | None = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            found = "empty" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+            raise RecipeError(f"{origin}: is {found}; expected a YAML mapping with merge_method, base_model and models")
+        _check_nodes(node, origin)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def _check_nodes(root: yaml.Node, origin: str) -> None:

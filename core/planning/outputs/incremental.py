@@ -54,4 +54,4 @@ def _needs_second_pass(tensor: TensorPlan) -> bool:
     assert tensor.method is not None
     method = get_method(tensor.method)
     assert isinstance(method, SpectralMethod), f"{tensor.method} keeps sums but is not spectral"
-    return method.decomposition(method.Parameters.model_validate(dict(tensor.parameters))).keys() != {"kind"}
+    return set(method.decomposition(method.Parameters.model_validate(dict(tensor.parameters)))) != {"kind"}

@@ -208,7 +208,7 @@ class TensorPlanner:
         for position in self._merge_order(slot.group, method):
             member = slot.group.members[position]
             own = resolvers.own[position].resolve(slot.source_name(member), slot.t)
-            if only_weight and own.keys() != {"weight"}:
+            if only_weight and set(own) != {"weight"}:
                 own = {"weight": own.get("weight", 1.0)}
             source = sources[position] or BASE_SOURCE
             experts.append(ExpertTensor(member.expert, source.full, source.lora, own, member.is_base, source.rows))
@@ -227,8 +227,8 @@ class TensorPlanner:
 
             def key(position: int) -> tuple[str, str]:
                 member = group.members[position]
-                settings = sorted((member.own.settings if member.own is not None else {}).items())
-                return self._experts[member.expert].fingerprint, repr(settings)
+                settings = repr(sorted(member.own.settings.items()) if member.own is not None else [])
+                return self._experts[member.expert].fingerprint, settings
 
             order = self._positions[id(group)] = tuple(sorted(range(len(group.members)), key=key))
         return order
