@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,16 +165,6 @@ def test_parameters_are_described_and_misspelled_ones_refused(name: str) -> None
         assert all(field.description for field in model.model_fields.values())
         with pytest.raises(ValidationError):
             model(**{**REQUIRED.get(name, {}), "wieght": 1.0})
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_the_page_names_every_parameter_and_the_source(name: str) -> None:
-    page = (Path(__file__).parents[4] / "docs" / "methods" / f"{name}.md").read_text()
-    method = direct(name)
-    assert page.startswith(f"# {name}\n")
-    fields = {**method.Parameters.model_fields, **method.Expert.model_fields}
-    assert not [own for own, field in fields.items() if f"`{field.alias or own}`" not in page]
-    assert method.source.removeprefix("arXiv:").removeprefix("doi:") in page
 
 
 def test_lambda_is_accepted_as_in_a_recipe() -> None:
