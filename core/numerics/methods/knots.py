@@ -47,7 +47,7 @@ class Knots(SpectralMethod[KnotsParameters, ExpertParameters]):
         return {"kind": self.name, "density": parameters.density}
 
     def decompose(self, task_vectors: TaskVectors, parameters: KnotsParameters) -> Spectrum:
-        """Decompose the delta. Cost: two passes, an SVD, an eigendecomposition of size M (LoRA: sum of ranks)."""
+        """Decompose the merged delta. Cost: two passes, one SVD, one eigendecomposition of size M (LoRA: P)."""
         basis = _left_basis(task_vectors)
         merged = trim_elect_average(_Aligned(basis, task_vectors), parameters.density)
         triplets = lift_svd(compact_svd(merged, cut=0.0), basis, None)
