@@ -17,6 +17,7 @@ START, END = "<!-- module map: written by tests/contracts/module_map.py -->\n", 
 FOLDERS = {
     "deployments": "where it runs: command line, embedded server, prefect.yaml, work-pool templates, Dockerfile",
     "deployments/cli": "one file per subcommand",
+    "deployments/face": "what `import eigenmerge` gives",
     "flows": "order only: a flow file reads like a table of contents",
     "tasks": "thin Prefect tasks: retries, names; pass keys and URIs, never tensors",
     "tasks/runners": "threads, Dask, Ray",

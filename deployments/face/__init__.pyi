@@ -1,0 +1,45 @@
+# The public names of `eigenmerge`, each with the module that defines it. lazy_loader reads this file at run time.
+from .core.cache.result import MergeResult as MergeResult
+from .core.cache.spectra.reader import StoredSpectrum as StoredSpectrum
+from .core.cache.spectra.reader import read_spectrum as read_spectrum
+from .core.cache.spectra.table_file import TableRow as TableRow
+from .core.cache.spectra.table_file import read_run_table as read_run_table
+from .core.coordination.stop import StopSignal as StopSignal
+from .core.errors import BudgetError as BudgetError
+from .core.errors import CheckpointError as CheckpointError
+from .core.errors import CorruptObjectError as CorruptObjectError
+from .core.errors import DestinationError as DestinationError
+from .core.errors import EigenmergeError as EigenmergeError
+from .core.errors import InterruptedRunError as InterruptedRunError
+from .core.errors import NonFiniteError as NonFiniteError
+from .core.errors import ObjectNotFoundError as ObjectNotFoundError
+from .core.errors import RecipeError as RecipeError
+from .core.errors import ShapeError as ShapeError
+from .core.errors import StoreError as StoreError
+from .core.errors import WorkerError as WorkerError
+from .core.numerics.method import DirectMethod as DirectMethod
+from .core.numerics.method import ExpertParameters as ExpertParameters
+from .core.numerics.method import Factors as Factors
+from .core.numerics.method import LowRank as LowRank
+from .core.numerics.method import MethodParameters as MethodParameters
+from .core.numerics.method import SpectralMethod as SpectralMethod
+from .core.numerics.method import SpectralParameters as SpectralParameters
+from .core.numerics.method import Spectrum as Spectrum
+from .core.numerics.method import TaskVectors as TaskVectors
+from .core.numerics.method import TensorInputs as TensorInputs
+from .core.numerics.method_checks import check_method as check_method
+from .core.numerics.registry import all_methods as all_methods
+from .core.numerics.registry import get_method as get_method
+from .core.numerics.tensor_level import merge_task_vectors as merge_task_vectors
+from .core.planning.plan import Plan as Plan
+from .core.recipe.recipe import Recipe as Recipe
+from .core.steps.listener import Listener as Listener
+from .core.steps.merge_run import merge_run as merge_run
+from .core.steps.read_recipe import read_recipe as read_recipe
+from .core.steps.verify_checkpoint import Verification as Verification
+from .core.storage.store import Store as Store
+from .deployments.python_calls import plan as plan
+from .deployments.python_calls import verify as verify
+from .flows import merge as merge
+
+__version__: str
