@@ -16,7 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 STUB = ROOT / "deployments" / "face" / "__init__.pyi"
 SOURCES = ("core", "tasks", "flows", "deployments")
-HEAVY = ("torch", "pydantic", "prefect", "pyarrow", "fsspec", "numpy")
+# torch may be registered as a module that is loaded at its first use; torch._C is there when it is loaded.
+HEAVY = ("torch._C", "pydantic", "prefect", "pyarrow", "fsspec", "numpy")
+LOADED = f"print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
 PROMISED = {
     "__version__",
     "merge",
@@ -87,19 +89,12 @@ def test_names_are_listed_and_each_can_be_imported(python: Path) -> None:
 
 
 def test_importing_it_imports_nothing_heavy(python: Path) -> None:
-    loaded = run(
-        python,
-        f"import eigenmerge; names = dir(eigenmerge)\nprint(json.dumps([m for m in {HEAVY} if m in sys.modules]))",
-    )
-    assert loaded == []
+    assert run(python, f"import eigenmerge; names = dir(eigenmerge)\n{LOADED}") == []
 
 
 def test_a_name_imports_no_more_than_it_needs(python: Path) -> None:
-    loaded = run(
-        python,
-        f"from eigenmerge import Recipe, Store, plan, verify\nprint(json.dumps([m for m in {HEAVY} if m in sys.modules]))",
-    )
-    assert "torch" not in loaded and "prefect" not in loaded
+    loaded = run(python, f"from eigenmerge import Recipe, Store, plan, verify\n{LOADED}")
+    assert not {"torch._C", "prefect", "pyarrow"} & set(loaded)
 
 
 def test_merge_is_the_flow_whatever_was_imported_before(python: Path) -> None:
