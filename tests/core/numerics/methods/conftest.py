@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eigenmerge.core.numerics.apply_filter import apply_factors
-from eigenmerge.core.numerics.method import SpectralMethod
+from eigenmerge.core.numerics.method import DirectMethod, SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
@@ -30,6 +30,24 @@ def merge() -> Callable[..., torch.Tensor]:
         chosen = method.Parameters(**parameters)
         spectrum = method.decompose(InMemoryTaskVectors(vectors), chosen)
         return apply_factors(spectrum, method.factors(spectrum, chosen))
+
+    return merge_by
+
+
+@pytest.fixture
+def merge_direct() -> Callable[..., torch.Tensor]:
+    """merge_direct(name, inputs, each=None, **parameters): the merged tensor, base included.
+
+    `each` are per-expert parameters: one mapping for all experts, or a list of mappings.
+    """
+
+    def merge_by(
+        name: str, inputs: Any, each: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None, **parameters: Any
+    ) -> torch.Tensor:
+        method = get_method(name)
+        assert isinstance(method, DirectMethod)
+        own = each if isinstance(each, Sequence) else [each or {}] * inputs.num_experts
+        return method.merge(inputs, method.Parameters(**parameters), [method.Expert(**given) for given in own])
 
     return merge_by
 

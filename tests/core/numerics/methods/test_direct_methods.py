@@ -167,20 +167,6 @@ def test_parameters_are_described_and_misspelled_ones_refused(name: str) -> None
             model(**{**REQUIRED.get(name, {}), "wieght": 1.0})
 
 
-def test_lambda_is_accepted_as_in_a_recipe() -> None:
-    parameters = direct("ties").Parameters
-    assert parameters(**{"lambda": 0.5}).model_dump(by_alias=True)["lambda"] == 0.5
-    assert parameters(lambda_=0.5) == parameters(**{"lambda": 0.5})  # type: ignore[call-arg]
-    with pytest.raises(ValidationError):
-        direct("ties").Expert(density=1.2)  # type: ignore[call-arg]
-
-
-def test_task_arithmetic_scale_and_lambda_multiply(in_memory_inputs: Make) -> None:
-    base, expert = torch.zeros(3), torch.ones(3)
-    merged = merge("task_arithmetic", in_memory_inputs([expert, expert], base), scale=0.5, **{"lambda": 0.3})
-    torch.testing.assert_close(merged, torch.full((3,), 0.3))
-
-
 def test_weights_that_sum_to_zero_are_an_error(in_memory_inputs: Make) -> None:
     inputs = in_memory_inputs([normal(3), normal(3, seed=1), normal(3, seed=2)], name="a.weight")
     for name in ("linear", "multislerp"):
@@ -190,40 +176,7 @@ def test_weights_that_sum_to_zero_are_an_error(in_memory_inputs: Make) -> None:
             method.merge(inputs, method.Parameters(), each)
 
 
-def test_multislerp_of_directions_that_cancel(in_memory_inputs: Make) -> None:
-    x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
-    with pytest.raises(RecipeError, match="4 weighted directions cancel"):
-        merge("multislerp", in_memory_inputs([x, y, -x, -y]))
-    assert torch.equal(merge("multislerp", in_memory_inputs([x, -x])), torch.zeros(2))
-
-
 @pytest.mark.parametrize(("name", "count"), [("slerp", 2), ("nearswap", 2), ("arcee_fusion", 2), ("nuslerp", 3)])
 def test_too_many_models_are_an_error(name: str, count: int, in_memory_inputs: Make) -> None:
     with pytest.raises(RecipeError, match=f"found {count} for tensor"):
         merge(name, in_memory_inputs([normal(3)] * count, normal(3)))
-
-
-def test_model_stock_needs_two_models(in_memory_inputs: Make) -> None:
-    with pytest.raises(RecipeError, match="at least 2 models beside the base; found 1"):
-        merge("model_stock", in_memory_inputs([normal(3)], normal(3)))
-
-
-def test_model_stock_of_orthogonal_experts_is_the_base_and_of_equal_ones_the_expert(in_memory_inputs: Make) -> None:
-    base = normal(2, 4)
-    x = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]])
-    y = torch.tensor([[0, 0, 3.0, 0], [0, 0, 0, 0]])
-    torch.testing.assert_close(merge("model_stock", in_memory_inputs([base + x, base + y], base)), base)
-    torch.testing.assert_close(merge("model_stock", in_memory_inputs([base + x, base + x], base)), base + x)
-
-
-def test_passthrough_keeps_every_bit(in_memory_inputs: Make) -> None:
-    tensor = torch.tensor([0.1, -0.0, 1e-45, 3e38])
-    merged = merge("passthrough", in_memory_inputs([tensor]))
-    assert torch.equal(merged.view(torch.int32), tensor.view(torch.int32))
-
-
-def test_ties_keeps_the_majority_sign(in_memory_inputs: Make) -> None:
-    experts = [torch.tensor([3.0, -2.0, 0.1]), torch.tensor([-1.0, -1.0, 0.2]), torch.tensor([1.0, 4.0, 5.0])]
-    # two of three entries are kept of each; votes 3, 1, 5 (of 3 -1; -2 -1 4; 5)
-    merged = merge("ties", in_memory_inputs(experts, torch.zeros(3)), each={"density": 0.67})
-    torch.testing.assert_close(merged, torch.tensor([3.0, 4.0, 5.0]))

@@ -1,0 +1,25 @@
+"""Arcee Fusion: only entries of outstanding importance are replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Make = Callable[..., Any]
+
+
+def test_only_the_largest_change_is_taken(merge_direct: Make, in_memory_inputs: Make) -> None:
+    base = torch.zeros(2, 8)
+    other = base + 0.001 * torch.arange(16.0).reshape(2, 8)
+    other[1, 3] = 2.0
+    merged = merge_direct("arcee_fusion", in_memory_inputs([other], base))
+    assert merged[1, 3] == 2.0
+    # Importance is the change times the divergence of the row, so nothing of the other row is important.
+    assert torch.equal(merged[0], base[0])
+
+
+def test_equal_models(merge_direct: Make, in_memory_inputs: Make) -> None:
+    base = torch.arange(6.0).reshape(2, 3)
+    assert torch.equal(merge_direct("arcee_fusion", in_memory_inputs([base.clone()], base)), base)
