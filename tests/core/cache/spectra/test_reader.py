@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,51 +16,16 @@ from hypothesis import strategies as st
 
 from eigenmerge.core.cache.spectra.format import ROWS_PER_BATCH
 from eigenmerge.core.cache.spectra.reader import read_spectrum, verify_spectrum
-from eigenmerge.core.cache.spectra.table_file import TableRow, read_run_table, write_run_table
 from eigenmerge.core.cache.spectra.writer import as_stored, write_spectrum
 from eigenmerge.core.errors import CorruptObjectError, ObjectNotFoundError, StoreError
 from eigenmerge.core.numerics.spectrum import Spectrum
 from eigenmerge.core.storage.store import Store
 
+from ..examples import assert_same_spectrum
+from ..examples import spectrum as make_spectrum
+
 Place = Callable[[str], Store]
 KEY = "spectra/abc.arrow"
-
-
-def make(
-    directions: int, rows: int = 11, columns: int = 37, experts: int = 3, dtype: torch.dtype = torch.float32
-) -> Spectrum:
-    generator = torch.Generator().manual_seed(directions)
-
-    def rand(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.rand(shape, generator=generator, dtype=dtype)
-
-    return Spectrum(
-        kind="interference",
-        shape=(rows, columns),
-        num_experts=experts,
-        values=rand(directions).sort(descending=True).values,
-        right=rand(directions, columns),
-        left={"target": rand(directions, rows), "sum": rand(directions, rows)},
-        statistics={
-            "energy": rand(directions, dtype=torch.float64),
-            "projection": rand(directions, experts, dtype=torch.float64),
-            "expert": torch.arange(directions) % experts,
-        },
-        info={"route": "gram", "floor": 1e-9, "norms": [1.0, 2.0], "note": 'ß "x"', "limit": math.inf},
-    )
-
-
-def assert_equal(found: Spectrum, expected: Spectrum) -> None:
-    assert (found.kind, found.shape, found.num_experts) == (expected.kind, expected.shape, expected.num_experts)
-    assert dict(found.info) == dict(expected.info)
-    assert found.left.keys() == expected.left.keys()
-    assert found.statistics.keys() == expected.statistics.keys()
-    pairs = [(found.values, expected.values), (found.right, expected.right)]
-    pairs += [(found.left[name], expected.left[name]) for name in expected.left]
-    pairs += [(found.statistics[name], expected.statistics[name]) for name in expected.statistics]
-    for one, other in pairs:
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
 
 
 def first(spectrum: Spectrum, count: int) -> Spectrum:
@@ -77,38 +41,38 @@ def first(spectrum: Spectrum, count: int) -> Spectrum:
 class TestRoundTrip:
     @pytest.mark.parametrize("directions", [0, 1, 37, 256, 257, 700])
     def test_everything_comes_back_exactly(self, place: Place, directions: int) -> None:
-        store, spectrum = place("store"), make(directions)
+        store, spectrum = place("store"), make_spectrum(directions)
         written = write_spectrum(store, KEY, spectrum, provenance={"tensor": "a.weight", "weights": [0.5, 1]})
         assert written == store.info(KEY).size
         found = read_spectrum(store, KEY)
-        assert_equal(found.spectrum, spectrum)
+        assert_same_spectrum(found.spectrum, spectrum)
         assert found.provenance == {"tensor": "a.weight", "weights": [0.5, 1]}
         assert found.has_vectors
         verify_spectrum(store, KEY)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_dtypes(self, place: Place, dtype: torch.dtype) -> None:
-        store, spectrum = place("store"), make(300, dtype=dtype)
+        store, spectrum = place("store"), make_spectrum(300, dtype=dtype)
         write_spectrum(store, KEY, spectrum, provenance={})
-        assert_equal(read_spectrum(store, KEY).spectrum, spectrum)
+        assert_same_spectrum(read_spectrum(store, KEY).spectrum, spectrum)
 
     def test_vectors_in_another_dtype(self, place: Place) -> None:
-        store, spectrum = place("store"), make(300, dtype=torch.float64)
+        store, spectrum = place("store"), make_spectrum(300, dtype=torch.float64)
         write_spectrum(store, KEY, spectrum, provenance={}, vector_dtype=torch.float32)
         found = read_spectrum(store, KEY).spectrum
         assert found.values.dtype == torch.float64
         assert found.right.dtype == torch.float32
-        assert_equal(found, as_stored(spectrum, torch.float32))
+        assert_same_spectrum(found, as_stored(spectrum, torch.float32))
 
     @pytest.mark.parametrize("top", [0, 1, 100, 256, 257, 512, 600, 700, 10_000])
     def test_the_first_directions(self, place: Place, top: int) -> None:
-        store, spectrum = place("store"), make(700)
+        store, spectrum = place("store"), make_spectrum(700)
         write_spectrum(store, KEY, spectrum, provenance={})
-        assert_equal(read_spectrum(store, KEY, top=top).spectrum, first(spectrum, top))
+        assert_same_spectrum(read_spectrum(store, KEY, top=top).spectrum, first(spectrum, top))
 
     @pytest.mark.parametrize("mode", ["full", "values"])
     def test_values_without_vectors(self, place: Place, mode: str) -> None:
-        store, spectrum = place("store"), make(700)
+        store, spectrum = place("store"), make_spectrum(700)
         write_spectrum(store, KEY, spectrum, provenance={}, mode=mode)  # type: ignore[arg-type]
         found = read_spectrum(store, KEY, values_only=True)
         assert found.has_vectors == (mode == "full")
@@ -119,25 +83,25 @@ class TestRoundTrip:
         verify_spectrum(store, KEY)
 
     def test_tensors_that_are_views(self, place: Place) -> None:
-        spectrum = make(300)
+        spectrum = make_spectrum(300)
         views = dataclasses.replace(
             spectrum, right=spectrum.right.T.contiguous().T, values=spectrum.values.flip(0).flip(0)
         )
         write_spectrum(place("store"), KEY, views, provenance={})
-        assert_equal(read_spectrum(place("store"), KEY).spectrum, spectrum)
+        assert_same_spectrum(read_spectrum(place("store"), KEY).spectrum, spectrum)
 
     def test_the_same_spectrum_has_the_same_bytes(self, place: Place) -> None:
         store = place("store")
         contents = set()
         for _ in range(2):
-            write_spectrum(store, KEY, make(300), provenance={"b": 1, "a": 2})
+            write_spectrum(store, KEY, make_spectrum(300), provenance={"b": 1, "a": 2})
             contents.add(store.read(KEY))
         assert len(contents) == 1
 
 
 class TestArrow:
     def test_any_arrow_tool_reads_it(self, tmp_path: Path) -> None:
-        store, spectrum = Store(str(tmp_path)), make(700)
+        store, spectrum = Store(str(tmp_path)), make_spectrum(700)
         write_spectrum(store, KEY, spectrum, provenance={})
         with pa.memory_map(str(tmp_path / KEY)) as source:
             file = pa.ipc.open_file(source)
@@ -151,7 +115,7 @@ class TestArrow:
 
     def test_buffers_are_aligned_and_not_compressed(self, tmp_path: Path) -> None:
         store = Store(str(tmp_path))
-        write_spectrum(store, KEY, make(512 + 48), provenance={})
+        write_spectrum(store, KEY, make_spectrum(512 + 48), provenance={})
         with pa.memory_map(str(tmp_path / KEY)) as source:
             whole = source.read_buffer()
             file = pa.ipc.open_file(pa.BufferReader(whole))
@@ -167,7 +131,7 @@ class TestArrow:
         assert all(0 < place < whole.size for place in places)  # in the file itself, so nothing was unpacked
 
     def test_a_spectrum_of_one_batch_is_not_copied(self, tmp_path: Path) -> None:
-        store, spectrum = Store(str(tmp_path)), make(ROWS_PER_BATCH)
+        store, spectrum = Store(str(tmp_path)), make_spectrum(ROWS_PER_BATCH)
         write_spectrum(store, KEY, spectrum, provenance={})
         found = read_spectrum(store, KEY).spectrum
         maps = Path("/proc/self/maps").read_text().splitlines()
@@ -184,7 +148,7 @@ class TestBytesRead:
     @pytest.fixture
     def counted(self, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, list[tuple[int, int]]]:
         store = Store(f"memory://{uuid.uuid4().hex}")
-        write_spectrum(store, KEY, make(2000, rows=300, columns=500), provenance={})
+        write_spectrum(store, KEY, make_spectrum(2000, rows=300, columns=500), provenance={})
         backend, ranges = store.backend, []
         original_range, original_head = backend.read_range, backend.read_head
 
@@ -218,7 +182,7 @@ class TestBytesRead:
 
 class TestDamage:
     def written(self, store: Store, directions: int = 300) -> bytes:
-        write_spectrum(store, KEY, make(directions), provenance={})
+        write_spectrum(store, KEY, make_spectrum(directions), provenance={})
         return store.read(KEY)
 
     def test_missing(self, place: Place) -> None:
@@ -256,13 +220,13 @@ class TestDamage:
         """Harmless: in padding. What only other tools read is looked at by `verify_spectrum`."""
         store = Store("memory://spectra-bits")
         data = self.written(store, 20)
-        spectrum, unnoticed = make(20), 0
+        spectrum, unnoticed = make_spectrum(20), 0
         for position in range(0, len(data), 7):
             damaged = bytearray(data)
             damaged[position] ^= 1 << (position % 8)
             store.write(KEY, bytes(damaged))
             try:
-                assert_equal(read_spectrum(store, KEY).spectrum, spectrum)
+                assert_same_spectrum(read_spectrum(store, KEY).spectrum, spectrum)
                 verify_spectrum(store, KEY)
                 unnoticed += 1
             except CorruptObjectError:
@@ -292,45 +256,3 @@ class TestDamage:
         for action in (read_spectrum, verify_spectrum):
             with contextlib.suppress(StoreError):
                 action(store, KEY)
-
-
-class TestRunTable:
-    def rows(self) -> list[TableRow]:
-        return [TableRow(f"layer{n}", f"spectra/{n}.arrow", make(n * 100, dtype=torch.float32)) for n in range(4)]
-
-    def test_values_and_statistics_come_back(self, place: Place) -> None:
-        store = place("store")
-        size = write_run_table(store, "runs/r/spectra.arrow", iter(self.rows()))
-        assert size == store.info("runs/r/spectra.arrow").size
-        found = read_run_table(store, "runs/r/spectra.arrow")
-        for row, expected in zip(found, self.rows(), strict=True):
-            assert (row.name, row.spectrum_key) == (expected.name, expected.spectrum_key)
-            meta = {name: block.to("meta") for name, block in expected.spectrum.left.items()}
-            assert row.spectrum.right.shape == expected.spectrum.right.shape
-            assert row.spectrum.left.keys() == meta.keys()
-            assert torch.equal(row.spectrum.values, expected.spectrum.values)
-            assert row.spectrum.statistics.keys() == expected.spectrum.statistics.keys()
-            for name, statistic in expected.spectrum.statistics.items():
-                assert torch.equal(row.spectrum.statistics[name], statistic)
-                assert row.spectrum.statistics[name].dtype == statistic.dtype
-            assert row.spectrum.info == expected.spectrum.info
-
-    def test_an_empty_run(self, place: Place) -> None:
-        write_run_table(place("store"), "t.arrow", [])
-        assert read_run_table(place("store"), "t.arrow") == []
-
-    @settings(deadline=None, max_examples=100)
-    @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=9), st.booleans())
-    def test_damage(self, position: int, piece: bytes, cut: bool) -> None:
-        store, rows = Store("memory://table-fuzz"), self.rows()[1:2]
-        write_run_table(store, "t.arrow", rows)
-        content = bytearray(store.read("t.arrow"))
-        position %= len(content)
-        content[position : None if cut else position + len(piece)] = piece
-        store.write("t.arrow", bytes(content))
-        try:
-            found = read_run_table(store, "t.arrow")
-        except CorruptObjectError:
-            return
-        # Padding, or bytes that stayed the same: what comes back is right.
-        assert [torch.equal(row.spectrum.values, rows[0].spectrum.values) for row in found] in ([True], [])
