@@ -46,7 +46,7 @@ def claimed_shard(
 ) -> Generator[Found | None, None, None]:
     """Hold the claim `key` while the block runs, unless `find` returns a result first.
 
-    Yields the result of `find`, without a claim, or None while the claim is held::
+    Yields the result of `find`, or None while the claim is held and there is no result::
 
         with claimed_shard(store, claim_key(shard.part_key), stop=stop, find=find) as found:
             if found is not None:
@@ -65,6 +65,7 @@ def claimed_shard(
     ClaimedElsewhere : another process holds the claim, and `wait` is False
     """
     watcher = ClaimWatcher(store, key)
+    waited = False
     while True:
         stop.check()
         found = find() if find is not None else None
@@ -76,9 +77,11 @@ def claimed_shard(
             break
         if not wait:
             raise ClaimedElsewhere
+        waited = True
         time.sleep(POLL_SECONDS)
     with claim:
-        yield None
+        # The other process may have finished after `find` and before `acquire`.
+        yield find() if find is not None and waited else None
 
 
 def hold_run(store: Store, run_key: str) -> Claim:
