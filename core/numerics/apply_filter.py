@@ -18,10 +18,10 @@ from .spectrum import Spectrum
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """What a filter makes of a spectrum: one factor per direction and block, and the rank it kept.
+    """The factors of a filter on the directions of a spectrum.
 
-    weights : mapping of block name to Tensor (R,); a block that is missing has weight 0
-    rank : int, number of directions the method regards as kept (K); reported in the manifest
+    weights : mapping of block name to Tensor (R,), g_bk; 0 for blocks that are not in it
+    rank : int, number of directions that the method keeps; written to the manifest
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -29,7 +29,7 @@ class Factors:
 
 
 def apply_factors(spectrum: Spectrum, factors: Factors) -> torch.Tensor:
-    """The merged delta, sum_k (sum_b g_bk left_bk) right_k^T.
+    """Return the merged delta, sum_k (sum_b g_bk left_bk) right_k^T.
 
     Cost: 2 R M K flops; R M + M K elements beyond the spectrum.
 
@@ -42,7 +42,7 @@ def apply_factors(spectrum: Spectrum, factors: Factors) -> torch.Tensor:
 
 
 def low_rank_form(spectrum: Spectrum, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same delta as factors (M, R') and (R', K), without the directions whose weights are all zero."""
+    """Return the merged delta as two factors (M, R') and (R', K), without directions whose weights are all 0."""
     keep = torch.zeros(spectrum.num_directions, dtype=torch.bool, device=spectrum.values.device)
     for weight in factors.weights.values():
         keep |= weight != 0

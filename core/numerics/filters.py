@@ -1,7 +1,9 @@
-"""Spectral filters: eigenvalues -> factors. Every filter returns f and f / lambda, both stable as lambda goes to 0.
+"""Spectral filters: functions f of the eigenvalues lambda. Each returns f and f / lambda, accurate as lambda goes to 0.
 
-f = 1 takes a direction from the anchor all the way to the least-squares solution, f = 0 leaves the anchor. Computed in
-float64 whatever the spectrum's dtype: there are only R numbers.
+f = 1 replaces the anchor by the least-squares solution in a direction, f = 0 keeps the anchor. Filters are evaluated in
+float64, whatever the dtype of the spectrum.
+
+Shapes: K = in features (D2), R = number of directions.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from .lazy_torch import torch
 
 FilterName = Literal["exponential", "none", "tikhonov", "landweber", "wiener"]
 
-EIGENVALUE_FLOOR = 1e-8  # of the published code: rank rules and the Wiener filter see no smaller eigenvalue
+EIGENVALUE_FLOOR = 1e-8  # as in the published code: rank rules and the Wiener filter raise smaller eigenvalues to it
 
 
 @dataclass(frozen=True, slots=True)
 class FilterValues:
-    """What a filter makes of eigenvalues, both (R,) float64.
+    """A filter evaluated at the eigenvalues; both tensors are (R,) float64.
 
     passed : f(lambda)
     gain : f(lambda) / lambda
@@ -29,19 +31,25 @@ class FilterValues:
     gain: torch.Tensor
 
     def where(self, keep: torch.Tensor) -> FilterValues:
-        """Zero elsewhere."""
+        """Return the values where `keep` (R,) is true, and 0 elsewhere."""
         zero = torch.zeros_like(self.passed)
         return FilterValues(torch.where(keep, self.passed, zero), torch.where(keep, self.gain, zero))
 
     def times(self, factor: torch.Tensor | float) -> FilterValues:
+        """Return the values multiplied by a factor, (R,) or a number."""
         return FilterValues(self.passed * factor, self.gain * factor)
 
 
 def no_filter(values: torch.Tensor, resolved: torch.Tensor) -> FilterValues:
-    """f = 1 on the range of C: the truncated pseudo-inverse.
+    """Return f = 1 on the range of C: the truncated pseudo-inverse.
 
-    The only filter whose gain has no bound, so it alone must not pass a direction that is not `resolved`
-    (its eigenvalue is rounding noise): there it was measured off by 20% to 870%.
+    Its gain 1 / lambda has no upper bound, so directions that are not `resolved` (the eigenvalue is rounding noise) get
+    0: with them the result had errors of 20% to 870%.
+
+    Parameters
+    ----------
+    values : Tensor, (R,)
+    resolved : Tensor, (R,), bool
     """
     values = values.double()
     keep = resolved & (values > 0)
@@ -49,7 +57,7 @@ def no_filter(values: torch.Tensor, resolved: torch.Tensor) -> FilterValues:
 
 
 def exponential(values: torch.Tensor, exp_time: float) -> FilterValues:
-    """f = 1 - exp(-t lambda): gradient flow stopped at time t. Gain at most t.
+    """Return f = 1 - exp(-t lambda): gradient flow stopped at time t. The gain is at most t.
 
     References
     ----------
@@ -61,30 +69,30 @@ def exponential(values: torch.Tensor, exp_time: float) -> FilterValues:
 
 
 def tikhonov(values: torch.Tensor, alpha: float) -> FilterValues:
-    """f = lambda / (lambda + alpha): ridge regression. Gain at most 1 / alpha; alpha > 0."""
+    """Return f = lambda / (lambda + alpha), alpha > 0: ridge regression. The gain is at most 1 / alpha."""
     gain = 1.0 / (values.double() + alpha)
     return FilterValues(values.double() * gain, gain)
 
 
 def landweber(values: torch.Tensor, step: float, num_steps: int) -> FilterValues:
-    """f = 1 - (1 - step lambda)^n: n steps of gradient descent. Gain at most n step while step lambda < 2.
+    """Return f = 1 - (1 - step lambda)^n: n steps of gradient descent.
 
-    WUDI's gradient is 2 (theta C - D), so a learning rate r is step = 2 r. Beyond step lambda = 2 descent diverges, and
-    so does f.
+    The gain is at most n step while step lambda < 2; for larger steps descent, and f, diverge. The gradient of WUDI is
+    2 (theta C - D), so a learning rate r is step = 2 r.
     """
     values = values.double()
     reach = step * values
-    # expm1 and log1p keep the digits of small reach; beyond 1 the power alternates in sign, which is what descent does
+    # expm1 and log1p are accurate for small reach; above 1 the power alternates in sign, as the iterates do
     contracted = -torch.expm1(num_steps * torch.log1p(-reach.clamp(max=0.5)))
     passed = torch.where(reach <= 0.5, contracted, 1.0 - (1.0 - reach) ** num_steps)
     return FilterValues(passed, _gain(passed, values, at_zero=num_steps * step))
 
 
 def heavy_ball(values: torch.Tensor, learning_rate: float, momentum: float, num_steps: int) -> FilterValues:
-    """Exactly n steps of SGD with momentum on the gradient 2 (theta C - D), as torch.optim.SGD takes them.
+    """Return the filter of n steps of torch.optim.SGD with momentum on the gradient 2 (theta C - D).
 
-    Per direction the error e obeys b <- m b + 2 lambda e, e <- e - r b; f = 1 - e. Summing e's decrements as multiples
-    of lambda gives the gain without a division.
+    In each direction the error e follows b <- m b + 2 lambda e, e <- e - r b, and f = 1 - e. The decrements of e are
+    summed divided by lambda, which gives the gain without a division.
     """
     values = values.double()
     remaining = torch.ones_like(values)
@@ -98,13 +106,15 @@ def heavy_ball(values: torch.Tensor, learning_rate: float, momentum: float, num_
 
 
 def wiener(values: torch.Tensor, rank: int, num_columns: int) -> FilterValues:
-    """f = lambda^2 / (lambda^2 + nu), nu = mean of the eigenvalues beyond `rank` (the median of all if none is).
+    """Return f = lambda^2 / (lambda^2 + nu), nu = mean of the eigenvalues after the first `rank` (none: median of all).
 
     Parameters
     ----------
-    values : Tensor, (R,), descending; the missing num_columns - R are exact zeros
+    values : Tensor, (R,), descending
     rank : int
-        Directions kept, 1 to num_columns. The caller zeroes the others.
+        Number of directions kept, 1 to num_columns. The caller sets the others to 0.
+    num_columns : int
+        K. The K - R eigenvalues that the spectrum does not hold count as 0.
 
     References
     ----------
@@ -119,7 +129,7 @@ def wiener(values: torch.Tensor, rank: int, num_columns: int) -> FilterValues:
 
 
 def raise_to_power(filtered: FilterValues, gamma: float, values: torch.Tensor, resolved: torch.Tensor) -> FilterValues:
-    """f^gamma. Below 1 it lets more of the small eigenvalues through, with no bound on the gain: resolved ones only."""
+    """Return f^gamma. Below gamma = 1 the gain has no upper bound, so only `resolved` directions are passed."""
     if gamma == 1.0:
         return filtered
     passed = filtered.passed.clamp(min=0.0, max=1.0) ** gamma
@@ -129,11 +139,12 @@ def raise_to_power(filtered: FilterValues, gamma: float, values: torch.Tensor, r
 
 
 def pad_with_zeros(values: torch.Tensor, length: int) -> torch.Tensor:
-    """The full list of eigenvalues: those that a spectrum left out are exact zeros."""
+    """Return all `length` eigenvalues: those that a spectrum does not hold are 0."""
     return torch.cat([values, values.new_zeros(length - len(values))])
 
 
 def is_finite(filtered: FilterValues) -> bool:
+    """Return False when a factor, or the sum of the factors, overflows."""
     return bool(torch.isfinite(filtered.gain).all()) and all(
         math.isfinite(float(bound)) for bound in (filtered.passed.sum(), filtered.gain.sum())
     )

@@ -1,9 +1,8 @@
-"""torch, loaded at its first use.
+"""The torch module, imported at its first use.
 
-A recipe is validated and a plan is made without touching a tensor, and importing torch costs a second. The files of
-`numerics` therefore write `from .lazy_torch import torch`; type checkers see the real module. Code that starts worker
-threads imports torch for real first (`import torch`), because loading a module lazily from two threads is not safe on
-Python 3.11.
+Importing torch takes a second, and recipes are validated and plans made without tensors. The files of `numerics`
+therefore use `from .lazy_torch import torch`; type checkers see the real module. Code that starts worker threads must
+`import torch` first: on Python 3.11 two threads must not load a lazy module at the same time.
 """
 
 from __future__ import annotations

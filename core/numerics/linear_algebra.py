@@ -34,6 +34,6 @@ def vector_norms(tensor: torch.Tensor, dim: int, *, keepdim: bool = False) -> to
     return cast("torch.Tensor", found)
 
 
-def frobenius(tensor: torch.Tensor) -> float:
-    """Return the Frobenius norm of a tensor of any shape."""
-    return float(torch.linalg.vector_norm(tensor))  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
+def frobenius(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> float:
+    """Return the Frobenius norm of a tensor of any shape, computed in `dtype`; None for that of the tensor."""
+    return float(torch.linalg.vector_norm(tensor, dtype=dtype))  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]

@@ -1,10 +1,11 @@
-"""Rank rules of SWUDI-A: eigenvalues (and small statistics) -> how many directions to keep.
+"""Rank rules of SWUDI-A: eigenvalues and statistics per direction -> number of directions to keep.
 
-They read no vector: values, statistics, shape and number of experts are all, so a run-level table is enough.
-Directions that rounding alone explains are not in a spectrum, and energies that float32 cannot resolve count as zeros
-where a rule divides by the eigenvalue: float32 picks the K of float64.
+They use no vectors, so the table of a run, which has none, is enough to evaluate them. Directions that are rounding
+noise are not in a spectrum, and energies of unresolved directions count as 0 where a rule divides by the eigenvalue:
+float32 gives the rank of float64.
 
-K = D2 of the tensor's shape throughout; eigenvalues that the spectrum left out are exact zeros and take part as such.
+Shapes: D1 = out features, D2 = in features, R = directions in the spectrum. The D2 - R eigenvalues that a spectrum does
+not hold count as 0.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from .lazy_torch import torch
 
 _TINY = 1e-30
 _D_AWARE_CUMVAR = 0.99
-_DEFAULTS = {"loss_elbow": 0.01, "wudi_risk": 1.0}  # parameters of the rules that may be named without one
+_DEFAULTS = {"loss_elbow": 0.01, "wudi_risk": 1.0}  # of rules that may be named without a number
 _PREFIXES = ("cumvar", "loss_elbow", "loss_residual", "wudi_risk")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTable:
-    """What a rank rule may read of one layer; float64, all D2 eigenvalues.
+    """The input of a rank rule for one layer; tensors are float64, on the CPU.
 
     values : (D2,), descending, floored at 1e-8
     target_energy : (D2,), ||D q_k||^2
     anchor_energy : (D2,), ||theta_0 q_k||^2
     shape : (D1, D2)
-    slack : relative error of the values: a count must not rise because of it
+    slack : relative error of the values, which must not increase a count
     """
 
     values: torch.Tensor
@@ -53,23 +54,23 @@ def select_rank(
     min_rank: int = 1,
     max_rank_ratio: float = 1.0,
 ) -> int:
-    """How many directions to keep: the rule's K times `rank_scale`, within [min_rank, round(max_rank_ratio D2)].
+    """Return the number of directions to keep: K of the rule times rank_scale, in [min_rank, round(max_rank_ratio D2)].
 
     Parameters
     ----------
     rule : str
-        A name of METHODS: none, stable_rank, entropy, entropy_sq, participation, participation_sqrt,
+        none, stable_rank, entropy, entropy_sq, participation, participation_sqrt,
         participation_sqrt_plus, participation_sqrt_c2, participation_sqrt_c2_half, gavish_donoho, cumvar_F,
         d_aware_participation_sqrt, d_aware_cumvar, d_aware_entropy, loss_elbow[_F], loss_residual_F, wudi_risk[_R].
     values : Tensor, (R,), descending
     statistics : mapping
-        "target_energy" and "sum_energy" for the rules that need them; "resolved" if some directions are not.
+        "target_energy" and "sum_energy" for rules that use them; "resolved" where some directions are not.
     anchor_factor : float
         theta_0 as a multiple of the sum of the experts: 1, 1/N or 0.
 
     Raises
     ------
-    RecipeError : no such rule; suggests the nearest
+    RecipeError : unknown rule; suggests the nearest name
 
     References
     ----------
@@ -88,11 +89,11 @@ def select_rank(
 
 
 def find_rule(rule: str) -> Callable[[LayerTable], int]:
-    """The function of a rule's name, its number filled in.
+    """Return the function of a rule; the number in its name is bound.
 
     Raises
     ------
-    RecipeError : unknown name or a number out of range
+    RecipeError : unknown name, or a number that is missing or out of range
     """
     if rule in _RULES:
         return _RULES[rule]
@@ -100,19 +101,21 @@ def find_rule(rule: str) -> Callable[[LayerTable], int]:
     if prefix is None:
         known = [*_RULES, "loss_elbow", "wudi_risk", "cumvar_0.95", "loss_residual_0.99"]
         near = get_close_matches(rule, known, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+        hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
         raise RecipeError(f"unknown rank rule {rule!r}{hint}")
     suffix = rule.removeprefix(prefix).removeprefix("_")
     try:
         number = float(suffix) if suffix else _DEFAULTS[prefix]
     except (KeyError, ValueError):
-        raise RecipeError(f"rank rule {rule!r} needs a number, as in {prefix}_0.95") from None
+        raise RecipeError(f"rank rule {rule!r} needs a number, for example {prefix}_0.95") from None
     if prefix == "wudi_risk":
         if not (number > 0 and math.isfinite(number)):
-            raise RecipeError(f"rank rule {rule!r}: its number weighs the norm and must be above 0, found {number}")
+            raise RecipeError(
+                f"rank rule {rule!r}: the number is the weight of the norm; expected above 0, found {number}"
+            )
         return lambda table: _wudi_risk(table, number)
     if not 0.0 < number < 1.0:
-        raise RecipeError(f"rank rule {rule!r}: its number is a fraction between 0 and 1, found {number}")
+        raise RecipeError(f"rank rule {rule!r}: the number is a fraction; expected between 0 and 1, found {number}")
     if prefix == "cumvar":
         return lambda table: _cumvar(table.values, number)
     fraction = number if prefix == "loss_elbow" else 1.0 - number
@@ -137,21 +140,23 @@ def _layer_table(
 
 
 def _ceil(number: float, slack: float) -> int:
-    # Four equal eigenvalues must count as 4, not as 5 because the quotient came out as 4.0000002.
+    # Four equal eigenvalues count as 4, also where rounding makes the quotient 4.0000002.
     return math.ceil(number * (1.0 - slack))
 
 
 def _participation(masses: torch.Tensor) -> float:
-    """(sum m)^2 / sum m^2."""
+    """Return (sum m)^2 / sum m^2."""
     return float(masses.sum() ** 2 / (masses**2).sum().clamp(min=_TINY))
 
 
 def _exp_entropy(masses: torch.Tensor) -> float:
+    """Return exp H(p), p = m / sum m."""
     shares = (masses / masses.sum().clamp(min=_TINY)).clamp(min=_TINY)
     return float((-(shares * shares.log()).sum()).exp())
 
 
 def _cumvar(masses: torch.Tensor, fraction: float) -> int:
+    """Return the smallest K whose first K masses have at least that fraction of the sum."""
     held = masses.cumsum(0) / masses.sum().clamp(min=_TINY)
     return int((held < fraction).sum()) + 1
 
@@ -166,7 +171,7 @@ def _participation_sqrt_plus(table: LayerTable) -> int:
 
 
 def _participation_sqrt_c2(table: LayerTable, share: float) -> int:
-    """participation_sqrt corrected by the squared coefficient of variation of the directions it keeps."""
+    """Return participation_sqrt times 1 + share c^2, c^2 = squared coefficient of variation of the kept roots."""
     roots = table.values.sqrt()
     plain = _ceil(_participation(roots), table.slack)
     kept = roots[:plain]
@@ -175,7 +180,9 @@ def _participation_sqrt_c2(table: LayerTable, share: float) -> int:
 
 
 def _gavish_donoho(table: LayerTable) -> int:
-    """Singular values above the optimal hard threshold for unknown noise, with the published code's stand-in for mu.
+    """Return the number of singular values above the optimal hard threshold for unknown noise.
+
+    mu, the median of the Marchenko-Pastur law, is approximated as in the published code.
 
     References
     ----------
@@ -189,7 +196,7 @@ def _gavish_donoho(table: LayerTable) -> int:
 
 
 def _solution_energy(table: LayerTable) -> torch.Tensor:
-    """||D q_k||^2 / lambda_k^2: the energy of the least-squares solution in each direction."""
+    """Return ||D q_k||^2 / lambda_k^2, the energy of the least-squares solution in each direction, (D2,)."""
     return table.target_energy / table.values**2
 
 
@@ -198,9 +205,9 @@ def _d_aware_participation_sqrt(table: LayerTable) -> int:
 
 
 def _loss(table: LayerTable) -> torch.Tensor:
-    """L(K), K = 0 .. D2: what the directions from K on add to the fit error when they are dropped."""
+    """Return L(K) for K = 0 .. D2, (D2 + 1,): the fit error that dropping the directions from K on adds."""
     dropped = table.values**2 * table.anchor_energy + table.target_energy
-    # Summed from the small end: L(K) near D2 is then not a difference of large numbers.
+    # Summed from the smallest term, so that L(K) near D2 is no difference of large numbers.
     return torch.cat([dropped.flip(0).cumsum(0).flip(0), dropped.new_zeros(1)])
 
 
@@ -211,6 +218,7 @@ def _loss_elbow(table: LayerTable, fraction: float) -> int:
 
 
 def _wudi_risk(table: LayerTable, weight: float) -> int:
+    """Return the K that minimizes L(K) plus weight times the energy of the result."""
     zero = table.values.new_zeros(1)
     inside = torch.cat([zero, _solution_energy(table).cumsum(0)])
     outside = torch.cat([table.anchor_energy.flip(0).cumsum(0).flip(0), zero])

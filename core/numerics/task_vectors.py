@@ -1,6 +1,6 @@
 """Task vectors of one weight: expert minus base, one expert at a time, dense or as LoRA factors.
 
-Shapes: M = out features (D1), K = in features (D2), R = rank of the factors, N = number of experts.
+Shapes: M = out features (D1), K = in features (D2), R = rank of the factors, N = experts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .lazy_torch import torch
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """A task vector kept as factors, v = left @ right (any LoRA scaling is already folded in).
+    """A task vector as two factors, v = left @ right, with LoRA's scaling multiplied into them.
 
     left : Tensor, (M, R)
     right : Tensor, (R, K)
@@ -27,58 +27,73 @@ class LowRank:
     def __post_init__(self) -> None:
         if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
             raise ShapeError(
-                f"low-rank factors do not fit: left {tuple(self.left.shape)}, right {tuple(self.right.shape)};"
-                " expected (M, R) and (R, K)"
+                f"low-rank factors do not fit: left has shape {tuple(self.left.shape)}, right"
+                f" {tuple(self.right.shape)}; expected (M, R) and (R, K)"
             )
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(M, K)."""
         return self.left.shape[0], self.right.shape[1]
 
     @property
     def rank(self) -> int:
+        """R, an upper bound of the rank of the product."""
         return self.left.shape[1]
 
     def dense(self) -> torch.Tensor:
-        """The product, (M, K)."""
+        """Return the product, (M, K)."""
         return self.left @ self.right
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LowRank:
+        """Return the factors on a device and in a dtype."""
         return LowRank(self.left.to(device, dtype), self.right.to(device, dtype))
 
 
-TaskVector = "torch.Tensor | LowRank"
-
-
 class TaskVectors(Protocol):
-    """The task vectors of one weight, iterable more than once; at most one expert needs to be in memory.
+    """The task vectors of one weight, iterable more than once; only one expert at a time has to be in memory.
 
-    Every pass yields the same experts in the same order, already in the arithmetic dtype and on the device.
-    `max_ranks[i]` bounds the rank of expert i without reading it: min(M, K) for a dense one, R for factors.
+    Every iteration yields the same experts in the same order, in the arithmetic dtype and on the device.
     """
 
     @property
-    def shape(self) -> tuple[int, int]: ...
+    def shape(self) -> tuple[int, int]:
+        """(M, K)."""
+        ...
+
     @property
-    def num_experts(self) -> int: ...
+    def num_experts(self) -> int:
+        """N."""
+        ...
+
     @property
-    def max_ranks(self) -> Sequence[int]: ...
+    def max_ranks(self) -> Sequence[int]:
+        """Upper bound of the rank of each expert, known before it is read: min(M, K) if dense, R of LoRA factors."""
+        ...
+
     @property
-    def all_low_rank(self) -> bool: ...
-    def __iter__(self) -> Iterator[torch.Tensor | LowRank]: ...
+    def all_low_rank(self) -> bool:
+        """True when every expert is a `LowRank`."""
+        ...
+
+    def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
+        """Iterate over the experts, (M, K) each."""
+        ...
 
 
 class InMemoryTaskVectors:
-    """Task vectors that are all in memory: for tests, notebooks and the tensor-level call."""
+    """Task vectors that are all in memory, for tests, notebooks and the tensor-level call."""
 
     def __init__(self, vectors: Iterable[torch.Tensor | LowRank]) -> None:
         self._vectors = list(vectors)
         if not self._vectors:
-            raise ShapeError("no task vectors given; expected at least one expert")
+            raise ShapeError("found no task vectors; expected at least one")
         shapes = [tuple(v.shape) for v in self._vectors]
         for index, shape in enumerate(shapes):
             if shape != shapes[0]:
-                raise ShapeError(f"task vector {index} has shape {shape}, task vector 0 has {shapes[0]}")
+                raise ShapeError(
+                    f"task vector {index} has shape {shape}; expected {shapes[0]}, the shape of task vector 0"
+                )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,8 +1,7 @@
-"""Whole-tensor work in blocks: temporaries of constant size that stay in the processor's cache.
+"""Elementwise operations and sums over a large tensor, block by block.
 
-On a CPU an elementwise chain of ten operations over a large tensor is bound by memory traffic and allocates a tensor
-for each; over blocks of a megabyte it does neither. Sums are taken in float64, block by block in a fixed order, so
-they do not depend on the number of threads.
+On a CPU ten elementwise operations over a large tensor are limited by memory traffic and allocate ten tensors. Blocks
+of a megabyte stay in the cache. Sums are in float64 and in a fixed order of blocks, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -11,24 +10,24 @@ from collections.abc import Iterator
 
 from ..lazy_torch import torch
 
-_CPU_BLOCK = 1 << 18  # 1 MiB of float32: within the second-level cache of current processors
-_ACCELERATOR_BLOCK = 1 << 26  # enough work per kernel launch; 256 MiB of float32
+_CPU_BLOCK = 1 << 18  # 1 MiB of float32: fits the second-level cache of current processors
+_ACCELERATOR_BLOCK = 1 << 26  # 256 MiB of float32: enough work for each kernel launch
 
 
 def block_elements(device: torch.device) -> int:
-    """Elements in one block on that device."""
+    """Return the number of elements of a block on that device."""
     return _CPU_BLOCK if device.type == "cpu" else _ACCELERATOR_BLOCK
 
 
 def blocks(tensor: torch.Tensor) -> Iterator[slice]:
-    """Slices that cover `tensor.reshape(-1)` in order."""
+    """Iterate over slices that cover `tensor.reshape(-1)` in order."""
     size = block_elements(tensor.device)
     for start in range(0, tensor.numel(), size):
         yield slice(start, min(start + size, tensor.numel()))
 
 
 def inner_product(left: torch.Tensor, right: torch.Tensor) -> float:
-    """sum_j left_j right_j over all elements, in float64."""
+    """Return sum_j left_j right_j over all elements, summed in float64."""
     flat_left, flat_right = left.reshape(-1), right.reshape(-1)
     total = torch.zeros((), dtype=torch.float64, device=left.device)
     for span in blocks(flat_left):
@@ -37,12 +36,12 @@ def inner_product(left: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def blockwise_norm(tensor: torch.Tensor) -> float:
-    """Frobenius norm, squares summed in float64."""
+    """Return the Frobenius norm, with squares summed in float64."""
     return inner_product(tensor, tensor) ** 0.5
 
 
 def absolute_sum(tensor: torch.Tensor, keep: torch.Tensor | None = None) -> float:
-    """sum_j |tensor_j|, over the elements where the flat boolean `keep` is true if it is given, in float64."""
+    """Return sum_j |tensor_j| in float64, over the elements where the flat boolean `keep` is true if it is given."""
     flat = tensor.reshape(-1)
     total = torch.zeros((), dtype=torch.float64, device=tensor.device)
     for span in blocks(flat):

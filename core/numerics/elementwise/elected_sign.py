@@ -1,9 +1,9 @@
-"""Elect a sign for every entry, then sum only what agrees with it: TIES as mergekit has it, one expert at a time.
+"""TIES with mergekit's conventions: elect a sign for every entry and sum the entries of that sign, in one pass.
 
     sign_j = + if sum_i vote_ij >= 0 else -        merged_j = sum over {i: sign(x_ij) = sign_j} of x_ij
 
-The elected sign is known only after the last expert. Keeping the positive and the negative sums apart makes a second
-reading of the experts unnecessary: the merged entry is the one or the other.
+The elected sign is known only after the last expert. The sums of positive and of negative entries are kept separately,
+and the merged entry is one of the two, so the experts are read once.
 
 References
 ----------
@@ -17,14 +17,14 @@ from .blocks import blocks
 
 
 class SignElection:
-    """Running sums over the experts, all flat, of the dtype and on the device of `like`.
+    """Running sums over the experts.
 
-    Memory: three tensors, five with `with_weights`; a block beside them.
+    Memory: three tensors of the size of `like`, five with `with_weights`, and a block.
 
     Parameters
     ----------
-    like : Tensor of the merged tensor's shape
-    with_weights : keep the sums of the agreeing weights too, for `weighted_mean`
+    like : Tensor of any shape; gives the shape, dtype and device of the result
+    with_weights : sum the weights of the entries of each sign too, for `weighted_mean`
     """
 
     def __init__(self, like: torch.Tensor, *, with_weights: bool) -> None:
@@ -36,11 +36,19 @@ class SignElection:
         self._weights = (zeros(), zeros()) if with_weights else None  # of positive and of negative entries
 
     def add(self, span: slice, block: torch.Tensor, weight: float, *, weighted_vote: bool = True) -> None:
-        """Add an expert's block; `block` is overwritten. The vote is weight * block, or the block itself."""
+        """Add the entries `span` of an expert; `block` is overwritten.
+
+        Parameters
+        ----------
+        span : slice of the flat tensor
+        block : Tensor, flat, the entries
+        weight : of the expert
+        weighted_vote : True: the vote is weight * block; False: the block itself
+        """
         if not weighted_vote:
             self._votes[span] += block
-        # The product is rounded before it is added (no fused multiply-add): where votes cancel to the last bit, the
-        # sign is then the one that the plain sum gives.
+        # The product is rounded before it is added (no fused multiply-add), so that votes which cancel exactly give
+        # the sign of the plain sum.
         block.mul_(weight)
         if weighted_vote:
             self._votes[span] += block
@@ -52,17 +60,17 @@ class SignElection:
             negative_weight[span].add_(block < 0, alpha=weight)
 
     def sum(self) -> torch.Tensor:
-        """The agreeing entries' sum, in the shape of `like`. Ends the election: nothing can be added afterwards."""
+        """Return the sum of the entries of the elected sign, in the shape of `like`. Do not add experts afterwards."""
         for span in blocks(self._votes):
             torch.where(self._votes[span] >= 0, self._positive[span], self._negative[span], out=self._positive[span])
         return self._positive.reshape(self._shape)
 
     def weighted_mean(self, min_weight: float | None = None) -> torch.Tensor:
-        """The agreeing entries' sum over the sum of their weights. Ends the election.
+        """Return `sum` divided by the sum of the weights of its entries. Do not add experts afterwards.
 
         Parameters
         ----------
-        min_weight : lower bound of the divisor; None: a divisor of exactly zero becomes one
+        min_weight : lower bound of the divisor; None: a divisor of 0 becomes 1
         """
         assert self._weights is not None
         positive_weight, negative_weight = self._weights

@@ -1,7 +1,7 @@
 """base + lambda * combine_i(weight_i * sparsify_i(expert_i - base)): the family of TIES, DARE, DELLA and Breadcrumbs.
 
-A method of the family chooses what is kept of each task vector (sparsify.py), whether signs are elected
-(elected_sign.py) or the sum is plain, and two defaults. One expert is in memory at a time, and each is read once.
+A method of the family defines which entries of each task vector are kept (sparsify.py), whether signs are elected
+(elected_sign.py) or the sum is plain, and the defaults. Each expert is read once, one at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .sparsify import LARGEST_SORT, SORT_TENSORS, Selection, rescale_selection
 
 
 class CombineParameters(MethodParameters):
-    """What every method of the family takes for all experts together, named as in mergekit."""
+    """Parameters of every method of the family, named as in mergekit."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -34,7 +34,7 @@ class CombineParameters(MethodParameters):
 
 
 class SparseExpert(ExpertParameters):
-    """What every sparsifying method of the family takes for each expert, named as in mergekit."""
+    """Parameters of each expert in sparsifying methods of the family, named as in mergekit."""
 
     density: float = Field(1.0, ge=0, le=1, description="fraction of the task vector's entries that is kept")
 
@@ -44,14 +44,14 @@ E = TypeVar("E", bound=ExpertParameters)
 
 
 class GeneralizedTaskArithmetic(DirectMethod[P, E]):
-    """Abstract: a method says what `keep` keeps and whether signs are elected."""
+    """Abstract base class: a method implements `keep` and sets `elects_signs`."""
 
     elects_signs: ClassVar[bool]
-    sorts_ties: ClassVar[bool] = False  # `keep` may sort magnitudes (see sparsify.py)
+    sorts_ties: ClassVar[bool] = False  # True: `keep` may sort magnitudes (see sparsify.py)
 
     @abstractmethod
     def keep(self, delta: torch.Tensor, expert: E, generator: torch.Generator) -> torch.Tensor | None:
-        """Flat boolean mask of the entries to keep, or None for all."""
+        """Return the flat boolean mask of the entries to keep, or None to keep all."""
 
     def merge(self, inputs: TensorInputs, parameters: P, experts: Sequence[E]) -> torch.Tensor:
         base = require_base(inputs, self.name)
@@ -65,7 +65,7 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
         return merged.add_(base)
 
     def factor(self, parameters: P) -> float:
-        """What the merged delta is multiplied by."""
+        """Return the factor on the merged delta."""
         return parameters.lambda_
 
     def _select(
@@ -96,17 +96,17 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
                 total[span].add_(selection.apply(flat_delta, span), alpha=weight)
             total_weight += weight
             del delta, flat_delta, selection
-        if parameters.normalize and abs(total_weight) >= 1e-8:  # mergekit: weights that cancel do not divide
+        if parameters.normalize and abs(total_weight) >= 1e-8:  # as mergekit: no division where weights cancel
             total.div_(total_weight)
         return total.reshape(base.shape)
 
     def peak_tensors(self, num_experts: int) -> float:
-        sums = 5 if self.elects_signs else 1  # three, and two of weights with normalize
-        # A mask comes, and magnitudes are sorted, when the expert has gone and only its task vector is there.
+        sums = 5 if self.elects_signs else 1  # with `normalize`; three without
+        # While the mask is made and magnitudes are sorted, only the task vector is in memory, not the expert.
         selecting = 0.5 + (SORT_TENSORS if self.sorts_ties else 0)
         return sums + max(TASK_VECTOR_TENSORS, TASK_VECTOR_TENSORS - 1 + selecting)
 
     def peak_elements(self, num_elements: int, num_experts: int) -> int:
         peak = super().peak_elements(num_elements, num_experts)
-        spared = max(0, num_elements - LARGEST_SORT)  # larger tensors are not sorted
+        spared = max(0, num_elements - LARGEST_SORT)  # of tensors too large to be sorted
         return peak - int(SORT_TENSORS * spared) if self.sorts_ties else peak

@@ -1,7 +1,7 @@
-"""TIES on the coordinates of an aligned space: trim, elect a sign, average what agrees (KnOTS, Core Space).
+"""TIES as KnOTS and Core Space use it: trim, elect a sign, average the entries of that sign.
 
-It differs from `elected_sign`, which follows mergekit: one entry more is kept at the threshold, a vote of zero takes
-the majority's sign, and the mean runs over the agreeing entries, each with weight one.
+It differs from elected_sign.py, which follows mergekit: one more entry is kept at the threshold, a vote of 0 takes the
+sign of the majority of entries, and all entries of the mean have weight 1.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ from .sparsify import kth_largest_magnitude
 
 
 def trim_elect_average(coordinates: Iterable[torch.Tensor], density: float) -> torch.Tensor:
-    """The TIES merge of one coordinate matrix per expert.
+    """Return the TIES merge of one matrix of coordinates per expert, in one pass.
 
-    The elected sign is known only after the last expert. Sums and counts of positive and negative entries are kept
-    apart, so that one pass does.
-
-    Cost: elementwise; four matrices beyond the one that is being read.
+    Cost: elementwise; four matrices besides the one that is being read.
 
     Parameters
     ----------
     coordinates : N tensors of one shape
-    density : share of the entries of largest magnitude that each expert keeps, of its own entries
+    density : fraction of its entries that each expert keeps, those of largest magnitude
 
     Returns
     -------
@@ -54,6 +51,6 @@ def trim_elect_average(coordinates: Iterable[torch.Tensor], density: float) -> t
 def _trimmed(entries: torch.Tensor, density: float) -> torch.Tensor:
     if density >= 1.0 or entries.numel() == 0:
         return entries
-    # published: all entries not below the (n - K)-th smallest, which are K + 1
+    # The published code keeps all entries not below the (n - K)-th smallest: K + 1 entries.
     num_kept = min(int(entries.numel() * density) + 1, entries.numel())
     return torch.where(entries.abs() >= kth_largest_magnitude(entries, num_kept), entries, 0.0)

@@ -1,13 +1,12 @@
-"""Which entries of a task vector are kept: the largest, all but outliers, or a random part.
+"""Select the entries of a task vector to keep: the largest, all but outliers, or a random part.
 
-Every function returns a flat boolean mask over `delta.reshape(-1)` (a quarter of a float32 tensor), or None where all
-entries are kept. The magnitude rules find their threshold by counting bit patterns, which needs no sort and no copy:
-about 5 ns an entry on one core against 62 ns for the argsort that it replaces.
+Every function returns a flat boolean mask over `delta.reshape(-1)` (a quarter of a float32 tensor), or None to keep all
+entries. Thresholds of magnitude are found by counting bit patterns, without a sort or a copy: 5 ns per entry on one
+core; argsort takes 62 ns.
 
-Entries of equal magnitude at the threshold. mergekit keeps those that an unstable `argsort` happens to put first: torch
-does not define which. That choice is repeated (`_repeat_argsort`) where it costs little: in small tensors, and where
-few entries tie, as in float32 checkpoints. Where many tie, as on the coarse grid of bfloat16 checkpoints, those that
-come first in the tensor are kept.
+Of entries with equal magnitude at the threshold, mergekit keeps those that an unstable `argsort` puts first; torch does
+not define which. `_repeat_argsort` makes the same choice where it costs little: in small tensors, and where few entries
+tie, as in float32 checkpoints. Where many tie, as in bfloat16 checkpoints, the first ones in the tensor are kept.
 
 References
 ----------
@@ -24,9 +23,9 @@ from .blocks import absolute_sum, block_elements, blocks
 
 _DIGIT_BITS = 16
 _SMALL = 1 << 16  # elements; argsort takes 4 ms
-LARGEST_SORT = 1 << 24  # elements that are still sorted: argsort's work space is 400 MiB then
-SORT_TENSORS = 6.0  # its work space in float32 tensors: magnitudes, sorted values, 64-bit order, and its buffers
-_FEW_TIES = 10_000  # one entry in so many
+LARGEST_SORT = 1 << 24  # most elements that are sorted; argsort's work space is then 400 MiB
+SORT_TENSORS = 6.0  # work space of argsort in float32 tensors: magnitudes, sorted values, 64-bit order, buffers
+_FEW_TIES = 10_000  # ties are few when at most one entry in 10 000 ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,70 +33,70 @@ class Selection:
     """The kept part of a task vector.
 
     keep : Tensor, bool, flat, or None for every entry
-    factor : what the kept entries are multiplied by
+    factor : factor on the kept entries
     """
 
     keep: torch.Tensor | None = None
     factor: float = 1.0
 
     def apply(self, flat_delta: torch.Tensor, span: slice) -> torch.Tensor:
-        """A block of the sparsified task vector, newly allocated."""
+        """Return a block of the sparsified task vector as a new tensor."""
         block = flat_delta[span]
         kept = block.clone() if self.keep is None else block * self.keep[span]
         return kept if self.factor == 1.0 else kept.mul_(self.factor)
 
 
 def rescale_selection(delta: torch.Tensor, keep: torch.Tensor | None) -> Selection:
-    """The selection, scaled so that it has the L1 norm of the whole task vector (mergekit's `rescale`)."""
+    """Return the selection with the factor that restores the L1 norm of the task vector (mergekit's `rescale`)."""
     if keep is None:
         return Selection()
     before, after = absolute_sum(delta), absolute_sum(delta, keep)
-    # mergekit's guard: a task vector this small is left as it is
+    # as mergekit: no factor for task vectors with an L1 norm below 1e-7
     return Selection(keep, 1.0 if min(before, after) < 1e-7 else before / after)
 
 
 def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor | None:
-    """Keep the fraction `density` of largest magnitude, at least one entry if density is positive."""
+    """Keep the fraction `density` of entries of largest magnitude, at least one if density is above 0."""
     if density >= 1:
         return None
     if density <= 0 or delta.numel() == 0:
-        return _nothing(delta)
+        return _empty_mask(delta)
     count = max(1, int(density * delta.numel()))
     if delta.numel() <= _SMALL:
         return _repeat_argsort(delta, 0, count, descending=True)
     threshold = _Threshold.find(delta, count)
     if threshold.ties_are_few(delta.numel()):
         return _repeat_argsort(delta, 0, count, descending=True)
-    return _above(delta, threshold)
+    return _mask_from(delta, threshold)
 
 
 def drop_outliers(delta: torch.Tensor, density: float, gamma: float) -> torch.Tensor | None:
-    """Drop the fraction `gamma` of largest magnitude, then keep the next `density` of all.
+    """Drop the fraction `gamma` of entries of largest magnitude and keep the fraction `density` that follows.
 
-    Fewer outliers are dropped where density + gamma exceeds one.
+    Fewer are dropped where density + gamma is above 1.
     """
     if density >= 1:
         return None
     total = delta.numel()
     num_kept = int(density * total)
-    first = max(0, total - num_kept - int(gamma * total))  # so many smaller ones are dropped
+    first = max(0, total - num_kept - int(gamma * total))  # number of smaller entries to drop
     if num_kept == 0:
-        return _nothing(delta)
+        return _empty_mask(delta)
     if total <= _SMALL:
         return _repeat_argsort(delta, first, first + num_kept, descending=False)
     upper = _Threshold.find(delta, total - first - num_kept)  # of the outliers
-    lower = _Threshold.find(delta, total - first)  # of outliers and kept together
+    lower = _Threshold.find(delta, total - first)  # of outliers and kept entries together
     if upper.ties_are_few(total) or lower.ties_are_few(total):
         return _repeat_argsort(delta, first, first + num_kept, descending=False)
-    keep = _above(delta, lower)
-    return keep.logical_and_(_above(delta, upper).logical_not_())
+    keep = _mask_from(delta, lower)
+    return keep.logical_and_(_mask_from(delta, upper).logical_not_())
 
 
 def keep_at_random(delta: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor | None:
     """Keep each entry with probability `density`."""
     if density >= 1:
         return None
-    keep = _nothing(delta)
+    keep = _empty_mask(delta)
     for span in blocks(delta):
         draws = torch.rand(span.stop - span.start, generator=generator)
         keep[span] = (draws < density).to(delta.device)
@@ -107,19 +106,19 @@ def keep_at_random(delta: torch.Tensor, density: float, generator: torch.Generat
 def keep_by_rank_at_random(
     delta: torch.Tensor, density: float, epsilon: float, generator: torch.Generator
 ) -> torch.Tensor | None:
-    """Keep entries with a probability that rises with their magnitude's rank, from density - epsilon to + epsilon.
+    """Keep each entry with a probability that increases with the rank of its magnitude.
 
-    Ranks are taken along the second dimension (the input features of a matrix); a 1-D tensor is one row. The average
-    probability is `density`.
+    From density - epsilon for the smallest to density + epsilon for the largest, on average `density`. Ranks are taken
+    along the second dimension (the input features of a matrix); a 1-D tensor is one row.
     """
     if density >= 1:
         return None
     if density <= 0 or delta.numel() == 0:
-        return _nothing(delta)
+        return _empty_mask(delta)
     rows = delta.reshape(1, -1) if delta.ndim < 2 else delta.movedim(1, -1)
     moved_shape, length = rows.shape, rows.shape[-1]
     rows = rows.reshape(-1, length)
-    # probability of the entry of rank 0 .. length - 1; a row of one entry has the average probability
+    # probabilities of the ranks 0 .. length - 1; the entry of a row of length 1 has the average probability
     steps = torch.arange(length, device=delta.device, dtype=torch.float32)
     probabilities = density + epsilon * (2 * steps / max(length - 1, 1) - 1) * (length > 1)
     keep = torch.empty(rows.shape, dtype=torch.bool, device=delta.device)
@@ -137,18 +136,18 @@ def keep_by_rank_at_random(
 
 
 def keep_largest_values(values: torch.Tensor, count: int) -> torch.Tensor:
-    """Keep the `count` largest of non-negative values; of equal ones those that torch.topk takes, where it is cheap."""
+    """Keep the `count` largest of non-negative values; among equal ones those of torch.topk where that is cheap."""
     total = values.numel()
     threshold = _Threshold.find(values, count)
     if total <= _SMALL or threshold.ties_are_few(total):
-        keep = _nothing(values)
+        keep = _empty_mask(values)
         keep[torch.topk(values.reshape(-1), count).indices] = True
         return keep
-    return _above(values, threshold)
+    return _mask_from(values, threshold)
 
 
 def kth_largest_magnitude(values: torch.Tensor, count: int) -> float:
-    """The magnitude that `count` entries (at least one) reach or exceed."""
+    """Return the largest magnitude that at least `count` entries reach; count is 1 or more."""
     assert 1 <= count <= values.numel()
     bits = _Threshold.find(values, count).bits
     return torch.tensor(bits, dtype=_integer_dtype(values)).view(values.dtype).item()
@@ -156,11 +155,12 @@ def kth_largest_magnitude(values: torch.Tensor, count: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Threshold:
-    """Magnitude of the count-th largest entry, as the bit pattern of its absolute value.
+    """The magnitude of the count-th largest entry.
 
-    num_above : entries of larger magnitude
-    num_equal : entries of this magnitude
-    count : entries to keep, num_above < count <= num_above + num_equal (0: keep none)
+    bits : its bit pattern
+    num_above : number of entries of larger magnitude
+    num_equal : number of entries of this magnitude
+    count : number of entries to keep, num_above < count <= num_above + num_equal (0: keep none)
     """
 
     bits: int
@@ -169,17 +169,17 @@ class _Threshold:
     count: int
 
     def ties_are_few(self, num_elements: int) -> bool:
-        """True when some, but not all, of the entries at the threshold are kept, and a sort to choose them is cheap."""
+        """Return True when some, but not all, entries at the threshold are kept, and a sort to choose them is cheap."""
         splits = 0 < self.count - self.num_above < self.num_equal
         return splits and num_elements <= LARGEST_SORT and self.num_equal * _FEW_TIES <= num_elements
 
     @staticmethod
     def find(delta: torch.Tensor, count: int) -> _Threshold:
-        """Select the count-th largest magnitude by radix: a histogram of 16 bits at a time, highest first.
+        """Return the threshold of the `count` largest magnitudes, by radix selection with digits of 16 bits.
 
-        The bit pattern of a non-negative IEEE number, read as an integer, has the order of the number.
+        The bit patterns of non-negative IEEE numbers, read as integers, have the order of the numbers.
 
-        Cost: one pass over the tensor per 16 bits (2 in float32, 4 in float64); no memory that grows with it.
+        Cost: a pass over the tensor per digit (2 in float32, 4 in float64); memory of constant size.
         """
         if count == 0:
             return _Threshold(bits=torch.iinfo(_integer_dtype(delta)).max, num_above=0, num_equal=1, count=0)
@@ -195,7 +195,7 @@ class _Threshold:
                 digits = (bits >> shift) & ((1 << _DIGIT_BITS) - 1)
                 histogram += torch.bincount(digits, minlength=1 << _DIGIT_BITS)
             from_top = histogram.flip(0).cumsum(0)
-            steps = int((from_top < count - num_above).sum())  # digits that are larger than the wanted one
+            steps = int((from_top < count - num_above).sum())  # number of larger digits
             digit = (1 << _DIGIT_BITS) - 1 - steps
             num_above += int(from_top[steps - 1]) if steps else 0
             num_equal = int(histogram[digit])
@@ -209,15 +209,15 @@ def _integer_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 
 def _magnitude_bits(block: torch.Tensor) -> torch.Tensor:
-    """Absolute values as integers of the same order."""
+    """Return the absolute values as integers of the same order."""
     integer = _integer_dtype(block)
     return block.contiguous().view(integer) & torch.iinfo(integer).max
 
 
-def _above(delta: torch.Tensor, threshold: _Threshold) -> torch.Tensor:
-    """Mask of the threshold's `count` entries: those above it, and the first of those at it."""
+def _mask_from(delta: torch.Tensor, threshold: _Threshold) -> torch.Tensor:
+    """Return the mask of the threshold's `count` entries: those above it, and the first of those at it."""
     flat = delta.reshape(-1)
-    keep = _nothing(delta)
+    keep = _empty_mask(delta)
     num_wanted = threshold.count - threshold.num_above
     for span in blocks(flat):
         bits = _magnitude_bits(flat[span])
@@ -232,13 +232,14 @@ def _above(delta: torch.Tensor, threshold: _Threshold) -> torch.Tensor:
     return keep
 
 
-def _nothing(delta: torch.Tensor) -> torch.Tensor:
+def _empty_mask(delta: torch.Tensor) -> torch.Tensor:
+    """Return a flat mask that keeps no entry."""
     return torch.zeros(delta.numel(), dtype=torch.bool, device=delta.device)
 
 
 def _repeat_argsort(delta: torch.Tensor, start: int, stop: int, *, descending: bool) -> torch.Tensor:
-    """The entries at places [start, stop) of torch's unstable argsort of the magnitudes: mergekit's choice of ties."""
+    """Return the mask of positions [start, stop) of torch's unstable argsort of magnitudes, as mergekit does."""
     order = torch.argsort(delta.reshape(-1).abs(), descending=descending)
-    keep = _nothing(delta)
+    keep = _empty_mask(delta)
     keep[order[start:stop]] = True
     return keep

@@ -1,14 +1,14 @@
-"""SVD and polar factors in the row and column space of the data, dense or from LoRA factors.
+"""SVD and polar factors without the null space, of dense matrices and of LoRA factors.
+
+Methods that replace singular values (Iso-C, TSV-M, ...) give every direction a new weight. The SVD of a rank-deficient
+matrix also returns directions of the null space, which are arbitrary. Directions below a relative cut are therefore
+left out, and polar factors use only singular values above a cut.
+
+float32 matrices are decomposed by the eigenvectors of their float64 Gram matrix. Squaring halves the number of digits,
+but float64 has more than twice those of float32: on prescribed spectra, values above the cut agree with a float64 SVD
+to 1e-7. The cost is that of a float32 SVD on a CPU and far less on a GPU. float64 matrices use an SVD.
 
 Shapes: M = out features, K = in features, n = min(M, K), R = number of directions, P = rank of the factors.
-
-Methods that set singular values anew (Iso-C, TSV-M, ...) give every direction a weight of its own. On a rank-deficient
-matrix a full SVD returns directions of the null space too, and which ones is up to the rounding: they must not exist
-here. So directions below a relative cut are left out, and polar factors are taken on the part that is not zero.
-
-float32 matrices are decomposed through the float64 Gram matrix of the smaller side. Squaring halves the digits, but
-float64 has more than twice those of float32: measured on prescribed spectra, values above the cut agree with a float64
-SVD to 1e-7, at the cost of a float32 SVD on a CPU and far below it on a GPU. float64 matrices get a true SVD.
 """
 
 from __future__ import annotations
@@ -18,33 +18,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..lazy_torch import torch
+from ..linear_algebra import eigh, frobenius, qr, svd
 from ..task_vectors import LowRank
 
-#: Precision of the data. Checkpoints hold float32 at most, so this is the floor whatever the arithmetic is: in float64
-#: the rounding of a stored float32 (or of the product of LoRA factors) would otherwise count as a direction.
+#: Epsilon of the data. Checkpoints store float32 or less, so it does not depend on the arithmetic: in float64 the
+#: rounding of a stored float32 (or of a product of LoRA factors) must not count as a direction.
 DATA_EPSILON = 2.0**-23
-#: Relative cut of polar factors. A singular value s of a set of unit vectors multiplies their error by 1/s, and they
-#: carry, being singular vectors, an error of about DATA_EPSILON / relative gap: below this cut nothing of them is left.
+#: Relative cut of polar factors. A singular value s of a set of unit vectors multiplies their error by 1/s. They are
+#: singular vectors with an error of about DATA_EPSILON / relative gap: below this cut only error is left.
 POLAR_CUT = 1e-4
-#: What each route can resolve, relative to the largest value; no cut is below it.
+#: Smallest cut of each algorithm, relative to the largest value: smaller values are not resolved.
 _GRAM_RESOLUTION = 1e-7
 _SVD_RESOLUTION = 1e-14
-_BLOCK = 1024  # columns that are converted to float64 at a time
+_BLOCK = 1024  # columns converted to float64 at a time
 
 
 def relative_cut(shape: tuple[int, int]) -> float:
-    """Singular values below this fraction of the largest are rounding of the data: 4 eps sqrt(max(M, K))."""
+    """Return 4 eps sqrt(max(M, K)): singular values below this fraction of the largest are rounding of the data."""
     return 4.0 * DATA_EPSILON * math.sqrt(max(shape))
 
 
 @dataclass(frozen=True, slots=True)
 class CompactSVD:
-    """Left and right singular vectors as rows, descending, without the null space.
+    """Singular triplets above a cut.
 
-    left : Tensor, (R, M)
-    values : Tensor, (R,)
-    right : Tensor, (R, K)
-    rank : int, directions above the cut; larger than R where fewer were asked for
+    left : Tensor, (R, M), row k is u_k
+    values : Tensor, (R,), descending
+    right : Tensor, (R, K), row k is v_k
+    rank : int, number of directions above the cut; R is smaller where `max_directions` is
     """
 
     left: torch.Tensor
@@ -54,6 +55,7 @@ class CompactSVD:
 
     @property
     def num_directions(self) -> int:
+        """R."""
         return self.values.shape[0]
 
 
@@ -64,21 +66,22 @@ def compact_svd(
     floor: float = 0.0,
     max_directions: int | None = None,
 ) -> CompactSVD:
-    """The singular triplets above max(cut * largest value, floor), at most `max_directions` of them.
+    """Return the singular triplets above max(cut * largest value, floor), at most `max_directions` of them.
 
-    Cost: dense 4 n M K + 9 n^3 flops, in float64, and about 11 n^2 float32 elements of work space; factors
-    10 (M + K) P^2 + 22 P^3, and nothing of the size M x K.
+    Cost: dense 4 n M K + 9 n^3 flops in float64 and about 11 n^2 float32 elements of work space; factors
+    10 (M + K) P^2 + 22 P^3 flops and no M x K matrix.
 
     Parameters
     ----------
     vector : Tensor (M, K) float32 or float64, or LowRank
-    cut : relative to the largest value; None for `relative_cut`; 0.0 for all that the arithmetic resolves, where
-        directions are only scaled, never set anew
-    floor : absolute, where the matrix may itself be what is left after a cancellation
+    cut : relative to the largest value. None for `relative_cut`; 0.0 for all directions that the arithmetic resolves,
+        where values are multiplied and not replaced
+    floor : absolute cut, for sums of matrices that may have cancelled
+    max_directions : None for all
 
     Returns
     -------
-    CompactSVD, the dtype and device of the input
+    CompactSVD, in the dtype and on the device of the input
     """
     rows, columns = vector.shape
     if cut is None:
@@ -90,26 +93,26 @@ def compact_svd(
         return _empty(vector, rows, columns)
     if vector.dtype == torch.float32:
         return _from_gram(vector, cut, floor, max_directions)
-    left, values, right = torch.linalg.svd(vector, full_matrices=False)
-    rank, kept = _kept(values, max(cut, _SVD_RESOLUTION), floor, max_directions)
+    left, values, right = svd(vector)
+    rank, kept = _count_above(values, max(cut, _SVD_RESOLUTION), floor, max_directions)
     return CompactSVD(left.T[:kept].contiguous(), values[:kept], right[:kept], rank)
 
 
 def lift_svd(svd: CompactSVD, left_basis: torch.Tensor | None, right_basis: torch.Tensor | None) -> CompactSVD:
-    """The SVD of L^T X R from that of X, for bases L, R with orthonormal rows; None is the identity."""
+    """Return the SVD of L^T X R from that of X, for bases L and R with orthonormal rows; None is the identity."""
     left = svd.left if left_basis is None else svd.left @ left_basis
     right = svd.right if right_basis is None else svd.right @ right_basis
     return CompactSVD(left, svd.values, right, svd.rank)
 
 
 def polar_rows(vectors: torch.Tensor) -> torch.Tensor:
-    """The rows made orthonormal by their polar factor, (X X^T)^(-1/2) X, on the part of X that is not zero.
+    """Return the polar factor (X X^T)^(-1/2) X of rows X: the closest orthonormal rows.
 
-    Among all sets of orthonormal rows it is the closest to X. Where rows are linearly dependent the inverse root is the
-    pseudo-inverse one: N equal rows x become x / sqrt(N) each, whatever basis a null space was given.
+    The inverse root is a pseudo-inverse with the relative cut POLAR_CUT, so linearly dependent rows do not depend on a
+    basis of the null space: N equal rows x give x / sqrt(N) each.
 
-    Cost: 4 R^2 L + 9 R^3 flops in float64; 6 R^2 float64 elements beyond input and result. Working on the Gram matrix
-    is accurate here because the cut (1e-4, squared 1e-8) is far above float64's precision.
+    Cost: 4 R^2 L + 9 R^3 flops in float64; 6 R^2 float64 elements besides input and result. The Gram matrix is accurate
+    enough, because the squared cut of 1e-8 is far above the epsilon of float64.
 
     Parameters
     ----------
@@ -125,7 +128,7 @@ def polar_rows(vectors: torch.Tensor) -> torch.Tensor:
     """
     if vectors.shape[0] == 0:
         return vectors
-    eigenvalues, basis = torch.linalg.eigh(gram(vectors))
+    eigenvalues, basis = eigh(gram(vectors))
     keep = eigenvalues > POLAR_CUT**2 * eigenvalues[-1]
     basis = basis[:, keep]
     root = (basis * eigenvalues[keep].rsqrt()) @ basis.T
@@ -137,17 +140,17 @@ def polar_rows(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def task_vector_norm(vector: torch.Tensor | LowRank) -> float:
-    """||v||_F in float64; of factors without forming their product."""
+    """Return ||v||_F, computed in float64; of factors without forming their product."""
     if isinstance(vector, LowRank):
         square = (gram(vector.left.T) * gram(vector.right)).sum()
         return math.sqrt(max(square.item(), 0.0))
-    return torch.linalg.vector_norm(vector, dtype=torch.float64).item()
+    return frobenius(vector, torch.float64)
 
 
 def rms_singular_value(vector: torch.Tensor | LowRank) -> float:
-    """The root mean square of the singular values over the rank bound: the scale of a matrix, cheaply.
+    """Return ||v||_F / sqrt(r), r = upper bound of the rank: the root mean square of the singular values.
 
-    It lies between largest / sqrt(bound) and largest.
+    It is between sigma_1 / sqrt(r) and sigma_1, and needs no decomposition.
     """
     bound = min(vector.shape)
     if isinstance(vector, LowRank):
@@ -156,7 +159,7 @@ def rms_singular_value(vector: torch.Tensor | LowRank) -> float:
 
 
 def svd_flops(shape: tuple[int, int], rank: int | None = None) -> float:
-    """Projected flops of `compact_svd`: dense, or of factors of that rank."""
+    """Return the projected flops of `compact_svd` of a dense matrix, or of factors of that rank."""
     rows, columns = shape
     if rank is not None:
         return 10.0 * (rows + columns) * rank**2 + 22.0 * rank**3
@@ -165,7 +168,7 @@ def svd_flops(shape: tuple[int, int], rank: int | None = None) -> float:
 
 
 def svd_elements(shape: tuple[int, int], rank: int | None = None) -> int:
-    """Projected peak float32 elements of `compact_svd`, input and result included."""
+    """Return the projected peak memory of `compact_svd` in float32 elements, input and result included."""
     rows, columns = shape
     if rank is not None:
         return 6 * (rows + columns) * rank + 16 * rank**2
@@ -176,7 +179,7 @@ def svd_elements(shape: tuple[int, int], rank: int | None = None) -> int:
 
 
 def stays_low_rank(shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> bool:
-    """Whether the stacked factors of all experts hold fewer elements than the dense matrix does."""
+    """Return True when the stacked factors of all experts have fewer elements than the dense matrix."""
     rows, columns = shape
     return all_low_rank and sum(max_ranks) * (rows + columns) < rows * columns
 
@@ -184,9 +187,9 @@ def stays_low_rank(shape: tuple[int, int], max_ranks: Sequence[int], all_low_ran
 def _from_gram(matrix: torch.Tensor, cut: float, floor: float, max_directions: int | None) -> CompactSVD:
     is_wide = matrix.shape[0] <= matrix.shape[1]
     short = matrix if is_wide else matrix.T  # (n, L), n <= L
-    eigenvalues, vectors = torch.linalg.eigh(gram(short))
+    eigenvalues, vectors = eigh(gram(short))
     values = eigenvalues.flip(0).clamp_min(0.0).sqrt()
-    rank, kept = _kept(values, max(cut, _GRAM_RESOLUTION), floor, max_directions)
+    rank, kept = _count_above(values, max(cut, _GRAM_RESOLUTION), floor, max_directions)
     near = vectors.T[vectors.shape[1] - kept :].flip(0)  # (R, n), descending
     del vectors
     far = torch.empty((kept, short.shape[1]), dtype=matrix.dtype, device=matrix.device)
@@ -195,7 +198,7 @@ def _from_gram(matrix: torch.Tensor, cut: float, floor: float, max_directions: i
         block = near @ short[:, start : start + _BLOCK].double()
         squares += block.square().sum(1)
         far[:, start : start + _BLOCK] = block
-    # ||u_k^T A|| is far more accurate than the root of the eigenvalue, whose error is absolute
+    # ||u_k^T A|| is far more accurate than the root of the eigenvalue, which has an absolute error of eps lambda_1
     values = squares.sqrt()
     far /= values.to(far.dtype).unsqueeze(1)
     order = values.argsort(descending=True, stable=True)
@@ -210,11 +213,11 @@ def _from_factors(vector: LowRank, cut: float, floor: float, max_directions: int
     rows, columns = vector.shape
     if min(rows, columns, vector.rank) == 0:
         return _empty(vector.left, rows, columns)
-    # float64: the factors are small, and then the error is that of the factors themselves
-    basis_left, core_left = torch.linalg.qr(vector.left.double())
-    basis_right, core_right = torch.linalg.qr(vector.right.double().T)
-    left, values, right = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)
-    rank, kept = _kept(values, max(cut, _SVD_RESOLUTION), floor, max_directions)
+    # float64 costs little on small factors, and leaves only the rounding of the factors themselves
+    basis_left, core_left = qr(vector.left.double())
+    basis_right, core_right = qr(vector.right.double().T)
+    left, values, right = svd(core_left @ core_right.T)
+    rank, kept = _count_above(values, max(cut, _SVD_RESOLUTION), floor, max_directions)
     dtype = vector.left.dtype
     return CompactSVD(
         (basis_left @ left[:, :kept]).T.to(dtype).contiguous(),
@@ -225,7 +228,7 @@ def _from_factors(vector: LowRank, cut: float, floor: float, max_directions: int
 
 
 def gram(rows: torch.Tensor) -> torch.Tensor:
-    """X X^T in float64, converting a block of columns at a time."""
+    """Return X X^T in float64, (R, R), of rows X (R, L); a block of columns is converted at a time."""
     size = rows.shape[0]
     products = torch.zeros((size, size), dtype=torch.float64, device=rows.device)
     for start in range(0, rows.shape[1], _BLOCK):
@@ -234,7 +237,8 @@ def gram(rows: torch.Tensor) -> torch.Tensor:
     return products
 
 
-def _kept(values: torch.Tensor, cut: float, floor: float, max_directions: int | None) -> tuple[int, int]:
+def _count_above(values: torch.Tensor, cut: float, floor: float, max_directions: int | None) -> tuple[int, int]:
+    """Return the number of values above max(cut * largest, floor), and the same limited to `max_directions`."""
     limit = max(cut * values[0].item(), floor)
     rank = int((values > limit).sum().item())
     return rank, rank if max_directions is None else min(rank, max_directions)

@@ -1,4 +1,4 @@
-"""Experts in the coordinates of their common row and column space: small matrices, without loss.
+"""Coordinates of the experts in their common column and row space: smaller matrices that determine them.
 
 Shapes: M = out features, K = in features, P and P' = dimensions of the common column and row space, N = experts.
 """
@@ -9,17 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..lazy_torch import torch
+from ..linear_algebra import eigh, qr, svd
 from ..task_vectors import LowRank, TaskVectors
 from .compact_svd import gram, relative_cut, stays_low_rank
 
 
 @dataclass(frozen=True, slots=True)
 class CoreTaskVectors:
-    """v_i = L^T C_i R for every expert; iterates over the C_i, (P, P'), one at a time.
+    """The matrices C_i, (P, P'), with v_i = L^T C_i R for every expert; one at a time.
 
-    left : Tensor, (P, M), orthonormal rows
-    right : Tensor, (P', K), orthonormal rows
-    source : the experts themselves
+    left : Tensor, (P, M), L, orthonormal rows
+    right : Tensor, (P', K), R, orthonormal rows
+    source : the task vectors v_i
     """
 
     left: torch.Tensor
@@ -51,12 +52,12 @@ class CoreTaskVectors:
 
 
 def core_task_vectors(task_vectors: TaskVectors) -> CoreTaskVectors:
-    """The experts over their reference bases.
+    """Return the coordinates of the experts in orthonormal bases of their common column and row space.
 
-    LoRA experts v_i = B_i A_i: left singular vectors of the stacked B_i, right singular vectors of the stacked A_i (the
-    paper's bases). Dense experts have no such factors: the singular vectors of the experts side by side and on top of
-    each other take their place, from the Gram matrices sum_i v_i v_i^T and sum_i v_i^T v_i. Both are in descending
-    order of singular value and without null directions.
+    LoRA experts v_i = B_i A_i: left singular vectors of the stacked B_i and right ones of the stacked A_i, the bases of
+    the paper. Dense experts: left singular vectors of the experts side by side and right ones of the experts on top of
+    each other, from the Gram matrices sum_i v_i v_i^T and sum_i v_i^T v_i. Bases are in descending order of singular
+    value, without null directions.
 
     Cost: LoRA 4 (M + K) P^2; dense 2 N M K (M + K) + 9 (M^3 + K^3), all in float64.
 
@@ -77,11 +78,15 @@ def core_task_vectors(task_vectors: TaskVectors) -> CoreTaskVectors:
 
 
 def stacked_basis(task_vectors: TaskVectors, *, by_rows: bool) -> tuple[torch.Tensor, torch.dtype]:
-    """Singular vectors of the dense experts on top of each other (right ones) or side by side (left ones).
+    """Return the right singular vectors of the experts on top of each other, or the left ones of them side by side.
+
+    Parameters
+    ----------
+    by_rows : True: on top of each other, for a basis of the rows; False: side by side, for one of the columns
 
     Returns
     -------
-    basis : Tensor, (P, K) or (P, M), float64, rows in descending order
+    basis : Tensor, (P, K) or (P, M), float64, rows in descending order of singular value
     dtype : of the experts
     """
     total: torch.Tensor | None = None
@@ -91,20 +96,20 @@ def stacked_basis(task_vectors: TaskVectors, *, by_rows: bool) -> tuple[torch.Te
         products = gram(full.T if by_rows else full)
         dtype = full.dtype
         total = products if total is None else total.add_(products)
-    assert total is not None
-    eigenvalues, vectors = torch.linalg.eigh(total)
+    assert total is not None, "task vectors contain at least one expert"
+    eigenvalues, vectors = eigh(total)
     return _above_cut(eigenvalues, vectors, task_vectors.shape), dtype
 
 
 def _row_space(rows: torch.Tensor) -> torch.Tensor:
-    """Right singular vectors of a flat matrix as rows, in the dtype of the input."""
-    basis, core = torch.linalg.qr(rows.double().T)
-    left, values, _ = torch.linalg.svd(core, full_matrices=False)
+    """Return the right singular vectors of a wide matrix as rows, above the relative cut, in the dtype of the input."""
+    basis, core = qr(rows.double().T)
+    left, values, _ = svd(core)
     keep = values > relative_cut((rows.shape[0], rows.shape[1])) * values[:1]
     return (basis @ left[:, keep]).T.to(rows.dtype).contiguous()
 
 
 def _above_cut(eigenvalues: torch.Tensor, vectors: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """Eigenvectors as rows, descending, above the square of the relative cut."""
+    """Return the eigenvectors above the squared relative cut as rows, descending."""
     keep = (eigenvalues > relative_cut(shape) ** 2 * eigenvalues[-1]) & (eigenvalues > 0)
     return vectors[:, keep].T.flip(0)

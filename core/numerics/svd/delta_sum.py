@@ -1,4 +1,4 @@
-"""Sums of task vectors that stay factors as long as factors are smaller, and the spectrum of such a sum.
+"""Sums of task vectors, kept as factors while factors are smaller than the matrix, and the spectrum of such a sum.
 
 Shapes: M = out features, K = in features, P = rank of the stacked factors, R = number of directions, N = experts.
 """
@@ -14,10 +14,10 @@ from .compact_svd import CompactSVD, compact_svd, relative_cut, rms_singular_val
 
 
 class DeltaSum:
-    """Adds up dense matrices and low-rank products of one shape.
+    """A running sum of dense matrices and low-rank products of one shape.
 
-    Low-rank terms are stacked, [L_1 L_2 ..] [R_1; R_2; ..], until the stack would hold more elements than the M x K
-    matrix; from then on, or from the first dense term on, the sum is dense. So it never takes more than 2 M K elements.
+    Low-rank terms are stacked, [L_1 L_2 ..] [R_1; R_2; ..], while the stack has fewer elements than the M x K matrix.
+    Then, or after the first dense term, the sum is dense. It never needs more than 2 M K elements.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
@@ -26,7 +26,7 @@ class DeltaSum:
         self._dense: torch.Tensor | None = None
 
     def add(self, term: torch.Tensor | LowRank, factor: float = 1.0) -> None:
-        """sum += factor * term"""
+        """Add factor * term to the sum."""
         if not isinstance(term, LowRank):
             self._make_dense(term).add_(term, alpha=factor)
         elif self._dense is not None:
@@ -37,11 +37,11 @@ class DeltaSum:
                 self._make_dense(term.left)
 
     def total(self) -> torch.Tensor | LowRank:
-        """The sum; do not add to it afterwards.
+        """Return the sum. Do not add terms afterwards.
 
         Returns
         -------
-        Tensor (M, K), or LowRank where all terms were and their stack is smaller
+        Tensor (M, K), or LowRank where all terms are low-rank and their stack is smaller
         """
         if self._dense is not None:
             return self._dense
@@ -62,12 +62,12 @@ class DeltaSum:
 
 
 def sum_task_vectors(task_vectors: TaskVectors) -> tuple[torch.Tensor | LowRank, float]:
-    """sum_i v_i, one expert at a time, and the level below which a direction of it is rounding.
+    """Return sum_i v_i, and the level below which its directions are rounding noise.
 
-    Experts may cancel; then what is left of the sum is rounding of the experts, and a cut relative to the sum's own
-    largest value would take that for data. The level is relative to the largest expert.
+    Where experts cancel, the sum is their rounding, and a cut relative to the sum's largest value would keep it. The
+    noise level is relative to the largest expert.
 
-    Cost: one pass; M K elements, or the stacked factors.
+    Cost: one pass over the experts, one at a time; M K elements, or the stacked factors.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def sum_task_vectors(task_vectors: TaskVectors) -> tuple[torch.Tensor | LowRank,
 
 
 def svd_spectrum(kind: str, svd: CompactSVD, num_experts: int, info: Mapping[str, object] | None = None) -> Spectrum:
-    """Singular triplets as a spectrum with the one block "left"."""
+    """Return singular triplets as a spectrum with the single block "left"."""
     shape = (svd.left.shape[1], svd.right.shape[1])
     facts = {"rank": svd.rank, "full_rank": min(shape), **(info or {})}
     return Spectrum(kind, shape, num_experts, svd.values, svd.right, {"left": svd.left}, info=facts)
@@ -92,8 +92,8 @@ def svd_spectrum(kind: str, svd: CompactSVD, num_experts: int, info: Mapping[str
 def delta_spectrum(
     kind: str, delta: torch.Tensor | LowRank, num_experts: int, info: Mapping[str, object] | None = None
 ) -> Spectrum:
-    """The spectrum of a delta that is merged already: its singular triplets down to the rounding of the arithmetic.
+    """Return the spectrum of a merged delta: all singular triplets that the arithmetic resolves.
 
-    It reproduces the delta, so a filter may scale it, cut it, or flatten it.
+    With its values as factors it gives the delta again.
     """
     return svd_spectrum(kind, compact_svd(delta, cut=0.0), num_experts, info)

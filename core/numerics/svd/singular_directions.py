@@ -1,4 +1,4 @@
-"""Singular triplets collected from several experts and made orthonormal together: what TSV-M and Iso-CTS share.
+"""Singular triplets collected from several experts and made orthonormal together, for TSV-M and Iso-CTS.
 
 Shapes: M = out features, K = in features, R = number of directions, N = experts.
 """
@@ -23,13 +23,13 @@ class CollectingParameters(SpectralParameters):
 
     zero_experts: ZeroExperts = Field(
         "axes",
-        description="what a full expert whose delta is exactly zero puts in: axes = the first coordinate axes, as the"
-        " published code does (the SVD of a zero matrix), or nothing",
+        description="directions of a full expert whose delta is exactly zero: axes = the first coordinate axes, as in"
+        " the published code (the SVD of a zero matrix), or nothing",
     )
 
 
 class DirectionSet:
-    """Triplets (u, sigma, v) in the order they were added, each with the number of the expert it comes from."""
+    """Triplets (u, sigma, v) in the order of addition, each with the index of its expert."""
 
     def __init__(self) -> None:
         self._left: list[torch.Tensor] = []
@@ -38,30 +38,37 @@ class DirectionSet:
         self._experts: list[torch.Tensor] = []
 
     def add(self, svd: CompactSVD, expert: int) -> None:
+        """Add the triplets of an expert; -1 for those of the sum."""
         self._left.append(svd.left)
         self._values.append(svd.values)
         self._right.append(svd.right)
         self._experts.append(torch.full_like(svd.values, float(expert)))
 
     def add_axes(self, like: torch.Tensor, num_directions: int, expert: int) -> None:
-        """Coordinate axes with value zero. They carry nothing, but the others are made orthogonal to them."""
+        """Add coordinate axes with singular value 0: the other directions are made orthogonal to them."""
         rows, columns = like.shape
-        axes = {"dtype": like.dtype, "device": like.device}
-        self._left.append(torch.eye(num_directions, rows, **axes))
-        self._values.append(torch.zeros(num_directions, **axes))
-        self._right.append(torch.eye(num_directions, columns, **axes))
-        self._experts.append(torch.full((num_directions,), float(expert), **axes))
+        self._left.append(torch.eye(num_directions, rows, dtype=like.dtype, device=like.device))
+        self._values.append(like.new_zeros(num_directions))
+        self._right.append(torch.eye(num_directions, columns, dtype=like.dtype, device=like.device))
+        self._experts.append(like.new_full((num_directions,), float(expert)))
 
     def orthonormal(self, kind: str, shape: tuple[int, int], num_experts: int, *, keep_zero_values: bool) -> Spectrum:
-        """Left and right vectors replaced by their polar factors, in descending order of the values.
+        """Return the spectrum of the triplets with left and right vectors replaced by their polar factors.
 
-        `statistics["expert"]` says which expert a direction comes from (-1: the sum).
+        Values are descending; `statistics["expert"]` (R,) is the index of the expert of each direction (-1: the sum).
 
         Cost: two `polar_rows`.
+
+        Parameters
+        ----------
+        kind : of the spectrum
+        shape : (M, K)
+        num_experts : N
+        keep_zero_values : False: leave out directions whose value is 0
         """
         values = torch.cat(self._values)
         if not bool(values.any()):
-            keep_zero_values = False  # all experts are zero, and so is the result
+            keep_zero_values = False  # all experts are 0, and so is the result
         order = values.argsort(descending=True, stable=True)
         if not keep_zero_values:
             order = order[: int((values > 0).sum())]
@@ -76,10 +83,10 @@ class DirectionSet:
 
 
 def is_exactly_zero(vector: torch.Tensor | LowRank) -> bool:
-    """True for a dense expert that was not changed at all. Zero factors simply have no directions."""
+    """Return True for a dense expert that is 0 in every entry; factors that are 0 have no directions."""
     return not isinstance(vector, LowRank) and not bool(vector.any())
 
 
 def collected_elements(shape: tuple[int, int], num_directions: int) -> int:
-    """Projected elements of the set and of making it orthonormal: both sides, twice, and their Gram matrix."""
+    """Return the projected elements of the set and of making it orthonormal: both sides, twice, and a Gram matrix."""
     return 3 * num_directions * sum(shape) + 14 * num_directions**2

@@ -1,12 +1,13 @@
-"""SVC: singular value calibration of a merged delta, whatever method it comes from.
+"""SVC: singular value calibration of a merged delta of any method.
+
+A merge counts a direction that experts share several times. Along each left singular vector u_r of the merged delta,
+SVC measures the ratio s_ri of the merged response to the response of each expert, and divides the singular value by the
+mean ratio.
+
+The SVD and the ratios s_ri are expensive and do not depend on alpha: `svc_decompose` returns them as a spectrum, which
+can be cached, and `svc_factors` is cheap.
 
 Shapes: M = out features, K = in features, R = number of directions, N = experts.
-
-Where experts share a direction the merge counts it several times. SVC measures along every left singular vector u_r of
-the merged delta how far the merged response overshoots each expert's own, and divides the singular value by the mean.
-
-The expensive part, the SVD and the responses s_ri, does not depend on alpha: `svc_decompose` returns it as a spectrum
-that can be kept, `svc_factors` is the cheap part.
 """
 
 from __future__ import annotations
@@ -15,37 +16,38 @@ from collections.abc import Sequence
 
 from ..apply_filter import Factors, apply_factors, low_rank_form
 from ..lazy_torch import torch
+from ..linear_algebra import vector_norms
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
 from .compact_svd import compact_svd, gram, svd_elements, svd_flops, task_vector_norm
 
-KIND = "svc"
-#: bump when the numbers that `svc_decompose` returns change
+_KIND = "svc"
+#: Part of the keys: increase it when the results of `svc_decompose` change.
 ALGORITHM_VERSION = 1
-#: An expert that has less than this fraction of its norm along a direction does not respond to it: s_ri is 0. What is
-#: there is rounding of float32 data, and s_ri, noise over squared noise, would be anything (0.90 where 3.08 is right).
+#: s_ri is 0 where an expert has less than this fraction of its norm along u_r. That is rounding of float32 data, and
+#: s_ri, a quotient of noise and squared noise, would be arbitrary (measured: a result of 0.90 instead of 3.08).
 RESPONSE_CUT = 1e-4
-#: Singular values closer than this, relative to the largest, do not have directions of their own in float32 data.
+#: Singular values closer than this, relative to the largest, have no definite directions in float32 data.
 _TIE = 2e-6
-#: Methods that make singular values equal, so that SVC after them is ill-posed.
+#: Methods that make singular values equal: SVC after them is ill-posed.
 _FLATTENING_METHODS = frozenset({"iso_c", "iso_cts", "subspace_boosting"})
-_BLOCK = 1024
+_BLOCK = 1024  # rows or columns converted to float64 at a time
 
 
 def default_alpha(method: str | None, num_experts: int) -> float:
-    """1.0 after TSV-M, as its authors' results for it; 1/N otherwise."""
+    """Return 1.0 after TSV-M, as in the published results of SVC, and 1/N after other methods."""
     return 1.0 if method in ("tsv_m", "tsvm") else 1.0 / num_experts
 
 
 def svc_decompose(merged_delta: torch.Tensor | LowRank, task_vectors: TaskVectors) -> Spectrum:
-    """Singular triplets of the merged delta M and every expert's response along them.
+    """Return the singular triplets of the merged delta M and the ratios of responses along them.
 
         s_ri = <u_r^T M, u_r^T v_i> / ||u_r^T v_i||^2
 
-    Projections are computed in float64 (trap: on experts orthogonal to each other the denominator is rounding).
+    Projections are computed in float64: for experts orthogonal to each other the denominator is rounding noise.
 
     Cost: one SVD; one pass over the experts, 4 R M K flops each in float64, or 2 R r (M + K) for factors of rank r.
-    Nothing of the size M x K is formed where the delta and the expert are factors.
+    No M x K matrix is formed where the delta and the expert are factors.
 
     Returns
     -------
@@ -61,11 +63,11 @@ def svc_decompose(merged_delta: torch.Tensor | LowRank, task_vectors: TaskVector
 
 
 def svc_of_filtered(spectrum: Spectrum, factors: Factors, task_vectors: TaskVectors) -> Spectrum:
-    """`svc_decompose` of what a filter made of a spectrum, with the spectrum's own directions where they are singular.
+    """Return `svc_decompose` of a filtered spectrum, without an SVD where its directions are singular vectors.
 
-    Where left and right vectors are orthonormal (Iso-C, Iso-CTS, TSV-M, ...), the weights are the singular values, and
-    there is nothing to decompose. It also says which directions are meant where singular values tie, which the matrix
-    alone does not: Iso-C makes all of them equal.
+    Where left and right vectors are orthonormal (Iso-C, Iso-CTS, TSV-M, ...), the weights are the singular values. The
+    directions are then also definite where singular values are equal (all of them after Iso-C); those of an SVD are
+    not.
 
     Cost: 2 R^2 (M + K) flops instead of an SVD; otherwise that of `svc_decompose`.
     """
@@ -84,11 +86,12 @@ def svc_of_filtered(spectrum: Spectrum, factors: Factors, task_vectors: TaskVect
 
 
 def svc_factors(spectrum: Spectrum, alpha: float | None = None) -> Factors:
-    """gamma_r sigma_r with gamma_r = N / sum_i max(alpha, s_ri).
+    """Return the factors gamma_r sigma_r, gamma_r = N / sum_i max(alpha, s_ri).
 
     Parameters
     ----------
-    alpha : floor of the responses, > 0; None for 1/N
+    spectrum : of `svc_decompose`
+    alpha : lower bound of the ratios, above 0; None for 1/N
     """
     num_experts = spectrum.num_experts
     floor = default_alpha(None, num_experts) if alpha is None else alpha
@@ -102,27 +105,27 @@ def svc_factors(spectrum: Spectrum, alpha: float | None = None) -> Factors:
 def apply_svc(
     merged_delta: torch.Tensor | LowRank, task_vectors: TaskVectors, alpha: float | None = None
 ) -> torch.Tensor:
-    """The calibrated delta, (M, K)."""
+    """Return the calibrated delta, (M, K); parameters as for `svc_decompose` and `svc_factors`."""
     spectrum = svc_decompose(merged_delta, task_vectors)
     return apply_factors(spectrum, svc_factors(spectrum, alpha))
 
 
 def calibration_warning(method: str) -> str | None:
-    """What to say, before anything is read, of SVC after that method; None where it is well-posed."""
+    """Return a warning where SVC after that method is ill-posed, else None; reads no data."""
     if method not in _FLATTENING_METHODS:
         return None
     return (
-        f"calibration: svc after {method} is ill-posed: {method} makes singular values equal, so a matrix alone no"
-        " longer says which directions svc is to weigh (in published codes a change of 1e-12 moves the result by 20%)."
-        f" The directions of {method} before it made them equal are used; consider leaving one of the two out"
+        f"calibration: svc after {method} is ill-posed: {method} makes singular values equal, so the merged matrix no"
+        " longer determines the directions (in published codes a change of 1e-12 changes the result by 20%). The"
+        f" directions of {method}'s decomposition are used; consider removing {method} or svc"
     )
 
 
 def flat_spectrum_warning(spectrum: Spectrum) -> str | None:
-    """What to say of a calibration once its singular values are known; None where the directions are their own.
+    """Return a warning where singular values of the merged delta are equal, else None.
 
-    More than a hundredth of the energy in directions whose singular values tie is ill-posed: any rotation among them
-    is as good a set of singular vectors, and gives another result.
+    With more than 1% of the energy in directions whose singular values are equal, the result is arbitrary: any rotation
+    of these directions gives other singular vectors and another result.
     """
     values = spectrum.values.double()
     if values.shape[0] < 2:
@@ -135,7 +138,7 @@ def flat_spectrum_warning(spectrum: Spectrum) -> str | None:
     if share <= 0.01:
         return None
     return (
-        f"svc is ill-posed here: {int(tied.sum())} of {values.shape[0]} singular values of the merged delta tie"
+        f"svc is ill-posed: {int(tied.sum())} of {values.shape[0]} singular values of the merged delta are equal"
         f" ({share:.0%} of its energy), so their directions are arbitrary"
     )
 
@@ -143,7 +146,7 @@ def flat_spectrum_warning(spectrum: Spectrum) -> str | None:
 def svc_flops(
     shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool, delta_rank: int | None = None
 ) -> float:
-    """Projected flops of `svc_decompose`; `delta_rank` where the merged delta comes as factors."""
+    """Return the projected flops of `svc_decompose`; `delta_rank` is given where the merged delta is factors."""
     rank = min(shape) if delta_rank is None else delta_rank
     if all_low_rank:
         each = sum(2.0 * rank * own * sum(shape) for own in max_ranks)
@@ -155,7 +158,7 @@ def svc_flops(
 def svc_elements(
     shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool, delta_rank: int | None = None
 ) -> int:
-    """Projected peak elements of `svc_decompose` and of applying it, the merged delta included."""
+    """Return the projected peak elements of `svc_decompose` and of applying its factors, the delta included."""
     rows, columns = shape
     rank = min(shape) if delta_rank is None else delta_rank
     kept = rank * (rows + columns) + (0 if delta_rank is not None else rows * columns)
@@ -174,10 +177,11 @@ def _calibrated_spectrum(
     shape = (left.shape[1], right.shape[1])
     statistics = {"projection": torch.stack(responses, dim=1).to(values.dtype)}
     info = {"rank": values.shape[0], "full_rank": min(shape)}
-    return Spectrum(KIND, shape, task_vectors.num_experts, values, right, {"left": left}, statistics, info)
+    return Spectrum(_KIND, shape, task_vectors.num_experts, values, right, {"left": left}, statistics, info)
 
 
 def _are_orthonormal(spectrum: Spectrum) -> bool:
+    """Return True when the left and the right vectors are orthonormal up to the rounding of polar factors."""
     tolerance = 1e-9 if spectrum.right.dtype == torch.float64 else 1e-4
     for vectors in (spectrum.left["left"], spectrum.right):
         products = gram(vectors)
@@ -190,7 +194,10 @@ def _are_orthonormal(spectrum: Spectrum) -> bool:
 def _responses(
     left: torch.Tensor, values: torch.Tensor, right: torch.Tensor, vector: torch.Tensor | LowRank
 ) -> torch.Tensor:
-    """s_r of one expert, (R,), float64: sigma_r <v_r, a_r> / ||a_r||^2 with a_r = u_r^T v, as u_r^T M = sigma_r v_r."""
+    """Return the ratios s_r of one expert, (R,) float64.
+
+    u_r^T M = sigma_r v_r, so s_r = sigma_r <v_r, a_r> / ||a_r||^2 with a_r = u_r^T v.
+    """
     if isinstance(vector, LowRank):
         coefficients = left.double() @ vector.left.double()  # a_r = coefficients_r A
         down = vector.right.double()
@@ -201,7 +208,7 @@ def _responses(
         for start in range(0, vector.shape[0], _BLOCK):
             span = slice(start, start + _BLOCK)
             projected.addmm_(left[:, span].double(), vector[span].double())
-        squares = torch.linalg.vector_norm(projected, dim=1).square()
+        squares = vector_norms(projected, dim=1).square()
         inner = torch.zeros_like(squares)
         for start in range(0, vector.shape[1], _BLOCK):
             span = slice(start, start + _BLOCK)

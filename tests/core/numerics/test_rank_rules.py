@@ -177,7 +177,7 @@ def test_zero_experts_and_no_columns(rule: str) -> None:
         ("loss_residual_0", "between 0 and 1"),
         ("wudi_risk_-1", "above 0"),
         ("wudi_risk_nan", "above 0"),
-        ("zzz", "known are"),
+        ("zzz", "expected one of"),
     ],
 )
 def test_unknown_rules_are_named(rule: str, message: str) -> None:
