@@ -23,6 +23,10 @@ from ..errors import ShapeError
 from .lazy_torch import torch
 
 
+def _no_statistics() -> Mapping[str, torch.Tensor]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Spectrum:
     """The decomposition of one layer.
@@ -44,8 +48,8 @@ class Spectrum:
     values: torch.Tensor
     right: torch.Tensor
     left: Mapping[str, torch.Tensor]
-    statistics: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    info: Mapping[str, object] = field(default_factory=dict)
+    statistics: Mapping[str, torch.Tensor] = field(default_factory=_no_statistics)
+    info: Mapping[str, object] = field(default_factory=dict[str, object])
 
     def __post_init__(self) -> None:
         rows, columns = self.shape

@@ -1,7 +1,7 @@
-"""From task vectors to the interference spectrum: picks the cheaper of two routes that give the same numbers.
+"""Decompose task vectors into the interference spectrum, by the cheaper of two routes with equal results.
 
-* gram: sums C, D, S expert by expert and takes the eigenvectors of C. Any number of experts, constant memory.
-* row_space: decomposes the stacked experts when they have fewer rows than columns. Exact for LoRA, never K x K.
+* gram: sum C, D and S over the experts, then the eigenvectors of C. Memory does not depend on the number of experts.
+* row_space: decompose the stacked experts, if they have fewer rows than columns, as LoRA factors do; no K x K matrix.
 
 Shapes: M = out features (D1), K = in features (D2), P = sum of the experts' row dimensions, N = experts.
 """
@@ -21,8 +21,8 @@ from .summed_task_vectors import SummedTaskVectors
 
 Route = Literal["gram", "row_space"]
 
-# Measured on CPU and GPU libraries: an eigendecomposition of order n costs about 10 n^3 matrix-product flops,
-# an SVD 2.5 times that; Householder QR runs at about half the speed of a product.
+# Measured cost in flops of matrix products: 10 n^3 for an eigendecomposition of order n, 2.5 times that for an SVD;
+# Householder QR has about half the speed of a product.
 _EIGH = 10.0
 _SVD = 25.0
 _QR = 8.0
@@ -31,21 +31,21 @@ _QR = 8.0
 def decompose_interference(
     task_vectors: TaskVectors, *, route: Route | None = None, with_expert_energy: bool = False
 ) -> Spectrum:
-    """The interference spectrum: eigenvalues of C, D q_k ("target") and S q_k ("sum").
+    """Return the interference spectrum: eigenvalues of C, D q_k ("target") and S q_k ("sum").
 
-    Cost: `decomposition_flops` and `decomposition_elements` say beforehand.
+    Cost: see `decomposition_flops` and `decomposition_elements`.
 
     Parameters
     ----------
     task_vectors : TaskVectors, (M, K), float32 or float64
-        SummedTaskVectors are decomposed from their sums, by the gram route, and not read.
-    route : "gram" or "row_space"; None takes the cheaper
+        SummedTaskVectors are decomposed from their sums, by the gram route, without reading the experts.
+    route : "gram" or "row_space"; None for the cheaper one
     with_expert_energy : bool
-        Adds the statistic "expert_energy" (R, N), w_i ||v_i q_k||^2: a second pass over the experts on the gram route.
+        Add the statistic "expert_energy" (R, N), w_i ||v_i q_k||^2; a second pass over the experts on the gram route.
 
     Returns
     -------
-    Spectrum of kind "interference"; no direction at all when every expert is zero
+    Spectrum of kind "interference", without directions when every expert is 0
 
     References
     ----------
@@ -54,7 +54,7 @@ def decompose_interference(
     if isinstance(task_vectors, SummedTaskVectors):
         spectrum = spectrum_of_operator(task_vectors.take_operator())
     elif (route or choose_route(task_vectors.shape, task_vectors.max_ranks)) == "row_space":
-        return decompose_row_space(task_vectors)  # the experts' energies come for nothing there
+        return decompose_row_space(task_vectors)  # includes the experts' energies
     else:
         spectrum = spectrum_of_operator(accumulate(task_vectors))
     if with_expert_energy:
@@ -64,7 +64,7 @@ def decompose_interference(
 
 
 def choose_route(shape: tuple[int, int], max_ranks: Sequence[int]) -> Route:
-    """row_space where the stacked experts have fewer rows than columns and that costs less."""
+    """Return row_space where the stacked experts have fewer rows than columns and it costs less, else gram."""
     if sum(max_ranks) >= shape[1]:
         return "gram"
     row_space = decomposition_flops(shape, max_ranks, "row_space")
@@ -72,7 +72,7 @@ def choose_route(shape: tuple[int, int], max_ranks: Sequence[int]) -> Route:
 
 
 def decomposition_flops(shape: tuple[int, int], max_ranks: Sequence[int], route: Route) -> float:
-    """Floating point operations of a route, library overheads folded in as matrix-product flops."""
+    """Return the projected cost of a route, in flops of matrix products."""
     rows, columns = shape
     if route == "gram":
         per_expert = 2.0 * rows * columns**2 + min(2.0 * rows * columns**2, 4.0 * rows**2 * columns)
@@ -84,11 +84,11 @@ def decomposition_flops(shape: tuple[int, int], max_ranks: Sequence[int], route:
 
 
 def decomposition_elements(shape: tuple[int, int], max_ranks: Sequence[int], route: Route) -> int:
-    """Peak number of elements, in the arithmetic dtype, that a route holds; one expert and the result included."""
+    """Return the projected peak number of elements (arithmetic dtype) of a route, with one expert and the result."""
     rows, columns = shape
     matrix, square = rows * columns, columns * columns
     if route == "gram":
-        accumulating = 5 * matrix + 2 * square  # C, D, S; one expert, normalised; its Gram matrix
+        accumulating = 5 * matrix + 2 * square  # C, D, S; one expert, normalized; its Gram matrix
         decomposing = 2 * matrix + 5 * square  # C, D, S; eigenvectors and LAPACK's work space
         projecting = 5 * matrix + 3 * square  # C, D, S, eigenvectors, right, two left blocks, packed operands
         return max(accumulating, decomposing, projecting)

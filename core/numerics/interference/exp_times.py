@@ -1,4 +1,4 @@
-"""Cross-layer alignment (SWUDI+): one filter time per layer, so that all layers are filtered to the same depth."""
+"""Cross-layer alignment (SWUDI+): filter times per layer that make t lambda_max equal, or nearly so, in all layers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ..filters import EIGENVALUE_FLOOR
 
 
 def align_exp_times(exp_time: float, largest_values: Mapping[str, float], alignment_rho: float) -> dict[str, float]:
-    """t_layer = t (geometric mean of lambda_max over layers / lambda_max,layer)^rho.
+    """Return t_layer = t (geometric mean of lambda_max over layers / lambda_max,layer)^rho of each layer.
 
     Parameters
     ----------
     exp_time : float
         t of the recipe.
     largest_values : mapping of layer name to lambda_max of its interference operator
-        The layers that are merged by the same method; floored at 1e-8 as the published code does. A layer whose experts
-        are all zero (value 0) takes no part in the mean and keeps t.
+        The layers that the same method merges. Values below 1e-8 are raised to it, as in the published code. A layer
+        whose experts are all 0 (value 0) is not part of the mean and gets t.
     alignment_rho : float
-        0 leaves t alone, 1 equalises t lambda_max.
+        0 keeps t, 1 makes t lambda_max equal.
 
     Returns
     -------

@@ -1,6 +1,8 @@
-"""What the members of the WUDI family share: one decomposition, an anchor, and a filter on the top K directions.
+"""Base class of the WUDI family: one decomposition, an anchor, and a filter on the top K directions.
 
 merged delta = sum_k [c (1 - f_k) S q_k + f_k / lambda_k  D q_k] q_k^T,   c = 1 (sum), 1/N (mean), 0 (zero)
+
+Shapes: D2 = in features, R = number of directions, K = number of directions that are filtered, N = experts.
 """
 
 from __future__ import annotations
@@ -24,15 +26,13 @@ Anchor = Literal["sum", "mean", "zero"]
 
 
 class AnchorParameters(SpectralParameters):
-    """Parameters of every member of the family."""
+    """Parameters of every method of the family."""
 
-    anchor: Anchor = Field(
-        "sum", description="what a direction keeps where the filter is 0: sum, mean or zero of the experts"
-    )
+    anchor: Anchor = Field("sum", description="the result where the filter is 0: sum or mean of the experts, or zero")
 
 
 class FilterParameters(AnchorParameters):
-    """Parameters of the members that let the user choose the filter."""
+    """Parameters of methods whose filter is a parameter."""
 
     filter: FilterName = Field("exponential", description="exponential | none | tikhonov | landweber | wiener")
     exp_time: float = Field(
@@ -58,7 +58,7 @@ P = TypeVar("P", bound=AnchorParameters)
 
 
 class InterferenceMethod(SpectralMethod[P, ExpertParameters]):
-    """Abstract: a method on the interference spectrum. Subclasses say which filter and how many directions."""
+    """Abstract base class of methods on the interference spectrum; subclasses implement `factors`."""
 
     def decomposition(self, parameters: P) -> Mapping[str, object]:
         return {"kind": "interference"}
@@ -72,34 +72,34 @@ class InterferenceMethod(SpectralMethod[P, ExpertParameters]):
     def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
         route = choose_route(shape, max_ranks)
         directions = shape[1] if route == "gram" else min(sum(max_ranks), shape[1])
-        # spectrum with two blocks, the blocks combined, their selected rows, and the delta
+        # the spectrum with two blocks, their combination, its selected rows, and the delta
         applying = directions * (2 * shape[1] + 4 * shape[0]) + shape[0] * shape[1]
         return max(decomposition_elements(shape, max_ranks, route), applying)
 
 
 def anchor_factor(anchor: Anchor, num_experts: int) -> float:
-    """theta_0 as a multiple of the sum of the experts."""
+    """Return c of the anchor theta_0 = c S, S = sum of the experts."""
     return {"sum": 1.0, "mean": 1.0 / num_experts, "zero": 0.0}[anchor]
 
 
 def resolved_directions(spectrum: Spectrum) -> torch.Tensor:
-    """(R,) bool: the directions whose eigenvalue is more than rounding noise."""
+    """Return a mask (R,) of the directions whose eigenvalue is above rounding noise."""
     return spectrum.statistics["resolved"] > 0
 
 
 def rank_by_ratio(rank_ratio: float | None, columns: int) -> int:
-    """K of a rank ratio r: D2 r rounded up from 0.001 on, at least 1, as the published code has it; None keeps all."""
+    """Return K of a rank ratio r: int(D2 r + 0.999), at least 1, as in the published code; None keeps all."""
     return columns if rank_ratio is None else max(1, int((columns * rank_ratio + 0.999) // 1))
 
 
 def evaluate_filter(spectrum: Spectrum, parameters: FilterParameters, rank: int) -> FilterValues:
-    """The chosen filter on all directions of the spectrum; `rank` only sets the noise of the Wiener filter."""
+    """Return the filter of the parameters at all eigenvalues; only the noise of the Wiener filter depends on `rank`."""
     values, resolved = spectrum.values, resolved_directions(spectrum)
     if parameters.filter == "none":
         return filters.no_filter(values, resolved)
     if parameters.filter == "tikhonov":
         alpha = 0.01 if parameters.tikhonov_alpha is None else parameters.tikhonov_alpha
-        if alpha == 0.0:  # no ridge is no filter, with its null space
+        if alpha == 0.0:  # without a ridge, 1 / lambda has no bound: only resolved directions pass
             return filters.no_filter(values, resolved)
         chosen = filters.tikhonov(values, alpha)
     elif parameters.filter == "landweber":
@@ -111,19 +111,24 @@ def evaluate_filter(spectrum: Spectrum, parameters: FilterParameters, rank: int)
         chosen = filters.exponential(values, parameters.exp_time)
     chosen = filters.raise_to_power(chosen, parameters.gamma, values, resolved)
     if parameters.filter == "exponential" and parameters.tikhonov_alpha:
-        # the power shapes the exponential part alone, as in the published code
+        # the power applies to the exponential factor only, as in the published code
         chosen = chosen.times(filters.tikhonov(values, parameters.tikhonov_alpha).passed)
     return chosen
 
 
 def factors_of_filter(spectrum: Spectrum, chosen: FilterValues, rank: int, anchor: Anchor, scale: float) -> Factors:
-    """The filter on the first `rank` directions, the anchor everywhere it does not reach, all of it times `scale`."""
+    """Return the factors of a filter on the first `rank` directions and of the anchor on the rest, times `scale`.
+
+    Raises
+    ------
+    RecipeError : the filter overflows, because the learning rate is too large
+    """
     index = torch.arange(spectrum.num_directions, device=spectrum.values.device)
     chosen = chosen.where(index < rank)
     if not filters.is_finite(chosen):
         raise RecipeError(
-            "the filter's factors overflow: gradient descent diverges at this learning rate;"
-            f" choose it below {1.0 / float(spectrum.values[0]):.3g} (1 / lambda_max)"
+            "the factors of the filter overflow, because gradient descent diverges at this learning rate;"
+            f" choose one below {1.0 / float(spectrum.values[0]):.3g} (1 / lambda_max)"
         )
     weights = {"target": scale * chosen.gain}
     factor = scale * anchor_factor(anchor, spectrum.num_experts)

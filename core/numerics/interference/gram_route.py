@@ -1,29 +1,32 @@
-"""Interference spectrum by the dense route: eigendecomposition of C, (K, K).
+"""The interference spectrum from the eigendecomposition of C, (K, K): the gram route.
 
 Shapes: M = out features (D1), K = in features (D2), R = directions kept, N = experts.
 """
 
 from __future__ import annotations
 
+from typing import cast
+
 from ..energies import row_energies
 from ..lazy_torch import torch
+from ..linear_algebra import eigh
 from ..rounding import arithmetic_epsilon, eigenvalue_cut
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
 from .operator import InterferenceOperator
 
-# Directions are dropped when all they hold together is this many roundings of the whole: nothing a cast would not lose.
+# Unresolved directions are dropped if their part of D and of S is at most this many epsilons, as much as a cast loses.
 _DROPPED_ROUNDINGS = 16.0
 
 
 def spectrum_of_operator(
     operator: InterferenceOperator, *, kind: str = "interference", one_expert_is_solution: bool = True
 ) -> Spectrum:
-    """Eigenvalues of C in descending order, with D q_k and S q_k.
+    """Return the spectrum of C: eigenvalues in descending order, with D q_k and S q_k.
 
-    A direction that rounding alone explains (its eigenvalue is below the cut, and D q_k and S q_k hold nothing) is
-    left out: its eigenvalue is an exact zero. One that is below the cut but carries something of S or D is kept with
-    the statistic `resolved` = 0; a filter that divides by the eigenvalue must not pass it.
+    Directions whose eigenvalue is below the cut of `eigenvalue_cut` are not resolved. They are left out where D q_k and
+    S q_k are rounding noise too, and kept with the statistic `resolved` = 0 otherwise: filters that divide by the
+    eigenvalue must not pass them.
 
     Cost: about 10 K^3 + 4 M K^2 flops; 4 K^2 + 2 M K elements beyond the operator.
 
@@ -31,9 +34,9 @@ def spectrum_of_operator(
     ----------
     operator : InterferenceOperator
     kind : str
-        Of the spectrum.
+        Kind of the spectrum.
     one_expert_is_solution : bool
-        True where D = v C when a single expert is not zero, as in WUDI (not so in OptMerge, which truncates).
+        True if D = v C when a single expert is not 0, as in WUDI; False for OptMerge, which truncates.
 
     Returns
     -------
@@ -46,25 +49,25 @@ def spectrum_of_operator(
     rows, columns = operator.shape
     if operator.num_nonzero == 0:
         return empty_spectrum(kind, operator.shape, operator.norms, operator.S)
-    ascending, vectors = torch.linalg.eigh(operator.C)
+    ascending, vectors = eigh(operator.C)
     largest, smallest = float(ascending[-1]), float(ascending[0])
     epsilon = arithmetic_epsilon(operator.C.dtype)
     cut = eigenvalue_cut(largest, smallest, columns, epsilon)
     values = ascending.flip(0)
-    # below one rounding, or below the noise that negative eigenvalues show, there is no telling a value from zero
+    # values below one rounding of the largest, or below the noise that a negative eigenvalue measures, count as 0
     values[values <= max(epsilon * largest, -smallest)] = 0.0
     right = vectors.T.flip(0)
     del vectors
     total = right @ operator.S.T
     if one_expert_is_solution and operator.num_nonzero == 1:
-        # D = v C = S C: through S the result is that expert to the last bits, whatever its spectrum.
+        # D = v C = S C: computed from S, the result is that expert up to rounding, whatever its spectrum
         target = total * values.unsqueeze(1)
     else:
         target = right @ operator.D.T
 
     target_energy, sum_energy = row_energies(target), row_energies(total)
     resolved = values > cut
-    keep = _worth_keeping(resolved, target_energy, sum_energy, epsilon)
+    keep = _directions_to_keep(resolved, target_energy, sum_energy, epsilon)
     if not bool(keep.all()):
         values, right, target, total = values[keep], right[keep], target[keep], total[keep]
         target_energy, sum_energy, resolved = target_energy[keep], sum_energy[keep], resolved[keep]
@@ -78,7 +81,7 @@ def spectrum_of_operator(
         statistics={"target_energy": target_energy, "sum_energy": sum_energy, "resolved": resolved.double()},
         info={
             "route": "gram",
-            "expert_norms": operator.norms.tolist(),
+            "expert_norms": [float(norm) for norm in operator.norms],
             "value_cut": cut,
             "num_resolved": int(resolved.sum()),
         },
@@ -86,25 +89,24 @@ def spectrum_of_operator(
 
 
 def expert_energies(spectrum: Spectrum, task_vectors: TaskVectors) -> torch.Tensor:
-    """w_i ||v_i q_k||^2, (R, N) float64: each expert's share of eigenvalue k. A second pass over the experts.
+    """Return w_i ||v_i q_k||^2, (R, N) float64: the part of expert i in eigenvalue k.
 
-    Cost: 2 N R M K flops.
+    Cost: a second pass over the experts; 2 N R M K flops.
     """
+    norms = cast("list[float]", spectrum.info["expert_norms"])
     shares = torch.zeros((spectrum.num_directions, task_vectors.num_experts), dtype=torch.float64)
     for index, task_vector in enumerate(task_vectors):
         if isinstance(task_vector, LowRank):
             projected = (spectrum.right @ task_vector.right.T) @ task_vector.left.T
         else:
             projected = spectrum.right @ task_vector.T
-        norms = spectrum.info["expert_norms"]
-        assert isinstance(norms, list)
         if norms[index] > 0:
             shares[:, index] = (row_energies(projected) / norms[index] ** 2).cpu()
     return shares.to(spectrum.values.device)
 
 
 def empty_spectrum(kind: str, shape: tuple[int, int], norms: torch.Tensor, like: torch.Tensor) -> Spectrum:
-    """The spectrum of experts that are all zero: no direction, zero delta."""
+    """Return the spectrum of experts that are all 0: no directions, so the delta is 0."""
     rows, columns = shape
     none = torch.zeros(0, dtype=torch.float64, device=like.device)
     return Spectrum(
@@ -115,14 +117,14 @@ def empty_spectrum(kind: str, shape: tuple[int, int], norms: torch.Tensor, like:
         right=like.new_zeros((0, columns)),
         left={"target": like.new_zeros((0, rows)), "sum": like.new_zeros((0, rows))},
         statistics={"target_energy": none, "sum_energy": none, "resolved": none},
-        info={"route": "none", "expert_norms": norms.tolist(), "value_cut": 0.0, "num_resolved": 0},
+        info={"route": "none", "expert_norms": [float(norm) for norm in norms], "value_cut": 0.0, "num_resolved": 0},
     )
 
 
-def _worth_keeping(
+def _directions_to_keep(
     resolved: torch.Tensor, target_energy: torch.Tensor, sum_energy: torch.Tensor, epsilon: float
 ) -> torch.Tensor:
-    """False for unresolved directions that together hold no more than a few roundings of D and of S."""
+    """Return a mask (R,), false for the unresolved directions whose sum is rounding noise of D and of S."""
     tiny = torch.finfo(torch.float64).tiny
     share = torch.maximum(
         target_energy / target_energy.sum().clamp(min=tiny), sum_energy / sum_energy.sum().clamp(min=tiny)

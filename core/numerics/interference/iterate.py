@@ -1,8 +1,8 @@
-"""Adam on the WUDI objective, iterated on C and D: the published solver, kept as the baseline.
+"""Adam on the WUDI objective, iterated with C and D: the published solver, as the baseline.
 
-Every step costs one product theta C, whatever the number of experts. Adam divides element by element, so its result
-is not a function of C's eigenvalues: what is kept of it is the singular value decomposition of the outcome. Plain
-descent is one (`filters.landweber`, `filters.heavy_ball`) and is never iterated.
+A step costs one product theta C, whatever the number of experts. Adam divides entry by entry, so its result is no
+function of the eigenvalues of C; the spectrum is the singular value decomposition of the result. Gradient descent is
+such a function (`filters.landweber`, `filters.heavy_ball`) and is not iterated.
 
 Shapes: M = out features (D1), K = in features (D2), R = min(M, K).
 """
@@ -13,6 +13,7 @@ import math
 
 from ..apply_filter import Factors
 from ..lazy_torch import torch
+from ..linear_algebra import svd
 from ..spectrum import Spectrum
 from .operator import InterferenceOperator
 
@@ -22,12 +23,13 @@ _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults, whic
 def adam_displacement(
     C: torch.Tensor, residual: torch.Tensor, *, iterations: int, learning_rate: float
 ) -> torch.Tensor:
-    """How far so many Adam steps on the gradient 2 (theta C - D) lead away from their start.
+    """Return theta - theta_0 after that many Adam steps on the gradient 2 (theta C - D).
 
-    With theta = theta_0 + x the gradient is 2 (x C - residual), residual = D - theta_0 C. Iterating x instead of theta
-    keeps a solution a solution: at a gradient of pure rounding noise Adam, which divides by its size, walks off.
+    With theta = theta_0 + x the gradient is 2 (x C - residual), residual = D - theta_0 C. x is iterated instead of
+    theta, because Adam divides by the size of the gradient: where theta_0 is a solution, the rounding noise of
+    theta C - D would move theta by whole steps.
 
-    Cost: 2 M K^2 flops a step; 5 M K elements beyond the inputs.
+    Cost: 2 M K^2 flops per step; 5 M K elements besides the inputs.
 
     Parameters
     ----------
@@ -63,14 +65,14 @@ def spectrum_of_iterate(
     learning_rate: float,
     one_expert_is_solution: bool = True,
 ) -> Spectrum:
-    """The iteration's outcome as a spectrum: singular values, with u_k in the block "left".
+    """Return the result of the iteration as a spectrum: its singular values, with u_k in the block "left".
 
     Parameters
     ----------
     anchor_factor : float
-        The start, as a multiple of the sum of the experts.
+        The start theta_0 as a multiple of the sum of the experts.
     one_expert_is_solution : bool
-        True where D = v C when a single expert is not zero: the residual is then known without a difference.
+        True if D = v C when a single expert is not 0: the residual then needs no difference.
     """
     theta = operator.S * anchor_factor
     if operator.num_nonzero > 0:
@@ -79,31 +81,33 @@ def spectrum_of_iterate(
         else:
             residual = torch.addmm(operator.D, theta, operator.C, alpha=-1.0)
         theta += adam_displacement(operator.C, residual, iterations=iterations, learning_rate=learning_rate)
-    U, sigma, Vh = torch.linalg.svd(theta, full_matrices=False)
+    left, sigma, right = svd(theta)
     kept = int((sigma > 0).sum())
     return Spectrum(
         kind=kind,
         shape=operator.shape,
         num_experts=operator.num_experts,
         values=sigma[:kept],
-        right=Vh[:kept],
-        left={"left": U.T[:kept].contiguous()},
-        info={"route": "iteration", "expert_norms": operator.norms.tolist()},
+        right=right[:kept],
+        left={"left": left.T[:kept].contiguous()},
+        info={"route": "iteration", "expert_norms": [float(norm) for norm in operator.norms]},
     )
 
 
 def factors_of_iterate(spectrum: Spectrum, scale: float) -> Factors:
-    """The iterate itself, times `scale`."""
+    """Return the factors that give the result of the iteration, times `scale`."""
     return Factors({"left": scale * spectrum.values}, spectrum.num_directions)
 
 
 def iterate_flops(shape: tuple[int, int], num_experts: int, iterations: int) -> float:
+    """Return the projected flops of the sums, the iteration and the SVD."""
     rows, columns = shape
     order = min(shape)
     return (4.0 * num_experts + 2.0 * iterations) * rows * columns**2 + 25.0 * order**2 * max(shape)
 
 
 def iterate_elements(shape: tuple[int, int]) -> int:
+    """Return the projected peak elements of the iteration and the SVD."""
     rows, columns = shape
     order = min(shape)
     iterating = 7 * rows * columns + 2 * columns**2

@@ -1,7 +1,7 @@
-"""Coordinates in the experts' joint row space: a problem with K columns becomes one with as many as the stacked rows.
+"""Coordinates of the experts in their joint row space: P columns instead of K.
 
-Whatever is built from the experts by sums, products v^T v and SVDs turns with the columns: solving it for v_i Q^T and
-multiplying the result by Q is exact. (Adam is not such a thing: it divides element by element.)
+Results of sums, products v^T v and SVDs of the experts rotate with their columns, so solving a problem for v_i Q^T and
+multiplying the result by Q is exact. (Not for Adam, which divides entry by entry.)
 
 Shapes: M = out features (D1), K = in features (D2), P = sum of the experts' row dimensions.
 """
@@ -12,15 +12,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..lazy_torch import torch
+from ..linear_algebra import qr
 from ..task_vectors import LowRank, TaskVectors
 
 
 @dataclass(frozen=True, slots=True)
 class ProjectedTaskVectors:
-    """The task vectors times the basis' transpose, (M, P): TaskVectors of the small problem."""
+    """TaskVectors v_i Q^T, (M, P).
+
+    full : TaskVectors, the v_i, (M, K)
+    basis : Tensor, (P, K), Q, orthonormal rows
+    """
 
     full: TaskVectors
-    basis: torch.Tensor  # (P, K), orthonormal rows
+    basis: torch.Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -47,10 +52,10 @@ class ProjectedTaskVectors:
 
 
 def project_to_row_space(task_vectors: TaskVectors) -> ProjectedTaskVectors:
-    """Coordinates in an orthonormal basis of all experts' rows.
+    """Return the coordinates of the experts in an orthonormal basis of all their rows.
 
     Cost: 8 K P^2 flops; 3 P K elements.
     """
     rows = torch.cat([v.right if isinstance(v, LowRank) else v for v in task_vectors])
-    basis, _ = torch.linalg.qr(rows.T)
+    basis, _ = qr(rows.T)
     return ProjectedTaskVectors(task_vectors, basis.T)

@@ -1,9 +1,10 @@
-"""The sums that define the WUDI family's problem: interference operator C, target D and sum S, one expert at a time.
+"""The sums over experts that define the problem of the WUDI family: interference operator C, target D and sum S.
 
     C = sum_i w_i v_i^T v_i,   D = sum_i w_i v_i (v_i^T v_i),   S = sum_i v_i,   w_i = 1 / ||v_i||_F^2
 
+They can be stored: adding an expert later reads only that expert.
+
 Shapes: M = out features (D1), K = in features (D2), R = rank of LoRA factors, N = experts.
-All three are sums over experts, so they may be kept: a later expert costs one pass over that expert alone.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ from dataclasses import dataclass
 from ...errors import CorruptObjectError, ShapeError
 from ..energies import frobenius_norm
 from ..lazy_torch import torch
+from ..linear_algebra import qr
 from ..task_vectors import LowRank, TaskVectors
 
-_MIRROR_BLOCK = 1024  # rows copied at a time when C is made symmetric: bounds the work space
+_MIRROR_BLOCK = 1024  # rows copied at a time to make C symmetric; limits the work space
 
 
 @dataclass(frozen=True, slots=True)
 class InterferenceOperator:
-    """C, D and S of the experts seen so far.
+    """C, D and S of a set of experts.
 
-    C : Tensor, (K, K), symmetric positive semi-definite, trace = number of non-zero experts
+    C : Tensor, (K, K), symmetric positive semi-definite, trace = number of experts that are not 0
     D : Tensor, (M, K)
     S : Tensor, (M, K)
-    norms : Tensor, (N,), float64 on the CPU, ||v_i||_F in the order they came; 0 for an expert that does nothing
+    norms : Tensor, (N,), float64 on the CPU, ||v_i||_F in the order of addition
     """
 
     C: torch.Tensor
@@ -38,26 +40,29 @@ class InterferenceOperator:
         rows, columns = self.S.shape
         if tuple(self.C.shape) != (columns, columns) or tuple(self.D.shape) != (rows, columns):
             raise ShapeError(
-                f"interference operator: C is {tuple(self.C.shape)}, D is {tuple(self.D.shape)};"
-                f" expected {(columns, columns)} and {(rows, columns)} to go with S"
+                f"interference operator: C has shape {tuple(self.C.shape)}, D {tuple(self.D.shape)};"
+                f" expected {(columns, columns)} and {(rows, columns)} from the shape of S"
             )
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(M, K)."""
         rows, columns = self.S.shape
         return rows, columns
 
     @property
     def num_experts(self) -> int:
+        """N, with experts that are 0."""
         return len(self.norms)
 
     @property
     def num_nonzero(self) -> int:
+        """Number of experts that are not 0."""
         return int((self.norms > 0).sum())
 
     @staticmethod
     def empty(shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str) -> InterferenceOperator:
-        """The operator of no experts."""
+        """Return the sums of no experts, all 0."""
         rows, columns = shape
         return InterferenceOperator(
             C=torch.zeros((columns, columns), dtype=dtype, device=device),
@@ -67,22 +72,24 @@ class InterferenceOperator:
         )
 
     def plus(self, task_vector: torch.Tensor | LowRank, *, in_place: bool = False) -> InterferenceOperator:
-        """The operator with one more expert.
+        """Return the sums with one more expert.
 
-        Cost: 2 M K^2 + min(2 M K^2, 4 M^2 K) flops for a dense expert; work space of M K and up to K^2 elements.
+        Cost: 2 M K^2 + min(2 M K^2, 4 M^2 K) flops for a dense expert; M K and up to K^2 elements of work space.
 
         Parameters
         ----------
         task_vector : Tensor (M, K) or LowRank, dtype and device of the operator
         in_place : bool
-            Adds into this operator's tensors, which must not be used afterwards.
+            Add to the tensors of this operator, which must not be used afterwards.
 
         Raises
         ------
-        ShapeError : the expert has another shape
+        ShapeError : the shape of the expert is another one
         """
         if tuple(task_vector.shape) != self.shape:
-            raise ShapeError(f"task vector has shape {tuple(task_vector.shape)}, the operator {self.shape}")
+            raise ShapeError(
+                f"task vector has shape {tuple(task_vector.shape)}; expected {self.shape}, the shape of the others"
+            )
         C, D, S = (self.C, self.D, self.S) if in_place else (self.C.clone(), self.D.clone(), self.S.clone())
         if isinstance(task_vector, LowRank):
             norm = _add_low_rank(C, D, S, task_vector)
@@ -93,17 +100,17 @@ class InterferenceOperator:
         return InterferenceOperator(C, D, S, norms)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """What has to be stored to add an expert later."""
+        """Return the tensors to store."""
         return {"C": self.C, "D": self.D, "S": self.S, "norms": self.norms}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, torch.Tensor]) -> InterferenceOperator:
-        """The inverse of `to_tensors`.
+        """Return the operator from the tensors of `to_tensors`.
 
         Raises
         ------
         CorruptObjectError : a tensor is missing
-        ShapeError : they do not fit each other
+        ShapeError : the shapes do not fit
         """
         missing = sorted({"C", "D", "S", "norms"} - set(tensors))
         if missing:
@@ -112,9 +119,9 @@ class InterferenceOperator:
 
 
 def accumulate(task_vectors: TaskVectors) -> InterferenceOperator:
-    """C, D and S of all experts in one pass; at most one expert is held.
+    """Return C, D and S of all experts, in one pass with one expert in memory.
 
-    Cost: O(N M K^2) time; K^2 + 2 M K elements kept, K^2 + 2 M K more while an expert is added.
+    Cost: O(N M K^2) time; K^2 + 2 M K elements, and K^2 + 2 M K more while an expert is added.
 
     References
     ----------
@@ -126,13 +133,16 @@ def accumulate(task_vectors: TaskVectors) -> InterferenceOperator:
             like = task_vector.left if isinstance(task_vector, LowRank) else task_vector
             operator = InterferenceOperator.empty(task_vectors.shape, like.dtype, like.device)
         operator = operator.plus(task_vector, in_place=True)
-    assert operator is not None, "task vectors hold at least one expert"
+    assert operator is not None, "task vectors contain at least one expert"
     return operator
 
 
 def factor_orthonormal(task_vector: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
-    """v = Q F with orthonormal columns in Q (M, R') and F (R', K), R' = min(M, R): ||v q|| = ||F q|| for every q."""
-    columns, triangle = torch.linalg.qr(task_vector.left)
+    """Return Q (M, R') with orthonormal columns and F (R', K) of v = Q F, R' = min(M, R).
+
+    Then ||v q|| = ||F q|| for every q.
+    """
+    columns, triangle = qr(task_vector.left)
     return columns, triangle @ task_vector.right
 
 
@@ -140,7 +150,7 @@ def _add_dense(C: torch.Tensor, D: torch.Tensor, S: torch.Tensor, v: torch.Tenso
     norm = frobenius_norm(v)
     if norm == 0.0:
         return 0.0
-    # Normalised first: with w_i as a factor on unscaled squares, small task vectors would underflow.
+    # normalized before squaring: squares of small task vectors would underflow
     unit = v / norm
     rows, columns = v.shape
     if 2 * rows < columns:
@@ -148,9 +158,9 @@ def _add_dense(C: torch.Tensor, D: torch.Tensor, S: torch.Tensor, v: torch.Tenso
         D.addmm_(unit @ unit.T, unit, alpha=norm)
     else:
         gram = unit.T @ unit
-        C += gram
+        C.add_(gram)
         D.addmm_(unit, gram, alpha=norm)
-    S += v
+    S.add_(v)
     return norm
 
 
@@ -167,7 +177,7 @@ def _add_low_rank(C: torch.Tensor, D: torch.Tensor, S: torch.Tensor, v: LowRank)
 
 
 def _mirror_lower_triangle(C: torch.Tensor) -> None:
-    """Make C exactly symmetric, as eigh reads it: a matrix product X^T X need not be, to the last bit."""
+    """Make C exactly symmetric: rounding may make X^T X asymmetric, and eigh reads only the lower triangle."""
     for start in range(0, C.shape[0], _MIRROR_BLOCK):
         stop = min(start + _MIRROR_BLOCK, C.shape[0])
         C[:start, start:stop] = C[start:stop, :start].T

@@ -1,6 +1,6 @@
-"""OptMerge's normal equations: linear in theta like WUDI's, so the same spectrum and the same filters apply.
+"""The normal equations of OptMerge: linear in theta as those of WUDI, so spectrum and filters are the same.
 
-    minimise sum_i w_i ||(theta - tau_i) B_i^T||_F^2,   B_i = S_K V_K^T of v_i
+    minimize sum_i w_i ||(theta - tau_i) B_i^T||_F^2,   B_i = S_K V_K^T of v_i
     C = sum_i w_i V_K S_K^2 V_K^T,   D = sum_i w_i tau_i V_K S_K^2 V_K^T
 
 tau_i is the rank-K SVD of v_i - mean, plus the mean ("full"), or the rank-K SVD of v_i ("lora").
@@ -15,6 +15,7 @@ from typing import Literal
 
 from ..energies import frobenius_norm
 from ..lazy_torch import torch
+from ..linear_algebra import svd
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
 from .gram_route import spectrum_of_operator
@@ -25,14 +26,14 @@ Variant = Literal["full", "lora"]
 
 
 def truncation_rank(shape: tuple[int, int], num_experts: int) -> int:
-    """K = min(D1, D2) // N, at least 1."""
+    """Return K = min(D1, D2) // N, at least 1: the rank of tau_i and B_i."""
     return max(1, min(shape) // num_experts)
 
 
 def optmerge_operator(task_vectors: TaskVectors, variant: Variant, rank: int) -> InterferenceOperator:
-    """C, D and S of OptMerge.
+    """Return C, D and S of OptMerge.
 
-    Cost: two SVDs an expert; two passes over the experts; 3 M K + K^2 elements beyond an expert and its SVD.
+    Cost: two passes over the experts; two SVDs per expert; 3 M K + K^2 elements besides an expert and its SVD.
 
     References
     ----------
@@ -42,7 +43,7 @@ def optmerge_operator(task_vectors: TaskVectors, variant: Variant, rank: int) ->
     for task_vector in task_vectors:
         dense = _dense(task_vector)
         total = dense.clone() if total is None else total.add_(dense)
-    assert total is not None, "task vectors hold at least one expert"
+    assert total is not None, "task vectors contain at least one expert"
     mean = total / task_vectors.num_experts
     columns = total.shape[1]
     C, D = total.new_zeros((columns, columns)), torch.zeros_like(total)
@@ -53,23 +54,23 @@ def optmerge_operator(task_vectors: TaskVectors, variant: Variant, rank: int) ->
         norms.append(norm)
         if norm == 0.0:
             continue
-        U, sigma, Vh = _truncated_svd(v / norm, rank)
-        weighted = Vh.T * sigma**2
-        C.addmm_(weighted, Vh)
+        left, sigma, right = _truncated_svd(v / norm, rank)
+        weighted = right.T * sigma**2
+        C.addmm_(weighted, right)
         if variant == "lora":
-            projected = U * (sigma**3 * norm)  # tau V_K S_K^2
+            projected = left * (sigma**3 * norm)  # tau V_K S_K^2
         else:
-            left, middle, right = _truncated_svd(v - mean, rank)
-            projected = (left * middle) @ (right @ weighted) + mean @ weighted
-        D.addmm_(projected, Vh)
+            own_left, own_sigma, own_right = _truncated_svd(v - mean, rank)
+            projected = (own_left * own_sigma) @ (own_right @ weighted) + mean @ weighted
+        D.addmm_(projected, right)
     return InterferenceOperator(C, D, total, torch.tensor(norms, dtype=torch.float64))
 
 
 def optmerge_spectrum(task_vectors: TaskVectors, variant: Variant) -> Spectrum:
-    """The spectrum of OptMerge's C, in the experts' joint row space where that is smaller."""
+    """Return the spectrum of OptMerge's C, computed in the joint row space of the experts where that is smaller."""
     shape = task_vectors.shape
     rank = truncation_rank(shape, task_vectors.num_experts)
-    one_expert = task_vectors.num_experts == 1  # then nothing is truncated and D = v C
+    one_expert = task_vectors.num_experts == 1  # nothing is truncated, and D = v C
     if sum(task_vectors.max_ranks) >= shape[1]:
         operator = optmerge_operator(task_vectors, variant, rank)
         return spectrum_of_operator(operator, kind="optmerge", one_expert_is_solution=one_expert)
@@ -86,5 +87,5 @@ def _dense(task_vector: torch.Tensor | LowRank) -> torch.Tensor:
 
 
 def _truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
-    return U[:, :rank], sigma[:rank], Vh[:rank]
+    left, sigma, right = svd(matrix)
+    return left[:, :rank], sigma[:rank], right[:rank]

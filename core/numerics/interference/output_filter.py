@@ -1,4 +1,4 @@
-"""The output-side companion of the exponential filter: the rows' eigenbasis, filtered like the columns'.
+"""The exponential filter on the output side: filter the eigenbasis of the rows.
 
     E = sum_i w_i v_i v_i^T = U diag(sigma) U^T,   theta <- U diag(1 - exp(-t sigma)) U^T theta
 
@@ -11,13 +11,16 @@ import dataclasses
 
 from ..energies import frobenius_norm
 from ..lazy_torch import torch
+from ..linear_algebra import eigh
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
 from .operator import factor_orthonormal
 
 
 def filter_outputs(spectrum: Spectrum, task_vectors: TaskVectors, output_exp_time: float) -> Spectrum:
-    """Multiply every left block by U diag(1 - exp(-t sigma)) U^T: all of theta stands on the left blocks.
+    """Return the spectrum with every left block multiplied by U diag(1 - exp(-t sigma)) U^T.
+
+    theta is linear in the left blocks, so this filters theta.
 
     Cost: a second pass over the experts, 2 N M^2 K + 10 M^3 flops; 5 M^2 elements, for LoRA experts too.
 
@@ -25,15 +28,16 @@ def filter_outputs(spectrum: Spectrum, task_vectors: TaskVectors, output_exp_tim
     ----------
     "output_exp_time" of the published code of SWUDI, arXiv:2606.07289
     """
-    if spectrum.shape[0] <= 1 or spectrum.num_directions == 0:  # the published code leaves a single row alone
+    if spectrum.shape[0] <= 1 or spectrum.num_directions == 0:  # as the published code for a single row
         return spectrum
-    sigma, U = torch.linalg.eigh(_output_gram(task_vectors, spectrum))
+    sigma, basis = eigh(_output_gram(task_vectors, spectrum))
     passed = -torch.expm1(-output_exp_time * sigma.clamp(min=0))
-    left = {name: (block @ U * passed) @ U.T for name, block in spectrum.left.items()}
+    left = {name: (block @ basis * passed) @ basis.T for name, block in spectrum.left.items()}
     return dataclasses.replace(spectrum, left=left)
 
 
 def _output_gram(task_vectors: TaskVectors, spectrum: Spectrum) -> torch.Tensor:
+    """Return E, (M, M)."""
     rows = spectrum.shape[0]
     gram = spectrum.right.new_zeros((rows, rows))
     for task_vector in task_vectors:

@@ -1,16 +1,17 @@
-"""Interference spectrum in the row space of the stacked experts: for LoRA, and for few experts with few rows.
+"""The interference spectrum from an SVD of the stacked experts: the row-space route, for LoRA or few rows.
 
     B = [v_1 / ||v_1||; ...; v_N / ||v_N||],   C = B^T B,   B = U diag(sigma) V^T,   lambda_k = sigma_k^2,   q_k = V e_k
 
-With U_i the rows of U that belong to expert i, v_i = ||v_i|| U_i diag(sigma) V^T, and so
+With U_i the rows of U of expert i, v_i = ||v_i|| U_i diag(sigma) V^T, and therefore
 
     S q_k = sum_i ||v_i|| sigma_k U_i e_k,   D q_k = sum_i ||v_i|| sigma_k U_i diag(sigma^2) U_i^T U_i e_k.
 
-A LoRA expert v = L A enters B as the factor F of v = Q F with orthonormal columns in Q, which multiply back at the end.
-No K x K and no M x K matrix is formed, and nothing is squared before it is decomposed: singular values are good down
-to epsilon times the largest, eigenvalues of C only down to its square root.
+For a LoRA expert v = L A, the rows of B are F of v = Q F with orthonormal columns in Q, and the left vectors are
+multiplied by Q at the end. No K x K and no M x K matrix is formed. Nothing is squared before it is decomposed, so
+singular values are resolved down to epsilon times the largest; eigenvalues of C give them only down to its square root.
 
-Shapes: M = out features (D1), K = in features (D2), P = sum of the experts' row dimensions, R = directions; N experts.
+Shapes: M = out features (D1), K = in features (D2), P = sum of the experts' row dimensions, R = number of directions,
+N = experts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 from ..energies import frobenius_norm, row_energies
 from ..lazy_torch import torch
+from ..linear_algebra import qr, svd
 from ..rounding import arithmetic_epsilon, singular_value_cut
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
@@ -31,31 +33,32 @@ from .operator import factor_orthonormal
 class _ExpertRows:
     """One expert as v = norm * columns @ unit_rows.
 
-    columns : Tensor (M, P_i) with orthonormal columns, or None for the identity (a dense expert)
-    unit_rows : Tensor (P_i, K) of Frobenius norm 1, without rows for a zero expert
+    columns : Tensor (M, P_i) with orthonormal columns, or None for the identity (dense experts)
+    unit_rows : Tensor (P_i, K) of Frobenius norm 1; no rows for an expert that is 0
     """
 
     norm: float
     columns: torch.Tensor | None
     unit_rows: torch.Tensor
 
-    def place(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows (P_i, R) of the small space -> (R, M), columns applied."""
+    def left_vectors(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return (columns @ rows)^T, (R, M), of rows (P_i, R)."""
         return rows.T if self.columns is None else rows.T @ self.columns.T
 
 
 def decompose_row_space(task_vectors: TaskVectors) -> Spectrum:
-    """The interference spectrum without C.
+    """Return the interference spectrum without forming C.
 
-    Cost: about 8 K P^2 + 24 P^3 + 4 M P R flops; 4 P K + M P elements beyond the inputs, plus the spectrum.
+    Cost: about 8 K P^2 + 24 P^3 + 4 M P R flops; 4 P K + M P elements besides the inputs and the spectrum.
 
     Returns
     -------
-    Spectrum as `gram_route.spectrum_of_operator` gives it, with the statistic "expert_energy" (R, N) besides
+    Spectrum as from `gram_route.spectrum_of_operator`, with all directions resolved and the statistic "expert_energy"
+    (R, N)
 
     References
     ----------
-    The singular vectors' identity is ours; the problem is SWUDI's, arXiv:2606.07289
+    SWUDI, arXiv:2606.07289, for the problem; the identities above are derived here
     """
     shape = task_vectors.shape
     experts = list(_rows_of_experts(task_vectors))
@@ -67,27 +70,30 @@ def decompose_row_space(task_vectors: TaskVectors) -> Spectrum:
 
     stacked = torch.cat([expert.unit_rows for _, expert in active])
     parts = [expert.unit_rows.shape[0] for _, expert in active]
-    # QR first: the SVD is then of order P, whatever K is.
-    basis, triangle = torch.linalg.qr(stacked.T)
+    # after a QR the SVD has order P instead of K
+    basis, triangle = qr(stacked.T)
     del stacked
-    U, sigma, Vh = torch.linalg.svd(triangle.T, full_matrices=False)
+    left, sigma, coefficients = svd(triangle.T)
     cut = singular_value_cut(float(sigma[0]), shape[1], arithmetic_epsilon(like.dtype))
     num_kept = int((sigma > cut).sum())
-    U, sigma, Vh = U[:, :num_kept], sigma[:num_kept], Vh[:num_kept]
-    right = Vh @ basis.T
+    left, sigma = left[:, :num_kept], sigma[:num_kept]
+    right = coefficients[:num_kept] @ basis.T
     del basis, triangle
 
     total = like.new_zeros((num_kept, shape[0]))
     target = like.new_zeros((num_kept, shape[0]))
     shares = torch.zeros((num_kept, len(experts)), dtype=torch.float64, device=like.device)
-    for (index, expert), U_i in zip(active, U.split(parts), strict=True):
+    first = 0
+    for (index, expert), num_rows in zip(active, parts, strict=True):
+        U_i = left[first : first + num_rows]
+        first += num_rows
         overlap = U_i.T @ U_i
-        total += expert.place(U_i * (expert.norm * sigma))
+        total += expert.left_vectors(U_i * (expert.norm * sigma))
         if len(active) > 1:
-            target += expert.place((U_i * sigma**2) @ (overlap * (expert.norm * sigma)))
+            target += expert.left_vectors((U_i * sigma**2) @ (overlap * (expert.norm * sigma)))
         shares[:, index] = overlap.diagonal().double() * sigma.double() ** 2
     if len(active) == 1:
-        target = total * (sigma**2).unsqueeze(1)  # D = v C, exactly
+        target = total * (sigma**2).unsqueeze(1)  # D = v C
     return Spectrum(
         kind="interference",
         shape=shape,
@@ -103,7 +109,7 @@ def decompose_row_space(task_vectors: TaskVectors) -> Spectrum:
         },
         info={
             "route": "row_space",
-            "expert_norms": norms.tolist(),
+            "expert_norms": [float(norm) for norm in norms],
             "value_cut": cut**2,
             "num_resolved": num_kept,
         },
@@ -111,6 +117,7 @@ def decompose_row_space(task_vectors: TaskVectors) -> Spectrum:
 
 
 def _rows_of_experts(task_vectors: TaskVectors) -> Iterator[_ExpertRows]:
+    """Iterate over the normalized experts."""
     for task_vector in task_vectors:
         if isinstance(task_vector, LowRank):
             columns, rows = factor_orthonormal(task_vector)

@@ -1,4 +1,4 @@
-"""Task vectors whose sums are already known: the first pass over the experts, the expensive one, has been paid for."""
+"""Task vectors with their sums C, D and S, so that a decomposition does not read the experts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from .operator import InterferenceOperator
 
 @final
 class SummedTaskVectors:
-    """`experts`, with their C, D and S.
+    """Experts together with their C, D and S.
 
-    Iterating reads the experts, all of them: a method that passes over them a second time (energies of each expert,
-    the output-side filter) still can.
+    Iterating reads the experts, for methods with a second pass over them (energies of each expert, output filter).
     """
 
     def __init__(self, operator: InterferenceOperator, experts: TaskVectors) -> None:
@@ -24,9 +23,9 @@ class SummedTaskVectors:
         self._experts = experts
 
     def take_operator(self) -> InterferenceOperator:
-        """The sums, norms in the order of the experts; once, so that nobody else keeps them alive."""
+        """Return the sums and drop the reference to them, to free their memory early. Call it once."""
         operator, self._operator = self._operator, None
-        assert operator is not None, "the sums are handed over once"
+        assert operator is not None, "take_operator was called twice"
         return operator
 
     @property
