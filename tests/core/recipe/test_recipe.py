@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eigenmerge.core.errors import RecipeError
-from eigenmerge.core.recipe.presets import PRESETS
 from eigenmerge.core.recipe.recipe import Recipe, recipe_from_mapping
 from eigenmerge.core.recipe.strict_yaml import parse_yaml_mapping
 
@@ -124,29 +123,6 @@ def test_slices_and_one_module() -> None:
 )
 def test_mistakes_name_their_place(text: str, says: str) -> None:
     assert says in refused(text)
-
-
-def test_presets_fill_in_and_explicit_keys_win() -> None:
-    recipe = recipe_of("preset: clip-vit-b32-8\nbase_model: b\nmodels: [a]\n")
-    assert recipe.merge_method == "swudi"
-    assert recipe.parameters == {"exp_time": 1300.0, "rank_ratio": 0.65, "scale": 1.0}
-    mine = recipe_of("preset: clip-vit-b32-8\nbase_model: b\nmodels: [a]\nparameters: {exp_time: 7}\n")
-    assert mine.parameters == {"exp_time": 7, "rank_ratio": 0.65, "scale": 1.0}
-
-
-def test_a_multimodal_preset_keeps_all_but_the_language_matrices() -> None:
-    rule = "{match: 'model.layers.0.*', action: mean}"
-    recipe = recipe_of(f"preset: qwen2-vl-7b\nmerge_method: swudi_a\nmodels: [a]\nrules: [{rule}]\nlm_head: mean\n")
-    assert (recipe.embeddings, recipe.lm_head, recipe.vectors, recipe.conv) == ("base", "mean", "base", "base")
-    assert [item.action for item in recipe.rules] == ["mean", "keep_base"]  # the recipe's own rule is asked first
-    assert recipe.parameters == {"rank_rule": "participation_sqrt", "scale": 0.2}
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_a_valid_recipe_for_each_of_its_methods(name: str) -> None:
-    for method in PRESETS[name].methods:
-        recipe = recipe_of(f"preset: {name}\nmerge_method: {method}\nbase_model: b\nmodels: [a]\n")
-        assert recipe.merge_method == method
 
 
 def test_canonical_is_json_and_loads_again_to_the_same() -> None:

@@ -1,0 +1,86 @@
+"""Which tensors are merged, averaged or copied: rules, then the kind of tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from eigenmerge.core.errors import EigenmergeError
+
+SWUDI = "merge_method: swudi\nbase_model: base\n"
+Q = "model.layers.0.self_attn.q_proj.weight"
+
+
+def refused(kind: type[EigenmergeError], call: Callable[[], Any]) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("choice", ["base", "mean", "merge"])
+def test_embeddings_and_lm_head_by_choice(
+    choice: str, model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any
+) -> None:
+    text = SWUDI + f"models: [a]\nembeddings: {choice}\nlm_head: {choice}"
+    found = tensors_of(plan_of(text, model("base", llama_tensors()), model("a", llama_tensors())))
+    action = {"base": "copy"}.get(choice, choice)
+    assert found["model.embed_tokens.weight"].action == action
+    assert found["lm_head.weight"].action == action
+
+
+def test_buffers_empty_tensors_and_convolutions(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    names = {"position_ids": (1, 8), "rotary_emb.inv_freq": (4,), "none.weight": (0, 4), "conv.weight": (6, 3, 2, 2)}
+    models = [model(name, names, dtype={"position_ids": "I64"}) for name in ("base", "a")]
+    found = tensors_of(plan_of(SWUDI + "models: [a]", *models))
+    assert [found[name].action for name in names] == ["copy", "copy", "copy", "mean"]
+    assert found["position_ids"].out_dtype == "I64"
+    found = tensors_of(plan_of(SWUDI + "models: [a]\nconv: matrix", *models))
+    assert found["conv.weight"].matrix_shape == (6, 12)
+    assert found["conv.weight"].spectrum_key is not None
+    assert tensors_of(plan_of(SWUDI + "models: [a]\nconv: base", *models))["conv.weight"].action == "copy"
+
+
+def test_the_first_rule_decides(model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any) -> None:
+    rules = (
+        "rules:\n"
+        "  - {match: 'model.layers.0.*', action: keep_base}\n"
+        "  - {match: ['*.mlp.*', 're:o_proj'], method: iso_c, parameters: {scale: 1.3}}\n"
+        "  - {match: '*', parameters: {exp_time: 7}}\n"
+    )
+    models = [model(name, llama_tensors()) for name in ("base", "a", "b")]
+    found = tensors_of(plan_of(SWUDI + "models: [a, b]\nparameters: {exp_time: 9, scale: 2}\n" + rules, *models))
+    assert found[Q].action == "copy"
+    assert found[Q].reason == "rule 'model.layers.0.*': base kept"
+    iso = found["model.layers.1.mlp.up_proj.weight"]
+    assert (iso.method, iso.parameters["scale"]) == ("iso_c", 1.3)  # a rule's method has only the rule's parameters
+    assert found["model.layers.1.self_attn.o_proj.weight"].method == "iso_c"
+    swudi = found["model.layers.1.self_attn.q_proj.weight"]
+    assert (swudi.method, swudi.parameters["exp_time"], swudi.parameters["scale"]) == ("swudi", 7, 2)
+    assert found["model.layers.1.input_layernorm.weight"].action == "mean"
+
+
+def test_a_direct_method_for_some_tensors(model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any) -> None:
+    text = SWUDI + "models: [{model: a, parameters: {weight: 0.3}}]\nrules: [{match: '*norm*', method: ties}]"
+    found = tensors_of(plan_of(text, model("base", llama_tensors()), model("a", llama_tensors())))
+    norm = found["model.norm.weight"]
+    assert (norm.action, norm.method) == ("merge", "ties")
+    assert norm.experts[0].parameters["weight"] == 0.3
+
+
+def test_merge_forces_the_embeddings(model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any) -> None:
+    text = (
+        SWUDI + "models: [a]\nrules: [{match: '*embed_tokens*', action: merge}, {match: lm_head.weight, action: mean}]"
+    )
+    found = tensors_of(plan_of(text, model("base", llama_tensors()), model("a", llama_tensors())))
+    assert found["model.embed_tokens.weight"].action == "merge"
+    assert found["lm_head.weight"].action == "mean"
+
+
+def test_a_rule_in_the_shadow_of_another(model: Any, llama_tensors: Any, plan_of: Any) -> None:
+    text = SWUDI + "models: [a]\nrules: [{match: '*', action: mean}, {match: '*norm*', action: keep_base}]"
+    plan = plan_of(text, *(model(name, llama_tensors()) for name in ("base", "a")))
+    assert any("rules[1] (*norm*) decides nothing" in warning for warning in plan.warnings)

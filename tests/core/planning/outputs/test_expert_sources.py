@@ -1,0 +1,54 @@
+"""The stored tensor of each expert: shapes that do not fit and tensors that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from eigenmerge.core.errors import CheckpointError, EigenmergeError, ShapeError
+
+SWUDI = "merge_method: swudi\nbase_model: base\n"
+Q = "model.layers.0.self_attn.q_proj.weight"
+
+
+def refused(kind: type[EigenmergeError], call: Callable[[], Any]) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_another_shape(model: Any, llama_tensors: Any, plan_of: Any) -> None:
+    message = refused(
+        ShapeError,
+        lambda: plan_of(
+            SWUDI + "models: [a, b]",
+            model("base", llama_tensors()),
+            model("a", llama_tensors()),
+            model("b", llama_tensors(kv=4)),
+        ),
+    )
+    assert message.startswith("model.layers.0.self_attn.k_proj.weight: b has shape [4, 8], the base has [8, 8]")
+
+
+def test_a_transposed_weight_is_said_to_be(model: Any, plan_of: Any) -> None:
+    models = [model("base", {"w.weight": (3, 5)}), model("a", {"w.weight": (5, 3)})]
+    assert "it is stored transposed" in refused(ShapeError, lambda: plan_of(SWUDI + "models: [a]", *models))
+
+
+def test_a_tensor_that_some_experts_lack(model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any) -> None:
+    less = {name: shape for name, shape in llama_tensors().items() if name != Q}
+    models = [model("base", llama_tensors()), model("a", llama_tensors()), model("b", less)]
+    message = refused(CheckpointError, lambda: plan_of(SWUDI + "models: [a, b]", *models))
+    assert message.startswith(f"{Q}: b does not have it")
+    assert "missing: base" in message
+    tensor = tensors_of(plan_of(SWUDI + "models: [a, b]\nmissing: base", *models))[Q]
+    assert sorted(expert.full is None for expert in tensor.experts) == [False, True]
+    text = "merge_method: linear\nmodels: [a, b]\nmissing: base"
+    message = refused(CheckpointError, lambda: plan_of(text, *models))
+    assert "b does not have it, other models do; give base_model" in message
+    rule = f"rules: [{{match: '{Q}', action: keep_base}}]"
+    assert tensors_of(plan_of(SWUDI + f"models: [a, b]\n{rule}", *models))[Q].action == "copy"

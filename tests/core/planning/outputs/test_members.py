@@ -1,0 +1,61 @@
+"""The models of a merge: the base among them, and how many a method takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from eigenmerge.core.errors import EigenmergeError, RecipeError
+
+TIES = "merge_method: ties\nbase_model: base\n"
+
+
+def refused(kind: type[EigenmergeError], call: Callable[[], Any]) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_task_vector_method_needs_one(model: Any, plan_of: Any) -> None:
+    for method in ("swudi", "ties"):
+        models = [model(name, {"w.weight": (4, 4)}) for name in ("a", "b")]
+        message = refused(RecipeError, lambda m=method, ms=models: plan_of(f"merge_method: {m}\nmodels: [a, b]", *ms))
+        assert message.startswith("base_model: is missing")
+
+
+def test_listed_among_the_models_it_is_dropped(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    models = [model(name, {"w.weight": (4, 4)}) for name in ("base", "a")]
+    plan = plan_of(TIES + "models: [base, a]", *models)
+    assert [expert.expert for expert in tensors_of(plan)["w.weight"].experts] == [1]
+    assert any("base is listed among the models" in warning for warning in plan.warnings)
+
+
+def test_linear_keeps_it(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    models = [model(name, {"w.weight": (4, 4)}) for name in ("base", "a")]
+    plan = plan_of("merge_method: linear\nbase_model: base\nmodels: [base, a]", *models)
+    assert {expert.expert: expert.is_base for expert in tensors_of(plan)["w.weight"].experts} == {0: True, 1: False}
+
+
+def test_linear_with_a_global_weight_averages_it_as_mergekit_does(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    models = [model(name, {"w.weight": (4, 4)}) for name in ("base", "a")]
+    text = "merge_method: linear\nbase_model: base\nmodels: [{model: a, parameters: {weight: 3}}]\n"
+    plan = plan_of(text + "parameters: {weight: 1}", *models)
+    found = {e.is_base: e.parameters["weight"] for e in tensors_of(plan)["w.weight"].experts}
+    assert found == {False: 3, True: 1}
+    assert len(tensors_of(plan_of(text, *models))["w.weight"].experts) == 1
+
+
+def test_the_number_of_models(model: Any, plan_of: Any) -> None:
+    models = [model(name, {"w.weight": (4, 4)}) for name in ("base", "a", "b", "c")]
+    slerp = "merge_method: slerp\nbase_model: base\nparameters: {t: 0.5}\nmodels: [a, b, c]"
+    assert "slerp takes at most 2 models; found 3" in refused(RecipeError, lambda: plan_of(slerp, *models))
+    two = slerp.replace("a, b, c", "a, b")
+    assert "slerp merges exactly 1 model beside the base; found 2" in refused(
+        RecipeError, lambda: plan_of(two, *models)
+    )
+    stock = "merge_method: model_stock\nbase_model: base\nmodels: [a]"
+    assert "model_stock needs at least 2 models; found 1" in refused(RecipeError, lambda: plan_of(stock, *models))

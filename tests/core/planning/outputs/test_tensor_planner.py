@@ -1,0 +1,67 @@
+"""The plan of one tensor: dtype, parameters, experts and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from eigenmerge.core.errors import EigenmergeError, RecipeError
+
+SWUDI = "merge_method: swudi\nbase_model: base\n"
+TIES = "merge_method: ties\nbase_model: base\n"
+
+
+def refused(kind: type[EigenmergeError], call: Callable[[], Any]) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_tensor_that_no_expert_has_stays(model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any) -> None:
+    base = {**llama_tensors(), "score.weight": (2, 8)}
+    plan = plan_of(SWUDI + "models: [a]", model("base", base), model("a", llama_tensors()))
+    assert tensors_of(plan)["score.weight"].action == "copy"
+    assert "tensors in no expert stay the base's: 1, the first score.weight" in plan.warnings
+
+
+def test_output_dtypes(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    names = {"w.weight": (4, 4), "n.weight": (4,), "ids": (2,), "f.weight": (4, 4)}
+    stored = {"w.weight": "BF16", "n.weight": "F32", "ids": "I64", "f.weight": "F8_E4M3"}
+    models = [model(name, names, dtype=stored) for name in ("base", "a")]
+
+    def dtypes(extra: str) -> list[str]:
+        found = tensors_of(plan_of(SWUDI + f"models: [a]\n{extra}", *models))
+        return [found[name].out_dtype for name in names]
+
+    assert dtypes("") == ["BF16", "F32", "I64", "BF16"]
+    assert dtypes("dtype: float16") == ["F16", "F16", "I64", "F16"]
+    assert dtypes("dtype: float16\nout_dtype: float32") == ["F32", "F32", "I64", "F32"]
+
+
+def test_gradients_and_filters_reach_the_tensors(model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any) -> None:
+    text = TIES + (
+        "models:\n"
+        "  - model: a\n"
+        "    parameters: {weight: [{filter: mlp, value: [0, 1]}, {value: 0.25}]}\n"
+        "  - model: b\n"
+        "parameters: {weight: 0.5, density: [1, 0.5]}\n"
+    )
+    found = tensors_of(plan_of(text, *(model(name, llama_tensors(5)) for name in ("base", "a", "b"))))
+    weights = [
+        [e.parameters["weight"] for e in found[f"model.layers.{i}.mlp.up_proj.weight"].experts] for i in range(5)
+    ]
+    assert weights == [[0, 0.5], [0.25, 0.5], [0.5, 0.5], [0.75, 0.5], [1, 0.5]]
+    norm = found["model.layers.1.input_layernorm.weight"].experts
+    assert [expert.parameters["weight"] for expert in norm] == [0.25, 0.5]
+    assert [expert.parameters["density"] for expert in norm] == [0.875, 0.875]
+    assert [expert.parameters["density"] for expert in found["model.norm.weight"].experts] == [1, 1]
+
+
+def test_a_required_parameter(model: Any, plan_of: Any) -> None:
+    models = [model(name, {"w.weight": (4, 4)}) for name in ("base", "a")]
+    text = "merge_method: slerp\nbase_model: base\nmodels: [a]"
+    assert "t: at tensor w.weight: Field required" in refused(RecipeError, lambda: plan_of(text, *models))
