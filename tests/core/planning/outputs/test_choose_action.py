@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from eigenmerge.core.errors import EigenmergeError
+from eigenmerge.core.planning.outputs.choose_action import ActionChooser
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
 SWUDI = "merge_method: swudi\nbase_model: base\n"
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -84,3 +86,40 @@ def test_a_rule_in_the_shadow_of_another(model: Any, llama_tensors: Any, plan_of
     text = SWUDI + "models: [a]\nrules: [{match: '*', action: mean}, {match: '*norm*', action: keep_base}]"
     plan = plan_of(text, *(model(name, llama_tensors()) for name in ("base", "a")))
     assert any("rules[1] (*norm*) decides nothing" in warning for warning in plan.warnings)
+
+
+def chooser(*names: str, **keys: Any) -> ActionChooser:
+    recipe = {"merge_method": "swudi", "base_model": "base", "models": ["a"], **keys}
+    return ActionChooser(recipe_from_mapping(recipe), names)
+
+
+def test_each_setting_is_taken_from_the_first_rule_that_sets_it() -> None:
+    rules = [
+        {"match": "x.*", "conv": "base"},
+        {"match": "*", "conv": "matrix", "qkv": "split"},
+        {"match": "*", "qkv": "stored", "parameters": {"scale": 2}},
+        {"match": "*", "action": "mean"},
+    ]
+    actions = chooser("x.w", "y.w", rules=rules)
+    assert actions.choose("x.w", "conv").action == "copy"
+    assert actions.choose("y.w", "conv").action == "merge"
+    assert actions.choose("y.w", "matrix").split_qkv
+    assert actions.choose("y.w", "matrix").rule == 2
+    assert actions.choose("y.w", "matrix").action == "merge"
+    assert actions.warnings == ["rules[3] (*) decides nothing: earlier rules take all it matches"]
+
+
+def test_no_rule_merges_buffers_and_tensors_without_elements() -> None:
+    actions = chooser("w", rules=[{"match": "*", "action": "merge"}])
+    assert [actions.choose("w", kind).action for kind in ("buffer", "empty")] == ["copy", "copy"]
+    kept = chooser("w", rules=[{"match": "*", "action": "keep_base"}])
+    assert kept.choose("w", "buffer").reason == "rule '*': base kept"
+
+
+def test_vectors_stay_means_under_a_rule_that_forces_the_merge() -> None:
+    actions = chooser("w", rules=[{"match": "*", "action": "merge"}])
+    assert [actions.choose("w", kind).action for kind in ("vector", "lm_head", "embedding")] == [
+        "mean",
+        "merge",
+        "merge",
+    ]

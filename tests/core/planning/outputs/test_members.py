@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from eigenmerge.core.errors import EigenmergeError, RecipeError
+from eigenmerge.core.numerics.registry import get_method
+from eigenmerge.core.planning.outputs.members import build_groups, check_needs_base, is_same_model
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
 TIES = "merge_method: ties\nbase_model: base\n"
 
@@ -59,3 +62,33 @@ def test_the_number_of_models(model: Any, plan_of: Any) -> None:
     )
     stock = "merge_method: model_stock\nbase_model: base\nmodels: [a]"
     assert "model_stock needs at least 2 models; found 1" in refused(RecipeError, lambda: plan_of(stock, *models))
+
+
+def test_two_listings_are_one_model_if_location_and_adapter_agree(model: Any, adapter: Any) -> None:
+    one = model("a", {"w": (1,)}, uri="/models/x")
+    part = adapter("b", {"base_model.model.w.lora_A.weight": (2, 6)})
+    assert is_same_model(one, model("other name", {"w": (1,)}, uri="/models/x"))
+    assert not is_same_model(one, model("a", {"w": (1,)}, uri="/models/y"))
+    assert not is_same_model(one, model("a", {"w": (1,)}, uri="/models/x", adapter=part.adapter))
+
+
+def test_the_base_is_dropped_from_each_slice_and_gives_the_first_layer(model: Any, llama_tensors: Any) -> None:
+    sources = [{"model": "base", "layer_range": [1, 2]}, {"model": "a", "layer_range": [0, 1]}]
+    only_expert = [{"model": "a", "layer_range": [1, 2]}]
+    recipe = recipe_from_mapping(
+        {"merge_method": "ties", "base_model": "base", "slices": [{"sources": sources}, {"sources": only_expert}]}
+    )
+    base, a = model("base", llama_tensors(2)), model("a", llama_tensors(2))
+    warnings: list[str] = []
+    groups, lengths = build_groups(recipe, get_method("ties"), base, [base, a], warnings)
+    assert lengths == [1, 1]
+    assert [[member.expert for member in group.members] for group in groups] == [[1], [1]]
+    assert [group.base_first_layer for group in groups] == [1, 1]
+    assert warnings == ["slices[0]: the base is listed among the models and is not merged as an expert"]
+
+
+def test_rules_may_need_the_base_where_the_method_does_not() -> None:
+    recipe = {"merge_method": "linear", "models": ["a"], "rules": [{"match": "*", "action": "keep_base"}]}
+    with pytest.raises(RecipeError, match=r"base_model: is missing; rules with keep_base"):
+        check_needs_base(recipe_from_mapping(recipe), get_method("linear"), has_base=False)
+    check_needs_base(recipe_from_mapping(recipe), get_method("linear"), has_base=True)

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from eigenmerge.core.errors import EigenmergeError, RecipeError
+from eigenmerge.core.errors import CheckpointError, EigenmergeError, RecipeError
+from eigenmerge.core.planning.outputs.side_files import plan_side_files
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
 SWUDI = "merge_method: swudi\nbase_model: base\n"
 
@@ -34,3 +36,31 @@ def test_config_and_tokenizer_files(model: Any, plan_of: Any) -> None:
     assert "chat_template: 'alpaca'" in refused(
         RecipeError, lambda: plan_of(text, base, model("a", {"w.weight": (4, 4)}))
     )
+
+
+LINEAR = {"merge_method": "linear", "models": ["a"]}
+
+
+def test_files_of_the_tokenizer_model_and_config_of_the_reference(model: Any) -> None:
+    reference = model("base", {}, config={"model_type": "x", "dtype": "float32"}, side_files=("tokenizer.json",))
+    other = model("b", {}, side_files=("vocab.json", "merges.txt", "special_tokens_map.json"))
+    recipe = recipe_from_mapping({**LINEAR, "out_dtype": "bfloat16"})
+    files = plan_side_files(recipe, reference, {"vocab_size": 7}, tokenizer=other, tokenizer_json=b"{}")
+    found = {file.name: file for file in files}
+    assert list(found) == ["config.json", "special_tokens_map.json", "tokenizer.json"]  # sorted, without vocab.json
+    assert json.loads(found["config.json"].content or b"") == {"model_type": "x", "dtype": "bfloat16", "vocab_size": 7}
+    assert found["tokenizer.json"].content == b"{}"
+    assert found["special_tokens_map.json"].source_uri == other.side_files["special_tokens_map.json"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b.json", ".hidden", "x\ny", "a..b", ""])
+def test_unsafe_file_names_are_refused(model: Any, name: str) -> None:
+    with pytest.raises(CheckpointError, match="is refused; rename the file"):
+        plan_side_files(recipe_from_mapping(LINEAR), model("a", {}, side_files=(name,)), {})
+
+
+def test_a_chat_template_replaces_the_models_one(model: Any) -> None:
+    recipe = recipe_from_mapping({**LINEAR, "chat_template": "{{ messages }}"})
+    reference = model("a", {}, side_files=("chat_template.json", "chat_template.jinja"))
+    (file,) = plan_side_files(recipe, reference, {})
+    assert (file.name, file.content) == ("chat_template.jinja", b"{{ messages }}")
