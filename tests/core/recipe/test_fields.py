@@ -1,12 +1,14 @@
-"""The kinds of value in a recipe: sizes in bytes."""
+"""Field types of recipes: model references, dtypes and sizes in bytes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from eigenmerge.core.recipe.fields import parse_bytes
+from eigenmerge.core.recipe.fields import DtypeName, ModelReference, parse_bytes
 
 SIZES: list[tuple[Any, int]] = [
     (7, 7),
@@ -48,3 +50,41 @@ def test_sizes(written: Any, size: int) -> None:
 def test_what_is_not_a_size_is_refused_in_one_line(written: Any) -> None:
     with pytest.raises(ValueError, match=r"^is .*; expected a size such as 5GB or 512MiB$"):
         parse_bytes(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "reference"),
+    [
+        ("a", "a"),
+        (Path("/models/a"), "/models/a"),
+        ({"path": "a"}, "a"),
+        ({"path": "a", "revision": "v1"}, "a@v1"),
+        ({"model": "a"}, "a"),
+        ({"model": {"path": "a", "revision": "v1"}, "lora": {"path": "b", "revision": "v2"}}, "a@v1+b@v2"),
+        ({"model": {"path": "a"}, "lora": None}, "a"),
+    ],
+)
+def test_forms_of_a_model_reference(written: Any, reference: str) -> None:
+    assert TypeAdapter(ModelReference).validate_python(written) == reference
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (" ", "is empty; expected a path, a URI or a Hub name"),
+        ("s3://key:secret@bucket/a", "contains credentials"),
+        ({"model": "a", "override_architecture": "X"}, "override_architecture is not supported"),
+        ({"model": "a", "lora": 3}, "valid string"),
+        ({"path": "a", "branch": "b"}, "valid string"),
+    ],
+)
+def test_what_is_not_a_model_reference(written: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TypeAdapter(ModelReference).validate_python(written)
+
+
+@pytest.mark.parametrize("written", ["bfloat16", "bf16", "torch.bfloat16"])
+def test_names_of_a_dtype(written: str) -> None:
+    assert TypeAdapter(DtypeName).validate_python(written) == "bfloat16"
+    with pytest.raises(ValidationError, match="is 'int8'; expected one of float64, float32, bfloat16, float16"):
+        TypeAdapter(DtypeName).validate_python("int8")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from eigenmerge.core.recipe.presets import PRESETS
+from eigenmerge.core.errors import RecipeError
+from eigenmerge.core.recipe.presets import PRESETS, apply_preset
 from eigenmerge.core.recipe.recipe import Recipe, recipe_from_mapping
 
 
@@ -34,3 +35,22 @@ def test_every_preset_is_a_valid_recipe_for_each_of_its_methods(name: str) -> No
     for method in PRESETS[name].methods:
         recipe = recipe_of(f"preset: {name}\nmerge_method: {method}\nbase_model: b\nmodels: [a]\n")
         assert recipe.merge_method == method
+
+
+def test_a_preset_applied_twice_equals_one_applied_once() -> None:
+    for name in PRESETS:
+        once = apply_preset({"preset": name, "models": ["a"], "rules": [{"match": "x", "action": "mean"}]})
+        assert apply_preset(once) == once
+        assert once["rules"][0] == {"match": "x", "action": "mean"}
+
+
+def test_a_recipe_without_preset_is_copied() -> None:
+    recipe = {"merge_method": "ties", "models": ["a"]}
+    assert apply_preset(recipe) == recipe
+    assert apply_preset(recipe) is not recipe
+
+
+@pytest.mark.parametrize("name", ["clip-vit-b32", 3])
+def test_an_unknown_preset(name: object) -> None:
+    with pytest.raises(RecipeError, match=f"preset {name!r} does not exist"):
+        apply_preset({"preset": name})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -52,3 +53,24 @@ def test_a_tensor_that_some_experts_lack(model: Any, llama_tensors: Any, plan_of
     assert "b does not have it, other models do; give base_model" in message
     rule = f"rules: [{{match: '{Q}', action: keep_base}}]"
     assert tensors_of(plan_of(SWUDI + f"models: [a, b]\n{rule}", *models))[Q].action == "copy"
+
+
+def test_adapters_cannot_follow_another_vocabulary(model: Any, adapter: Any, plan_of: Any) -> None:
+    at = "base_model.model.embed_tokens"
+    factors = {f"{at}.lora_embedding_A": (2, 3), f"{at}.lora_embedding_B": (4, 2)}
+    base, other = model("base", {"embed_tokens.weight": (3, 4)}), model("b", {"embed_tokens.weight": (4, 4)})
+    contents = {
+        listing.side_files["tokenizer.json"]: json.dumps({"model": {"vocab": vocabulary}}).encode()
+        for listing, vocabulary in ((base, {"x": 0, "y": 1, "z": 2}), (other, {"x": 0, "y": 1, "z": 2, "new": 3}))
+    }
+    text = SWUDI + "models: [a, b]\ntokenizer_source: union"
+    message = refused(
+        CheckpointError, lambda: plan_of(text, base, adapter("a", factors), other, side_file_contents=contents)
+    )
+    assert message.startswith("embed_tokens.weight: a adapts it and tokenizer_source changes its rows")
+
+
+def test_an_integer_tensor_where_the_base_has_floats(model: Any, plan_of: Any) -> None:
+    models = [model("base", {"w.weight": (4, 4)}), model("a", {"w.weight": (4, 4)}, dtype="I8")]
+    message = refused(CheckpointError, lambda: plan_of(SWUDI + "models: [a]", *models))
+    assert message == ("w.weight: a stores it as I8, expected a float as in the base (F32); give the unquantized model")

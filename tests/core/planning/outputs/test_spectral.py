@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from eigenmerge.core.errors import EigenmergeError, RecipeError
+from eigenmerge.core.planning.outputs.spectral import add_alignment, alignment_keys
+from eigenmerge.core.planning.plan import spectrum_keys
 
 SWUDI = "merge_method: swudi\nbase_model: base\n"
 
@@ -60,3 +62,48 @@ def test_calibration_is_part_of_the_plan(model: Any, plan_of: Any, tensors_of: A
     plan = plan_of(text, *models)
     assert tensors_of(plan)["w.weight"].calibration == {"svc": {}}
     assert any("svc after iso_c is ill-posed" in warning for warning in plan.warnings)
+
+
+def test_layers_of_one_method_with_alignment_share_a_key(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    names = {f"layers.{index}.w.weight": (4, 4) for index in range(3)} | {"norm.weight": (4,)}
+    models = [model(name, names) for name in ("base", "a", "b")]
+    found = tensors_of(plan_of(SWUDI + "models: [a, b]\nparameters: {alignment_rho: 1}", *models))
+    keys = alignment_keys(found.values())
+    assert set(keys) == set(names) - {"norm.weight"}
+    assert len(set(keys.values())) == 1
+    assert keys == alignment_keys(reversed(found.values()))
+    assert alignment_keys(tensors_of(plan_of(SWUDI + "models: [a, b]", *models)).values()) == {}
+
+
+def test_alignment_changes_calibrations_and_not_decompositions(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    models = [model(name, {"layers.0.mlp.experts.down_proj": (2, 4, 4)}) for name in ("base", "a")]
+    (tensor,) = tensors_of(plan_of(SWUDI + "models: [a]\ncalibration: {svc: }", *models)).values()
+    aligned = add_alignment(tensor, "alignments/x.json")
+    assert aligned.alignment_key == "alignments/x.json"
+    assert spectrum_keys(aligned) == spectrum_keys(tensor)
+    before, after = ([view.calibration_key for view in one.views] for one in (tensor, aligned))
+    assert len({*before, *after}) == 4
+
+
+def test_kept_sums_and_calibration_add_to_the_costs(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    models = [model(name, {"w.weight": (32, 16)}) for name in ("base", "a", "b")]
+    plain, sums, svc = (
+        tensors_of(plan_of(SWUDI + f"models: [a, b]\n{keys}", *models))["w.weight"]
+        for keys in ("", "keep_sums: true", "calibration: {svc: }")
+    )
+    assert (plain.sums_key, plain.sums_bytes, plain.members) == (None, 0, ())
+    assert sums.sums_bytes >= 4 * (2 * 16 * 16 + 16)  # at least C and D, (K, K) each
+    assert len(sums.members) == len(sums.experts) == 2
+    assert svc.bytes_read > plain.bytes_read  # the experts are read once more
+    assert svc.flops > plain.flops
+    assert svc.spectrum_bytes > plain.spectrum_bytes
+
+
+def test_low_rank_experts_cost_less_than_dense_ones(model: Any, adapter: Any, plan_of: Any, tensors_of: Any) -> None:
+    at = "base_model.model.w"
+    factors = {f"{at}.lora_A.weight": (2, 256), f"{at}.lora_B.weight": (256, 2)}
+    base = model("base", {"w.weight": (256, 256)})
+    low = tensors_of(plan_of(SWUDI + "models: [a]", base, adapter("a", factors)))["w.weight"]
+    dense = tensors_of(plan_of(SWUDI + "models: [a]", base, model("a", {"w.weight": (256, 256)})))["w.weight"]
+    assert low.flops < dense.flops / 100
+    assert low.spectrum_bytes < dense.spectrum_bytes / 50

@@ -65,3 +65,42 @@ def test_a_required_parameter(model: Any, plan_of: Any) -> None:
     models = [model(name, {"w.weight": (4, 4)}) for name in ("base", "a")]
     text = "merge_method: slerp\nbase_model: base\nmodels: [a]"
     assert "t: at tensor w.weight: Field required" in refused(RecipeError, lambda: plan_of(text, *models))
+
+
+def test_experts_are_ordered_by_fingerprint_unless_the_order_matters(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    names = {"w.weight": (4, 4)}
+    models = [model(name, names, fingerprint=mark) for name, mark in (("base", "0"), ("a", "9"), ("b", "5"))]
+
+    def order(method: str, experts: str) -> list[str]:
+        plan = plan_of(f"merge_method: {method}\nbase_model: base\nmodels: [{experts}]", *models)
+        return [plan.experts[expert.expert].name for expert in tensors_of(plan)["w.weight"].experts]
+
+    assert order("swudi", "a, b") == order("swudi", "b, a") == ["b", "a"]
+    assert order("ties", "a, b") == ["a", "b"]
+    assert order("ties", "b, a") == ["b", "a"]
+
+
+def test_means_take_only_the_weight_of_each_expert(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    text = TIES + "models: [{model: a, parameters: {weight: 3, density: 0.5}}]\nrules: [{match: '*', action: mean}]"
+    models = [model(name, {"w.weight": (4, 4)}) for name in ("base", "a")]
+    tensor = tensors_of(plan_of(text, *models))["w.weight"]
+    assert (tensor.action, tensor.method, tensor.parameters) == ("mean", None, {"scale": 1.0})
+    assert tensor.experts[0].parameters == {"weight": 3}
+
+
+def test_a_copy_holds_the_stored_and_the_cast_bytes(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    text = SWUDI + "models: [a]\nvectors: base\n"
+    models = [model(name, {"w.weight": (4, 4), "n.weight": (4,)}, dtype="BF16") for name in ("base", "a")]
+    plain = tensors_of(plan_of(text, *models))["n.weight"]
+    cast = tensors_of(plan_of(text + "dtype: float32", *models))["n.weight"]
+    assert (plain.bytes_read, plain.peak_bytes) == (8, 8 + 8)
+    assert (cast.bytes_read, cast.peak_bytes) == (8, 8 + 16 + 16)  # and the tensor in the arithmetic dtype
+
+
+def test_tensors_share_the_mapping_of_equal_parameters(
+    model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any
+) -> None:
+    found = tensors_of(plan_of(SWUDI + "models: [a]", *(model(name, llama_tensors(3)) for name in ("base", "a"))))
+    merged = [tensor for tensor in found.values() if tensor.action == "merge"]
+    assert len(merged) == 3 * 7
+    assert len({id(tensor.parameters) for tensor in merged}) == 1
