@@ -14,7 +14,6 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 
 from eigenmerge.core.errors import CheckpointError, CorruptObjectError, ObjectNotFoundError, StoreError
-from eigenmerge.core.formats.redaction import find_secrets, redact
 from eigenmerge.core.storage.retries import (
     RetryPolicy,
     ShortReadError,
@@ -159,14 +158,6 @@ OPTIONS = {
 
 
 class TestSecrets:
-    def test_which_options_are_secrets(self) -> None:
-        assert set(find_secrets(OPTIONS)) == {"AKIAPLANTED", "planted-secret", "planted-token", "planted-session"}
-
-    def test_addresses(self) -> None:
-        assert redact("sftp://me:pass@host/x") == "sftp://***@host/x"
-        assert redact("https://h/x?X-Amz-Signature=abc&y=1 failed") == "https://h/x?*** failed"
-        assert redact("s3://b/a@b/c?d") == "s3://b/a@b/c?d"
-
     def test_nothing_shows_in_errors_logs_or_representations(self, caplog: pytest.LogCaptureFixture) -> None:
         store = Store("s3://bucket/x", OPTIONS, retry=RetryPolicy(attempts=2, first_wait_seconds=0.01))
         shown = [repr(store), str(store), f"{store}", store.root_uri, store.display("k")]

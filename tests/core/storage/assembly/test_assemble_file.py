@@ -9,14 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from eigenmerge.core.errors import CorruptObjectError, ObjectNotFoundError, StoreError
+from eigenmerge.core.errors import ObjectNotFoundError, StoreError
 from eigenmerge.core.storage.assembly import local_concatenate
 from eigenmerge.core.storage.assembly.assemble_file import assemble_file
-from eigenmerge.core.storage.assembly.file_hash import FileHash
-from eigenmerge.core.storage.assembly.s3_concatenate import SMALLEST_PART_BYTES, CopiedPart, SentPart, plan_parts
+from eigenmerge.core.storage.assembly.s3_concatenate import SMALLEST_PART_BYTES
 from eigenmerge.core.storage.store import Store
 
 Place = Callable[[str], Store]
@@ -139,53 +136,3 @@ class TestBytesThrough:
         written = assemble_file(out, "x", b"head", store, ranges)
         assert out.read("x") == b"head" + data
         assert written.bytes_transferred == written.num_bytes
-
-
-class TestPlanOfParts:
-    @settings(deadline=None, max_examples=200)
-    @given(
-        st.integers(0, 6 * MIB),
-        st.lists(st.integers(0, 3 * MIB) | st.integers(4 * MIB, 12 * MIB) | st.just(600 * MIB), max_size=8),
-    )
-    def test_parts_are_legal_and_complete(self, header_bytes: int, sizes: list[int]) -> None:
-        header = bytes(header_bytes)
-        ranges = [(str(number), 100, 100 + size) for number, size in enumerate(sizes)]
-        parts = plan_parts(header, ranges)
-        pieces: list[tuple[str, int, int]] = []
-        for position, part in enumerate(parts):
-            if isinstance(part, SentPart):
-                assert (part.head == header) if position == 0 and header else not part.head
-                assert part.num_bytes >= SMALLEST_PART_BYTES or position == len(parts) - 1
-                assert part.num_bytes < max(4 * SMALLEST_PART_BYTES, header_bytes + 2 * SMALLEST_PART_BYTES)
-                pieces.extend(part.ranges)
-            else:
-                assert isinstance(part, CopiedPart)
-                assert SMALLEST_PART_BYTES <= part.stop - part.start <= 5 * 2**30
-                pieces.append((part.key, part.start, part.stop))
-        joined: list[list] = []
-        for key, start, stop in pieces:
-            if joined and joined[-1][0] == key and joined[-1][2] == start:
-                joined[-1][2] = stop
-            else:
-                joined.append([key, start, stop])
-        assert [tuple(piece) for piece in joined] == [piece for piece in ranges if piece[2] > piece[1]]
-
-
-class TestFileHash:
-    def test_ranges_in_the_order_of_adding(self, place: Place) -> None:
-        ranges, data = parts_in(place("store"), [3 * MIB, 10, 0, MIB])
-        running = FileHash(place("store"), b"head")
-        for piece in ranges:
-            running.add(*piece)
-        assert running.result() == hashlib.sha256(b"head" + data).hexdigest()
-
-    def test_a_missing_part_is_said_at_the_end(self, place: Place) -> None:
-        running = FileHash(place("store"), b"")
-        running.add("no/such", 0, 10)
-        with pytest.raises((ObjectNotFoundError, CorruptObjectError)):
-            running.result()
-
-    def test_giving_up(self, place: Place) -> None:
-        running = FileHash(place("store"), b"")
-        running.add("no/such", 0, 10)
-        running.close()

@@ -16,7 +16,6 @@ from safetensors.torch import save
 
 from eigenmerge.core.errors import CheckpointError, StoreError
 from eigenmerge.core.storage.checkpoints.list_model import list_model
-from eigenmerge.core.storage.checkpoints.references import locate_model, parse_reference
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
 
 pytest.importorskip("huggingface_hub")
@@ -151,30 +150,3 @@ class TestHub:
     def test_a_hub_that_cannot_be_reached(self) -> None:
         with pytest.raises(StoreError, match="no such local path"):
             list_model("models/misspelled", {"hf": {"endpoint": "http://127.0.0.1:1"}})
-
-
-class TestReferences:
-    @pytest.mark.parametrize(
-        ("text", "uri"),
-        [
-            ("owner/name", "hf://owner/name"),
-            ("owner/name@rev", "hf://owner/name@rev"),
-            ("hf://owner/name@refs/pr/3/x.safetensors", "hf://owner/name@refs%2Fpr%2F3/x.safetensors"),
-            ("s3://bucket/a@b/", "s3://bucket/a@b"),
-        ],
-    )
-    def test_places(self, text: str, uri: str) -> None:
-        assert locate_model(text) == uri
-
-    def test_an_adapter_on_a_hub_model(self) -> None:
-        (reading,) = parse_reference("owner/name@v1+other/adapter@v2")
-        assert (reading.model, reading.adapter) == ("owner/name@v1", "other/adapter@v2")
-
-    def test_flat_options_are_not_sent_to_the_hub(self) -> None:
-        from eigenmerge.core.storage.addresses import select_options
-
-        flat = {"key": "k", "secret": "s", "token": "session"}
-        assert select_options("hf://owner/name", flat) == {}
-        assert select_options("https://host/x", flat) == {}
-        assert select_options("s3://bucket", flat) == flat
-        assert select_options("gs://bucket", {"s3": flat, "gs": {"token": "t"}}) == {"token": "t"}

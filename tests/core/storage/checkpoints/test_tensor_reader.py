@@ -13,12 +13,10 @@ from safetensors.torch import save
 from eigenmerge.core.errors import CheckpointError
 from eigenmerge.core.formats.safetensors_header import build_header
 from eigenmerge.core.listing import TensorSource
-from eigenmerge.core.storage.checkpoints.float8_values import dequantize
 from eigenmerge.core.storage.checkpoints.list_model import list_model
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
 from eigenmerge.core.storage.retries import RetryPolicy
 from eigenmerge.core.storage.store import Store
-from eigenmerge.core.storage.torch_dtypes import safetensors_dtype, torch_dtype
 
 Place = Callable[[str], Store]
 
@@ -91,13 +89,6 @@ class TestReading:
         with pytest.raises(CheckpointError, match="changed since"):
             TensorReader(store._options).read(source)
 
-    def test_names(self) -> None:
-        for name in ("F32", "BF16", "F8_E4M3", "BOOL", "I64", "U16"):
-            assert safetensors_dtype(torch_dtype(name)) == name
-        for name in ("F4", "F6_E2M3", "F33"):
-            with pytest.raises(CheckpointError, match=name):
-                torch_dtype(name)
-
 
 class TestLocalMaps:
     def test_writing_changes_no_file(self, tmp_path: Path) -> None:
@@ -118,26 +109,6 @@ class TestLocalMaps:
 
 
 class TestFloat8:
-    def source(self, shape: tuple[int, ...], scale: tuple[int, ...]) -> TensorSource:
-        return TensorSource("x", 0, 0, "F8_E4M3", shape, TensorSource("x", 0, 0, "F32", scale))
-
-    @pytest.mark.parametrize("scale_shape", [(), (1,), (300,), (300, 1), (3, 2)])
-    def test_scales(self, scale_shape: tuple[int, ...]) -> None:
-        weight, scale = torch.randn(300, 200).to(torch.float8_e4m3fn), torch.rand(scale_shape) + 0.5
-        source = self.source((300, 200), scale_shape)
-        full = scale
-        if scale_shape == (300,):
-            full = scale.reshape(300, 1)
-        elif scale_shape == (3, 2):
-            full = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[:300, :200]
-        expected = weight.float() * full
-        assert torch.equal(dequantize(weight, scale, source), expected)
-        assert torch.equal(dequantize(weight[100:270], scale, source, (100, 270)), expected[100:270])
-
-    def test_a_scale_that_does_not_fit(self) -> None:
-        with pytest.raises(CheckpointError, match=r"\(7, 7\)"):
-            dequantize(torch.ones(300, 200).to(torch.float8_e4m3fn), torch.ones(7, 7), self.source((300, 200), (7, 7)))
-
     def test_from_a_file(self, place: Place) -> None:
         weight = torch.randn(8, 4).to(torch.float8_e4m3fn)
         source = stored(place("model"), {"a.weight": weight, "a.weight_scale": torch.full((8, 1), 2.0)})["a.weight"]

@@ -1,0 +1,110 @@
+"""Which files of a directory are the weights, and which go with them. Only names and sizes matter here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eigenmerge.core.errors import CheckpointError
+from eigenmerge.core.storage.checkpoints.folder import NoModelError, choose_weights, open_folder
+
+MODEL = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def folder_of(path: Path, *names: str, index: dict[str, str] | None = None):
+    path.mkdir(exist_ok=True)
+    for name in names:
+        (path / name).write_bytes(b"x")
+    if index is not None:
+        (path / INDEX).write_text(json.dumps({"weight_map": index}))
+    return open_folder(str(path), None)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        ([MODEL, "config.json"], [MODEL]),
+        ([MODEL, "pytorch_model.bin"], [MODEL]),
+        (["other.safetensors"], ["other.safetensors"]),
+        ([MODEL, "other.safetensors"], [MODEL]),
+        (["m-00002-of-00002.safetensors", "m-00001-of-00002.safetensors"],
+         ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"]),
+        (["adapter_model.safetensors", "adapter_config.json"], ["adapter_model.safetensors"]),
+        (["adapter_model.safetensors", "adapter_config.json", MODEL], [MODEL]),
+    ],
+)  # fmt: skip
+def test_without_an_index(tmp_path: Path, names: list[str], chosen: list[str]) -> None:
+    assert choose_weights(folder_of(tmp_path, *names)) == (chosen, None)
+
+
+def test_the_index_decides(tmp_path: Path) -> None:
+    index = {"a": "y.safetensors", "b": "x.safetensors"}
+    folder = folder_of(tmp_path, "x.safetensors", "y.safetensors", "stale.safetensors", index=index)
+    assert choose_weights(folder) == (["x.safetensors", "y.safetensors"], index)
+
+
+@pytest.mark.parametrize(
+    ("names", "index", "message"),
+    [
+        ([], {"a": "x.safetensors"}, "1 missing files, the first is 'x.safetensors'"),
+        ([MODEL, "x.safetensors"], {"a": "x.safetensors"}, "remove the stale one"),
+        ([], {"a": "../x.safetensors"}, "refused"),
+        (["pytorch_model.bin"], {"a": "pytorch_model.bin"}, "is a pickle"),
+        (["a.safetensors", "b.safetensors"], None, "name the file to use"),
+        (["m-00001-of-00003.safetensors"], None, "1 of 3 weight files"),
+        (["m-00001-of-00001.safetensors", "n-00001-of-00001.safetensors"], None, "name the file to use"),
+        (["adapter_model.bin", "adapter_config.json"], None, "adapter_model.bin is a pickle"),
+        (["config.json"], None, "has no safetensors file"),
+    ],
+)
+def test_ambiguous_and_incomplete_directories(
+    tmp_path: Path, names: list[str], index: dict[str, str] | None, message: str
+) -> None:
+    folder = folder_of(tmp_path, *names, index=index)
+    with pytest.raises(CheckpointError, match=message):
+        choose_weights(folder)
+
+
+def test_a_named_file_is_the_only_one(tmp_path: Path) -> None:
+    folder_of(tmp_path, "a.safetensors", "b.safetensors", "config.json")
+    folder = open_folder(f"{tmp_path}/b.safetensors", None)
+    assert choose_weights(folder) == (["b.safetensors"], None)
+    assert "config.json" in folder.files
+    with pytest.raises(NoModelError, match=r"c\.safetensors does not exist"):
+        open_folder(f"{tmp_path}/c.safetensors", None)
+
+
+def test_a_directory_may_be_named_like_a_file(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model.safetensors", MODEL)
+    assert choose_weights(folder) == ([MODEL], None)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(NoModelError, match="has no files"):
+        open_folder(f"{tmp_path}/none", None)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"expected a directory or a \.safetensors file"):
+        open_folder(f"{tmp_path}/model.gguf", None)
+
+
+def test_side_files(tmp_path: Path) -> None:
+    wanted = ["tokenizer.json", "vocab.txt", "tokenizer.model", "chat_template.jinja"]
+    others = [MODEL, "config.json", "README.md", "LICENSE.txt", "modeling_x.py", "eval_results.json", INDEX]
+    folder = folder_of(tmp_path, *wanted, *others)
+    assert sorted(folder.side_files()) == sorted(wanted)
+    assert folder.side_files()["vocab.txt"] == f"{tmp_path}/vocab.txt"
+    with (tmp_path / "tokenizer.model").open("wb") as file:
+        file.truncate(256 * 2**20 + 1)
+    assert "tokenizer.model" not in open_folder(str(tmp_path), None).side_files()
+
+
+def test_json_of_a_folder_is_limited(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, MODEL)
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    folder = open_folder(str(tmp_path), None)
+    assert folder.read_json("config.json", 8) == {"a": 1}
+    with pytest.raises(CheckpointError, match=r"config\.json: 8 bytes of JSON, expected at most 7"):
+        folder.read_json("config.json", 7)
