@@ -1,0 +1,166 @@
+"""Code in README.md and docs/ is right: commands are understood and run, recipes are valid, Python runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer.main
+from safetensors.torch import save_file
+
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
+from eigenmerge.core.recipe.strict_yaml import parse_yaml_mapping
+
+from ..conftest import S3Root
+from ..small_models import base_weights, expert_weights, save_model
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+# docs/own-method.md has a test of its own, which builds the package of the page.
+TESTED_ELSEWHERE = {"docs/own-method.md"}
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block, or one command of an indented block."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks() -> Iterator[Block]:
+    for path in PAGES:
+        page, text = str(path.relative_to(ROOT)), path.read_text()
+        if page in TESTED_ELSEWHERE:
+            continue
+        for found in FENCED.finditer(text):
+            yield Block(page, text[: found.start()].count("\n") + 1, found[1], found[2])
+        plain = FENCED.sub(lambda found: "\n" * found[0].count("\n"), text).replace("\\\n", " ")
+        for number, line in enumerate(plain.splitlines(), 1):
+            if re.match(r" {4}(eigenmerge|python -m eigenmerge|make) ", line):
+                yield Block(page, number, "command", line.strip())
+
+
+ALL = list(blocks())
+COMMANDS = [block for block in ALL if block.language == "command" and not block.text.startswith("make ")]
+RECIPES = [block for block in ALL if block.language == "yaml"]
+PYTHON = [block for block in ALL if block.language == "python"]
+ON_THIS_MACHINE = [block for block in COMMANDS if block.page in ("README.md", "docs/store.md")]
+
+
+def arguments_of(block: Block) -> list[str]:
+    words = shlex.split(re.sub(r"\$\(.*\)", "COMMAND", block.text), comments=True)
+    return words[3:] if words[0] == "python" else words[1:]
+
+
+def test_pages_have_code() -> None:
+    assert len(COMMANDS) > 20 and len(RECIPES) > 5 and PYTHON and len(ON_THIS_MACHINE) > 8
+
+
+def test_languages_are_named() -> None:
+    assert [str(block) for block in ALL if not block.language] == []
+
+
+@pytest.mark.parametrize("block", COMMANDS, ids=str)
+def test_commands_are_understood(block: Block) -> None:
+    """The real parser takes every argument and option; nothing is run."""
+    from eigenmerge.deployments.cli.app import app
+
+    command: Any = typer.main.get_command(app)
+    arguments = arguments_of(block)
+    parent = None
+    while hasattr(command, "commands"):
+        name = arguments.pop(0)
+        parent = command.make_context(name, [name, *arguments], parent=parent, resilient_parsing=True)
+        command = command.commands[name]
+    command.make_context(command.name, arguments, parent=parent)
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.language == "command" and b.text.startswith("make ")], ids=str)
+def test_make_targets_exist(block: Block) -> None:
+    target = shlex.split(block.text, comments=True)[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", RECIPES, ids=str)
+def test_recipes_are_valid(block: Block) -> None:
+    """A page may show some keys of a recipe; the others are supplied here."""
+    shown = parse_yaml_mapping(block.text, str(block))
+    rest: dict[str, Any] = {"merge_method": "swudi"}
+    if "slices" not in shown:
+        rest |= {"base_model": "/models/base", "models": [{"model": "/models/a"}, {"model": "/models/b"}]}
+    recipe_from_mapping(rest | shown)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_root: S3Root) -> Path:
+    """A folder with the models and the recipe of the README, and a bucket on S3."""
+    import fsspec
+
+    base = base_weights(layers=1)
+    save_model(tmp_path / "models/base", base)
+    for seed, name in enumerate(("math", "code")):
+        save_model(tmp_path / "models" / name, expert_weights(base, seed))
+    adapter = tmp_path / "adapters/law"
+    adapter.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(7)
+    factors: dict[str, torch.Tensor] = {}
+    for name, weight in base.items():
+        if name.endswith("q_proj.weight"):
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            factors[f"{module}.lora_A.weight"] = torch.randn(2, weight.shape[1], generator=generator)
+            factors[f"{module}.lora_B.weight"] = torch.randn(weight.shape[0], 2, generator=generator)
+    save_file(factors, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+    (recipe,) = [block.text for block in RECIPES if block.page == "README.md"]
+    (tmp_path / "recipe.yml").write_text(recipe.replace("/models/", f"{tmp_path}/models/"))
+    options = s3_root.storage_options
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", str(options["key"]))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", str(options["secret"]))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", str(options["endpoint_url"]))
+    fs = fsspec.filesystem("s3", endpoint_url=options["endpoint_url"], key=options["key"], secret=options["secret"])
+    if not fs.exists("bucket"):
+        fs.call_s3("create_bucket", Bucket="bucket")
+    return tmp_path
+
+
+def test_commands_run_in_the_order_of_the_pages(desk: Path, command: Callable[..., Any]) -> None:
+    """Those of the README, then those on the store that they filled."""
+    run_key = ""
+    for block in ON_THIS_MACHINE:
+        arguments = [run_key[:8] if word == "3f9a0c12" else word for word in arguments_of(block)]
+        if "out" in arguments:
+            arguments[arguments.index("out")] = "merged"
+        done = command(*arguments)
+        assert done.code == 0, (str(block), block.text, done.err, done.out)
+        if arguments[0] == "merge" and not run_key:
+            run_key = json.loads(Path("merged/eigenmerge_manifest.json").read_text())["run_key"]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_python_runs(block: Block, desk: Path, merge_flow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EIGENMERGE_STORE", str(desk / "store"))
+    monkeypatch.setenv("HOME", str(desk / "home"))
+    vectors = {f"v{number}": torch.randn(6, 8) for number in (1, 2, 3)}
+    names: dict[str, Any] = {**vectors, "models": [], "__name__": "page"}
+    exec(compile(block.text, str(block), "exec"), names)  # noqa: S102
+    if "delta" in names:
+        assert names["delta"].shape == (6, 8)
+    if "result" in names:
+        assert (desk / "merged/model.safetensors").exists()
