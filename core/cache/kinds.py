@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from ..formats.store_folders import ALIGNMENTS, CLAIMS, PARTS, PROBES, RUNS, SPECTRA, SUMS
 from ..storage.store import Store
-from .alignments import read_alignment
 from .parts import PART_SUFFIX, RECORD_SUFFIX, TABLE_SUFFIX, verify_part, verify_record
 from .run_folder import OBJECTS_NAME, RUN_NAME, TABLE_NAME
 from .runs import read_run, read_run_objects
@@ -66,6 +65,12 @@ def _check_sums(store: Store, key: str) -> None:
     read_sealed(store, read_seal(store, key))
 
 
+def _check_alignment(store: Store, key: str) -> None:
+    from .alignments import read_alignment
+
+    read_alignment(store, key)
+
+
 def _check_run(store: Store, key: str) -> None:
     read_run(store, _run_key(key))
 
@@ -81,7 +86,7 @@ def _run_key(key: str) -> str:
 KINDS: tuple[Kind, ...] = (
     Kind("spectrum", SPECTRA, ".arrow", _check_spectrum),
     Kind("sums", SUMS, ".safetensors", _check_sums),
-    Kind("alignment", ALIGNMENTS, ".json", read_alignment, deletion=0),
+    Kind("alignment", ALIGNMENTS, ".json", _check_alignment, deletion=0),
     Kind("part", PARTS, PART_SUFFIX, verify_part, companions=(RECORD_SUFFIX,)),
     Kind("record of a part", PARTS, RECORD_SUFFIX, verify_record, companions=(PART_SUFFIX,), deletion=0),
     Kind("table of a part", PARTS, TABLE_SUFFIX, _check_table),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("torch", "prefect", "pyarrow", "s3fs", "safetensors", "eigenmerge.core.recipe.recipe")
+HEAVY = ("torch", "prefect", "pyarrow", "s3fs", "safetensors", "psutil", "filelock", "eigenmerge.core.recipe.recipe")
 
 
 def test_the_command_is_loaded_without_what_only_runs_need() -> None:

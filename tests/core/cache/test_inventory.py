@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -170,3 +172,11 @@ def test_usage_counts_what_two_runs_share_in_both(place: Place) -> None:
     by_model = {row.name: row for row in usage(inventory, "model")}
     assert by_model["base"].num_bytes == by_model["expert"].num_bytes == by_run[0].num_bytes
     assert by_model["base"].own_bytes == 0, "the expert needs the same objects"
+
+
+def test_an_inventory_needs_neither_torch_nor_pyarrow() -> None:
+    """`eigenmerge cache ls` has to be quick."""
+    heavy = ("torch", "pyarrow", "prefect", "psutil", "filelock")
+    code = f"import sys, eigenmerge.core.cache.inventory; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
