@@ -20,7 +20,7 @@ from .lazy_torch import torch
 from .spectrum import Spectrum
 from .task_vectors import LowRank, TaskVectors
 
-# What a package with a method of its own imports; docs/own-method.md lists the same names.
+# For packages with methods of their own; `eigenmerge` exports the same names (docs/own-method.md).
 __all__ = [
     "AnyMethod",
     "DirectMethod",
