@@ -16,8 +16,6 @@ import pytest
 import torch
 import yaml
 
-from .processes import COMMAND
-
 PAGE = (Path(__file__).parents[2] / "docs" / "own-method.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 PACKAGE, CALL, TESTS = (text for language, text in BLOCKS if language == "python")
@@ -41,28 +39,49 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(prefect_server: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a program in the folder of the models, with the package's folder on its path."""
+def run(prefect_server: str, tmp_path: Path) -> Callable[..., str]:
+    """Run Python in the folder of the models, with the package's folder on its path; returns what it prints."""
 
-    def start(arguments: Sequence[str | Path], site: Path | None) -> subprocess.CompletedProcess[str]:
+    def start(arguments: Sequence[str], site: Path) -> str:
         environment = {
             **os.environ,
             "PREFECT_API_URL": prefect_server,
             "EIGENMERGE_STORE": str(tmp_path / "store"),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(site or ""),
+            "PYTHONPATH": str(site),
         }
-        return subprocess.run(
-            [str(argument) for argument in arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
+        command = [sys.executable, *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
         )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     return start
+
+
+# Several commands in one interpreter: starting one takes seconds.
+COMMANDS = """
+import contextlib, io, json, sys
+from eigenmerge.deployments.cli.app import main
+results = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["eigenmerge", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+    results.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(results))
+"""
+
+
+def run_commands(run: Callable[..., str], site: Path, *commands: str) -> list[tuple[int, str, str]]:
+    """Run `eigenmerge ...` commands; exit code, output and errors of each."""
+    printed = run(["-c", COMMANDS, json.dumps([command.split() for command in commands])], site)
+    return [(code, out, err) for code, out, err in json.loads(printed.splitlines()[-1])]
 
 
 def save_models(make_models: Callable[..., Any], folder: Path) -> Any:
@@ -75,23 +94,26 @@ def save_models(make_models: Callable[..., Any], folder: Path) -> Any:
 
 
 KEYS = """
+import eigenmerge
 from eigenmerge.core.planning.plan import spectrum_keys
-from eigenmerge.core.steps.read_recipe import read_recipe
-from eigenmerge.core.steps.make_plan import make_plan
-for shard in make_plan(read_recipe("recipe.yml")).shards:
+for shard in eigenmerge.plan("recipe.yml").shards:
     if any(tensor.action == "merge" for tensor in shard.tensors):
         print(shard.part_key, *(key for tensor in shard.tensors for key in spectrum_keys(tensor)))
 """
 
 
-def test_the_package_merges(
+def test_the_package_is_listed_planned_and_merged_with(
     make_models: Callable[..., Any], run: Any, site: Path, tmp_path: Path, load_checkpoint: Any
 ) -> None:
     models = save_models(make_models, tmp_path)
-    planned = run([COMMAND, "plan", "recipe.yml"], site)
-    assert planned.returncode == 0, planned.stderr
-    finished = run([COMMAND, "merge", "recipe.yml", "merged"], site)
-    assert finished.returncode == 0, finished.stderr
+    shown, _, printed = CONSOLE.partition("$ eigenmerge ")[2].partition("\n")
+    results = run_commands(run, site, shown, "methods --json", "plan recipe.yml", "merge recipe.yml merged")
+    assert [code for code, _, _ in results] == [0, 0, 0, 0], results
+    assert results[0] == (0, printed, "")
+    cards = {card["name"]: card for card in json.loads(results[1][1])}
+    assert {cards[name]["package"] for name in ("soft_mean", "median")} == {"acme-merging 1.0"}
+    assert cards["swudi"]["package"] is None
+
     merged = load_checkpoint(tmp_path / "merged")
     deltas = {
         name: torch.stack([expert[name] - models.base_tensors[name] for expert in models.expert_tensors])
@@ -106,11 +128,6 @@ def test_the_package_merges(
     packages = {row["name"]: row.get("method_package") for row in manifest["tensors"]}
     assert packages[Q_PROJ] == packages[K_PROJ] == "acme-merging 1.0"
 
-    without = run([COMMAND, "plan", "recipe.yml"], None)
-    assert without.returncode == 2
-    assert without.stderr.startswith("eigenmerge: error: recipe.yml: merge_method: unknown merge method 'soft_mean'")
-    assert without.stderr.count("\n") == 1
-
 
 def test_an_upgraded_package_reuses_nothing(run: Any, site: Path, tmp_path: Path, make_models: Any) -> None:
     save_models(make_models, tmp_path)
@@ -120,13 +137,7 @@ def test_an_upgraded_package_reuses_nothing(run: Any, site: Path, tmp_path: Path
     metadata = (facts / "METADATA").read_text()
     (facts / "METADATA").write_text(metadata.replace("Version: 1.0", "Version: 1.1"))
     facts.rename(facts.with_name("acme_merging-1.1.dist-info"))
-
-    def keys(site: Path) -> set[str]:
-        planned = run([sys.executable, "-c", KEYS], site)
-        assert planned.returncode == 0, planned.stderr
-        return set(planned.stdout.split())
-
-    old, new = keys(site), keys(upgraded)
+    old, new = set(run(["-c", KEYS], site).split()), set(run(["-c", KEYS], upgraded).split())
     assert {key.partition("/")[0] for key in old} == {"parts", "spectra"}
     assert not old & new
 
@@ -134,33 +145,26 @@ def test_an_upgraded_package_reuses_nothing(run: Any, site: Path, tmp_path: Path
 def test_the_tensor_call_and_the_packages_tests(run: Any, site: Path, tmp_path: Path) -> None:
     call = CALL + "\nassert merged.shape == median.shape == (6, 8)\nassert not torch.equal(merged, median)\n"
     (tmp_path / "test_acme_merging.py").write_text(call + TESTS)
-    found = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_acme_merging.py"], site)
-    assert "2 passed" in found.stdout, found.stdout
-
-
-def test_what_methods_prints(run: Any, site: Path) -> None:
-    command, _, printed = CONSOLE.partition("$ eigenmerge ")[2].partition("\n")
-    found = run([COMMAND, *command.split()], site)
-    assert (found.stdout, found.stderr) == (printed, "")
-    cards = {card["name"]: card for card in json.loads(run([COMMAND, "methods", "--json"], site).stdout)}
-    assert {cards[name]["package"] for name in ("soft_mean", "median")} == {"acme-merging 1.0"}
-    assert cards["swudi"]["package"] is None
+    assert "2 passed" in run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_acme_merging.py"], site)
 
 
 def test_a_broken_package_stops_no_other_recipe(run: Any, site: Path, tmp_path: Path, make_models: Any) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(site, broken)
     (broken / "acme_merging.py").write_text("import gone\n")
-    listed = run([COMMAND, "methods"], broken)
-    assert listed.returncode == 0
-    assert listed.stdout.endswith(
-        "\nacme: unavailable: entry point acme = acme_merging of package acme-merging 1.0 cannot be imported:"
-        " ModuleNotFoundError: No module named 'gone'\n"
-    )
     save_models(make_models, tmp_path)
     recipe = yaml.safe_load(RECIPE)
     recipe["merge_method"] = recipe["rules"][0]["method"] = "iso_c"
     del recipe["parameters"]
-    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
-    planned = run([COMMAND, "plan", "recipe.yml"], broken)
-    assert planned.returncode == 0, planned.stderr
+    (tmp_path / "other.yml").write_text(yaml.safe_dump(recipe))
+    listed, asked, other = run_commands(run, broken, "methods", "plan recipe.yml", "plan other.yml")
+    assert listed[1].endswith(
+        "\nacme: unavailable: entry point acme = acme_merging of package acme-merging 1.0 cannot be imported:"
+        " ModuleNotFoundError: No module named 'gone'\n"
+    )
+    assert (listed[0], other[0]) == (0, 0), (listed, other)
+    code, _, error = asked
+    assert code == 2
+    assert error.startswith("eigenmerge: error: recipe.yml: merge_method: unknown merge method 'soft_mean'")
+    assert error.endswith("(methods of acme-merging 1.0 are unavailable: `eigenmerge methods` shows why)\n")
+    assert error.count("\n") == 1
