@@ -6,17 +6,13 @@ import pytest
 import torch
 
 from eigenmerge.core.errors import CorruptObjectError
-from eigenmerge.core.numerics.apply_filter import Factors, apply_factors
-from eigenmerge.core.numerics.interference.decompose import decompose_interference
 from eigenmerge.core.numerics.interference.operator import accumulate
 from eigenmerge.core.numerics.interference.stored_form import (
-    reorder_experts,
     stack_factors,
     stored_elements,
     stored_form,
     unstack_factors,
 )
-from eigenmerge.core.numerics.interference.summed_task_vectors import SummedTaskVectors
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
 
@@ -76,28 +72,3 @@ def test_factors_that_do_not_fit_are_refused(damage: str) -> None:
         tensors["right"] = tensors["right"][:-1]
     with pytest.raises(CorruptObjectError, match="recompute"):
         unstack_factors(tensors)
-
-
-def test_summed_task_vectors_decompose_without_being_read() -> None:
-    vectors = dense(4)
-
-    class Unreadable(InMemoryTaskVectors):
-        def __iter__(self):
-            raise AssertionError("the experts are read although their sums are known")
-
-    spectrum = decompose_interference(SummedTaskVectors(accumulate(InMemoryTaskVectors(vectors)), Unreadable(vectors)))
-    expected = decompose_interference(InMemoryTaskVectors(vectors), route="gram")
-    for block in ("sum", "target"):
-        weights = Factors({block: torch.ones(spectrum.num_directions, dtype=torch.float64)}, 1)
-        torch.testing.assert_close(apply_factors(spectrum, weights), apply_factors(expected, weights))
-
-
-def test_energies_of_each_expert_follow_the_order_of_the_plan() -> None:
-    vectors = [vector * 10.0**index for index, vector in enumerate(dense(3))]
-    added = accumulate(InMemoryTaskVectors([vectors[2], vectors[0], vectors[1]]))
-    placed = reorder_experts(added, [1, 2, 0])
-    summed = SummedTaskVectors(placed, InMemoryTaskVectors(vectors))
-    found = decompose_interference(summed, with_expert_energy=True)
-    expected = decompose_interference(InMemoryTaskVectors(vectors), route="gram", with_expert_energy=True)
-    torch.testing.assert_close(found.info["expert_norms"], expected.info["expert_norms"])
-    torch.testing.assert_close(found.statistics["expert_energy"], expected.statistics["expert_energy"])

@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eigenmerge.core.numerics.svd.core_coordinates import core_task_vectors
-from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
-
-from ..conditioning import rounding_bound
+from eigenmerge.core.numerics.task_vectors import LowRank
 
 
 def naive_cores(vectors: list[LowRank]) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
@@ -71,22 +68,6 @@ def test_ties_in_core_space_equals_the_published_formula(merge, tolerance_of, lo
     assert relative_error(merge("core_space", vectors, merge="ties", density=0.3), expected) < tolerance_of(
         "core_space", vectors, merge="ties", density=0.3
     )
-
-
-@pytest.mark.parametrize("is_lora", [False, True])
-def test_cores_contain_the_experts_exactly(full_experts, lora_experts, is_lora, relative_error):
-    vectors = lora_experts(3, 30, 40, 2) if is_lora else full_experts(3, 12, 16)
-    cores = core_task_vectors(InMemoryTaskVectors(vectors))
-    for core, vector in zip(cores, vectors, strict=True):
-        dense = vector.dense() if isinstance(vector, LowRank) else vector
-        assert relative_error(cores.left.T @ core @ cores.right, dense) < rounding_bound(40)
-    assert cores.shape == ((6, 6) if is_lora else (12, 16))
-
-
-def test_shared_factors_make_a_smaller_core(lora_experts):
-    one, other = lora_experts(2, 50, 60, 3)
-    shared = [one, LowRank(other.left, one.right)]
-    assert core_task_vectors(InMemoryTaskVectors(shared)).shape == (6, 3)
 
 
 def test_sum_in_core_space_is_task_arithmetic(merge, tolerance_of, lora_experts, relative_error):

@@ -1,4 +1,4 @@
-"""OptMerge: its normal equations, the iteration against torch's optimizers, and the closed form."""
+"""OptMerge: the iteration against torch's optimizers, and the closed form."""
 
 from __future__ import annotations
 
@@ -19,37 +19,7 @@ from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 from eigenmerge.core.numerics.tensor_level import merge_task_vectors
 
 from ..conditioning import merge_tolerance, rounding_bound
-
-VARIANTS = ("full", "lora")
-
-
-def experts(count: int = 3, rows: int = 9, columns: int = 12, seed: int = 0) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return list(torch.randn((count, rows, columns), generator=generator, dtype=torch.float64) / 20)
-
-
-def loss(theta: torch.Tensor, vectors: list[torch.Tensor], variant: str) -> torch.Tensor:
-    """Return sum_i w_i ||(theta - tau_i) B_i^T||^2."""
-    K = min(vectors[0].shape) // len(vectors)
-    mean = sum(vectors) / len(vectors)
-    total = torch.zeros((), dtype=theta.dtype)
-    for v in vectors:
-        shift = mean if variant == "full" else torch.zeros_like(v)
-        U, s, Vh = torch.linalg.svd(v - shift, full_matrices=False)
-        target = U[:, :K] * s[:K] @ Vh[:K] + shift
-        _, s, Vh = torch.linalg.svd(v, full_matrices=False)
-        total = total + ((theta - target) @ (s[:K, None] * Vh[:K]).T).square().sum() / v.square().sum()
-    return total
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_operator_is_the_gradient_of_the_loss(variant: Any) -> None:
-    vectors = experts()
-    operator = optmerge_operator(InMemoryTaskVectors(vectors), variant, truncation_rank((9, 12), 3))
-    theta = torch.randn((9, 12), generator=torch.Generator().manual_seed(5), dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(loss(theta, vectors, variant), theta)
-    torch.testing.assert_close(2 * (theta.detach() @ operator.C - operator.D), gradient)
-    torch.testing.assert_close(operator.S, sum(vectors))
+from ..interference.test_optmerge_operator import VARIANTS, experts, loss
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
