@@ -194,7 +194,8 @@ class Store:
     def create(self, key: str, data: bytes) -> bool:
         """Write a small object if there is none with this key, and return whether it was written.
 
-        Of several simultaneous writers exactly one gets True, unless `conditional_writes` is False.
+        Of several simultaneous writers exactly one gets True, unless `conditional_writes` is False or the store is on
+        an fsspec file system that checks first and writes then (sftp, for example; not S3, GCS, Azure or local disk).
         """
         check_key(key)
         if not self._conditional_writes:

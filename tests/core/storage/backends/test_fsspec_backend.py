@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
 from eigenmerge.core.errors import CorruptObjectError, StoreError
 from eigenmerge.core.storage.backends import fsspec_backend
 from eigenmerge.core.storage.retries import RetryPolicy
 from eigenmerge.core.storage.store import Store
 
+from .. import disk_file_system
+from ..disk_file_system import DiskFileSystem
+
 QUICK = RetryPolicy(attempts=2, first_wait_seconds=0.001)
 
 
-class DiskFileSystem(LocalFileSystem):
-    """A file system that fsspec reaches by a protocol of its own, as it does sftp://: files grow while written."""
-
-    protocol = "testdisk"
-    cachable = False
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return super()._strip_protocol(str(path).removeprefix("testdisk://"))
-
-
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Store]:
-    fsspec.register_implementation("testdisk", DiskFileSystem, clobber=True)
-    yield Store(f"testdisk://{tmp_path}/store", retry=QUICK)
+def disk(tmp_path: Path) -> Store:
+    disk_file_system.register()
+    return Store(f"testdisk://{tmp_path}/store", retry=QUICK)
 
 
 def names(root: Path) -> list[str]:
