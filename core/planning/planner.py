@@ -127,7 +127,7 @@ def plan_merge(
         config=reference.config,
     )
     planned = [planner.plan(slot) for slot in output.slots]
-    warnings += vocabulary.warnings + _warnings(planner, base, experts, checkpoints)
+    warnings += vocabulary.warnings + _collect_warnings(planner, base, experts, checkpoints)
     if recipe.calibration is not None and recipe.calibration.svc is not None:
         warnings += [warning for warning in [calibration_warning(method.name)] if warning is not None]
     if settings.keep_sums:
@@ -146,7 +146,7 @@ def plan_merge(
         file_name, file_bytes = ADAPTER_WEIGHTS_NAME, sys.maxsize  # PEFT reads one file
     check_budget((item.plan for item in planned), max_memory if max_memory is not None else recipe.max_memory)
     packing = pack_tensors([item.plan for item in planned], file_bytes, shard_bytes, file_name)
-    shards = _shards(planned, packing, settings)
+    shards = _make_shards(planned, packing, settings)
     canonical = recipe.canonical()
     return Plan(
         run_key=run_key(canonical, shards, packing.files, side_files),
@@ -193,12 +193,12 @@ def _vocabulary_changes(
     return {}
 
 
-def _shards(planned: Sequence[PlannedTensor], packing: Packing, settings: RunSettings) -> tuple[LayerShard, ...]:
+def _make_shards(planned: Sequence[PlannedTensor], packing: Packing, settings: RunSettings) -> tuple[LayerShard, ...]:
     identities = {item.plan.name: item.identity for item in planned}
-    return tuple(_shard(index, group, identities, settings) for index, group in enumerate(packing.shards))
+    return tuple(_make_shard(index, group, identities, settings) for index, group in enumerate(packing.shards))
 
 
-def _shard(
+def _make_shard(
     index: int, tensors: tuple[TensorPlan, ...], identities: Mapping[str, str], settings: RunSettings
 ) -> LayerShard:
     return LayerShard(
@@ -231,7 +231,7 @@ def _check_names(tensors: Mapping[str, TensorSource], model: str) -> None:
             )
 
 
-def _warnings(
+def _collect_warnings(
     planner: TensorPlanner,
     base: ModelListing | None,
     experts: Sequence[ModelListing],

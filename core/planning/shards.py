@@ -20,9 +20,9 @@ from .plan import OutputFile, TensorPlan
 _TARGET_NUM_SHARDS = 200  # Prefect records a few hundred tasks of a flow reliably
 _SMALLEST_SHARD_BYTES = 4 * 2**20
 _LARGEST_SHARD_BYTES = 1024 * 2**20
-# The smallest part of an S3 multipart copy. Smaller data, and what follows it up to this size, is copied through the
-# assembling process.
-_COPIED_BYTES = 5 * 2**20
+# The smallest part of an S3 multipart copy. Smaller data, together with what follows it up to this size, passes through
+# the assembling process.
+_MIN_COPY_BYTES = 5 * 2**20
 _METADATA = {"format": "pt"}  # transformers requires it
 
 
@@ -110,7 +110,7 @@ def pack_tensors(
     for number, group in enumerate(file_groups, 1):
         first = len(shards)
         # In a smaller file, the first part, which is sent together with the header, would be more than 5%.
-        min_bytes = _COPIED_BYTES if sum(map(written_bytes, group)) >= 20 * _COPIED_BYTES else 0
+        min_bytes = _MIN_COPY_BYTES if sum(map(written_bytes, group)) >= 20 * _MIN_COPY_BYTES else 0
         shards.extend(_pack(group, limit, flops_limit, min_bytes))
         entries = [entry for tensor in group for entry in output_entries(tensor)]
         name = single_name

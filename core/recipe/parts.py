@@ -82,7 +82,7 @@ class Rule(StrictModel):
     method: str | None = Field(default=None, description="merge these tensors by this method instead of merge_method")
     parameters: ParameterSettings | None = Field(default=None, description="parameters for these tensors")
     qkv: Literal["stored", "split"] | None = Field(
-        default=None, description="fused QKV weights: one matrix, or q, k, v apart"
+        default=None, description="fused QKV weights: as one matrix, or split into q, k and v"
     )
     conv: Literal["mean", "matrix", "base"] | None = Field(
         default=None, description="convolution kernels: mean delta, one matrix (out, in * kernel), or the base's"
@@ -96,7 +96,7 @@ class Rule(StrictModel):
     @model_validator(mode="after")
     def _check_settings_and_patterns(self) -> Rule:
         if self.action in ("keep_base", "mean") and self.method is not None:
-            raise ValueError(f"has both action {self.action!r} and a method; a method goes with action merge")
+            raise ValueError(f"has both action {self.action!r} and a method; a method requires action merge")
         if all(part is None for part in (self.action, self.method, self.parameters, self.qkv, self.conv)):
             raise ValueError("sets nothing; expected action, method, parameters, qkv or conv")
         if not self.patterns or not all(self.patterns):

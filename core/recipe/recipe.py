@@ -30,14 +30,6 @@ from .parts import (
 from .presets import apply_preset
 from .settings import check_values, parse_setting, type_adapters
 
-__all__ = [
-    "InputModel",
-    "OutputSlice",
-    "Recipe",
-    "Rule",
-    "recipe_from_mapping",
-]
-
 
 class Recipe(StrictModel):
     """Models, method and options of a merge. mergekit's keys come first, then those of Eigenmerge."""
@@ -68,14 +60,16 @@ class Recipe(StrictModel):
         description="embedding matrices under a spectral method; other methods merge them like any tensor",
     )
     lm_head: Literal["mean", "base", "merge"] = Field(
-        default="mean", description="the output projection, as embeddings"
+        default="mean", description="the output projection under a spectral method"
     )
     vectors: Literal["mean", "base"] = Field(
-        default="mean", description="norms, biases and other 1-D tensors, as embeddings"
+        default="mean", description="norms, biases and other 1-D tensors under a spectral method"
     )
-    conv: Literal["mean", "matrix", "base"] = Field(default="mean", description="convolution kernels, as embeddings")
+    conv: Literal["mean", "matrix", "base"] = Field(
+        default="mean", description="convolution kernels under a spectral method"
+    )
     qkv: Literal["stored", "split"] = Field(
-        default="stored", description="fused QKV weights: one matrix, or q, k, v apart"
+        default="stored", description="fused QKV weights: as one matrix, or split into q, k and v"
     )
     missing: Literal["error", "base"] = Field(
         default="error", description="an expert that lacks a tensor: an error, or the base's tensor is used"
@@ -115,7 +109,7 @@ class Recipe(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_preset(cls, data: Any) -> Any:
+    def _apply_preset(cls, data: Any) -> Any:
         return apply_preset(cast("Mapping[str, Any]", data)) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
@@ -185,7 +179,7 @@ class Recipe(StrictModel):
         return self.arithmetic or ("float64" if self.dtype == "float64" else "float32")
 
     def canonical(self) -> dict[str, Any]:
-        """Return the recipe as JSON data, without defaults, credentials and keys that do not change the result."""
+        """Return the recipe as JSON data, without defaults, credentials, store, runner and memory limit."""
         hidden = {"storage_options", "store", "runner", "max_memory"}
         data = self.model_dump(mode="json", exclude=hidden, exclude_defaults=True)
         return json.loads(json.dumps(data, sort_keys=True))
@@ -249,12 +243,12 @@ def recipe_from_mapping(data: Mapping[str, Any], origin: str = "recipe") -> Reci
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        found = [_one_line(item) for item in error.errors(include_url=False, include_context=False)]
+        found = [_format_error(item) for item in error.errors(include_url=False, include_context=False)]
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
         raise RecipeError(f"{origin}: {'; '.join(found[:3])}{more}") from None
 
 
-def _one_line(item: Any) -> str:
+def _format_error(item: Any) -> str:
     place = ""
     for part in item["loc"]:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)

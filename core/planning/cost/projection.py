@@ -71,18 +71,18 @@ def direct_cost(method: DirectMethod[Any, Any], shape: tuple[int, ...], num_expe
 
 
 def spectral_cost(
-    method: SpectralMethod[Any, Any], shape: tuple[int, int], ranks: Sequence[int], low_rank: bool, element: int
+    method: SpectralMethod[Any, Any], shape: tuple[int, int], ranks: Sequence[int], low_rank: bool, element_bytes: int
 ) -> tuple[float, int, int]:
     """Return operations, peak bytes of the work space and number of directions of one matrix's decomposition.
 
     Parameters
     ----------
     ranks : upper bound on the rank of each expert's task vector
-    element : bytes of one element in the arithmetic dtype
+    element_bytes : bytes of one element in the arithmetic dtype
     """
     directions = min(shape[1], sum(ranks))
     flops = method.flops(shape, ranks, low_rank) + 2.0 * directions * shape[0] * shape[1]
-    return flops, method.peak_elements(shape, ranks, low_rank) * element, directions
+    return flops, method.peak_elements(shape, ranks, low_rank) * element_bytes, directions
 
 
 def spectrum_bytes(
@@ -103,15 +103,10 @@ def spectrum_bytes(
     return statistics + directions * (shape[1] + blocks * shape[0]) * (8 if chosen == "float64" else 4)
 
 
-def output_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Return the bytes of one tensor in the output."""
-    return tensor_bytes(dtype, shape)
-
-
-def cast_bytes(shape: tuple[int, ...], dtype: str, element: int) -> int:
+def cast_bytes(shape: tuple[int, ...], dtype: str, element_bytes: int) -> int:
     """Return the bytes of the copy that the cast to the output's dtype makes; 0 where the element size is the same."""
-    size = output_bytes(shape, dtype)
-    return 0 if size == element * prod(shape) else size
+    size = tensor_bytes(dtype, shape)
+    return 0 if size == element_bytes * prod(shape) else size
 
 
 def check_budget(tensors: Iterable[TensorPlan], max_memory: int | None) -> None:

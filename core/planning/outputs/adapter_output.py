@@ -108,9 +108,8 @@ def _plan_factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, ad
     stacked = sum(ranks)
     held = _peak_elements(plan, (rows, columns), ranks) * cost.arithmetic_bytes(settings)
     if not stays_low_rank((rows, columns), ranks, True) or _is_iterated(plan):
-        held = max(
-            held, plan.peak_bytes
-        )  # the stacked factors are as large as the weight, or an optimizer works on the dense weight
+        # The stacked factors are as large as the weight, or an optimizer works on the dense weight.
+        held = max(held, plan.peak_bytes)
     plan = replace(
         plan,
         adapter=factors,

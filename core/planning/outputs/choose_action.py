@@ -8,7 +8,8 @@ from typing import Literal
 
 from ...numerics.method import AnyMethod, DirectMethod
 from ...numerics.registry import get_method
-from ...recipe.recipe import Recipe, Rule
+from ...recipe.parts import Rule
+from ...recipe.recipe import Recipe
 from ..names import Kind
 from ..plan import Action
 from .name_patterns import match_rule

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from fnmatch import translate
 
 from ...errors import RecipeError, suggestion
+from ...recipe.parts import Rule
 from ...recipe.precedence import all_scopes
-from ...recipe.recipe import Recipe, Rule
+from ...recipe.recipe import Recipe
 
 # mergekit's own examples filter for these weights, which a model with tied embeddings does not store.
 _TIED_FILTERS = ("lm_head", "embed_tokens", "model.embed_tokens")

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, final
 
 from ...formats.digest import hash_json
+from ...formats.dtypes import tensor_bytes
 from ...numerics.interference.stored_form import stored_elements, stored_form
 from ...numerics.method import MethodParameters, SpectralMethod
 from ...numerics.svd.svc import ALGORITHM_VERSION as SVC_VERSION
@@ -102,7 +103,7 @@ class SpectralPlanner:
             views=views,
             bytes_read=cost.bytes_read(plan.base, plan.experts, passes),
             flops=flops,
-            peak_bytes=work + held + stored + cost.output_bytes(plan.shape, plan.out_dtype),
+            peak_bytes=work + held + stored + tensor_bytes(plan.out_dtype, plan.shape),
             spectrum_bytes=spectrum_bytes,
             sums_bytes=sums_bytes,
         )

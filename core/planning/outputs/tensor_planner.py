@@ -9,7 +9,7 @@ from typing import Any, final
 
 from ...errors import CheckpointError
 from ...formats.digest import hash_json
-from ...formats.dtypes import FLOAT8_DTYPES, MERGEABLE_DTYPES, safetensors_name
+from ...formats.dtypes import FLOAT8_DTYPES, MERGEABLE_DTYPES, safetensors_name, tensor_bytes
 from ...listing import TensorSource
 from ...numerics.method import AnyMethod, DirectMethod, SpectralMethod
 from ...recipe.precedence import Resolver, Resolvers, method_precedence, rule_scopes, source_precedence
@@ -123,7 +123,7 @@ class TensorPlanner:
         out_dtype = self._out_dtype(reference)
         size = cost.source_bytes(reference)
         casts = out_dtype != reference.dtype
-        written = cost.output_bytes(reference.shape, out_dtype) if casts else size
+        written = tensor_bytes(out_dtype, reference.shape) if casts else size
         plan = TensorPlan(
             name=target.slot.name,
             shape=reference.shape,
@@ -254,7 +254,7 @@ class TensorPlanner:
             plan,
             bytes_read=cost.bytes_read(plan.base, plan.experts, method.passes),
             flops=cost.direct_cost(method, plan.shape, len(plan.experts)),
-            peak_bytes=work + cost.output_bytes(plan.shape, plan.out_dtype),
+            peak_bytes=work + tensor_bytes(plan.out_dtype, plan.shape),
         )
 
     def _complete_mean(self, plan: TensorPlan, target: Target, identities: Sequence[str]) -> TensorPlan:

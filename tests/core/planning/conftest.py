@@ -1,4 +1,4 @@
-"""Listings made by hand: a model is a mapping of tensor names to shapes."""
+"""Fixtures: listings of models from tensor names and shapes, and plans of recipes given as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever stands in the headers and configs of others, only our own errors come out."""
+"""Arbitrary headers and configs give a plan or an Eigenmerge error, no other exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys: the same for the same computation, another for another, and never a place in them."""
+"""Keys are equal for equal computations, differ for different ones, and do not depend on locations."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def parts(plan: Any) -> list[str]:
     return [shard.part_key for shard in plan.shards]
 
 
-def test_nothing_changes_nothing(plan_of: Any, three: list[Any]) -> None:
+def test_planning_twice_gives_equal_plans(plan_of: Any, three: list[Any]) -> None:
     one, two = plan_of(SWUDI, *three), plan_of(SWUDI, *three)
     assert one == two
 
 
-def test_keys_have_the_stores_form(plan_of: Any, three: list[Any]) -> None:
+def test_keys_are_valid_object_names(plan_of: Any, three: list[Any]) -> None:
     plan = plan_of(SWUDI, *three)
     for key in (*spectra(plan), *parts(plan)):
         assert check_key(key) == key
@@ -79,13 +79,13 @@ def test_other_weights_have_other_keys(plan_of: Any, model: Any, three: list[Any
         assert not set(parts(plan_of(SWUDI, *others))) & set(parts(plain))
 
 
-def test_the_same_weights_in_another_place_have_the_same_keys(plan_of: Any, model: Any, three: list[Any]) -> None:
+def test_a_copy_of_the_weights_has_the_same_keys(plan_of: Any, model: Any, three: list[Any]) -> None:
     moved = [model(item.name, NAMES, uri=f"s3://bucket/{item.name}", fingerprint=item.fingerprint) for item in three]
     assert parts(plan_of(SWUDI, *moved)) == parts(plan_of(SWUDI, *three))
     assert spectra(plan_of(SWUDI, *moved)) == spectra(plan_of(SWUDI, *three))
 
 
-def test_the_order_of_experts_does_not_matter_where_the_method_does_not_care(plan_of: Any, three: list[Any]) -> None:
+def test_the_order_of_experts_changes_keys_only_if_it_matters_to_the_method(plan_of: Any, three: list[Any]) -> None:
     text = "merge_method: {}\nbase_model: base\nmodels: [{{model: {}, parameters: {{weight: {}}}}}, {{model: {}}}]"
     one = plan_of(text.format("swudi", "a", 2, "b"), *three)
     two = plan_of("merge_method: swudi\nbase_model: base\nmodels: [b, {model: a, parameters: {weight: 2}}]", *three)
@@ -105,7 +105,7 @@ def test_experts_with_one_fingerprint_and_two_weights(plan_of: Any, model: Any) 
     assert parts(plan_of(text % (1, 2), *models)) == parts(plan_of(text % (2, 1), *models))
 
 
-def test_settings_count_only_where_they_change_numbers(three: list[Any]) -> None:
+def test_settings_are_part_of_the_keys_only_where_they_change_numbers(three: list[Any]) -> None:
     recipe = read_recipe(SWUDI + "\n\n")
 
     def key(**changes: Any) -> str:
@@ -116,7 +116,7 @@ def test_settings_count_only_where_they_change_numbers(three: list[Any]) -> None
     assert len({plain, key(allow_tf32=True), key(allow_nonfinite=True), key(arithmetic="float64")}) == 4
 
 
-def test_the_seed_counts_where_masks_are_drawn(plan_of: Any, three: list[Any]) -> None:
+def test_the_seed_is_part_of_the_keys_where_masks_are_drawn(plan_of: Any, three: list[Any]) -> None:
     text = "merge_method: dare_ties\nbase_model: base\nmodels: [a]\nseed: {}"
     assert not set(parts(plan_of(text.format(1), *three))) & set(parts(plan_of(text.format(2), *three)))
 
@@ -138,7 +138,7 @@ def test_aligned_layers_depend_on_each_other(plan_of: Any, model: Any) -> None:
     assert all(t.alignment_key is None for shard in plan_of(SWUDI, *three).shards for t in shard.tensors)
 
 
-def test_kept_sums_of_other_sets_lie_in_the_same_folder(plan_of: Any, model: Any) -> None:
+def test_kept_sums_of_other_sets_are_in_the_same_folder(plan_of: Any, model: Any) -> None:
     models = [model(name, NAMES) for name in ("base", "a", "b", "c")]
 
     def tensor(names: str) -> Any:

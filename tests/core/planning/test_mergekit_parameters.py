@@ -1,4 +1,4 @@
-"""Parameters, gradients and source layers as mergekit resolves them, for recipes with every form of value and scope."""
+"""Parameters, gradients and source layers equal those of mergekit, for every form of value and every scope."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def name_of(case: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=map(name_of, CASES))
-def test_parameters_are_mergekits(case: dict[str, Any], model: Any, llama_tensors: Any, tensors_of: Any) -> None:
+def test_parameters_equal_those_of_mergekit(
+    case: dict[str, Any], model: Any, llama_tensors: Any, tensors_of: Any
+) -> None:
     listings = {
         name: model(name, llama_tensors(4), config={"num_hidden_layers": 4})
         for name in ("models/base", "models/e0", "models/e1")

@@ -1,4 +1,4 @@
-"""What is read off a tensor's name."""
+"""Layer and kind of a tensor by its name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_another_layer_has_the_same_name_but_for_its_number() -> None:
     assert with_layer("model.layers.7.mlp.experts.3.w", 12) == "model.layers.12.mlp.experts.3.w"
 
 
-def test_each_stack_counts_by_itself() -> None:
+def test_each_stack_of_layers_has_its_own_depth() -> None:
     names = ["vision.layers.0.w", "vision.layers.1.w", "text.layers.0.w", "text.layers.4.w", "norm"]
     depths = stack_depths(names)
     assert depths == {"vision.layers": 2, "text.layers": 5}
@@ -83,6 +83,6 @@ def test_kinds(name: str, shape: tuple[int, ...], dtype: str, kind: str) -> None
     assert tensor_kind(name, shape, dtype) == kind
 
 
-def test_ten_comes_after_two() -> None:
+def test_natural_key_orders_2_before_10() -> None:
     names = ["a.10.w", "a.2.w", "a.2.b", "a", "b.1"]
     assert sorted(names, key=natural_key) == ["a", "a.2.b", "a.2.w", "a.10.w", "b.1"]

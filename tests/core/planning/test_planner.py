@@ -1,4 +1,4 @@
-"""A plan from headers: what happens to each tensor, and what is refused before a weight is read."""
+"""Plans from listings: the action of each tensor, and errors before weights are read."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class TestModelsThatDoNotFit:
     @pytest.mark.parametrize(
         "name", ["a\nb.weight", "../../etc/passwd", "/abs.weight", "x" * 1001, "", "a\\b", "\x1b[31m"]
     )
-    def test_names_from_outside(self, name: str, model: Any, plan_of: Any) -> None:
+    def test_unsafe_tensor_names_are_refused(self, name: str, model: Any, plan_of: Any) -> None:
         models = [model("base", {name: (4, 4)}), model("a", {name: (4, 4)})]
         assert "is refused" in refused(CheckpointError, lambda: plan_of(SWUDI + "models: [a]", *models))
 
 
 class TestTheBase:
-    def test_linear_does_not(self, model: Any, plan_of: Any, tensors_of: Any) -> None:
+    def test_linear_needs_no_base(self, model: Any, plan_of: Any, tensors_of: Any) -> None:
         names = {"w.weight": (4, 4), "ids": (3,)}
         models = [model(name, names, dtype={"ids": "I64"}) for name in ("a", "b")]
         found = tensors_of(plan_of("merge_method: linear\nmodels: [a, b]", *models))

@@ -37,7 +37,9 @@ tensor_lists = st.lists(
 
 @settings(deadline=None, max_examples=150)
 @given(tensor_lists, st.integers(1, 400), st.integers(1, 400))
-def test_every_tensor_once_in_order_and_aligned(tensors: list[TensorPlan], file_bytes: int, shard_bytes: int) -> None:
+def test_every_tensor_is_stored_once_in_order_and_aligned(
+    tensors: list[TensorPlan], file_bytes: int, shard_bytes: int
+) -> None:
     packing = pack_tensors(tensors, file_bytes, shard_bytes)
     packed = [one.name for shard in packing.shards for one in shard]
     assert sorted(packed) == sorted(one.name for one in tensors)
@@ -64,7 +66,7 @@ def test_one_file_has_the_plain_name_and_several_are_numbered() -> None:
     assert [file.name for file in files] == [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 
 
-def test_layers_stand_in_the_order_of_their_numbers() -> None:
+def test_layers_are_ordered_by_number() -> None:
     packing = pack_tensors([tensor(f"layers.{index}.w") for index in (10, 2, 1)], 10**9)
     assert [one.name for shard in packing.shards for one in shard] == ["layers.1.w", "layers.2.w", "layers.10.w"]
 
@@ -82,7 +84,7 @@ def test_expensive_tensors_do_not_share_a_shard() -> None:
     [(24, 896, 4864, 128, 151936), (16, 2048, 8192, 512, 128256), (32, 4096, 14336, 1024, 128256)],
     ids=["0.5B", "1B", "8B"],
 )
-def test_hardly_anything_passes_through_the_reduce_on_s3(
+def test_almost_all_bytes_are_copied_on_the_s3_server(
     llama_tensors: Any, blocks: int, hidden: int, inner: int, kv: int, vocabulary: int
 ) -> None:
     """S3 copies no part below 5 MiB: norms and narrow projections share a shard with what follows them."""
@@ -117,6 +119,6 @@ def test_shard_size_follows_the_model() -> None:
     assert default_shard_bytes(10**15) == 2**30
 
 
-def test_a_name_in_other_scripts_counts_its_bytes() -> None:
+def test_header_bytes_count_utf8_bytes_of_names() -> None:
     one = tensor("слой.0.\u2028w")
     assert header_bytes(output_entries(one)) == len(build_header({one.name: ("F32", (4, 4))}, {"format": "pt"}))

@@ -1,4 +1,4 @@
-"""A plan answers at once: no torch, nothing quadratic. Limits are for a loaded two-core machine."""
+"""Planning takes little time: no import of torch, no quadratic step. Limits hold on two loaded cores."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_70b_model_with_eight_experts(model: Any, llama_tensors: Any, plan_of:
     assert seconds(lambda: plan_of(TEXT.format("swudi", ", ".join(experts)), *models)) < 1  # measured: 0.1 s
 
 
-def test_time_grows_with_the_tensors_and_not_faster(model: Any, plan_of: Any) -> None:
+def test_time_grows_linearly_with_the_number_of_tensors(model: Any, plan_of: Any) -> None:
     times = []
     for layers in (6, 24):
         names = {f"bert.{name}": shape for name, shape in mixture(layers).items()}

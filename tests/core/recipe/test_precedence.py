@@ -1,4 +1,4 @@
-"""Parameters of one tensor out of all scopes."""
+"""Precedence of parameters, and their values for one tensor."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_the_most_specific_scope_decides_name_by_name() -> None:
     assert found == {"weight": 3.0, "lambda": 0.5, "mode": "sum"}
 
 
-def test_a_scope_whose_filter_does_not_fit_is_passed_over() -> None:
+def test_a_scope_without_a_matching_filter_is_skipped() -> None:
     both = resolver({"weight": [{"filter": "attn", "value": 3}]}, {"weight": 2})
     assert both.resolve("layers.0.attn.w", 0)["weight"] == 3
     assert both.resolve("layers.0.mlp.w", 0)["weight"] == 2
 
 
-def test_equal_outcomes_are_one_object() -> None:
+def test_equal_results_are_one_object() -> None:
     plain = resolver({"weight": 3})
     assert plain.resolve("a", 0) is plain.resolve("b", 1)
     filtered = resolver({"weight": [{"filter": "attn", "value": [0, 1]}, {"value": 2}]})
@@ -47,7 +47,7 @@ def test_equal_outcomes_are_one_object() -> None:
     assert filtered.resolve("l.0.attn.q", 0.5) != filtered.resolve("l.0.attn.q", 0.25)
 
 
-def test_names_of_other_methods_are_left_alone() -> None:
+def test_parameters_of_other_methods_are_ignored() -> None:
     assert resolver({"density": 3}).resolve("x", 0)["weight"] == 1.0
 
 

@@ -14,7 +14,7 @@ def recipe_of(text: str) -> Recipe:
     return recipe_from_mapping(yaml.safe_load(text))
 
 
-def test_presets_fill_in_and_explicit_keys_win() -> None:
+def test_a_presets_keys_are_overridden_by_the_recipes() -> None:
     recipe = recipe_of("preset: clip-vit-b32-8\nbase_model: b\nmodels: [a]\n")
     assert recipe.merge_method == "swudi"
     assert recipe.parameters == {"exp_time": 1300.0, "rank_ratio": 0.65, "scale": 1.0}

@@ -1,4 +1,4 @@
-"""The recipe: what is accepted, what is refused and where, what is kept out of sight."""
+"""Recipes: what is accepted, what is refused with which message, and that credentials are not shown."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_slices_and_one_module() -> None:
         ("- merge_method: ties\n- models: [a]\n", "is a list; expected a YAML mapping"),
     ],
 )
-def test_mistakes_name_their_place(text: str, says: str) -> None:
+def test_errors_name_the_place_in_the_recipe(text: str, says: str) -> None:
     assert says in refused(text)
 
 
@@ -131,7 +131,7 @@ def test_canonical_is_json_and_loads_again_to_the_same() -> None:
         assert recipe_from_mapping(json.loads(json.dumps(canonical))).canonical() == canonical
 
 
-def test_canonical_knows_neither_places_nor_secrets() -> None:
+def test_canonical_contains_neither_locations_nor_credentials() -> None:
     text = TIES + (
         "store: s3://bucket/store\nmax_memory: 8GB\nrunner: dask\n"
         "storage_options: {key: AKIAPLANTED, secret: planted-secret, endpoint_url: 'http://localhost'}\n"
@@ -153,7 +153,7 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(key: str) -> Non
     assert "planted" not in message
 
 
-def test_wrong_storage_options_are_not_repeated() -> None:
+def test_invalid_storage_options_are_not_repeated() -> None:
     message = refused("merge_method: ties\nmodels: [a]\nstorage_options: planted-secret\n")
     assert "storage_options" in message
     assert "planted" not in message
@@ -183,7 +183,7 @@ KEYS = [*Recipe.model_fields, "unknown"]
 
 @settings(deadline=None, max_examples=200)
 @given(st.dictionaries(st.sampled_from(KEYS), trees, max_size=4), st.booleans())
-def test_only_our_error_comes_out(extra: dict[str, Any], complete: bool) -> None:
+def test_only_eigenmerge_errors_are_raised(extra: dict[str, Any], complete: bool) -> None:
     valid = {"merge_method": "ties", "base_model": "b", "models": ["a", "c"]} if complete else {}
     try:
         recipe = recipe_of(yaml.safe_dump({**valid, **extra}) + "\n\n")

@@ -1,4 +1,4 @@
-"""The forms of a parameter, as mergekit reads them."""
+"""The forms of a parameter in a recipe, as in mergekit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_gradient_is_linear_between_its_ends() -> None:
     assert value(["0", "1e1"], t=0.5) == 5
 
 
-def test_a_gradient_of_words_picks() -> None:
+def test_a_gradient_of_words_selects_an_entry() -> None:
     assert [value(["sum", "mean"], t=t, adapter=WORD) for t in (0, 0.9, 1)] == ["sum", "sum", "mean"]
 
 
@@ -48,7 +48,7 @@ def test_no_filter_fits() -> None:
     assert value({"filter": "mlp", "value": 1}, "norm") is MISSING
 
 
-def test_a_whole_number_does_not_take_half() -> None:
+def test_an_integer_parameter_refuses_an_interpolated_fraction() -> None:
     with pytest.raises(ValueError, match=r"is 0\.5"):
         value([0, 1], t=0.5, adapter=WHOLE)
     assert value([0, 2], t=0.5, adapter=WHOLE) == 1

@@ -1,4 +1,4 @@
-"""YAML that must not become a recipe."""
+"""Strict YAML: what is refused and how it is reported."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_aliases_and_merge_keys_work() -> None:
         ("a: \x00", "is not valid YAML"),
     ],
 )
-def test_what_is_no_recipe_is_refused_in_one_line(text: str, says: str) -> None:
+def test_invalid_yaml_is_refused_in_one_line(text: str, says: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_yaml_mapping(text, "my.yml")
     message = str(caught.value)
@@ -59,7 +59,7 @@ def test_a_message_does_not_quote_the_text() -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(st.text(alphabet=st.sampled_from(list("ab:-[]{}&*!#|>'\"\n ,?%@\t0.")), max_size=60))
-def test_only_our_error_comes_out(text: str) -> None:
+def test_only_eigenmerge_errors_are_raised(text: str) -> None:
     try:
         assert isinstance(parse_yaml_mapping(text, "recipe"), dict)
     except RecipeError as error:

@@ -136,7 +136,7 @@ def test_the_limit_is_named() -> None:
     assert simulate(even, slow_start, 2).limit == "shard overhead"
 
 
-def test_a_common_store_stops_scaling() -> None:
+def test_a_shared_store_limits_scaling() -> None:
     """16 shards of 4 bytes through one byte a second: 64 s, however many read at once."""
     plan = make_plan([make_shard(i, flops=1, bytes_read=4) for i in range(16)])
     shared = UNIT.model_copy(update={"store_bandwidth": 1.0})
@@ -163,7 +163,7 @@ def test_shards_that_do_not_fit_are_named() -> None:
     assert simulate(plan, UNIT, 1).too_large == (("layer.1", 101),)
 
 
-def test_the_split_adds_up_and_knows_the_smaller_space() -> None:
+def test_the_split_sums_to_the_flops_and_uses_the_smaller_space() -> None:
     full = split_work(make_matrix((64, 128), experts=8, rank=None, method="swudi", flops=1e9))
     assert (full.eigh_rows, full.eigh, full.svd) == (128, 10 * 128**3, 0)
     assert full.eigh + full.matmul == 1e9
@@ -184,7 +184,7 @@ def test_the_split_of_several_matrices_in_one_tensor() -> None:
     assert split_work(kernel).eigh_rows == 128
 
 
-def test_direct_methods_are_elementwise_but_for_what_cannot_be() -> None:
+def test_operations_of_direct_methods_beyond_elementwise_work_are_products() -> None:
     ties = replace(make_matrix((64, 128), experts=8, rank=None, method="ties", flops=1e6), spectrum_key=None)
     assert split_work(ties).elementwise == 1e6
     iterated = replace(ties, flops=1e12)

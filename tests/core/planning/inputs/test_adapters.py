@@ -1,4 +1,4 @@
-"""PEFT adapters: names, scalings, and what is refused."""
+"""PEFT adapters: names, scalings, and variants that are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def scaling_of(adapter: Any, config: dict[str, Any], module: str = "model.layers
     return read_adapter(adapter("a", names, {"r": 2, **config}).adapter).lora[f"{module}.weight"].scaling
 
 
-def test_an_expert_is_its_factors(adapter: Any, model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any) -> None:
+def test_an_adapter_expert_is_planned_as_factors(
+    adapter: Any, model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any
+) -> None:
     lora = adapter("a", FACTORS)
     plan = plan_of(SWUDI + "models: [a, b]", model("base", llama_tensors()), lora, adapter("b", FACTORS))
     found = tensors_of(plan)
@@ -84,7 +86,7 @@ def test_scaling_is_what_peft_computes(adapter: Any) -> None:
         },
     ],
 )
-def test_other_ways_to_write_the_names(names: dict[str, tuple[int, int]], adapter: Any) -> None:
+def test_other_forms_of_adapter_names(names: dict[str, tuple[int, int]], adapter: Any) -> None:
     assert list(read_adapter(adapter("a", names).adapter).lora) == [WEIGHT]
 
 
@@ -167,7 +169,7 @@ def test_a_prefix_between_adapter_and_base(adapter: Any, model: Any, plan_of: An
         ),
     ],
 )
-def test_what_is_no_plain_lora_is_refused(
+def test_other_adapters_than_plain_lora_are_refused(
     config: dict[str, Any], names: dict[str, tuple[int, ...]], kind: type[EigenmergeError], says: str, adapter: Any
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -227,7 +229,9 @@ class TestOrientation:
         return {name: found[f"{name}.weight"].fan_in_fan_out for name in shapes}
 
     @pytest.mark.parametrize("switch", [False, True])
-    def test_the_shape_decides_and_its_like_for_square_weights(self, adapter: Any, switch: bool) -> None:
+    def test_orientation_follows_the_shape_and_for_square_weights_the_module_name(
+        self, adapter: Any, switch: bool
+    ) -> None:
         assert self.turned(adapter, switch) == {self.C_ATTN: True, self.C_PROJ: True, self.HEAD: False}
 
 

@@ -33,7 +33,9 @@ def test_a_tensor_that_the_base_lacks_is_left_out(
     assert any("left out: score.weight" in warning for warning in plan.warnings)
 
 
-def test_a_missing_lm_head_is_the_embedding(model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any) -> None:
+def test_a_missing_lm_head_is_read_from_the_tied_embedding(
+    model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any
+) -> None:
     tied = model("a", llama_tensors(lm_head=False), config={"tie_word_embeddings": True})
     plan = plan_of(SWUDI + "models: [a]", model("base", llama_tensors()), tied)
     head = tensors_of(plan)["lm_head.weight"]
@@ -50,7 +52,7 @@ def test_prefixes(model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any)
     assert any("names matched with prefix" in warning for warning in plan.warnings)
 
 
-def test_nothing_in_it(model: Any, plan_of: Any) -> None:
+def test_a_model_without_tensors_is_refused(model: Any, plan_of: Any) -> None:
     models = [model("base", {}), model("a", {})]
     assert "holds no tensors" in refused(CheckpointError, lambda: plan_of(SWUDI + "models: [a]", *models))
 

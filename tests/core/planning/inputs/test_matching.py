@@ -17,7 +17,7 @@ def prefixed(names: dict[str, tuple[int, ...]], prefix: str) -> dict[str, tuple[
     return {prefix + name: shape for name, shape in names.items()}
 
 
-def test_equal_names_need_nothing() -> None:
+def test_equal_names_need_no_replacement() -> None:
     found = match_names(BERT, {**BERT, "classifier.weight": (2, 4)})
     assert found.replacements == ()
     assert found.stored == {name: name for name in BERT}
@@ -36,7 +36,7 @@ def test_a_base_with_a_prefix() -> None:
     assert found.stored == {f"bert.{name}": name for name in BERT}
 
 
-def test_two_parts_with_prefixes_of_their_own() -> None:
+def test_two_prefixes_in_one_model() -> None:
     text = {f"layers.{i}.w": (4, 4) for i in range(4)}
     tower = {f"blocks.{i}.w": (6, 6) for i in range(3)}
     base = prefixed(text, "model.language_model.") | prefixed(tower, "model.visual.")
@@ -47,13 +47,13 @@ def test_two_parts_with_prefixes_of_their_own() -> None:
     assert found.stored["model.visual.blocks.1.w"] == "visual.blocks.1.w"
 
 
-def test_the_encoder_never_stands_in_for_the_decoder() -> None:
+def test_encoder_weights_are_not_used_for_the_decoder() -> None:
     encoder = {f"encoder.block.{i}.w": (4, 4) for i in range(3)}
     base = encoder | {f"decoder.block.{i}.w": (4, 4) for i in range(3)}
     assert match_names(base, encoder).stored == {name: name for name in encoder}
 
 
-def test_other_shapes_are_no_match() -> None:
+def test_a_prefix_with_other_shapes_is_not_used() -> None:
     other = {f"bert.{name}": (5, 5) for name in BERT}
     assert match_names(BERT, other).stored == {}
 

@@ -1,4 +1,4 @@
-"""A plan whose result is an adapter."""
+"""Plans whose output is an adapter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def config_of(plan: Any) -> dict[str, Any]:
     return json.loads(side.content)
 
 
-def test_only_what_is_adapted_is_written_as_factors(models: list[Any], plan_of: Any, tensors_of: Any) -> None:
+def test_only_adapted_weights_are_written_as_factors(models: list[Any], plan_of: Any, tensors_of: Any) -> None:
     plan = plan_of(SWUDI, *models)
     found = tensors_of(plan)
     assert set(found) == {Q, UP}
@@ -49,7 +49,7 @@ def test_only_what_is_adapted_is_written_as_factors(models: list[Any], plan_of: 
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
-def test_the_config_says_scaling_one(models: list[Any], plan_of: Any) -> None:
+def test_the_config_has_scaling_one(models: list[Any], plan_of: Any) -> None:
     config = config_of(plan_of(SWUDI, *models))
     assert (config["r"], config["lora_alpha"], config["task_type"]) == (5, 5, "CAUSAL_LM")
     assert config["rank_pattern"] == config["alpha_pattern"] == {r"^model\.layers\.1\.mlp\.up_proj": 2}
@@ -124,7 +124,9 @@ def test_weighted_sums_are_exact_in_factors(
     assert (tensor.action, tensor.parameters) == ("mean", {"scale": scale})
 
 
-def test_what_cannot_be_an_adapter(models: list[Any], model: Any, llama_tensors: Any, plan_of: Any) -> None:
+def test_recipes_whose_result_is_not_an_adapter_are_refused(
+    models: list[Any], model: Any, llama_tensors: Any, plan_of: Any
+) -> None:
     with pytest.raises(RecipeError, match="ties does not give a low-rank delta"):
         plan_of("merge_method: ties\nbase_model: base\nmodels: [a, b]\noutput: adapter", *models)
     with pytest.raises(RecipeError, match="c is a full model"):

@@ -82,7 +82,7 @@ def test_merge_forces_the_embeddings(model: Any, llama_tensors: Any, plan_of: An
     assert found["lm_head.weight"].action == "mean"
 
 
-def test_a_rule_in_the_shadow_of_another(model: Any, llama_tensors: Any, plan_of: Any) -> None:
+def test_a_rule_that_earlier_rules_override_is_a_warning(model: Any, llama_tensors: Any, plan_of: Any) -> None:
     text = SWUDI + "models: [a]\nrules: [{match: '*', action: mean}, {match: '*norm*', action: keep_base}]"
     plan = plan_of(text, *(model(name, llama_tensors()) for name in ("base", "a")))
     assert any("rules[1] (*norm*) decides nothing" in warning for warning in plan.warnings)

@@ -35,7 +35,7 @@ def test_another_shape(model: Any, llama_tensors: Any, plan_of: Any) -> None:
     assert message.startswith("model.layers.0.self_attn.k_proj.weight: b has shape [4, 8], the base has [8, 8]")
 
 
-def test_a_transposed_weight_is_said_to_be(model: Any, plan_of: Any) -> None:
+def test_the_error_for_a_transposed_weight_says_so(model: Any, plan_of: Any) -> None:
     models = [model("base", {"w.weight": (3, 5)}), model("a", {"w.weight": (5, 3)})]
     assert "it is stored transposed" in refused(ShapeError, lambda: plan_of(SWUDI + "models: [a]", *models))
 

@@ -1,4 +1,4 @@
-"""The matrices inside a tensor."""
+"""The matrices of a stored tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eigenmerge.core.planning.outputs.matrices import matrices_of
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 8}
 
 
-def test_a_matrix_is_itself() -> None:
+def test_a_2d_weight_is_one_matrix() -> None:
     found = matrices_of("w.weight", (3, 5), "matrix", False, None)
     assert found.shapes((3, 5)) == [(3, 5)]
     assert found.matrix_shape is None
@@ -23,7 +23,7 @@ def test_a_stack_is_one_matrix_per_expert() -> None:
     assert found.shapes((3, 4, 5)) == [(4, 5)] * 3
 
 
-def test_a_kernel_is_out_by_the_rest() -> None:
+def test_a_convolution_kernel_is_one_matrix_out_by_in_times_kernel() -> None:
     assert matrices_of("conv.weight", (6, 3, 2, 2), "conv", False, None).shapes((6, 3, 2, 2)) == [(6, 12)]
 
 
@@ -49,7 +49,7 @@ def test_only_fused_weights_are_cut() -> None:
     assert matrices_of("self_attn.q_proj.weight", (24, 8), "matrix", True, None).cuts == ()
 
 
-def test_heads_side_by_side_cannot_be_cut() -> None:
+def test_qkv_interleaved_by_head_cannot_be_cut() -> None:
     with pytest.raises(RecipeError, match="head by head"):
         matrices_of("attention.query_key_value.weight", (24, 8), "matrix", True, None)
     with pytest.raises(RecipeError, match="neither the heads"):

@@ -23,21 +23,21 @@ def refused(kind: type[EigenmergeError], call: Callable[[], Any]) -> str:
     return message
 
 
-def test_a_task_vector_method_needs_one(model: Any, plan_of: Any) -> None:
+def test_a_task_vector_method_needs_a_base(model: Any, plan_of: Any) -> None:
     for method in ("swudi", "ties"):
         models = [model(name, {"w.weight": (4, 4)}) for name in ("a", "b")]
         message = refused(RecipeError, lambda m=method, ms=models: plan_of(f"merge_method: {m}\nmodels: [a, b]", *ms))
         assert message.startswith("base_model: is missing")
 
 
-def test_listed_among_the_models_it_is_dropped(model: Any, plan_of: Any, tensors_of: Any) -> None:
+def test_a_base_listed_among_the_models_is_dropped(model: Any, plan_of: Any, tensors_of: Any) -> None:
     models = [model(name, {"w.weight": (4, 4)}) for name in ("base", "a")]
     plan = plan_of(TIES + "models: [base, a]", *models)
     assert [expert.expert for expert in tensors_of(plan)["w.weight"].experts] == [1]
     assert any("base is listed among the models" in warning for warning in plan.warnings)
 
 
-def test_linear_keeps_it(model: Any, plan_of: Any, tensors_of: Any) -> None:
+def test_linear_keeps_a_listed_base(model: Any, plan_of: Any, tensors_of: Any) -> None:
     models = [model(name, {"w.weight": (4, 4)}) for name in ("base", "a")]
     plan = plan_of("merge_method: linear\nbase_model: base\nmodels: [base, a]", *models)
     assert {expert.expert: expert.is_base for expert in tensors_of(plan)["w.weight"].experts} == {0: True, 1: False}

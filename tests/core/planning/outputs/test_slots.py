@@ -1,4 +1,4 @@
-"""Output layers put together from slices, as mergekit numbers and parametrises them."""
+"""Output tensors from slices: numbers of layers and positions of gradients as in mergekit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_layers_are_stacked_and_renumbered(models: list[Any], plan_of: Any, tens
     assert scales == [None, None, None, 0.5, 0.5, 0.5]
 
 
-def test_config_counts_the_layers(models: list[Any], plan_of: Any) -> None:
+def test_config_json_has_the_new_number_of_layers(models: list[Any], plan_of: Any) -> None:
     files = {side.name: side.content for side in plan_of(STACK, *models).side_files}
     config = json.loads(files["config.json"])
     assert config["num_hidden_layers"] == 6
@@ -117,7 +117,7 @@ def test_a_deeper_model_may_give_its_last_layers(model: Any, llama_tensors: Any,
         ("[1, 4], ", "[1, 4]}, {model: one, layer_range: [1, 4], ", "passthrough takes at most 1 models; found 2"),
     ],
 )
-def test_slices_that_cannot_be(old: str, new: str, says: str, models: list[Any], plan_of: Any) -> None:
+def test_invalid_slices_are_refused(old: str, new: str, says: str, models: list[Any], plan_of: Any) -> None:
     assert says in refused(lambda: plan_of(STACK.replace(old, new), *models))
 
 

@@ -21,7 +21,9 @@ def refused(kind: type[EigenmergeError], call: Callable[[], Any]) -> str:
     return message
 
 
-def test_a_tensor_that_no_expert_has_stays(model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any) -> None:
+def test_a_tensor_that_no_expert_has_is_copied_from_the_base(
+    model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any
+) -> None:
     base = {**llama_tensors(), "score.weight": (2, 8)}
     plan = plan_of(SWUDI + "models: [a]", model("base", base), model("a", llama_tensors()))
     assert tensors_of(plan)["score.weight"].action == "copy"

@@ -1,4 +1,4 @@
-"""Differing vocabularies: which rows belong together, and what is refused."""
+"""Different vocabularies: which rows correspond, and what is refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_appended_rows_are_cut_off_with_a_warning(model: Any, plan_of: Any, tens
     assert any("a has 5 rows in its vocabulary, the base 3: 2 are left out" in warning for warning in plan.warnings)
 
 
-def test_fewer_rows_count_as_the_bases(model: Any, plan_of: Any, tensors_of: Any) -> None:
+def test_missing_rows_are_taken_from_the_base(model: Any, plan_of: Any, tensors_of: Any) -> None:
     known = contents(base=tokenizer(["x", "y", "z"]), a=tokenizer(["x", "y"]))
     plan = plan_of(TIES, *pair(model, 3, 2), side_file_contents=known)
     expert = tensors_of(plan)[EMBED].experts[0]
@@ -58,7 +58,7 @@ def test_fewer_rows_count_as_the_bases(model: Any, plan_of: Any, tensors_of: Any
     assert tensors_of(plan)[EMBED].shape == (3, 4)
 
 
-def test_without_tokenizers_or_with_others_it_is_refused(model: Any, plan_of: Any) -> None:
+def test_different_rows_without_matching_tokenizers_are_refused(model: Any, plan_of: Any) -> None:
     models = pair(model, 3, 5)
     with pytest.raises(
         ShapeError, match=r"embed_tokens.weight: a has 5 rows, the base has 3, and without tokenizer files.*base"
@@ -140,7 +140,7 @@ def test_a_kept_embedding_gets_the_new_rows_only(model: Any, plan_of: Any, tenso
     assert tensor.shape == (2, 4)
 
 
-def test_another_models_tokenizer(model: Any, plan_of: Any, tensors_of: Any) -> None:
+def test_the_tokenizer_of_a_named_model(model: Any, plan_of: Any, tensors_of: Any) -> None:
     models = pair(model, 3, 3)
     other = model("other", {"w": (1,)})
     known = contents(
