@@ -1,4 +1,4 @@
-"""Sealed tensors come back as they were, on every kind of store, and any damage is told."""
+"""Sealed tensors are read exactly as they were written, on every kind of store, and damage is detected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_round_trip(place: Callable[[str], Store]) -> None:
     assert found.keys() == given_tensors.keys()
     for name, tensor in given_tensors.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
-        found[name] += 1  # what was read may be changed, and the store keeps what it has
+        found[name] += 1  # writing to a tensor that was read does not change the stored object
     assert torch.equal(read_sealed(store, seal)["C"], given_tensors["C"])
 
 
@@ -63,7 +63,7 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path) -> None:
     assert store.read(KEY) == first
 
 
-def test_nothing_there(tmp_path) -> None:
+def test_a_missing_object(tmp_path) -> None:
     with pytest.raises(ObjectNotFoundError):
         read_seal(Store(str(tmp_path)), KEY)
 
@@ -78,7 +78,7 @@ def test_another_object_under_this_name(tmp_path) -> None:
 
 @given(st.data())
 @settings(deadline=None, max_examples=60)
-def test_every_flipped_bit_and_every_cut_is_told(data: st.DataObject) -> None:
+def test_every_flipped_bit_and_every_truncation_is_detected(data: st.DataObject) -> None:
     store = Store("memory://sealed-damage")
     write_sealed(store, KEY, tensors(), FACTS)
     content = store.read(KEY)
@@ -93,6 +93,6 @@ def test_every_flipped_bit_and_every_cut_is_told(data: st.DataObject) -> None:
         found = read_sealed(store, read_seal(store, KEY))
     except CorruptObjectError:
         return
-    # The one place that is not covered: the padding between the header and the numbers.
+    # Not covered by a checksum: the padding between the header and the data.
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors().items())
     assert content[position : position + 1].isspace()

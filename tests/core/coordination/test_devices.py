@@ -1,4 +1,4 @@
-"""Two shards never share a GPU: threads, processes, and a holder that is killed."""
+"""Two shards never share a GPU, in threads or processes, and a killed process releases its GPU."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_named_gpu_is_waited_for(tmp_path: Path) -> None:
             assert other == "cuda:0"
 
 
-def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
+def test_a_killed_process_releases_its_gpu(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
@@ -85,6 +85,6 @@ with hold_device("cuda", StopSignal(), visible=lambda: {{"cuda:0": "GPU-aaaa"}},
 
 
 @pytest.mark.parametrize(("device", "word"), [("cuda", "no GPU"), ("cuda:7", "cuda:7"), ("gpu", "unknown")])
-def test_a_device_that_is_not_there(tmp_path: Path, device: str, word: str) -> None:
+def test_a_device_that_does_not_exist(tmp_path: Path, device: str, word: str) -> None:
     with pytest.raises(RecipeError, match=word), hold_device(device, StopSignal(), visible=dict, folder=tmp_path):
         pass

@@ -1,4 +1,4 @@
-"""A registry is what lies in it: complete experts are found, unfinished ones wait, changes show in the fingerprint."""
+"""Scans of a registry: complete experts are listed, incomplete ones skipped, and changes alter the fingerprint."""
 
 from __future__ import annotations
 

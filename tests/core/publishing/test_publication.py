@@ -1,10 +1,10 @@
-"""What a scheduled run decides, and the pointer that it moves."""
+"""Decisions of scheduled runs, and latest.json."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from eigenmerge.core.errors import CorruptObjectError
 from eigenmerge.core.publishing.publication import (
+    LATEST,
     MergeInputs,
     Publication,
     decide_update,
@@ -89,20 +90,31 @@ def test_the_folder_depends_on_the_day_and_the_inputs() -> None:
     assert folder_name(night, reordered) == name
 
 
-def test_the_pointer_comes_back(tmp_path: Path) -> None:
-    assert read_publication(Store(str(tmp_path))) is None
-    write_publication(Store(str(tmp_path)), LAST)
-    assert read_publication(Store(str(tmp_path))) == LAST
+def test_a_publication_is_read_as_it_was_written(place: Callable[[str], Store]) -> None:
+    store = place("published")
+    assert read_publication(store) is None
+    write_publication(store, LAST)
+    assert read_publication(store) == LAST
     later = Publication("2026-11-22-89abcdef", with_experts({"c": "3"}))
-    write_publication(Store(str(tmp_path)), later)
-    assert read_publication(Store(str(tmp_path))) == later
-    assert [path.name for path in tmp_path.iterdir()] == ["latest.json"]
+    write_publication(store, later)
+    assert read_publication(store) == later
+    assert [info.key for info in store.list("")] == [LATEST]
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"{}", b'{"layout": 99}', b'{"layout": 1, "experts": 3}', b"\xff\xfe", b"[" * 100_000]
 )
-def test_a_damaged_pointer_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "latest.json").write_bytes(content)
+def test_a_damaged_publication_is_refused(place: Callable[[str], Store], content: bytes) -> None:
+    store = place("published")
+    store.write(LATEST, content)
     with pytest.raises(CorruptObjectError, match=r"latest\.json.*delete it"):
-        read_publication(Store(str(tmp_path)))
+        read_publication(store)
+
+
+@pytest.mark.parametrize("cut", [1, 30, -3])
+def test_a_truncated_publication_is_refused(place: Callable[[str], Store], cut: int) -> None:
+    store = place("published")
+    write_publication(store, LAST)
+    store.write(LATEST, store.read(LATEST)[:cut])
+    with pytest.raises(CorruptObjectError, match=r"latest\.json.*delete it"):
+        read_publication(store)

@@ -1,4 +1,4 @@
-"""What may be removed: never what a kept or a living run uses."""
+"""Garbage collection: what is removed, and never what a kept or an active run uses or what is not ours."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def inventory(
     claimed: frozenset[str] = frozenset(),
     dead: frozenset[str] = frozenset(),
 ) -> Inventory:
-    """objects : key to age; the runs' own folders come by themselves"""
+    """An inventory of these runs with their folders, and of objects given by key and age in seconds."""
     ages = {key: NOW - run.written for run in runs for key in run.folder} | dict(objects)
     infos = {key: ObjectInfo(key, 10, "e", NOW - age) for key, age in ages.items()}
     return Inventory(infos, runs, claimed, dead, NOW)
@@ -41,7 +41,7 @@ def collected(found: Inventory, older_than: float | None = None, *runs: str) -> 
     return find_garbage(found, older_than=older_than, runs=runs)
 
 
-def test_nothing_goes_without_being_asked_for() -> None:
+def test_without_options_only_leftovers_of_killed_processes_are_removed() -> None:
     found = inventory(
         (stored_run("aaaa", "spectra/x.arrow"),),
         {
@@ -56,7 +56,7 @@ def test_nothing_goes_without_being_asked_for() -> None:
     assert collected(found).keys == ("claims/a.json", "probes/p")
 
 
-def test_a_named_run_goes_and_what_others_use_stays() -> None:
+def test_a_named_run_is_removed_except_what_others_use() -> None:
     runs = (stored_run("aaaa", "spectra/shared.arrow", "spectra/a.arrow"), stored_run("bbbb", "spectra/shared.arrow"))
     found = inventory(runs, {"spectra/shared.arrow": DAY, "spectra/a.arrow": 0.0, "spectra/orphan.arrow": DAY})
     garbage = collected(found, None, "aaaa")
@@ -64,7 +64,7 @@ def test_a_named_run_goes_and_what_others_use_stays() -> None:
     assert garbage.runs == ("aaaa",) and garbage.num_bytes == 30
 
 
-def test_by_age_the_run_counts_and_not_its_objects() -> None:
+def test_the_age_of_an_object_is_that_of_its_run() -> None:
     runs = (
         stored_run("aaaa", "spectra/old.arrow", "spectra/shared.arrow", age=8 * DAY),
         stored_run("bbbb", "spectra/shared.arrow", age=DAY),
@@ -83,7 +83,7 @@ def test_by_age_the_run_counts_and_not_its_objects() -> None:
     }
 
 
-def test_a_living_run_is_never_touched() -> None:
+def test_an_active_run_is_never_removed() -> None:
     found = inventory(
         (stored_run("aaaa", "spectra/x.arrow", state="running", age=30 * DAY),), {"spectra/x.arrow": 30 * DAY}
     )
@@ -93,17 +93,26 @@ def test_a_living_run_is_never_touched() -> None:
         collected(found, None, "aaaa")
 
 
-def test_a_living_run_that_is_not_recorded_yet_stops_the_sweep() -> None:
+def test_an_active_run_without_a_record_protects_every_object() -> None:
     runs = (stored_run("aaaa", state="running", known=False), stored_run("bbbb", "spectra/x.arrow", age=30 * DAY))
     assert not [
         key for key in collected(inventory(runs, {"spectra/x.arrow": DAY}), 7 * DAY).keys if key.startswith("spectra")
     ]
 
 
-def test_a_part_that_is_being_made_stays() -> None:
+def test_a_claimed_part_is_kept() -> None:
     ages = {"parts/x.safetensors": 30 * DAY, "parts/y.safetensors": 30 * DAY}
     garbage = collected(inventory((), ages, claimed=frozenset({"parts/x.safetensors"})), DAY)
     assert garbage.keys == ("parts/y.safetensors",)
+
+
+def test_objects_that_are_not_ours_are_never_removed() -> None:
+    """Neither by age, nor because a run of an earlier version lists them."""
+    sums = "operators/ab/000002-x.safetensors"
+    run = stored_run("aaaa", sums, "spectra/x.arrow", age=30 * DAY)
+    found = inventory((run,), {sums: 30 * DAY, "spectra/x.arrow": 30 * DAY, "notes.txt": 30 * DAY})
+    assert collected(found, DAY).keys == ("spectra/x.arrow", "runs/aaaa/objects.json", "runs/aaaa/run.json")
+    assert collected(found, None, "aaaa").keys == ("spectra/x.arrow", "runs/aaaa/objects.json", "runs/aaaa/run.json")
 
 
 def test_unknown_times_count_as_young() -> None:
@@ -112,7 +121,7 @@ def test_unknown_times_count_as_young() -> None:
     assert collected(found, DAY).keys == ()
 
 
-def test_records_go_before_what_they_vouch_for() -> None:
+def test_records_are_removed_before_the_objects_that_they_describe() -> None:
     runs = (stored_run("aaaa", "parts/x.safetensors", "parts/x.json", "spectra/x.arrow"),)
     ages = {"parts/x.safetensors": 0.0, "parts/x.json": 0.0, "spectra/x.arrow": 0.0}
     keys = collected(inventory(runs, ages), None, "aaaa").keys
@@ -132,7 +141,7 @@ one_run = st.tuples(states, st.frozensets(st.sampled_from(KEYS)), st.floats(0, 2
     st.frozensets(names),
 )
 @settings(deadline=None, max_examples=200)
-def test_whatever_lies_there(
+def test_properties_of_every_collection(
     given_runs: dict[str, tuple[State, frozenset[str], float, bool]],
     ages: dict[str, float],
     older_than: float | None,
@@ -156,7 +165,7 @@ def test_whatever_lies_there(
         assert used or (older_than is not None and ages[key] > older_than - 1e-3)  # ages are differences of times
 
 
-def test_useless_sums_go_although_a_kept_run_names_them() -> None:
+def test_superseded_sums_are_removed_although_a_kept_run_used_them() -> None:
     runs = (
         stored_run("aaaa", "sums/a.safetensors", "sums/b.safetensors"),
         stored_run("bbbb", "sums/b.safetensors", state="running"),
@@ -165,7 +174,7 @@ def test_useless_sums_go_although_a_kept_run_names_them() -> None:
     garbage = find_garbage(
         found, older_than=None, runs=(), useless=frozenset({"sums/a.safetensors", "sums/b.safetensors"})
     )
-    assert garbage.keys == ("sums/a.safetensors",), "what a living run names stays"
+    assert garbage.keys == ("sums/a.safetensors",), "an active run keeps what it uses"
 
 
 def test_usage_by_kind_run_method_and_model() -> None:
@@ -185,7 +194,7 @@ def test_usage_by_kind_run_method_and_model() -> None:
     ("prefix", "problem"),
     [("nothere", "cache ls"), ("abcd", "beginning of 2 run keys"), ("abc", "too short: give at least 4")],
 )
-def test_names_of_runs_are_checked(tmp_path, prefix: str, problem: str) -> None:
+def test_a_run_is_named_by_the_beginning_of_its_key(tmp_path, prefix: str, problem: str) -> None:
     store = Store(str(tmp_path))
     store.write("runs/abcd1/spectra.arrow", b"")
     if prefix != "abc":
