@@ -1,4 +1,4 @@
-"""Copy the rows of one vocabulary to their positions in another. `Rows` in planning/plan.py defines runs of rows."""
+"""Copy the rows of one vocabulary to their positions in another. `core/planning/plan.py` defines `Rows`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout of the repository is what the documentation says it is."""
+"""Folders, packages and file sizes follow the rules that docs/architecture.md states."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-page_with_map = runpy.run_path(str(ROOT / "tests" / "contracts" / "module_map.py"))["page_with_map"]
+files_page = runpy.run_path(str(ROOT / "tests" / "contracts" / "module_map.py"))["files_page"]
 PACKAGES = ("core", "tasks", "flows", "deployments")
 MAX_LINES = 400
+MAX_FILES = 16
 
 
 def source_files() -> list[Path]:
     return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
-def test_architecture_map_is_true() -> None:
-    """docs/architecture.md lists every file with its purpose; `python tests/contracts/module_map.py` writes it."""
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    assert page == page_with_map(page), "out of date: run python tests/contracts/module_map.py"
-    listed = set(re.findall(r"^\| `((?:core|tasks|flows|deployments)/[\w/]+\.py)`", page, re.MULTILINE))
-    assert listed == {str(path.relative_to(ROOT)) for path in source_files() if path.name != "__init__.py"}
+def test_page_of_files_is_up_to_date() -> None:
+    page = (ROOT / "docs" / "files.md").read_text()
+    assert page == files_page(), "docs/files.md is out of date: run python tests/contracts/module_map.py"
+
+
+def test_page_of_files_lists_every_file() -> None:
+    """A new folder must be added to FOLDERS in module_map.py."""
+    page = (ROOT / "docs" / "files.md").read_text()
+    listed = set(re.findall(r"^\| \[`\w+\.py`\]\(\.\./([\w/]+\.py)\)", page, re.MULTILINE))
+    expected = {str(path.relative_to(ROOT)) for path in source_files() if path.name != "__init__.py"}
+    assert listed == expected | {"deployments/face/__init__.py"}
 
 
 def test_every_subpackage_is_installed() -> None:
-    """A folder that pyproject does not list works in an editable install and is missing from a wheel."""
+    """A folder that pyproject.toml does not list works in an editable install but is missing from a wheel."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     mapped = {folder: name for name, folder in settings["package-dir"].items()}
     folders = {str(path.parent.relative_to(ROOT)) for path in source_files()}
@@ -38,16 +44,16 @@ def test_every_subpackage_is_installed() -> None:
     assert sorted(packages) == sorted(settings["packages"])
 
 
-def test_no_file_holds_two_ideas() -> None:
-    """Past 400 lines a file is two files."""
+def test_no_file_is_too_long() -> None:
+    """A file of more than 400 lines is to be divided."""
     long = [(str(p.relative_to(ROOT)), n) for p in source_files() if (n := len(p.read_text().splitlines())) > MAX_LINES]
     assert long == []
 
 
 def test_no_folder_is_crowded() -> None:
-    """Beyond about fifteen files a folder holds several ideas; `methods` is a plain collection."""
+    """At most 16 Python files per folder. `methods` is a plain collection: one file per method."""
     sizes = Counter(str(path.parent.relative_to(ROOT)) for path in source_files() if path.name != "__init__.py")
-    assert {folder: size for folder, size in sizes.items() if size > 16} == {
+    assert {folder: size for folder, size in sizes.items() if size > MAX_FILES} == {
         "core/numerics/methods": sizes["core/numerics/methods"]
     }
 
@@ -57,13 +63,13 @@ def test_no_catch_all_names() -> None:
     assert names.isdisjoint({"utils", "helpers", "common", "misc", "util", "helper"})
 
 
-def test_top_level_is_as_agreed() -> None:
+def test_top_level_has_no_other_entries() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
         "\n"
     )
     top = {line.split("/")[0] for line in tracked if line}
-    agreed = {"pyproject.toml", "flows", "tasks", "core", "deployments", "tests", "docs"}
-    agreed |= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "constraints.txt"}
-    assert {name for name in top - agreed if not name.startswith(".")} == set()
+    expected = {"pyproject.toml", "flows", "tasks", "core", "deployments", "tests", "docs"}
+    expected |= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "constraints.txt"}
+    assert {name for name in top - expected if not name.startswith(".")} == set()
