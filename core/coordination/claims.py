@@ -3,7 +3,7 @@
 A claim is advisory: it saves effort and never protects a result. Parts are written whole under a key made from their
 inputs, so two processes on one shard write the same bytes. A claim is dead when its owner was a process of this machine
 that has ended, or when its content did not change for `STALE_SECONDS` on the observer's clock; clocks of two machines
-are never compared. Where the store ignores conditional writes, both processes compute the shard.
+are never compared. Where the store ignores conditional writes, both processes may compute the shard.
 """
 
 from __future__ import annotations
