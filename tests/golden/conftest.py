@@ -1,4 +1,4 @@
-"""The `golden` fixture: inputs and published outputs, from this folder and from the full set beside the checkout."""
+"""The `golden` fixture: inputs and outputs of the published codes, from this folder and from the full set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FULL = HERE.parents[2] / "shared" / "golden"
 
 
 class GoldenData:
-    """Seeded task vectors and what the published codes return for them."""
+    """Seeded task vectors and the results of the published codes for them."""
 
     def __init__(self, folder: Path, outputs: str, outputs_float32: str | None) -> None:
         self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ class GoldenData:
         return key in self._outputs or key in self._outputs_float32
 
     def portable(self, setting: str) -> Iterator[str]:
-        """Layers whose result of that setting is well defined and finite: those to compare exactly."""
+        """Layers whose result of that setting is unique and finite, and is among the stored ones."""
         for layer in self.layers:
             facts = self.manifest["layers"][layer]["results"].get(setting, {})
             if facts.get("portable") and self.has(layer, setting) and self.result(layer, setting).isfinite().all():
@@ -60,7 +60,7 @@ class GoldenData:
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Frobenius norm of the difference over that of the expectation (over 1 where that is zero)."""
+    """Return ||found - expected|| / ||expected||, or / 1 where the expectation is 0."""
     scale = expected.double().norm().item() or 1.0
     return (found.double() - expected.double()).norm().item() / scale
 
@@ -70,7 +70,7 @@ def golden(request: pytest.FixtureRequest) -> GoldenData:
     if request.param == "kept":
         return GoldenData(HERE, "outputs.safetensors", None)
     if not (FULL / "manifest.json").exists():
-        pytest.skip("the full golden set is not beside this checkout (../shared/golden)")
+        pytest.skip("the full golden set is missing (../shared/golden beside the checkout)")
     return GoldenData(FULL, "out_fp64.safetensors", "out_fp32.safetensors")
 
 

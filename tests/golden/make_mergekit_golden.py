@@ -1,9 +1,9 @@
-"""Make mergekit.safetensors and mergekit.json: small inputs, and what mergekit's methods return for them.
+"""Write mergekit.safetensors and mergekit.json: small inputs and the results of mergekit's methods for them.
 
 Run in a virtual environment with mergekit==0.1.5:  python make_mergekit_golden.py
 
-Only what is deterministic in mergekit, in float32 and float64. Inputs are stored as `inputs/SET/base` and
-`inputs/SET/EXPERT` in float32, results as `CASE/float32` and `CASE/float64`; the JSON file says what each case was.
+Deterministic methods only, in float32 and float64. Inputs are stored as `inputs/SET/base` and `inputs/SET/EXPERT` in
+float32, results as `CASE/float32` and `CASE/float64`; the JSON file has the method and parameters of each case.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Case = dict[str, Any]
 
 
 def make_inputs() -> dict[str, list[torch.Tensor]]:
-    """Set name to [base, expert 0, expert 1, ...], float32."""
+    """Return the tensors [base, expert 0, expert 1, ...] of every set, float32."""
     generator = torch.Generator().manual_seed(20240607)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -37,7 +37,7 @@ def make_inputs() -> dict[str, list[torch.Tensor]]:
         "matrix": near(normal(12, 10), 0.3, 5),
         "vector": near(normal(33), 0.3, 4),
         "conv": near(normal(5, 4, 3, 3), 0.3, 3),
-        # norms of rows around 1e-3: where mergekit's lower bound of ||v_i|| ||v_j|| takes effect, for some pairs
+        # norms of rows around 1e-3: mergekit's lower bound of ||v_i|| ||v_j|| takes effect for some pairs
         "faint": near(torch.zeros(9, 7), 3e-4, 5),
         # entries of equal magnitude; at most 16 of them, so that every sort of torch is stable
         "grid": [torch.zeros(4, 4), *((normal(4, 4) * 2).round() / 4 for _ in range(3))],
@@ -46,7 +46,7 @@ def make_inputs() -> dict[str, list[torch.Tensor]]:
     base, first, second, *_ = sets["matrix"]
     sets["with_zero"] = [base, first, base.clone(), second]
     sets["identical"] = [base, first, first.clone(), first.clone()]
-    grid = (base * 8).round() / 8  # so that the task vectors are opposite to the last bit
+    grid = (base * 8).round() / 8  # makes the task vectors exactly opposite
     sets["opposite"] = [grid, grid + 0.25, grid - 0.25]
     sets["collinear"] = [base, base * 1.5, base + 1e-3 * (first - base)]
     sets["apart"] = [base, normal(12, 10), normal(12, 10)]

@@ -1,4 +1,4 @@
-"""Iso-C, Iso-CTS, TSV-M and SVC against what their published codes return."""
+"""Iso-C, Iso-CTS, TSV-M and SVC against the results of their published codes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def merge(name: str, vectors: list[torch.Tensor]) -> torch.Tensor:
 def test_published_results_are_reproduced(golden, relative_error, setting, name):
     layers = list(golden.portable(setting))
     if not layers:
-        pytest.skip("not among the kept results, only in the full set")
+        pytest.skip("this setting is only in the full set")
     for layer in layers:
         expected = golden.result(layer, setting)
         assert relative_error(merge(name, golden.experts(layer)), expected) < AGREEMENT, layer
@@ -42,8 +42,8 @@ def test_published_results_are_reproduced(golden, relative_error, setting, name)
 
 
 @pytest.mark.parametrize("name", ["iso_c", "iso_cts", "tsv_m"])
-def test_where_the_published_result_is_arbitrary_there_is_one_answer(golden, relative_error, name):
-    """All layers, so also those of low rank: single precision, a change of 1e-11 and another order agree."""
+def test_results_are_unique_where_published_ones_are_arbitrary(golden, relative_error, name):
+    """On all layers, also of low rank, float32, a change of 1e-11 and another order agree."""
     generator = torch.Generator().manual_seed(0)
     for layer in golden.layers:
         vectors = golden.experts(layer)
@@ -60,7 +60,7 @@ def test_published_calibrations_are_reproduced(golden, relative_error, code, bas
     setting = f"svc_{code}_{base}_a{alpha}"
     layers = list(golden.portable(setting))
     if not layers:
-        pytest.skip("not among the kept results, only in the full set")
+        pytest.skip("this setting is only in the full set")
     for layer in layers:
         vectors = golden.experts(layer)
         merged = 0.3 * sum(vectors) if base == "ta0.3" else merge("tsv_m", vectors)

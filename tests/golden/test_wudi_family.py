@@ -1,4 +1,4 @@
-"""The WUDI family against its published codes: every portable result to 1e-6 in float64, and to 1e-4 in float32."""
+"""The WUDI family against its published codes: portable results to 1e-6 in float64 and to 1e-4 in float32."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_published_result(setting: str, dtype: torch.dtype, tolerance: float, go
     method, parameters = SETTINGS[setting]
     layers = list(golden.portable(setting))
     if not layers and not golden.is_full:
-        pytest.skip("not among the settings that the repository keeps; compared with the full set")
+        pytest.skip("this setting is only in the full set")
     assert layers
     for layer in layers:
         merged = merge_task_vectors(golden.experts(layer, dtype), method, **parameters)
@@ -93,7 +93,7 @@ def test_rank_rules_pick_the_published_rank(route: Any, dtype: torch.dtype, gold
 
 
 def test_the_published_float32_counts_noise(golden: Any) -> None:
-    # what makes the test above more than a repetition: there are such layers in it
+    # the test above contains layers on which float32 without a cut gives another rank
     noisy = [
         (layer, rule)
         for layer in golden.layers

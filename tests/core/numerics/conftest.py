@@ -1,4 +1,4 @@
-"""Fixtures for the methods: a TensorInputs whose tensors are all in memory."""
+"""Fixtures: a TensorInputs whose tensors are in memory, and the relative error of a tensor."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 
 class InMemoryInputs:
-    """What a direct method reads, from tensors in memory; counts how often the experts were read.
+    """The inputs of a direct method, from tensors in memory; `reads` counts the passes over the experts.
 
-    `base_among` is the index of the base in `experts`, where a recipe lists it among its models.
+    `base_among` is the index of the base in `experts`, for recipes that list it among their models.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ def in_memory_inputs() -> Callable[..., InMemoryInputs]:
 
 @pytest.fixture(scope="session")
 def relative_error() -> Callable[[torch.Tensor, torch.Tensor], float]:
-    """Frobenius norm of the difference over that of the expectation (over 1 where that is zero)."""
+    """relative_error(found, expected): ||found - expected|| / ||expected||, or / 1 where the expectation is 0."""
 
     def compute(found: torch.Tensor, expected: torch.Tensor) -> float:
         scale = expected.double().norm().item() or 1.0

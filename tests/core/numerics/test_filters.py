@@ -1,4 +1,4 @@
-"""Filters against their formulas, at zero, and against the iterations they stand for."""
+"""Filters against their formulas, at zero, and against the iterations that they describe."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ BOUNDED = {
     "exponential": filters.exponential(VALUES, 300.0),
     "tikhonov": filters.tikhonov(VALUES, 0.01),
     "landweber": filters.landweber(VALUES, 0.9 / 1.7, 150),
-    "heavy_ball": filters.heavy_ball(VALUES, 1e-3, 0.9, 12),  # short of where momentum overshoots,
+    "heavy_ball": filters.heavy_ball(VALUES, 1e-3, 0.9, 12),  # few enough steps for f <= 1
     "wiener": filters.wiener(VALUES, 3, 10),
 }
 
 
 @pytest.mark.parametrize("name", BOUNDED)
-def test_passed_and_gain_belong_together(name: str) -> None:
+def test_passed_is_gain_times_eigenvalue(name: str) -> None:
     found = BOUNDED[name]
     torch.testing.assert_close(found.gain * VALUES, found.passed, rtol=rounding_bound(12), atol=1e-300)
     assert torch.isfinite(found.gain).all()
     assert ((found.passed >= 0) & (found.passed <= 1 + rounding_bound(12))).all()
     assert found.passed[-1] == 0
-    assert (
-        found.passed[:-1] >= found.passed[1:] - rounding_bound(12)
-    ).all()  # the smaller the eigenvalue, the less it passes
+    assert (found.passed[:-1] >= found.passed[1:] - rounding_bound(12)).all()  # f increases with the eigenvalue
 
 
 def test_formulas() -> None:
@@ -58,10 +56,12 @@ def test_limits_at_zero_are_slopes() -> None:
     assert filters.landweber(zero, 0.5, 150).gain.item() == 75
     assert filters.heavy_ball(zero, 1e-4, 0.0, 10).gain.item() == pytest.approx(2e-3)
     tiny = torch.full((1,), 1e-300, dtype=torch.float64)
-    assert filters.exponential(tiny, 300.0).gain.item() == pytest.approx(300)  # the naive (1 - exp) / lambda gives 0
+    assert filters.exponential(tiny, 300.0).gain.item() == pytest.approx(
+        300
+    )  # (1 - exp(-t lambda)) / lambda without expm1 gives 0
 
 
-def test_no_filter_passes_only_what_is_resolved() -> None:
+def test_no_filter_passes_only_resolved_directions() -> None:
     resolved = torch.tensor([True, True, False, True, True, True, True])
     found = filters.no_filter(VALUES, resolved)
     assert found.passed.tolist() == [1, 1, 0, 1, 1, 1, 0]
@@ -111,7 +111,7 @@ def test_gradient_flow_is_the_exponential_filter() -> None:
     assert (fine - flow).abs().max() < 0.11 * (coarse - flow).abs().max() < 1e-3
 
 
-def test_diverging_descent_is_seen() -> None:
+def test_diverging_descent_is_detected() -> None:
     assert not filters.is_finite(filters.landweber(torch.tensor([5.0]).double(), 100.0, 300))
     assert filters.is_finite(filters.landweber(torch.tensor([1e-3]).double(), 100.0, 300))
 
@@ -124,11 +124,11 @@ def test_power(gamma: float, value: float) -> None:
     found = filters.raise_to_power(plain, gamma, values, torch.tensor([True, False]))
     torch.testing.assert_close(found.passed[0], plain.passed[0] ** gamma)
     torch.testing.assert_close(found.gain[0], found.passed[0] / value)
-    # (t lambda)^gamma / lambda at 0: nothing above 1, infinite below 1 and so cut, t itself at 1
+    # (t lambda)^gamma / lambda at 0 is 0 for gamma > 1, t for gamma = 1, and infinite, so set to 0, for gamma < 1
     assert found.gain[1] == (300.0 if gamma == 1.0 else 0.0)
 
 
-def test_a_gentle_power_does_not_open_the_null_space() -> None:
+def test_a_power_below_one_passes_no_null_directions() -> None:
     # f^0.5 / lambda grows without bound towards 0
     values = torch.tensor([1.0, 1e-20], dtype=torch.float64)
     found = filters.raise_to_power(filters.exponential(values, 1.0), 0.5, values, torch.tensor([True, False]))

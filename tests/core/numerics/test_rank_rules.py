@@ -1,4 +1,4 @@
-"""Rank rules on spectra whose answer is known, in float32's noise, and at their bounds."""
+"""Rank rules on spectra of known rank, with float32 rounding noise, and at their bounds."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def test_powers_of_two(rule: str, expected: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("rule", ["stable_rank", "entropy", "entropy_sq", "participation", "participation_sqrt"])
-def test_equal_eigenvalues_count_themselves(rule: str, dtype: torch.dtype) -> None:
+def test_the_rank_of_equal_eigenvalues_is_their_number(rule: str, dtype: torch.dtype) -> None:
     noise = 1 + torch.finfo(dtype).eps * torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0, -2.0, -2.0], dtype=dtype)
-    assert rank(rule, noise * 0.3) == 7  # a plain ceil says 8: the quotient is 7.0000002
+    assert rank(rule, noise * 0.3) == 7  # ceil without slack gives 8: the quotient is 7.0000002
 
 
-def test_counting_what_carries_the_solution() -> None:
+def test_d_aware_rules_count_directions_of_the_solution() -> None:
     # all of D in the first two directions, whatever the eigenvalues
     values = torch.tensor([1.0, 0.9, 0.8, 0.7]).double()
     energy = torch.tensor([1.0, 0.81, 0.0, 0.0]).double()
@@ -97,7 +97,7 @@ def test_gavish_donoho_by_hand() -> None:
     threshold = math.sqrt(16 / 3) / math.sqrt(2 + math.sqrt(3))
     roots = torch.tensor([1.01 * threshold, 0.99 * threshold, 1.0, 1.0, 1.0]).double()
     assert rank("gavish_donoho", roots.square()) == 1
-    assert rank("gavish_donoho", torch.ones(5)) == 1  # none is above its own median: still one
+    assert rank("gavish_donoho", torch.ones(5)) == 1  # no value is above the threshold: at least one
 
 
 @pytest.mark.parametrize("rule", EVERY_RULE)
@@ -110,7 +110,7 @@ def test_trap_2_float32_counts_like_float64(rule: str) -> None:
     assert len(set(found)) == 1
 
 
-def test_trap_2_the_naive_code_counts_noise() -> None:
+def test_trap_2_without_a_cut_noise_is_counted() -> None:
     vectors = list(low_rank_layer(torch.float32))
     C = sum(v.T @ v / v.square().sum() for v in vectors)  # pyright: ignore[reportAttributeAccessIssue]
     D = sum(v @ (v.T @ v) / v.square().sum() for v in vectors)  # pyright: ignore[reportAttributeAccessIssue]
@@ -121,13 +121,13 @@ def test_trap_2_the_naive_code_counts_noise() -> None:
     assert naive > 12 == torch.linalg.matrix_rank(C.double(), rtol=1e-5)
 
 
-def test_left_out_eigenvalues_are_zeros_that_take_part() -> None:
+def test_eigenvalues_that_are_left_out_count_as_zeros() -> None:
     values = torch.tensor([1.0, 0.5, 0.25])
     for rule in ("none", "entropy", "participation_sqrt", "participation_sqrt_plus", "gavish_donoho", "cumvar_0.99"):
         padded = torch.cat([values, torch.zeros(997)])
         assert rank(rule, values, columns=1000) == rank(rule, padded)
     assert rank("none", values, columns=1000) == 1000
-    # 997 eigenvalues at the floor of 1e-8 move participation_sqrt: (2.207 + 0.0997)^2 / 1.75
+    # 997 eigenvalues at the floor of 1e-8 change participation_sqrt: (2.207 + 0.0997)^2 / 1.75
     assert rank("participation_sqrt", values, columns=1000) == 4
     assert rank("participation_sqrt", values) == 3
 

@@ -1,6 +1,6 @@
-"""The null cut: trap 1 of the published codes, and the trap in its usual remedy.
+"""The null cut: without a cut, and with a plain relative cut, the pseudo-inverse is wrong.
 
-The naive codes stand in the tests, so that each is seen to fail where ours does not.
+Both are implemented here too, and each test shows that they fail where the package does not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .conditioning import merge_tolerance, rounding_bound
 
 
 def naive_pinv(vectors: list[torch.Tensor], relative_cut: float | None) -> torch.Tensor:
-    """f = 1 as published (eigenvalues floored at 1e-8, none cut), or cut at `relative_cut` times the largest."""
+    """f = 1 as published (eigenvalues of at least 1e-8, none cut), or cut at `relative_cut` times the largest."""
     C = sum(v.T @ v / v.square().sum() for v in vectors)
     D = sum(v @ (v.T @ v) / v.square().sum() for v in vectors)
     S = sum(vectors)
@@ -68,7 +68,7 @@ def test_trap_1_no_filter_beyond_the_rank(size: int, relative_error: Any) -> Non
     assert relative_error(ours(vectors), exact) < merge_tolerance("wudi_pinv", vectors, dtype=torch.float32)
 
 
-def test_the_plain_cut_takes_real_directions_of_heavy_tails(relative_error: Any) -> None:
+def test_a_plain_cut_removes_directions_of_heavy_tailed_data(relative_error: Any) -> None:
     size = 256
     vectors = heavy_tailed(size, 1.0, 4)
     exact = ours([v.double() for v in vectors])
@@ -119,8 +119,8 @@ def test_null_directions_are_left_out_of_the_spectrum() -> None:
     assert spectrum.num_directions == spectrum.info["num_resolved"] == 12
 
 
-def test_unresolved_directions_keep_what_they_hold_of_the_sum(relative_error: Any) -> None:
-    # the weak half of every expert lies below float32's noise in C, but not in S
+def test_unresolved_directions_keep_their_part_of_the_sum(relative_error: Any) -> None:
+    # the smaller half of the singular values is below the rounding noise of float32 in C, but not in S
     generator = torch.Generator().manual_seed(5)
 
     def orthogonal() -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The streaming election against the definition on the stack of all experts."""
+"""The election in one pass against its definition on the stack of all experts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def by_definition(experts: torch.Tensor, weights: list[float], *, mean: bool, we
     weighted_vote=st.booleans(),
 )
 def test_streaming_equals_the_definition(seed: int, weights: list[float], mean: bool, weighted_vote: bool) -> None:
-    # small integers: sums are exact, so that ties of votes really occur and are decided as defined
+    # small integers: sums are exact, so votes are often equal
     generator = torch.Generator().manual_seed(seed)
     experts = torch.randint(-2, 3, (len(weights), 3, 7), generator=generator).double()
     election = SignElection(experts[0], with_weights=mean)

@@ -1,4 +1,4 @@
-"""Which experts count, the seeds of random methods, and that a tensor is let go before the next is formed."""
+"""The experts besides the base, the seeds of random methods, and the lifetime of the tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from eigenmerge.core.numerics.registry import get_method
 Make = Callable[..., Any]
 
 
-def test_the_base_among_the_models_is_passed_over(in_memory_inputs: Make) -> None:
+def test_the_base_among_the_models_is_skipped(in_memory_inputs: Make) -> None:
     base = torch.ones(3)
     inputs = in_memory_inputs([base * 2, base, base * 5], base, base_among=1)
     assert other_indices(inputs) == [0, 2]
@@ -40,7 +40,7 @@ def test_errors_say_what_was_expected(in_memory_inputs: Make) -> None:
         check_other_count(inputs, get_method("nuslerp"))
 
 
-def test_every_seed_tensor_and_expert_draws_its_own_numbers(in_memory_inputs: Make) -> None:
+def test_random_numbers_depend_on_seed_tensor_and_expert(in_memory_inputs: Make) -> None:
     def draw(seed: int, name: str, index: int) -> tuple[float, ...]:
         inputs = in_memory_inputs([], seed=seed, name=name)
         return tuple(torch.rand(4, generator=expert_generator(inputs, index)).tolist())
@@ -50,7 +50,7 @@ def test_every_seed_tensor_and_expert_draws_its_own_numbers(in_memory_inputs: Ma
     assert draw(1, "b", 0) == draw(1, "b", 0)
 
 
-def test_a_tensor_is_let_go_before_the_next_is_formed() -> None:
+def test_a_tensor_is_released_before_the_next_is_formed() -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
 
     def formed() -> Iterator[torch.Tensor]:

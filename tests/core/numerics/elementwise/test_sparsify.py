@@ -1,4 +1,4 @@
-"""The selection rules against plain sorts, and what the random ones promise."""
+"""The selection rules against sorts, and the probabilities of the random ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from eigenmerge.core.numerics.elementwise.sparsify import (
 
 from ..conditioning import rounding_bound
 
-LARGE = 70_000  # above this file's limit for sorting outright, so that the thresholds by counting are used
+LARGE = 70_000  # more than _SMALL, so thresholds are found by counting
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -30,7 +30,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def distinct_magnitudes(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Shuffled, both signs, no two of equal magnitude, many binades."""
+    """Shuffled entries of both signs and of distinct magnitudes from 1e-30 to 1e30."""
     magnitudes = torch.logspace(-30, 30, count, dtype=torch.float64).to(dtype)
     assert magnitudes.unique().numel() == count
     signs = torch.rand(count, generator=generator()) < 0.5
@@ -38,7 +38,7 @@ def distinct_magnitudes(count: int, dtype: torch.dtype = torch.float32) -> torch
 
 
 def coarse(count: int) -> torch.Tensor:
-    """Hundreds of entries of each magnitude, as the differences of bfloat16 weights."""
+    """Hundreds of entries of each magnitude, as in differences of bfloat16 weights."""
     return (torch.randn(count, generator=generator()) * 50).round() / 1024
 
 
@@ -60,13 +60,15 @@ def test_largest_keeps_the_largest(dtype: torch.dtype, density: float) -> None:
 
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.9])
-def test_many_ties_keep_those_that_come_first(density: float) -> None:
+def test_of_many_ties_the_first_are_kept(density: float) -> None:
     values = coarse(LARGE)
     keep = keep_largest(values.reshape(-1, 7), density)
     assert keep is not None
     count = int(density * LARGE)
     threshold = values.abs().sort(descending=True).values[count - 1]
-    assert (values.abs() == threshold).sum() > 1 + (values.abs()[keep] == threshold).sum()  # the threshold splits ties
+    assert (values.abs() == threshold).sum() > 1 + (
+        values.abs()[keep] == threshold
+    ).sum()  # some ties are kept, others not
     assert torch.equal(keep, ranks(values) < count)
 
 
@@ -74,7 +76,7 @@ def test_few_ties_are_chosen_as_torch_argsort_does() -> None:
     values = distinct_magnitudes(LARGE)
     count = 20_000
     place = ranks(values)
-    values[(place >= count - 2) & (place < count + 3)] = values[place == count].abs()  # five tie, two are kept
+    values[(place >= count - 2) & (place < count + 3)] = values[place == count].abs()  # five tie, two of them are kept
     keep = keep_largest(values, count / LARGE)
     assert keep is not None
     assert keep.sum() == count
@@ -128,7 +130,7 @@ def test_largest_values(count: int) -> None:
     assert torch.equal(keep_largest_values(values, count), ranks(values) < count)
 
 
-def test_at_random_keeps_the_density_whatever_the_magnitude() -> None:
+def test_random_masks_do_not_depend_on_the_magnitude() -> None:
     values = distinct_magnitudes(400_000)
     keep = keep_at_random(values, 0.3, generator(5))
     assert keep is not None
@@ -190,7 +192,7 @@ def test_rescaled_has_the_norm_of_the_whole() -> None:
     assert rescale_selection(delta * 1e-12, keep_largest(delta, 0.2)).factor == 1.0
 
 
-def test_apply_leaves_the_task_vector_alone() -> None:
+def test_apply_does_not_change_the_task_vector() -> None:
     delta = torch.randn(10, generator=generator())
     before = delta.clone()
     Selection(factor=2.0).apply(delta, slice(0, 10)).zero_()

@@ -1,4 +1,4 @@
-"""Measured peak memory against its projection, in a process of its own."""
+"""Peak memory of decompositions, measured in a separate process, against the projection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# What an allocator and BLAS keep for themselves, whatever the matrices: packed operands, freed blocks not given back.
+# Memory that the allocator and BLAS hold besides the matrices: packed operands, freed blocks that are not returned.
 ALLOCATOR_BYTES = 48 * 2**20
 
 PROGRAM = """
@@ -40,8 +40,8 @@ method = get_method(name)
 parameters = method.Parameters(**({"iterations": 3} if name == "wudi" else {}))
 small = InMemoryTaskVectors(torch.randn(3, 100, 100).unbind())
 spectrum = method.decompose(small, parameters)
-apply_factors(spectrum, method.factors(spectrum, parameters))  # code pages, thread pools
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew: importing torch peaks higher than what it keeps
+apply_factors(spectrum, method.factors(spectrum, parameters))  # loads code pages, starts thread pools
+open("/proc/self/clear_refs", "w").write("5")  # reset the peak: importing torch needs more memory than it keeps
 del spectrum
 before = peak_bytes()
 spectrum = method.decompose(Stream(), parameters)

@@ -1,4 +1,4 @@
-"""Cross-layer alignment as a pure function of the layers' largest eigenvalues."""
+"""Filter times of aligned layers from their largest eigenvalues."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def test_full_alignment_filters_every_layer_to_the_same_depth(largest: dict[str,
     times = align_exp_times(1300.0, largest, 1.0)
     depths = [times[name] * largest[name] for name in largest]
     assert max(depths) == pytest.approx(min(depths), rel=1e-9)
-    # the mean of log t stays where it was
+    # the mean of log t does not change
     assert math.fsum(math.log(t) for t in times.values()) / len(times) == pytest.approx(math.log(1300.0))
 
 
-def test_layers_without_experts_take_no_part() -> None:
+def test_layers_whose_experts_are_zero_keep_the_time() -> None:
     assert align_exp_times(300.0, {**LARGEST, "zero": 0.0}, 0.5) == pytest.approx(
         {"a": 600.0, "b": 300.0, "c": 150.0, "zero": 300.0}
     )

@@ -1,4 +1,4 @@
-"""C, D and S against their definition, and as sums over experts that may be kept."""
+"""C, D and S against their definition, and stored and continued with another expert."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_zero_expert_has_weight_zero() -> None:
     assert (with_zero.num_experts, with_zero.num_nonzero) == (3, 2)
 
 
-def test_factors_count_like_their_product() -> None:
+def test_factors_give_the_sums_of_their_product() -> None:
     generator = torch.Generator().manual_seed(1)
     factors = [
         LowRank(
@@ -71,7 +71,7 @@ def test_factors_count_like_their_product() -> None:
         _assert_equal_sums(low_rank.to_tensors()[name], tensor)
 
 
-def test_an_expert_may_come_later() -> None:
+def test_an_expert_can_be_added_later() -> None:
     vectors = experts((7, 9), 4)
     kept = accumulate(InMemoryTaskVectors(vectors[:3])).to_tensors()
     before = {name: tensor.clone() for name, tensor in kept.items()}
@@ -79,7 +79,7 @@ def test_an_expert_may_come_later() -> None:
     scratch = accumulate(InMemoryTaskVectors(vectors))
     for name, tensor in scratch.to_tensors().items():
         _assert_equal_sums(later.to_tensors()[name], tensor)
-        assert torch.equal(kept[name], before[name])  # not in place unless asked
+        assert torch.equal(kept[name], before[name])  # not changed in place
 
 
 def test_tiny_task_vectors_do_not_underflow() -> None:
@@ -92,7 +92,7 @@ def test_tiny_task_vectors_do_not_underflow() -> None:
     _assert_equal_sums(operator.D * 1e24, expected.D)
 
 
-def test_misfits_are_named() -> None:
+def test_errors_name_what_does_not_fit() -> None:
     operator = accumulate(InMemoryTaskVectors(experts((4, 5), 1)))
     with pytest.raises(ShapeError, match=r"\(5, 4\).*\(4, 5\)"):
         operator.plus(torch.zeros((5, 4), dtype=torch.float64))

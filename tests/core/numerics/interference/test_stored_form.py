@@ -1,4 +1,4 @@
-"""What is kept of a set of experts is enough to go on with one more, and says when it is damaged."""
+"""The stored form of sums: which one, its size, and damaged objects are refused."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def low_rank(ranks: tuple[int, ...], rows: int = 6, columns: int = 9) -> list[Lo
     [
         ((64, 64), (4, 4), True, "factors"),
         ((64, 64), (4, 4), False, "operator"),  # a dense expert among them
-        ((8, 64), (8, 8), False, "operator"),  # few rows: still dense experts, which are to be read once only
-        ((64, 64), (40, 40), True, "operator"),  # so many factors that C is the smaller one
+        ((8, 64), (8, 8), False, "operator"),  # few rows, but dense experts, which are to be read only once
+        ((64, 64), (40, 40), True, "operator"),  # so many factors that C is smaller
     ],
 )
 def test_form(shape: tuple[int, int], ranks: tuple[int, ...], all_low_rank: bool, form: str) -> None:

@@ -1,3 +1,5 @@
+"""SVD without the null space, and polar factors: accuracy, cuts, and factors against their product."""
+
 from __future__ import annotations
 
 import pytest
@@ -48,9 +50,9 @@ def test_null_space_is_left_out(dtype, as_factors):
     generator = torch.Generator().manual_seed(3)
     left = torch.randn(70, 5, generator=generator, dtype=torch.float64)
     right = torch.randn(5, 40, generator=generator, dtype=torch.float64)
-    # the product is rounded to float32 as a checkpoint would hold it, also where the arithmetic is float64
+    # the product is rounded to float32, as in a checkpoint, also where the arithmetic is float64
     vector = LowRank(left.to(dtype), right.to(dtype)) if as_factors else (left @ right).float().to(dtype)
-    assert torch.linalg.matrix_rank((left @ right).float().double()) == 40  # what a cut at float64's eps would keep
+    assert torch.linalg.matrix_rank((left @ right).float().double()) == 40  # a cut at the epsilon of float64 keeps all
     found = compact_svd(vector)
     assert found.num_directions == found.rank == 5
     error = ((found.left.T * found.values) @ found.right - (left @ right).to(dtype)).norm()
@@ -97,7 +99,7 @@ def test_factors_and_product_have_the_same_triplets(num_rows, num_columns, rank,
         torch.randn(rank, num_columns, generator=generator, dtype=dtype),
     )
     dense, factored = compact_svd(factors.dense(), cut=1e-3), compact_svd(factors, cut=1e-3)
-    if dense.num_directions == factored.num_directions:  # a value at the cut may fall on either side of it
+    if dense.num_directions == factored.num_directions:  # rounding decides about a value at the cut
         # the product may be smaller than its factors: the rounding of the dense product is relative to those
         tolerance = rounding_bound(12, dtype=dtype) * (factors.left.norm() * factors.right.norm()).item()
         assert torch.allclose(dense.values, factored.values, rtol=0, atol=tolerance)

@@ -1,3 +1,5 @@
+"""Sums that stay factors while these are smaller, and their spectrum."""
+
 from __future__ import annotations
 
 import pytest
@@ -51,13 +53,13 @@ def test_dense_and_low_rank_terms_mix(order):
     assert torch.allclose(found, expected)
 
 
-def test_what_is_left_of_a_cancellation_is_no_direction():
+def test_the_rest_of_a_cancellation_is_no_direction():
     one = factors(60, 50, 3, 1)
     mixing = torch.tensor([[0.3, 1.0, 0.2], [0.5, -0.1, 1.0], [1.0, 0.4, 0.6]], dtype=torch.float64)
-    # the same product up to rounding, other factors
+    # other factors of the same product, up to rounding
     other = LowRank((-one.left @ mixing).float(), torch.linalg.inv(mixing).mm(one.right).float())
     total, noise_level = sum_task_vectors(InMemoryTaskVectors([one.to("cpu", torch.float32), other]))
-    assert compact_svd(total).num_directions > 0  # relative to itself, rounding looks like data
+    assert compact_svd(total).num_directions > 0  # relative to the sum itself, rounding is above the cut
     assert compact_svd(total, floor=noise_level).num_directions == 0
 
 

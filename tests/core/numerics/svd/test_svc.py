@@ -1,3 +1,5 @@
+"""SVC against the published algorithm, its invariances, and where it is ill-posed."""
+
 from __future__ import annotations
 
 import itertools
@@ -28,7 +30,7 @@ def experts(num: int, rows: int, columns: int, seed: int = 0) -> list[torch.Tens
 
 
 def orthogonal_experts(num: int, size: int, dtype: torch.dtype, *, turned: bool) -> list[torch.Tensor]:
-    """Row and column spaces of the experts are orthogonal, all singular values of all of them distinct."""
+    """Experts with orthogonal row and column spaces and distinct singular values."""
     each = size // num
     generator = torch.Generator().manual_seed(7)
     left = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
@@ -37,7 +39,7 @@ def orthogonal_experts(num: int, size: int, dtype: torch.dtype, *, turned: bool)
     for index in range(num):
         block = torch.zeros(size, size, dtype=torch.float64)
         span = slice(index * each, (index + 1) * each)
-        # the experts' values interleave, so that neighbours in the sum belong to different experts
+        # neighboring singular values of the sum belong to different experts
         block[span, span] = torch.diag(1.0 + 0.1 * (torch.arange(each) * num + index).double())
         if not turned:  # rotated within its own block only: exactly orthogonal also after rounding
             mix = torch.linalg.qr(torch.randn(each, each, generator=generator, dtype=torch.float64)).Q
@@ -47,7 +49,7 @@ def orthogonal_experts(num: int, size: int, dtype: torch.dtype, *, turned: bool)
 
 
 def naive_svc(merged: torch.Tensor, vectors: list[torch.Tensor], alpha: float) -> torch.Tensor:
-    """Algorithm 1 of the paper, in the precision of its input."""
+    """Algorithm 1 of the paper, in the dtype of its input."""
     left, values, right = torch.linalg.svd(merged, full_matrices=False)
     gamma = []
     for index in range(len(values)):
