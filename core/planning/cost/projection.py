@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from ...errors import BudgetError
-from ...formats.dtypes import tensor_bytes
+from ...formats.dtypes import element_bytes, safetensors_name, tensor_bytes
 from ...listing import TensorSource
 from ...numerics.method import DirectMethod, SpectralMethod
 from ..plan import ExpertTensor, RunSettings, TensorPlan
@@ -22,7 +22,7 @@ _STATISTICS_PER_DIRECTION = 8
 
 def arithmetic_bytes(settings: RunSettings) -> int:
     """Return the bytes of one element in the arithmetic dtype."""
-    return 8 if settings.arithmetic == "float64" else 4
+    return element_bytes(safetensors_name(settings.arithmetic))
 
 
 def source_bytes(source: TensorSource | None) -> int:
@@ -71,18 +71,22 @@ def direct_cost(method: DirectMethod[Any, Any], shape: tuple[int, ...], num_expe
 
 
 def spectral_cost(
-    method: SpectralMethod[Any, Any], shape: tuple[int, int], ranks: Sequence[int], low_rank: bool, element_bytes: int
+    method: SpectralMethod[Any, Any],
+    shape: tuple[int, int],
+    ranks: Sequence[int],
+    low_rank: bool,
+    bytes_per_element: int,
 ) -> tuple[float, int, int]:
     """Return operations, peak bytes of the work space and number of directions of one matrix's decomposition.
 
     Parameters
     ----------
     ranks : upper bound on the rank of each expert's task vector
-    element_bytes : bytes of one element in the arithmetic dtype
+    bytes_per_element : of the arithmetic dtype
     """
     directions = min(shape[1], sum(ranks))
     flops = method.flops(shape, ranks, low_rank) + 2.0 * directions * shape[0] * shape[1]
-    return flops, method.peak_elements(shape, ranks, low_rank) * element_bytes, directions
+    return flops, method.peak_elements(shape, ranks, low_rank) * bytes_per_element, directions
 
 
 def spectrum_bytes(
@@ -100,13 +104,13 @@ def spectrum_bytes(
     if settings.spectra == "values":
         return statistics
     chosen = settings.arithmetic if settings.spectra_dtype == "arithmetic" else settings.spectra_dtype
-    return statistics + directions * (shape[1] + blocks * shape[0]) * (8 if chosen == "float64" else 4)
+    return statistics + directions * (shape[1] + blocks * shape[0]) * element_bytes(safetensors_name(chosen))
 
 
-def cast_bytes(shape: tuple[int, ...], dtype: str, element_bytes: int) -> int:
+def cast_bytes(shape: tuple[int, ...], dtype: str, bytes_per_element: int) -> int:
     """Return the bytes of the copy that the cast to the output's dtype makes; 0 where the element size is the same."""
     size = tensor_bytes(dtype, shape)
-    return 0 if size == element_bytes * prod(shape) else size
+    return 0 if size == bytes_per_element * prod(shape) else size
 
 
 def check_budget(tensors: Iterable[TensorPlan], max_memory: int | None) -> None:

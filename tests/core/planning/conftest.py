@@ -15,7 +15,9 @@ from eigenmerge.core.recipe.recipe import recipe_from_mapping
 from eigenmerge.core.recipe.strict_yaml import parse_yaml_mapping
 
 
-def place(uri: str, tensors: Mapping[str, tuple[int, ...]], dtype: str | Mapping[str, str]) -> dict[str, TensorSource]:
+def locate_tensors(
+    uri: str, tensors: Mapping[str, tuple[int, ...]], dtype: str | Mapping[str, str]
+) -> dict[str, TensorSource]:
     position, placed = 1000, {}
     for name, shape in tensors.items():
         stored = dtype if isinstance(dtype, str) else dtype.get(name, "F32")
@@ -37,7 +39,7 @@ def make_model(
     uri: str | None = None,
 ) -> ModelListing:
     uri = uri or f"/models/{name}"
-    placed = place(f"{uri}/model.safetensors", tensors, dtype)
+    placed = locate_tensors(f"{uri}/model.safetensors", tensors, dtype)
     num_bytes = sum(source.num_bytes for source in placed.values())
     print_ = fingerprint or hashlib.sha256(name.encode()).hexdigest()
     kind = "full" if adapter is None else "full+adapter"
@@ -52,7 +54,7 @@ def make_adapter(
     dtype: str = "F32",
 ) -> ModelListing:
     uri = f"/adapters/{name}"
-    placed = place(f"{uri}/adapter_model.safetensors", tensors, dtype)
+    placed = locate_tensors(f"{uri}/adapter_model.safetensors", tensors, dtype)
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **(config or {})}
     num_bytes = sum(source.num_bytes for source in placed.values())
     print_ = hashlib.sha256(uri.encode()).hexdigest()

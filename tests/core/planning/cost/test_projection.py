@@ -34,8 +34,8 @@ def test_ranks_are_bounded_by_the_factors_and_the_shape() -> None:
 
 
 def test_the_cast_holds_a_copy_only_where_the_size_changes() -> None:
-    assert cost.cast_bytes((4, 8), "BF16", element_bytes=4) == 64
-    assert cost.cast_bytes((4, 8), "F32", element_bytes=4) == 0
+    assert cost.cast_bytes((4, 8), "BF16", bytes_per_element=4) == 64
+    assert cost.cast_bytes((4, 8), "F32", bytes_per_element=4) == 0
     assert cost.arithmetic_bytes(RunSettings(arithmetic="float64")) == 8
 
 
