@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import RecipeError
+from ..errors import RecipeError, suggestion
 from .method import AnyMethod, MethodParameters
 
 
@@ -28,7 +27,7 @@ def parse_parameters(
     ------
     RecipeError : unknown name (suggests the nearest), a value out of range, or a list of another length
     """
-    own, per_expert = _names(method.Parameters), _names(method.Expert)
+    own, per_expert = _accepted_names(method.Parameters), _accepted_names(method.Expert)
     shared: dict[str, Any] = {}
     each: list[dict[str, Any]] = [{} for _ in range(num_experts)]
     for name, value in given.items():
@@ -38,11 +37,11 @@ def parse_parameters(
             for expert, own_value in zip(each, _expand(method, name, value, num_experts), strict=True):
                 expert[per_expert[name]] = own_value
         else:
-            raise RecipeError(f"{method.name} has no parameter {name!r}{_suggestion(name, [*own, *per_expert])}")
+            raise RecipeError(f"{method.name} has no parameter {name!r}{suggestion(name, [*own, *per_expert])}")
     return _validate(method, method.Parameters, shared), [_validate(method, method.Expert, one) for one in each]
 
 
-def _names(model: type[BaseModel]) -> dict[str, str]:
+def _accepted_names(model: type[BaseModel]) -> dict[str, str]:
     """Return accepted name to pydantic's name: a field's name, and its alias where the name is a Python keyword."""
     names: dict[str, str] = {}
     for name, field in model.model_fields.items():
@@ -69,17 +68,10 @@ def _validate(method: AnyMethod, model: type[MethodParameters], values: dict[str
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
-            raise RecipeError(f"{method.name} needs the parameter {place!r}: {_description(model, place)}") from None
+            raise RecipeError(f"{method.name} needs the parameter {place!r}: {_describe(model, place)}") from None
         raise RecipeError(f"{method.name}: {place} is {first['input']!r}: {first['msg']}") from None
 
 
-def _description(model: type[BaseModel], name: str) -> str:
+def _describe(model: type[BaseModel], name: str) -> str:
     fields = {field.alias or own: field for own, field in model.model_fields.items()}
     return (fields[name].description if name in fields else None) or "it has no default"
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; it takes {', '.join(sorted(set(known)))}" if known else "; it takes none"

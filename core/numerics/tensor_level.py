@@ -76,11 +76,11 @@ def merge_task_vectors(
     chosen = get_method(method)
     given = list(task_vectors)
     _check_count(chosen, len(given))
-    result_dtype = _common_dtype(given)
+    result_dtype = _find_common_dtype(given)
     arithmetic = torch.float64 if result_dtype == torch.float64 else torch.float32
     settings, experts = parse_parameters(chosen, parameters, len(given))
     svc = _parse_calibration(calibration)
-    vectors = [vector.to(_device(vector), arithmetic) for vector in given]
+    vectors = [vector.to(_device_of(vector), arithmetic) for vector in given]
     stacked = InMemoryTaskVectors(vectors)
     for index, vector in enumerate(vectors):
         _check_finite(index, vector)
@@ -92,7 +92,7 @@ def merge_task_vectors(
 
     with torch.no_grad():
         if 0 in shape:
-            return torch.zeros(shape, dtype=result_dtype, device=_device(vectors[0]))
+            return torch.zeros(shape, dtype=result_dtype, device=_device_of(vectors[0]))
         alpha = None
         if svc is not None:
             alpha = default_alpha(chosen.name, len(given)) if svc.alpha is None else svc.alpha
@@ -138,7 +138,7 @@ class _InMemoryInputs:
     name = "tensor"
 
     def __init__(self, stacked: InMemoryTaskVectors, base: torch.Tensor | None, seed: int) -> None:
-        self._vectors = [_dense(vector) for vector in stacked]
+        self._vectors = [_to_dense(vector) for vector in stacked]
         first = self._vectors[0]
         self._base = torch.zeros_like(first) if base is None else base.to(first.device, first.dtype)
         self.seed = seed
@@ -171,17 +171,18 @@ def _check_count(method: AnyMethod, found: int) -> None:
         raise RecipeError(f"{method.name} merges {expected} experts, found {found}")
 
 
-def _common_dtype(vectors: list[torch.Tensor | LowRank]) -> torch.dtype:
-    dtype = _dtype(vectors[0])
+def _find_common_dtype(vectors: list[torch.Tensor | LowRank]) -> torch.dtype:
+    dtype = _dtype_of(vectors[0])
     for index, vector in enumerate(vectors):
-        if not _dtype(vector).is_floating_point:
-            raise CheckpointError(f"task vector {index} is {_dtype(vector)}; expected a floating point dtype")
-        if _device(vector) != _device(vectors[0]):
+        if not _dtype_of(vector).is_floating_point:
+            raise CheckpointError(f"task vector {index} is {_dtype_of(vector)}; expected a floating point dtype")
+        if _device_of(vector) != _device_of(vectors[0]):
             raise CheckpointError(
-                f"task vector {index} is on {_device(vector)}, task vector 0 on {_device(vectors[0])}; use one device"
+                f"task vector {index} is on {_device_of(vector)}, task vector 0 on {_device_of(vectors[0])}; use one"
+                " device"
             )
-        if _dtype(vector) != dtype:
-            dtype = torch.promote_types(dtype, _dtype(vector))
+        if _dtype_of(vector) != dtype:
+            dtype = torch.promote_types(dtype, _dtype_of(vector))
     return dtype
 
 
@@ -215,13 +216,13 @@ def _multiply(vector: torch.Tensor | LowRank, weight: float) -> torch.Tensor | L
     return LowRank(vector.left * weight, vector.right) if isinstance(vector, LowRank) else vector * weight
 
 
-def _dense(vector: torch.Tensor | LowRank) -> torch.Tensor:
+def _to_dense(vector: torch.Tensor | LowRank) -> torch.Tensor:
     return vector.dense() if isinstance(vector, LowRank) else vector
 
 
-def _dtype(vector: torch.Tensor | LowRank) -> torch.dtype:
+def _dtype_of(vector: torch.Tensor | LowRank) -> torch.dtype:
     return vector.left.dtype if isinstance(vector, LowRank) else vector.dtype
 
 
-def _device(vector: torch.Tensor | LowRank) -> torch.device:
+def _device_of(vector: torch.Tensor | LowRank) -> torch.device:
     return vector.left.device if isinstance(vector, LowRank) else vector.device

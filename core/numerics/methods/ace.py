@@ -82,7 +82,7 @@ class Ace(SpectralMethod[AceParameters, ExpertParameters]):
         """Decompose the merged delta. Cost: two passes, 4 N M K^2 + K^3 flops in float64 (dense), one or two SVDs."""
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
         traces = [task_vector_norm(vector) ** 2 for vector in task_vectors]
-        heterogeneity = _heterogeneity([trace for trace in traces if trace > 0])
+        heterogeneity = _measure_heterogeneity([trace for trace in traces if trace > 0])
         is_heterogeneous = heterogeneity > parameters.heterogeneity_threshold
         info = {"heterogeneity": heterogeneity, "refined": is_heterogeneous}
         num_tasks = sum(trace > 0 for trace in traces)
@@ -90,12 +90,12 @@ class Ace(SpectralMethod[AceParameters, ExpertParameters]):
             return delta_spectrum(self.name, next(iter(task_vectors)), num_experts, info)
         setting = _Setting(parameters.epsilon, is_heterogeneous, sum(traces) / num_tasks, num_tasks)
         if stays_low_rank(shape, task_vectors.max_ranks, task_vectors.all_low_rank):
-            merged, fused = _from_factors(task_vectors, setting)
+            merged, fused = _merge_factors(task_vectors, setting)
         else:
-            merged, fused = _from_dense(task_vectors, setting)
+            merged, fused = _merge_dense(task_vectors, setting)
         if fused is not None:
             num_flat = int(parameters.rank_fraction * min(shape))
-            merged = _refined(merged, fused, num_flat)
+            merged = _refine(merged, fused, num_flat)
         return delta_spectrum(self.name, merged, num_experts, info)
 
     def factors(self, spectrum: Spectrum, parameters: AceParameters) -> Factors:
@@ -118,7 +118,7 @@ class Ace(SpectralMethod[AceParameters, ExpertParameters]):
         return max(8 * columns**2 + 14 * rows * columns, 4 * rows * columns + svd_elements(shape))
 
 
-def _heterogeneity(traces: Sequence[float]) -> float:
+def _measure_heterogeneity(traces: Sequence[float]) -> float:
     """Return var(log trace) / mean(log trace)^2 with the unbiased variance; 0 for a single expert."""
     if len(traces) < 2:
         return 0.0
@@ -128,7 +128,7 @@ def _heterogeneity(traces: Sequence[float]) -> float:
     return variance / (mean**2 + _TINY)
 
 
-def _from_dense(task_vectors: TaskVectors, setting: _Setting) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _merge_dense(task_vectors: TaskVectors, setting: _Setting) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return W and, where the tasks are heterogeneous, W + D; (M, K), computed in float64."""
     covariances = weighted = summed = residual = None
     ridge = 0.0
@@ -164,8 +164,8 @@ def _from_dense(task_vectors: TaskVectors, setting: _Setting) -> tuple[torch.Ten
     return merged.to(dtype), fused.to(dtype)
 
 
-def _from_factors(task_vectors: TaskVectors, setting: _Setting) -> tuple[LowRank, LowRank | None]:
-    """Return the same as `_from_dense` in factors: every term is (M, P) A with all A_t stacked to A (P, K)."""
+def _merge_factors(task_vectors: TaskVectors, setting: _Setting) -> tuple[LowRank, LowRank | None]:
+    """Return the same as `_merge_dense` in factors: every term is (M, P) A with all A_t stacked to A (P, K)."""
     vectors = [vector for vector in task_vectors if isinstance(vector, LowRank) and vector.rank > 0]
     stacked = torch.cat([vector.right for vector in vectors]).double()  # A
     inner = gram(stacked)  # A A^T
@@ -212,7 +212,7 @@ def _from_factors(task_vectors: TaskVectors, setting: _Setting) -> tuple[LowRank
     return result, LowRank((difference + merged).to(dtype), stacked.to(dtype))
 
 
-def _refined(merged: torch.Tensor | LowRank, fused: torch.Tensor | LowRank, num_flat: int) -> torch.Tensor | LowRank:
+def _refine(merged: torch.Tensor | LowRank, fused: torch.Tensor | LowRank, num_flat: int) -> torch.Tensor | LowRank:
     """Return W + mean(S_1 .. S_k) U_k V_k^T of W + D; the mean does not include null directions."""
     svd = compact_svd(fused, max_directions=num_flat)
     if svd.num_directions == 0:

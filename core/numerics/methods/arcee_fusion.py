@@ -50,15 +50,15 @@ class ArceeFusion(DirectMethod[ArceeFusionParameters, MethodParameters]):
         ((_, other),) = other_experts(inputs)
         if base.numel() == 0:
             return base.clone()
-        importance = _importance(base, other)
-        first, median, third = (_quantile(importance, fraction) for fraction in (0.25, 0.5, 0.75))
+        importance = _compute_importance(base, other)
+        first, median, third = (_select_quantile(importance, fraction) for fraction in (0.25, 0.5, 0.75))
         return torch.where(importance >= median + 1.5 * (third - first), other, base)
 
     def peak_tensors(self, num_experts: int) -> float:
         return EXPERT_TENSORS + 4  # importance, its copy, and 64-bit indices (two tensors) while a quantile is selected
 
 
-def _importance(base: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def _compute_importance(base: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Return the importance of every entry, in the shape of the inputs; rows run along the last dimension."""
     rows = base.reshape(-1, base.shape[-1] if base.ndim else 1)
     other_rows = other.reshape(rows.shape)
@@ -73,6 +73,6 @@ def _importance(base: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return importance.reshape(base.shape)
 
 
-def _quantile(values: torch.Tensor, fraction: float) -> torch.Tensor:
+def _select_quantile(values: torch.Tensor, fraction: float) -> torch.Tensor:
     """Return entry number floor(fraction (n - 1)) of the sorted values."""
     return torch.kthvalue(values.reshape(-1), int(fraction * (values.numel() - 1)) + 1).values

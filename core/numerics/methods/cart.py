@@ -91,19 +91,19 @@ def cart_delta(task_vectors: TaskVectors, rank: int, coefficient: float) -> torc
         if mean is None:
             like = vector.left if isinstance(vector, LowRank) else vector
             mean = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        _add(mean, vector, 1.0 / task_vectors.num_experts)
+        _add_scaled(mean, vector, 1.0 / task_vectors.num_experts)
     assert mean is not None
     merged = mean.clone()
     for vector in task_vectors:
         # Identical experts minus their mean are rounding noise, which the floor excludes.
         floor = relative_cut(shape) * rms_singular_value(vector)
-        centered = _add(mean.neg(), vector, 1.0)
+        centered = _add_scaled(mean.neg(), vector, 1.0)
         svd = compact_svd(centered, cut=0.0, floor=floor, max_directions=rank)
         merged.addmm_(svd.left.T * svd.values, svd.right, alpha=coefficient)
     return merged
 
 
-def _add(target: torch.Tensor, vector: torch.Tensor | LowRank, factor: float) -> torch.Tensor:
+def _add_scaled(target: torch.Tensor, vector: torch.Tensor | LowRank, factor: float) -> torch.Tensor:
     if isinstance(vector, LowRank):
         return target.addmm_(vector.left, vector.right, alpha=factor)
     return target.add_(vector, alpha=factor)

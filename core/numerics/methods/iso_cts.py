@@ -61,19 +61,19 @@ class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
     def decompose(self, task_vectors: TaskVectors, parameters: IsoCtsParameters) -> Spectrum:
         """Collect and orthonormalize directions. Cost: two passes, N + 1 SVDs, two polar factors of min(M, K) rows."""
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
-        num_common, per_expert = _split(min(shape), num_experts, parameters.common_fraction)
+        num_common, per_expert = _split_directions(min(shape), num_experts, parameters.common_fraction)
         total, noise_level = sum_task_vectors(task_vectors)
         common = compact_svd(total, floor=noise_level, max_directions=num_common)
         del total
         collected = DirectionSet()
         if per_expert > 0:
-            residual_cut = _residual_cut(common, shape)
+            residual_cut = _find_residual_cut(common, shape)
             for index, vector in enumerate(task_vectors):
                 if parameters.zero_experts == "axes" and not isinstance(vector, LowRank) and is_exactly_zero(vector):
                     collected.add_axes(vector, per_expert, index)
                     continue
                 floor = residual_cut * rms_singular_value(vector)
-                residual = _without(vector, common.left)
+                residual = _remove_directions(vector, common.left)
                 collected.add(compact_svd(residual, floor=floor, max_directions=per_expert), index)
         collected.add(common, -1)
         return collected.orthonormal(self.name, shape, num_experts, keep_zero_values=True)
@@ -105,7 +105,7 @@ class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
         return max(one_expert, collected_elements(shape, small), 2 * held + rows * columns)
 
 
-def _split(full_rank: int, num_experts: int, common_fraction: float) -> tuple[int, int]:
+def _split_directions(full_rank: int, num_experts: int, common_fraction: float) -> tuple[int, int]:
     """Return k_c and the number of task-specific directions per expert; rounds half to even, as the published code."""
     specific = round((full_rank - int(full_rank * common_fraction)) / num_experts)
     num_common = full_rank - num_experts * specific
@@ -115,7 +115,7 @@ def _split(full_rank: int, num_experts: int, common_fraction: float) -> tuple[in
     return num_common, specific
 
 
-def _residual_cut(common: CompactSVD, shape: tuple[int, int]) -> float:
+def _find_residual_cut(common: CompactSVD, shape: tuple[int, int]) -> float:
     """Return the cut for directions outside the common space, relative to the expert: below it they are rounding noise.
 
     Where all directions of the sum are common, the experts are in their span up to its error, the rounding of the data
@@ -128,7 +128,7 @@ def _residual_cut(common: CompactSVD, shape: tuple[int, int]) -> float:
     return cut
 
 
-def _without(vector: torch.Tensor | LowRank, left: torch.Tensor) -> torch.Tensor | LowRank:
+def _remove_directions(vector: torch.Tensor | LowRank, left: torch.Tensor) -> torch.Tensor | LowRank:
     """Return (I - U U^T) v; the columns of U are the rows of `left`."""
     if isinstance(vector, LowRank):
         return LowRank(vector.left - left.T @ (left @ vector.left), vector.right)

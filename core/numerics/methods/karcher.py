@@ -65,7 +65,7 @@ class Karcher(DirectMethod[KarcherParameters, MethodParameters]):
         mean = first if length < parameters.tol else mean.div_(length)
         del first
         for _ in range(parameters.max_iter):
-            step = self._step(inputs, mean, norms, parameters.tol)
+            step = self._compute_step(inputs, mean, norms, parameters.tol)
             step_length = blockwise_norm(step)
             if step_length < parameters.tol:
                 break
@@ -76,7 +76,7 @@ class Karcher(DirectMethod[KarcherParameters, MethodParameters]):
         return mean.mul_(sum(norms) / len(norms))
 
     @staticmethod
-    def _step(inputs: TensorInputs, mean: torch.Tensor, norms: Sequence[float], tol: float) -> torch.Tensor:
+    def _compute_step(inputs: TensorInputs, mean: torch.Tensor, norms: Sequence[float], tol: float) -> torch.Tensor:
         """Return the mean over the models of the logarithmic map at `mean`."""
         step = torch.zeros_like(mean)
         along_mean = 0.0

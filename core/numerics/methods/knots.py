@@ -48,8 +48,8 @@ class Knots(SpectralMethod[KnotsParameters, ExpertParameters]):
 
     def decompose(self, task_vectors: TaskVectors, parameters: KnotsParameters) -> Spectrum:
         """Decompose the merged delta. Cost: two passes, one SVD, one eigendecomposition of size M (LoRA: P)."""
-        basis = _left_basis(task_vectors)
-        merged = trim_elect_average(_Aligned(basis, task_vectors), parameters.density)
+        basis = _compute_left_basis(task_vectors)
+        merged = trim_elect_average(_AlignedExperts(basis, task_vectors), parameters.density)
         triplets = lift_svd(compact_svd(merged, cut=0.0), basis, None)
         return svd_spectrum(self.name, triplets, task_vectors.num_experts, {"aligned_rank": basis.shape[0]})
 
@@ -77,7 +77,7 @@ class Knots(SpectralMethod[KnotsParameters, ExpertParameters]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Aligned:
+class _AlignedExperts:
     """Iterable over U^T v_i, (R, K), one expert at a time."""
 
     basis: torch.Tensor  # (R, M)
@@ -91,7 +91,7 @@ class _Aligned:
                 yield self.basis @ vector
 
 
-def _left_basis(task_vectors: TaskVectors) -> torch.Tensor:
+def _compute_left_basis(task_vectors: TaskVectors) -> torch.Tensor:
     """Return the left singular vectors of [v_1 .. v_N] with non-zero values as rows, (R, M)."""
     shape = task_vectors.shape
     if not stays_low_rank(shape, task_vectors.max_ranks, task_vectors.all_low_rank):

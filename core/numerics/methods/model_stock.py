@@ -68,25 +68,25 @@ class ModelStock(DirectMethod[ModelStockParameters, MethodParameters]):
         norms_of_experts: list[torch.Tensor] = []
         for _, delta in other_task_vectors(inputs):
             rows = as_rows(delta)
-            norms = _row_norms(rows)
+            norms = _compute_row_norms(rows)
             norms_of_experts.append(norms)
             total += rows
             directions.addcdiv_(rows, norms.masked_fill(norms == 0, 1).to(rows.dtype)[:, None])
             del delta, rows
         norms = torch.stack(norms_of_experts)  # (N, rows)
         num_nonzero = (norms > 0).sum(dim=0)
-        cosine_sums = (_row_norms(directions).square() - num_nonzero) / 2
-        bounded = _bound_takes_effect(norms)
+        cosine_sums = (_compute_row_norms(directions).square() - num_nonzero) / 2
+        bounded = _find_bounded_rows(norms)
         if bounded.any():
-            cosine_sums[bounded] = _exact_cosine_sums(inputs, as_rows, norms[:, bounded], bounded, total)
-        ratio = _ratio(cosine_sums / (count * (count - 1) / 2), count)
+            cosine_sums[bounded] = _sum_cosines_of_pairs(inputs, as_rows, norms[:, bounded], bounded, total)
+        ratio = _compute_ratio(cosine_sums / (count * (count - 1) / 2), count)
         return total.mul_((ratio / count).to(total.dtype)[:, None]).reshape(base.shape).add_(base)
 
     def peak_tensors(self, num_experts: int) -> float:
         return TASK_VECTOR_TENSORS + 4  # two sums, and column blocks of all experts in the exact route
 
 
-def _row_norms(rows: torch.Tensor) -> torch.Tensor:
+def _compute_row_norms(rows: torch.Tensor) -> torch.Tensor:
     """Return the norm of every row in float64, without a float64 copy of the tensor."""
     if rows.shape[0] == 1:
         return torch.tensor([blockwise_norm(rows)], dtype=torch.float64, device=rows.device)
@@ -97,19 +97,19 @@ def _row_norms(rows: torch.Tensor) -> torch.Tensor:
     return norms
 
 
-def _ratio(cosine: torch.Tensor, count: int) -> torch.Tensor:
+def _compute_ratio(cosine: torch.Tensor, count: int) -> torch.Tensor:
     denominator = 1 + (count - 1) * cosine
     singular = denominator.abs() < _SINGULAR
     return (count * cosine / denominator.masked_fill(singular, 1)).masked_fill(singular, 0)
 
 
-def _bound_takes_effect(norms: torch.Tensor) -> torch.Tensor:
+def _find_bounded_rows(norms: torch.Tensor) -> torch.Tensor:
     """Return the rows in which two non-zero norms have a product below the bound. norms: (N, rows)."""
     smallest_two = norms.masked_fill(norms == 0, float("inf")).topk(2, dim=0, largest=False).values
     return smallest_two.prod(dim=0) < _MIN_NORM_PRODUCT
 
 
-def _exact_cosine_sums(
+def _sum_cosines_of_pairs(
     inputs: TensorInputs,
     as_rows: Callable[[torch.Tensor], torch.Tensor],
     norms: torch.Tensor,
@@ -143,13 +143,13 @@ def _exact_cosine_sums(
             part = slice(first, first + rows_at_once)
             norms_RN = norms[:, part].T
             bounds_RNN = (norms_RN[:, :, None] * norms_RN[:, None, :]).clamp_(min=_MIN_NORM_PRODUCT)
-            cosines_RNN = _gram(gathered[:, part, : stop - start]).div_(bounds_RNN)
+            cosines_RNN = _compute_gram(gathered[:, part, : stop - start]).div_(bounds_RNN)
             cosines_RNN.diagonal(dim1=1, dim2=2).zero_()
             sums[part] += cosines_RNN.sum(dim=(1, 2)) / 2
     return sums
 
 
-def _gram(vectors_NRK: torch.Tensor) -> torch.Tensor:
+def _compute_gram(vectors_NRK: torch.Tensor) -> torch.Tensor:
     """Return the inner products of all pairs for every row, (R, N, N), float64; computed in chunks of columns."""
     count, num_rows, num_columns = vectors_NRK.shape
     gram = torch.zeros(num_rows, count, count, dtype=torch.float64, device=vectors_NRK.device)

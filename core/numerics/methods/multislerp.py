@@ -58,7 +58,7 @@ class Multislerp(DirectMethod[MultislerpParameters, ExpertParameters]):
         if len(indices) == 1:
             ((_, expert),) = other_experts(inputs)
             return expert.clone()
-        weights = _weights(inputs, parameters, {index: experts[index].weight for index in indices})
+        weights = _normalize_weights(inputs, parameters, {index: experts[index].weight for index in indices})
         mean: torch.Tensor | None = None
         mean_length = 0.0
         for index, vector in vectors_to_interpolate(inputs):
@@ -90,7 +90,9 @@ class Multislerp(DirectMethod[MultislerpParameters, ExpertParameters]):
         return TASK_VECTOR_TENSORS + 1  # the mean
 
 
-def _weights(inputs: TensorInputs, parameters: MultislerpParameters, weights: dict[int, float]) -> dict[int, float]:
+def _normalize_weights(
+    inputs: TensorInputs, parameters: MultislerpParameters, weights: dict[int, float]
+) -> dict[int, float]:
     if not parameters.normalize_weights:
         return weights
     total = sum(weights.values())

@@ -58,7 +58,7 @@ class Nuslerp(DirectMethod[NuslerpParameters, ExpertParameters]):
         total = experts[first].weight + experts[second].weight
         t = 0.5 if abs(total) < 1e-6 else experts[second].weight / total
         if parameters.nuslerp_flatten:
-            merged = _interpolate(t, start, end, self._cosine_of_all(start, end))
+            merged = _interpolate(t, start, end, self._compute_cosine(start, end))
         else:
             dim = 0 if parameters.nuslerp_row_wise else -1
             norms = [vector_norms(x, dim, keepdim=True).clamp_(min=_TINY) for x in (start, end)]
@@ -66,7 +66,7 @@ class Nuslerp(DirectMethod[NuslerpParameters, ExpertParameters]):
         return merged if inputs.base is None else merged.add_(inputs.base)
 
     @staticmethod
-    def _cosine_of_all(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    def _compute_cosine(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
         cosine = inner_product(start, end) / (max(blockwise_norm(start), _TINY) * max(blockwise_norm(end), _TINY))
         return torch.tensor(cosine, dtype=start.dtype, device=start.device)
 

@@ -77,25 +77,25 @@ class OptMerge(InterferenceMethod[OptMergeParameters]):
     passes = 2  # the mean, then the experts relative to it
 
     def decomposition(self, parameters: OptMergeParameters) -> Mapping[str, object]:
-        if not _is_adam(parameters):
+        if not _uses_adam(parameters):
             return {"kind": "optmerge", "variant": parameters.variant}
         return {
             "kind": _ITERATE,
             "iterations": parameters.iterations,
-            "learning_rate": _learning_rate(parameters),
-            "anchor": _anchor(parameters),
+            "learning_rate": _resolve_learning_rate(parameters),
+            "anchor": _resolve_anchor(parameters),
         }
 
     def decompose(self, task_vectors: TaskVectors, parameters: OptMergeParameters) -> Spectrum:
-        if not _is_adam(parameters):
+        if not _uses_adam(parameters):
             return optmerge_spectrum(task_vectors, parameters.variant)
         rank = truncation_rank(task_vectors.shape, task_vectors.num_experts)
         return spectrum_of_iterate(
             _ITERATE,
             optmerge_operator(task_vectors, parameters.variant, rank),
-            anchor_factor(_anchor(parameters), task_vectors.num_experts),
+            anchor_factor(_resolve_anchor(parameters), task_vectors.num_experts),
             iterations=parameters.iterations,
-            learning_rate=_learning_rate(parameters),
+            learning_rate=_resolve_learning_rate(parameters),
             one_expert_is_solution=task_vectors.num_experts == 1,
         )
 
@@ -103,11 +103,13 @@ class OptMerge(InterferenceMethod[OptMergeParameters]):
         if spectrum.kind == _ITERATE:
             return factors_of_iterate(spectrum, parameters.scale)
         if parameters.solver == "iteration":
-            chosen = heavy_ball(spectrum.values, _learning_rate(parameters), _LORA_MOMENTUM, parameters.iterations)
-            return factors_of_filter(spectrum, chosen, spectrum.shape[1], _anchor(parameters), parameters.scale)
+            chosen = heavy_ball(
+                spectrum.values, _resolve_learning_rate(parameters), _LORA_MOMENTUM, parameters.iterations
+            )
+            return factors_of_filter(spectrum, chosen, spectrum.shape[1], _resolve_anchor(parameters), parameters.scale)
         rank = rank_by_ratio(parameters.rank_ratio, spectrum.shape[1])
         return factors_of_filter(
-            spectrum, evaluate_filter(spectrum, parameters, rank), rank, _anchor(parameters), parameters.scale
+            spectrum, evaluate_filter(spectrum, parameters, rank), rank, _resolve_anchor(parameters), parameters.scale
         )
 
     def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
@@ -121,13 +123,13 @@ class OptMerge(InterferenceMethod[OptMergeParameters]):
         return max(building, decomposing, iterate_elements(shape))
 
 
-def _is_adam(parameters: OptMergeParameters) -> bool:
+def _uses_adam(parameters: OptMergeParameters) -> bool:
     return parameters.solver == "iteration" and parameters.variant == "full"
 
 
-def _anchor(parameters: OptMergeParameters) -> Anchor:
+def _resolve_anchor(parameters: OptMergeParameters) -> Anchor:
     return parameters.anchor or ("sum" if parameters.variant == "full" else "mean")
 
 
-def _learning_rate(parameters: OptMergeParameters) -> float:
+def _resolve_learning_rate(parameters: OptMergeParameters) -> float:
     return parameters.learning_rate or (1e-5 if parameters.variant == "full" else 1e-4)

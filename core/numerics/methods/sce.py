@@ -53,8 +53,8 @@ class Sce(DirectMethod[SceParameters, MethodParameters]):
         self, inputs: TensorInputs, parameters: SceParameters, experts: Sequence[MethodParameters]
     ) -> torch.Tensor:
         base = require_base(inputs, self.name)
-        selection = Selection(_most_variable(inputs, base, parameters.select_topk))
-        weights = _energy_weights(inputs, selection)
+        selection = Selection(_select_most_variable(inputs, base, parameters.select_topk))
+        weights = _compute_weights(inputs, selection)
         election = SignElection(base, with_weights=True)
         for index, delta in other_task_vectors(inputs):
             flat_delta = delta.reshape(-1)
@@ -69,7 +69,7 @@ class Sce(DirectMethod[SceParameters, MethodParameters]):
         return TASK_VECTOR_TENSORS + 5.5
 
 
-def _most_variable(inputs: TensorInputs, base: torch.Tensor, fraction: float) -> torch.Tensor | None:
+def _select_most_variable(inputs: TensorInputs, base: torch.Tensor, fraction: float) -> torch.Tensor | None:
     """Return a flat mask of the entries of largest variance, `fraction` of those where it is not 0; None for all."""
     if fraction >= 1:
         return None
@@ -94,7 +94,7 @@ def _most_variable(inputs: TensorInputs, base: torch.Tensor, fraction: float) ->
     return keep_largest_values(variance, num_kept)
 
 
-def _energy_weights(inputs: TensorInputs, selection: Selection) -> dict[int, float]:
+def _compute_weights(inputs: TensorInputs, selection: Selection) -> dict[int, float]:
     energies: dict[int, float] = {}
     for index, delta in other_task_vectors(inputs):
         flat_delta = delta.reshape(-1)

@@ -110,13 +110,13 @@ class Swudi(InterferenceMethod[SwudiParameters]):
         rank = rank_by_ratio(parameters.rank_ratio, spectrum.shape[1])
         chosen = evaluate_filter(spectrum, parameters, rank)
         if parameters.consensus_power > 0 and spectrum.num_experts > 1:
-            agreement = _agreement(spectrum.statistics["expert_energy"])
+            agreement = _measure_agreement(spectrum.statistics["expert_energy"])
             floor = parameters.consensus_floor
             chosen = chosen.times(floor + (1.0 - floor) * agreement**parameters.consensus_power)
         return factors_of_filter(spectrum, chosen, rank, parameters.anchor, parameters.scale)
 
 
-def _agreement(expert_energy: torch.Tensor) -> torch.Tensor:
+def _measure_agreement(expert_energy: torch.Tensor) -> torch.Tensor:
     """Return the effective share of experts in each direction: 1 if all use it equally, 1/N if only one does."""
     shares = expert_energy / expert_energy.sum(dim=1, keepdim=True).clamp(min=1e-30)
     effective = 1.0 / (shares**2).sum(dim=1).clamp(min=1e-12)

@@ -19,14 +19,14 @@ from ..rank_rules import find_rule, select_rank
 from ..spectrum import Spectrum
 
 
-def _known_rule(rule: str) -> str:
+def _check_rule(rule: str) -> str:
     find_rule(rule)
     return rule
 
 
 class SwudiAParameters(FilterParameters):
     filter: FilterName = Field("none", description="none | exponential | tikhonov | landweber | wiener")
-    rank_rule: Annotated[str, AfterValidator(_known_rule)] = Field(
+    rank_rule: Annotated[str, AfterValidator(_check_rule)] = Field(
         "participation_sqrt",
         description="rule for the number of directions to keep in each layer; docs/methods/swudi_a.md lists the rules",
     )
