@@ -195,7 +195,7 @@ class Store:
         """Write a small object if there is none with this key, and return whether it was written.
 
         Of several simultaneous writers exactly one gets True, unless `conditional_writes` is False or the store is on
-        an fsspec file system that checks first and writes then (sftp, for example; not S3, GCS, Azure or local disk).
+        an fsspec file system that checks first and writes then, such as sftp.
         """
         check_key(key)
         if not self._conditional_writes:

@@ -1,4 +1,4 @@
-"""Headers: what the reference implementation writes is read, what it refuses is refused, and nothing else comes out."""
+"""Headers: agreement with the reference implementation in both directions, and CheckpointError for everything else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def entry(start: int, stop: int, dtype: str = "F32", shape: Any = None) -> dict[
 
 
 class TestReading:
-    def test_what_the_reference_writes(self) -> None:
+    def test_files_of_the_reference_implementation(self) -> None:
         tensors = {
             "a": torch.randn(3, 4),
             "b.bias": torch.randn(5).to(torch.bfloat16),
@@ -48,7 +48,7 @@ class TestReading:
             raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
             assert data[found.start : found.stop] == raw
 
-    def test_more_than_the_header_may_be_given(self) -> None:
+    def test_data_beyond_the_header_is_ignored(self) -> None:
         data = save({"a": torch.ones(4)})
         end = 8 + struct.unpack("<Q", data[:8])[0]
         assert parse_header(data[:end], len(data), "x") == parse_header(data, len(data), "x")
@@ -112,12 +112,12 @@ class TestRefusing:
         assert len(text) < 700
 
     @pytest.mark.parametrize("content", [b"", b"1234567", struct.pack("<Q", 5), struct.pack("<Q", 2**60) + b"{}"])
-    def test_a_file_without_a_whole_header(self, content: bytes) -> None:
+    def test_a_file_with_an_incomplete_header(self, content: bytes) -> None:
         with pytest.raises(CheckpointError, match=r"model\.safetensors"):
             parse_header(content, len(content), "model.safetensors")
 
     @pytest.mark.parametrize("claim", [2**60, 100_000_001, 99_000_000])
-    def test_a_claim_costs_nothing(self, claim: int) -> None:
+    def test_memory_does_not_depend_on_the_claimed_length(self, claim: int) -> None:
         content = struct.pack("<Q", claim) + b"{}"
         tracemalloc.start()
         with pytest.raises(CheckpointError):
@@ -127,7 +127,7 @@ class TestRefusing:
 
 
 class TestWriting:
-    def test_the_reference_reads_it(self) -> None:
+    def test_the_reference_implementation_reads_it(self) -> None:
         tensors = {"z": torch.randn(2, 3), "a": torch.arange(5, dtype=torch.int64), "none": torch.empty(0, 2)}
         names = {"z": ("F32", (2, 3)), "a": ("I64", (5,)), "none": ("F32", (0, 2))}
         header = build_header(names, {"format": "pt"})
@@ -162,7 +162,7 @@ class TestWriting:
         data = header + bytes(sum(tensor_bytes(*tensor) for tensor in tensors.values()))
         parsed = parse_header(data, len(data), "x")
         assert {name: (e.dtype, e.shape) for name, e in parsed.tensors.items()} == tensors
-        deserialize(data)  # the reference implementation agrees
+        deserialize(data)  # accepted by the reference implementation
 
 
 ENTRIES = st.fixed_dictionaries(
@@ -178,7 +178,7 @@ class TestFuzz:
     @settings(deadline=None, max_examples=200)
     @given(st.binary(max_size=200))
     def test_any_bytes(self, data: bytes) -> None:
-        self.only_our_error(data)
+        self.parse_or_checkpoint_error(data)
 
     @settings(deadline=None, max_examples=200)
     @given(
@@ -186,18 +186,18 @@ class TestFuzz:
         st.binary(max_size=32),
     )
     def test_any_entries(self, header: dict[str, object], data: bytes) -> None:
-        self.only_our_error(file_of(header, data))
+        self.parse_or_checkpoint_error(file_of(header, data))
 
     @settings(deadline=None, max_examples=200)
     @given(st.integers(0, 400), st.integers(0, 7), st.integers(0, 400))
     def test_a_flipped_bit_or_a_shorter_file(self, position: int, bit: int, length: int) -> None:
         data = bytearray(save({"a": torch.ones(3), "b": torch.ones(2, 2).half()}, {"format": "pt"}))
         data[position % len(data)] ^= 1 << bit
-        self.only_our_error(bytes(data))
-        self.only_our_error(bytes(data[:length]))
+        self.parse_or_checkpoint_error(bytes(data))
+        self.parse_or_checkpoint_error(bytes(data[:length]))
 
     @staticmethod
-    def only_our_error(data: bytes) -> None:
+    def parse_or_checkpoint_error(data: bytes) -> None:
         """What we accept, the reference accepts; what we refuse, we refuse with our error."""
         try:
             parse_header(data, len(data), "x")

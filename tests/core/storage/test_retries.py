@@ -1,4 +1,4 @@
-"""What is tried again, what is not, and what the user reads."""
+"""Retries: transient errors are retried, lasting ones are not, and messages are clear and free of secrets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def client_error(code: str, status: int) -> ClientError:
     return ClientError(response, "GetObject")  # type: ignore[arg-type]
 
 
-PASSING = [
+TRANSIENT = [
     client_error("SlowDown", 503),
     client_error("InternalError", 500),
     client_error("ServiceUnavailable", 503),
@@ -68,9 +68,9 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}-{error}"[:40]
 
 
-class TestWhatCanPass:
-    @pytest.mark.parametrize("error", PASSING, ids=describe)
-    def test_is_tried_again(self, error: Exception) -> None:
+class TestTransientErrors:
+    @pytest.mark.parametrize("error", TRANSIENT, ids=describe)
+    def test_are_retried(self, error: Exception) -> None:
         tries = itertools.count(1)
 
         def action() -> str:
@@ -80,13 +80,13 @@ class TestWhatCanPass:
 
         assert call_with_retries(action, QUICK, "reading x", ()) == "done"
 
-    @pytest.mark.parametrize("error", PASSING, ids=describe)
-    def test_is_said_when_it_does_not(self, error: Exception) -> None:
+    @pytest.mark.parametrize("error", TRANSIENT, ids=describe)
+    def test_are_reported_after_the_last_attempt(self, error: Exception) -> None:
         with pytest.raises(StoreError, match=r"reading x failed after 4 attempts \(") as caught:
             call_with_retries(self.raising(error), QUICK, "reading x", ())
         assert "\n" not in str(caught.value)
 
-    def test_what_s3fs_made_of_it(self) -> None:
+    def test_errors_that_s3fs_wraps(self) -> None:
         # s3fs turns a 503 into OSError(EBUSY) and keeps botocore's error as the cause.
         error = OSError(errno.EBUSY, "Please reduce your request rate")
         error.__cause__ = client_error("SlowDown", 503)
@@ -95,7 +95,7 @@ class TestWhatCanPass:
         denied.__cause__ = client_error("AccessDenied", 403)
         assert not is_transient(denied)
 
-    def test_time_is_limited(self) -> None:
+    def test_the_total_time_is_limited(self) -> None:
         policy = RetryPolicy(attempts=10**6, first_wait_seconds=0.01, longest_wait_seconds=0.02, total_seconds=0.3)
         with pytest.raises(StoreError, match="failed"):
             call_with_retries(self.raising(TimeoutError()), policy, "reading x", ())
@@ -108,9 +108,9 @@ class TestWhatCanPass:
         return action
 
 
-class TestWhatCannot:
+class TestLastingErrors:
     @pytest.mark.parametrize("error", LASTING, ids=describe)
-    def test_is_an_error_at_once(self, error: Exception) -> None:
+    def test_are_raised_at_once(self, error: Exception) -> None:
         tries = itertools.count()
 
         def action() -> None:
@@ -143,7 +143,7 @@ class TestWhatCannot:
             with pytest.raises(ObjectNotFoundError), translate_errors("reading x", ()):
                 raise error
 
-    def test_our_errors_pass_as_they_are(self) -> None:
+    def test_errors_of_eigenmerge_are_unchanged(self) -> None:
         with pytest.raises(CheckpointError, match="mine"), translate_errors("reading x", ()):
             raise CheckpointError("mine")
 
@@ -158,7 +158,7 @@ OPTIONS = {
 
 
 class TestSecrets:
-    def test_nothing_shows_in_errors_logs_or_representations(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_no_secret_in_errors_logs_and_representations(self, caplog: pytest.LogCaptureFixture) -> None:
         store = Store("s3://bucket/x", OPTIONS, retry=RetryPolicy(attempts=2, first_wait_seconds=0.01))
         shown = [repr(store), str(store), f"{store}", store.root_uri, store.display("k")]
         with caplog.at_level(logging.INFO, logger="eigenmerge"):
@@ -169,7 +169,7 @@ class TestSecrets:
         shown += [record.getMessage() for record in caplog.records]
         assert not [text for text in shown if "planted" in text.lower()]
 
-    def test_a_cause_that_names_a_secret_is_cut_off(self) -> None:
+    def test_a_cause_that_contains_a_secret_is_removed(self) -> None:
         secret = str(OPTIONS["secret"])
         with pytest.raises(StoreError) as caught, translate_errors("reading x", (secret,)):
             raise ValueError(f"wrong signature for {secret}")
@@ -180,8 +180,8 @@ class TestSecrets:
 
 
 @pytest.mark.parametrize("kind", [FileNotFoundError, CorruptObjectError, PermissionError])
-def test_a_failure_keeps_nothing_of_its_callers_alive(kind: type[Exception]) -> None:
-    """A layer's tensors, that is: every first run meets "not found" once for each spectrum."""
+def test_an_error_does_not_keep_the_caller_alive(kind: type[Exception]) -> None:
+    """The caller holds tensors, and a first run gets "not found" once per spectrum."""
 
     class Layer:
         pass

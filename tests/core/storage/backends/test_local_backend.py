@@ -1,4 +1,4 @@
-"""A local disk: what a killed writer leaves, what a full disk leaves, who may do what."""
+"""Local disk: killed writers, full disks, permissions, links and pipes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def files(root: Path) -> list[str]:
 
 
 class TestKilledWriters:
-    def test_what_they_leave_is_invisible_and_removed(self, tmp_path: Path) -> None:
+    def test_their_temporary_files_are_invisible_and_removed(self, tmp_path: Path) -> None:
         store = Store(str(tmp_path))
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
         try:
@@ -38,7 +38,7 @@ class TestKilledWriters:
             assert len(files(tmp_path)) == 1
             assert list(store.list()) == []
             assert not store.exists("a/object")
-            assert store.remove_abandoned() == 0  # its writer lives
+            assert store.remove_abandoned() == 0  # its writer is alive
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -46,7 +46,7 @@ class TestKilledWriters:
         assert store.remove_abandoned() == 1
         assert files(tmp_path) == []
 
-    def test_a_writer_survives_the_sweep_of_another(self, tmp_path: Path) -> None:
+    def test_the_file_of_an_active_writer_is_kept(self, tmp_path: Path) -> None:
         store = Store(str(tmp_path))
         with store.open_write("x") as writer:
             writer.write(b"1")
@@ -82,7 +82,7 @@ for action in (lambda key: store.write(key, data), lambda key: store.create(key,
 assert store.read("parts/old") == b"old"
 """
 
-    def test_nothing_half_written_is_left(self, tmp_path: Path) -> None:
+    def test_no_partial_file_is_left(self, tmp_path: Path) -> None:
         (tmp_path / "source").mkdir()
         (tmp_path / "source" / "part").write_bytes(bytes(2_000_000))
         arguments = [str(tmp_path / "store"), str(tmp_path / "source")]
@@ -121,7 +121,7 @@ assert store.read("parts/old") == b"old"
 
 
 class TestPermissions:
-    def test_files_have_the_usual_rights(self, tmp_path: Path) -> None:
+    def test_files_have_the_permissions_of_the_umask(self, tmp_path: Path) -> None:
         before = os.umask(0o027)
         try:
             Store(str(tmp_path)).write("x", b"1")
@@ -129,7 +129,7 @@ class TestPermissions:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
 
-    def test_a_directory_that_may_not_be_written(self, tmp_path: Path) -> None:
+    def test_a_directory_without_write_permission(self, tmp_path: Path) -> None:
         blocked = tmp_path / "blocked"
         blocked.mkdir()
         (blocked / "x").write_bytes(b"1")
@@ -139,7 +139,7 @@ class TestPermissions:
             "from eigenmerge.core.errors import StoreError\n"
             "from eigenmerge.core.storage.store import Store\n"
             "store = Store(sys.argv[1])\n"
-            "store.exists('x')  # imports what it needs, as long as that may be read\n"
+            "store.exists('x')  # imports modules while they are still readable\n"
             "os.getuid() or os.setuid(65534)\n"
             "for action in (lambda: store.write('new', b''), lambda: store.create('new', b''),\n"
             "               lambda: store.delete(['x']), lambda: store.open_write('new').__enter__()):\n"
@@ -147,7 +147,7 @@ class TestPermissions:
             "    except StoreError as error: assert 'permission denied' in str(error), error\n"
             "    else: sys.exit('no error')\n"
         )
-        for folder in (tmp_path, *tmp_path.parents):  # another user must be able to come here at all
+        for folder in (tmp_path, *tmp_path.parents):  # the other user must be able to reach the directory
             if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
                 folder.chmod(folder.stat().st_mode | 0o055)
         try:
@@ -156,14 +156,14 @@ class TestPermissions:
             blocked.chmod(0o755)
         assert files(blocked) == ["x"]
 
-    def test_a_file_where_a_directory_should_be(self, tmp_path: Path) -> None:
+    def test_a_file_in_place_of_a_directory(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
         with pytest.raises(StoreError, match="directory"):
             Store(str(tmp_path / "file" / "below")).write("x", b"1")
         with pytest.raises(StoreError, match="directory"):
             Store(str(tmp_path)).write("file/x", b"1")
 
-    def test_a_directory_where_a_file_should_be(self, tmp_path: Path) -> None:
+    def test_a_directory_in_place_of_a_file(self, tmp_path: Path) -> None:
         store = Store(str(tmp_path))
         store.write("folder/x", b"1")
         with pytest.raises(StoreError, match="directory"):
@@ -175,7 +175,7 @@ class TestPermissions:
 
 class TestLinks:
     def test_links_to_files_are_followed(self, tmp_path: Path) -> None:
-        """The Hub's cache consists of them."""
+        """The cache of the Hub consists of links."""
         (tmp_path / "blobs").mkdir()
         (tmp_path / "blobs" / "content").write_bytes(b"12345")
         (tmp_path / "snapshot").mkdir()
@@ -184,7 +184,7 @@ class TestLinks:
         assert [(info.key, info.size) for info in store.list()] == [("model.safetensors", 5)]
         assert store.read("model.safetensors") == b"12345"
 
-    def test_dangling_links_and_pipes_are_no_objects(self, tmp_path: Path) -> None:
+    def test_dangling_links_and_pipes_are_not_objects(self, tmp_path: Path) -> None:
         (tmp_path / "dangling").symlink_to("nowhere")
         os.mkfifo(tmp_path / "pipe")
         store = Store(str(tmp_path))

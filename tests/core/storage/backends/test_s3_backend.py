@@ -1,4 +1,4 @@
-"""S3 through a proxy that fails: what passes is ridden out, what does not is said at once, and requests are few."""
+"""S3 behind a failing proxy: transient faults are retried, other errors are raised at once, and requests are few."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def store(faulty_s3: Faulty) -> Store:
 
 class TestFaults:
     @pytest.mark.parametrize("fault", ["error", "reset", "short", "lost"])
-    def test_one_fault_each_time_first(self, faulty_s3: Faulty, store: Store, fault: str) -> None:
+    def test_every_first_request_fails(self, faulty_s3: Faulty, store: Store, fault: str) -> None:
         """Every request fails once, then works: reads, writes, multipart, copies, lists, deletes."""
         proxy, _ = faulty_s3
         seen: set[tuple[str, str]] = set()
@@ -70,14 +70,14 @@ class TestFaults:
         assert list(store.list()) == []
         assert proxy.counts[fault] > 10
 
-    def test_slow_bodies_are_waited_for(self, faulty_s3: Faulty, store: Store) -> None:
+    def test_slow_responses(self, faulty_s3: Faulty, store: Store) -> None:
         proxy, _ = faulty_s3
         proxy.faults = Faults(slow_bodies=1.0)
         store.write("x", b"0123456789")
         assert store.read("x") == b"0123456789"
         assert proxy.counts["slow"] == 2
 
-    def test_many_faults_at_random(self, faulty_s3: Faulty, store: Store) -> None:
+    def test_random_faults(self, faulty_s3: Faulty, store: Store) -> None:
         proxy, _ = faulty_s3
         proxy.faults = Faults(errors=0.05, short_bodies=0.05, resets=0.02, lost_answers=0.02)
         contents = {f"k/{number}": os.urandom(10_000 + number) for number in range(40)}
@@ -89,7 +89,7 @@ class TestFaults:
         assert len(list(store.list("k"))) == 40
         assert sum(proxy.counts.values()) > 10
 
-    def test_an_outage(self, faulty_s3: Faulty, store: Store) -> None:
+    def test_a_short_outage(self, faulty_s3: Faulty, store: Store) -> None:
         proxy, root = faulty_s3
         store.write("x", b"1")
         proxy.faults.outage_until = time.monotonic() + 1.5
@@ -97,7 +97,7 @@ class TestFaults:
         assert patient.read("x") == b"1"
         assert proxy.counts["reset"] >= 2
 
-    def test_an_outage_that_lasts_is_said(self, faulty_s3: Faulty, store: Store) -> None:
+    def test_a_long_outage_is_an_error(self, faulty_s3: Faulty, store: Store) -> None:
         proxy, root = faulty_s3
         proxy.faults.outage_until = time.monotonic() + 60
         hasty = Store(root.uri, root.storage_options, retry=replace(QUICK, attempts=3))
@@ -106,7 +106,7 @@ class TestFaults:
         with pytest.raises(StoreError, match="failed"), hasty.open_write("y") as writer:
             writer.write(bytes(17 * MIB))
 
-    def test_a_large_write_that_fails_leaves_nothing(self, faulty_s3: Faulty, s3_root: S3Root) -> None:
+    def test_a_failed_large_write_leaves_nothing(self, faulty_s3: Faulty, s3_root: S3Root) -> None:
         proxy, root = faulty_s3
         proxy.faults = Faults(decide=lambda method, path: "error" if "partNumber=2" in path else None)
         hasty = Store(root.uri, root.storage_options, retry=replace(QUICK, attempts=3))
@@ -114,9 +114,9 @@ class TestFaults:
             writer.write(bytes(40 * MIB))
         direct = Store(s3_root.uri, s3_root.storage_options)
         assert list(direct.list()) == []
-        assert direct.remove_abandoned() == 0  # the upload was aborted, not left
+        assert direct.remove_abandoned() == 0  # the upload was aborted
 
-    def test_what_cannot_pass_is_asked_once(self, faulty_s3: Faulty, store: Store) -> None:
+    def test_lasting_errors_take_one_request(self, faulty_s3: Faulty, store: Store) -> None:
         proxy, root = faulty_s3
         store.write("short", b"123")
         for action, error in (
@@ -130,36 +130,38 @@ class TestFaults:
                 action()
             assert len(proxy.requests) - before == 1
 
-    def test_a_batch_that_may_not_be_deleted(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_refused_deletion_is_an_error(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         answer = {"Errors": [{"Key": "x", "Code": "AccessDenied", "Message": "Access Denied"}]}
         monkeypatch.setattr(store.backend, "call", lambda method, **arguments: answer)
         with pytest.raises(StoreError, match=r"deleting 1 objects .*permission denied"):
             store.delete(["x"])
 
-    def test_the_first_of_two_writers_wins_although_its_answer_is_lost(self, faulty_s3: Faulty, store: Store) -> None:
+    def test_create_succeeds_although_its_response_is_lost(self, faulty_s3: Faulty, store: Store) -> None:
         proxy, _ = faulty_s3
         answers = iter(["lost"])
         proxy.faults = Faults(decide=lambda method, path: next(answers, None) if method == "PUT" else None)
         assert store.create("claim", b"me")
         assert store.read("claim") == b"me"
 
-    def test_a_taken_name_that_becomes_free_meanwhile(self, faulty_s3: Faulty, s3_root: S3Root, store: Store) -> None:
+    def test_create_while_another_process_deletes_the_object(
+        self, faulty_s3: Faulty, s3_root: S3Root, store: Store
+    ) -> None:
         proxy, _ = faulty_s3
         direct = Store(s3_root.uri, s3_root.storage_options)
         direct.write("claim", b"another's")
 
-        def delete_before_the_look(method: str, path: str) -> None:
+        def delete_before_head(method: str, path: str) -> None:
             if method == "HEAD":
                 direct.delete(["claim"])
 
-        proxy.faults = Faults(decide=delete_before_the_look)
+        proxy.faults = Faults(decide=delete_before_head)
         assert not store.create("claim", b"me")
         assert not direct.exists("claim")
         assert store.create("claim", b"me")
 
 
 class TestServersThatIgnoreIfNoneMatch:
-    def test_are_detected(self, faulty_s3: Faulty, store: Store) -> None:
+    def test_the_probe_detects_them(self, faulty_s3: Faulty, store: Store) -> None:
         proxy, root = faulty_s3
         assert store.probe_conditional_writes()
         proxy.faults = Faults(dropped_headers=frozenset({"if-none-match"}))
@@ -176,7 +178,7 @@ class TestFewRequests:
         write_model(store, tensors_of(6), files=6)
         proxy.requests.clear()
         listing = list_model(store.root_uri, store._options)
-        # One list, the index, the config, and the beginning of each file.
+        # One listing, the index, the config, and one header per file.
         assert len(proxy.requests) == 1 + 1 + 1 + 6
         proxy.requests.clear()
         reader = TensorReader(store._options)
@@ -195,7 +197,7 @@ class TestFewRequests:
 
 
 class TestAbandonedUploads:
-    def test_are_found_by_age(self, s3_root: S3Root) -> None:
+    def test_they_are_removed_by_age(self, s3_root: S3Root) -> None:
         store = Store(s3_root.uri, s3_root.storage_options)
         backend = store.backend
         assert isinstance(backend, S3Backend)
@@ -263,12 +265,14 @@ print(store.read("who").decode(), store)
         assert self.run(s3_root.uri, {"profile": "merging"}, {}, tmp_path).startswith("me ")
         assert self.run(s3_root.uri, {}, {"AWS_PROFILE": "merging"}, tmp_path).startswith("me ")
 
-    def test_by_protocol(self, s3_root: S3Root) -> None:
+    def test_options_by_protocol(self, s3_root: S3Root) -> None:
         store = Store(s3_root.uri, {"s3": s3_root.storage_options, "gs": {"token": "other"}})
         store.write("x", b"1")
         assert store._options == s3_root.storage_options
 
-    def test_missing(self, s3_root: S3Root, s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_credentials(
+        self, s3_root: S3Root, s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
         monkeypatch.setenv("HOME", str(tmp_path))
@@ -276,7 +280,7 @@ print(store.read("who").decode(), store)
         with pytest.raises(StoreError, match="no credentials found"):
             Store(s3_root.uri, {"endpoint_url": s3_endpoint}).read("x")
 
-    def test_denied(self, faulty_s3: Faulty) -> None:
+    def test_denied_access(self, faulty_s3: Faulty) -> None:
         proxy, root = faulty_s3
         store = Store(root.uri, root.storage_options, retry=QUICK)
         proxy.faults = Faults(decide=lambda method, path: "denied")
@@ -285,7 +289,7 @@ print(store.read("who").decode(), store)
         assert len(proxy.requests) == 1
 
 
-def test_a_forked_process_connects_by_itself(s3_root: S3Root) -> None:
+def test_a_forked_process_opens_its_own_connection(s3_root: S3Root) -> None:
     store = Store(s3_root.uri, s3_root.storage_options)
     store.write("x", b"parent")
     code = (
@@ -302,7 +306,7 @@ def test_a_forked_process_connects_by_itself(s3_root: S3Root) -> None:
     )
 
 
-def test_a_hash_of_a_large_object_survives_the_trip(s3_root: S3Root) -> None:
+def test_a_large_object_is_read_back_unchanged(s3_root: S3Root) -> None:
     store = Store(s3_root.uri, s3_root.storage_options)
     data = os.urandom(33 * MIB)
     store.write("x", data)

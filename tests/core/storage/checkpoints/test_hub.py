@@ -1,4 +1,4 @@
-"""Models on the Hub, on a server of ours that answers as the Hub does."""
+"""Models on the Hub, with a local server that implements the requests of the client."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMITS = {"main": "a" * 40, "v2": "b" * 40, "refs/pr/1": "c" * 40}
 
 
 class FakeHub:
-    """One model, owner/model, with three revisions; counts what is sent."""
+    """A server with one model, owner/model, in three revisions; records the requests."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, str | None]] = []
@@ -120,14 +120,14 @@ class TestHub:
     def test_a_model_at_a_revision(self, hub: FakeHub, reference: str, value: int) -> None:
         listing = list_model(reference, hub.options)
         assert listing.name == reference
-        assert list(COMMITS.values())[value] in listing.uri  # pinned, whatever the branch does next
+        assert list(COMMITS.values())[value] in listing.uri  # pinned to the commit
         assert listing.config == {"model_type": "x"}
         assert "tokenizer.json" in listing.side_files
         reader = TensorReader(hub.options)
         assert torch.equal(reader.read(listing.tensors["a.weight"], (3, 5)), torch.full((2, 300), float(value)))
         assert torch.equal(reader.read(listing.tensors["b"]), torch.ones(3))
 
-    def test_only_what_is_needed_is_read(self, hub: FakeHub) -> None:
+    def test_only_the_bytes_of_the_tensor_are_read(self, hub: FakeHub) -> None:
         listing = list_model("owner/model", hub.options)
         before = len(hub.requests)
         TensorReader(hub.options).read(listing.tensors["b"])
@@ -135,18 +135,18 @@ class TestHub:
         source = listing.tensors["b"]
         assert ranges == [f"bytes={source.start}-{source.stop - 1}"]
 
-    def test_the_fingerprint_is_of_the_content(self, hub: FakeHub) -> None:
+    def test_the_fingerprint_depends_on_the_content_only(self, hub: FakeHub) -> None:
         prints = {list_model(f"owner/model@{revision}", hub.options).fingerprint for revision in COMMITS}
         assert len(prints) == 3
         hub.files["d" * 40] = hub.files[COMMITS["main"]]
         assert list_model(f"owner/model@{'d' * 40}", hub.options).fingerprint in prints
 
     @pytest.mark.parametrize("reference", ["owner/none", "hf://owner/none", "owner/model@none"])
-    def test_nothing_there(self, hub: FakeHub, reference: str) -> None:
+    def test_no_such_model(self, hub: FakeHub, reference: str) -> None:
         with pytest.raises(CheckpointError, match="no such model") as caught:
             list_model(reference, hub.options)
         assert "planted" not in str(caught.value)
 
-    def test_a_hub_that_cannot_be_reached(self) -> None:
+    def test_an_unreachable_hub(self) -> None:
         with pytest.raises(StoreError, match="no such local path"):
             list_model("models/misspelled", {"hf": {"endpoint": "http://127.0.0.1:1"}})

@@ -1,4 +1,4 @@
-"""Listing models: every layout that is accepted, on every kind of storage, and every bad one with its message."""
+"""Listing models: accepted layouts on every kind of storage, and the messages for bad ones."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ class TestLayouts:
         assert set(listing.tensors) == set(tensors_of())
         assert listing.fingerprint != list_model(base.root_uri, base._options).fingerprint
 
-    def test_a_place_with_signs_in_its_name(self, place: Place) -> None:
+    def test_a_path_with_special_characters(self, place: Place) -> None:
         for name in ("c++ models", "at@sign", "a+b"):
             store = place(name)
             write_model(store, tensors_of(1))
             assert list_model(store.root_uri, store._options).kind == "full"
 
-    def test_shards_without_an_index(self, place: Place) -> None:
+    def test_numbered_files_without_an_index(self, place: Place) -> None:
         store = place("model")
         write_model(store, tensors_of(), files=3)
         store.delete(["model.safetensors.index.json"])
@@ -104,7 +104,7 @@ class TestLayouts:
         name = f"a/very/long/name/{'x' * 100}/799"
         assert TensorReader(store._options).read(listing.tensors[name]).item() == 799
 
-    def test_float8_weights_take_their_scales(self, place: Place) -> None:
+    def test_float8_weights_are_paired_with_scales(self, place: Place) -> None:
         store = place("model")
         write_model(
             store,
@@ -122,7 +122,7 @@ class TestLayouts:
         assert tensors["a.weight"].scale is not None and tensors["b.weight"].scale is not None
         assert tensors["c.weight"].scale is None
 
-    def test_side_files_are_those_a_model_needs(self, place: Place) -> None:
+    def test_side_files(self, place: Place) -> None:
         store = place("model")
         write_model(store, tensors_of(1), files=2)
         wanted = ["vocab.txt", "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json"]
@@ -142,23 +142,23 @@ class TestLayouts:
 
 
 class TestFingerprints:
-    def test_the_same_files_have_the_same(self, place: Place) -> None:
+    def test_the_same_files_give_the_same(self, place: Place) -> None:
         store = place("model")
         write_model(store, tensors_of(), files=2)
         first, second = (list_model(store.root_uri, store._options) for _ in range(2))
         assert first.fingerprint == second.fingerprint
 
     @pytest.mark.parametrize("kind", ["stat", "content"])
-    def test_other_weights_have_another(self, place: Place, kind: str) -> None:
+    def test_other_weights_give_another(self, place: Place, kind: str) -> None:
         store = place("model")
         prints = set()
         for seed in range(2):
-            time.sleep(0.02)  # file systems stamp times in steps
+            time.sleep(0.02)  # file systems store times with limited resolution
             write_model(store, tensors_of(seed=seed))
             prints.add(list_model(store.root_uri, store._options, fingerprint=kind).fingerprint)  # type: ignore[arg-type]
         assert len(prints) == 2
 
-    def test_content_does_not_depend_on_time_or_place(self, place: Place) -> None:
+    def test_content_fingerprints_ignore_time_and_location(self, place: Place) -> None:
         prints = set()
         for name in ("one", "two"):
             write_model(place(name), tensors_of(), files=2)
@@ -166,7 +166,7 @@ class TestFingerprints:
             time.sleep(0.02)
         assert len(prints) == 1
 
-    def test_an_adapter_with_another_alpha_is_another(self, place: Place) -> None:
+    def test_another_alpha_gives_another_fingerprint(self, place: Place) -> None:
         store = place("adapter")
         adapter_files(store)
         before = list_model(store.root_uri, store._options)
@@ -181,7 +181,7 @@ class TestBadInput:
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    def test_nothing_there(self, place: Place) -> None:
+    def test_no_such_model(self, place: Place) -> None:
         store = place("no-such-model")
         self.refused(store, "no such model.*no-such-model")
         self.refused(store, "no such model.*x.safetensors", store.root_uri + "/x.safetensors")
@@ -215,7 +215,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "name", ["../x.safetensors", "/etc/x.safetensors", "a\\x.safetensors", "a/x.safetensors", "x\n.safetensors", ""]
     )
-    def test_an_index_that_leads_elsewhere(self, place: Place, name: str) -> None:
+    def test_an_index_with_paths_outside_the_directory(self, place: Place, name: str) -> None:
         store = place("model")
         store.write("model.safetensors.index.json", json.dumps({"weight_map": {"a": name}}).encode())
         self.refused(store, "refused")
@@ -238,7 +238,7 @@ class TestBadInput:
         store.write("model.safetensors.index.json", content)
         self.refused(store, match)
 
-    def test_an_index_that_does_not_fit_its_files(self, place: Place) -> None:
+    def test_an_index_that_does_not_match_its_files(self, place: Place) -> None:
         store = place("model")
         write_model(store, tensors_of(), files=2)
         index = json.loads(store.read("model.safetensors.index.json"))
@@ -282,7 +282,7 @@ class TestBadInput:
         store.write(name, content)
         self.refused(store, name)
 
-    def test_a_config_that_is_no_json(self, place: Place) -> None:
+    def test_a_config_that_is_not_json(self, place: Place) -> None:
         store = place("model")
         write_model(store, tensors_of())
         store.write("config.json", b"\x80\x02}q")
@@ -294,13 +294,13 @@ class TestBadInput:
         store.write("config.json", b" " * (10 * 2**20 + 1))
         self.refused(store, r"config\.json: 10485761 bytes of JSON")
 
-    def test_a_config_with_infinity_is_what_transformers_writes(self, place: Place) -> None:
+    def test_a_config_with_infinity_as_transformers_writes_it(self, place: Place) -> None:
         store = place("model")
         write_model(store, tensors_of())
         store.write("config.json", b'{"time_step_limit": [0.0, Infinity]}')
         assert list_model(store.root_uri, store._options).config == {"time_step_limit": [0.0, float("inf")]}
 
-    def test_what_follows_plus_is_no_adapter(self, place: Place) -> None:
+    def test_a_full_model_after_plus_and_an_adapter_before_it(self, place: Place) -> None:
         for name in ("base", "other"):
             write_model(place(name), tensors_of(1))
         adapter_files(place("adapter"))
@@ -310,7 +310,7 @@ class TestBadInput:
 
 
 class TestLocalReferences:
-    def test_a_revision_is_for_the_hub(self, tmp_path: Path) -> None:
+    def test_revisions_are_for_the_hub_only(self, tmp_path: Path) -> None:
         write_model(Store(str(tmp_path / "model")), tensors_of(1))
         with pytest.raises(CheckpointError, match="revision"):
             list_model(f"{tmp_path}/model@main")
@@ -332,12 +332,14 @@ class TestLocalReferences:
             assert list_model(reference).tensors, reference
 
     @pytest.mark.parametrize("reference", ["", " ", "a\nb", "\x00", "nothing here", "/no/such", "+", "a+", "+b", "a+b"])
-    def test_nonsense(self, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_references_without_a_meaning(
+        self, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(CheckpointError):
             list_model(reference)
 
-    def test_a_file_that_is_no_model(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_a_model(self, tmp_path: Path) -> None:
         (tmp_path / "model.gguf").write_bytes(b"GGUF")
         with pytest.raises(CheckpointError, match=r"\.safetensors"):
             list_model(str(tmp_path / "model.gguf"))
@@ -346,7 +348,7 @@ class TestLocalReferences:
         with pytest.raises(StoreError, match="nosuch"):
             list_model("nosuch://x/y")
 
-    def test_the_conversion_it_prints_works(self, tmp_path: Path) -> None:
+    def test_the_conversion_command_in_the_message_works(self, tmp_path: Path) -> None:
         shared = torch.randn(3, 2)
         torch.save(
             {"a.weight": shared, "tied.weight": shared, "view": torch.randn(4, 4).T}, tmp_path / "pytorch_model.bin"
@@ -385,6 +387,6 @@ def test_nine_models_of_thirty_files_list_quickly(tmp_path: Path) -> None:
     assert time.process_time() - started < 2.0  # 0.5 s on an idle core
 
 
-def test_listing_imports_no_torch() -> None:
+def test_listing_does_not_import_torch() -> None:
     code = "import sys, eigenmerge.core.storage.checkpoints.list_model; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Reading stored tensors: every dtype, row ranges, float8 with scales, memory maps, large remote ones."""
+"""Reading stored tensors: dtypes, rows, float8 with scales, memory maps, and large remote tensors."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class TestReading:
         assert torch.equal(reader.read(source), tensor)
         assert torch.equal(reader.read(source, (100, 900)), tensor[100:900])
 
-    def test_numbers_that_are_not_aligned(self, place: Place) -> None:
+    def test_unaligned_numbers(self, place: Place) -> None:
         store, tensor = place("model"), torch.randn(5, dtype=torch.float64)
         header = build_header({"odd": ("U8", (3,)), "a": ("F64", (5,))})
         store.write("model.safetensors", header + b"\x01\x02\x03" + tensor.numpy().tobytes())
@@ -79,7 +79,7 @@ class TestReading:
         assert source.start % 8
         assert torch.equal(TensorReader(store._options).read(source), tensor)
 
-    def test_a_file_that_changed_since(self, place: Place) -> None:
+    def test_a_file_that_changed_since_the_plan(self, place: Place) -> None:
         store = place("model")
         source = stored(store, {"a": torch.ones(100)})["a"]
         store.write("model.safetensors", b"short")
@@ -91,18 +91,18 @@ class TestReading:
 
 
 class TestLocalMaps:
-    def test_writing_changes_no_file(self, tmp_path: Path) -> None:
+    def test_writing_to_a_tensor_does_not_change_the_file(self, tmp_path: Path) -> None:
         source = stored(Store(str(tmp_path)), {"a": torch.ones(10)})["a"]
         TensorReader().read(source).fill_(7)
         assert TensorReader().read(source).sum() == 10
 
-    def test_memory_goes_with_the_tensor(self, tmp_path: Path) -> None:
+    def test_memory_is_released_with_the_tensor(self, tmp_path: Path) -> None:
         size = 64 * 2**20
         sources = stored(Store(str(tmp_path)), {str(number): torch.ones(size // 4) for number in range(3)})
         reader, process, before = TensorReader(), psutil.Process(), psutil.Process().memory_info().rss
         for source in sources.values():
             tensor = reader.read(source)
-            assert process.memory_info().rss - before < size // 2  # nothing is read before it is touched
+            assert process.memory_info().rss - before < size // 2  # pages are read when they are used
             assert tensor.sum() > 0
             del tensor
         assert process.memory_info().rss - before < size // 2
