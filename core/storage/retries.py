@@ -216,7 +216,7 @@ def _to_store_error(error: Exception, what: str, attempts: int, secrets: tuple[s
         return StoreError(f"{what}: the disk is full ({detail}); free space or choose another location, then resume")
     if number == errno.EISDIR:
         return StoreError(f"{what}: expected a file, found a directory ({detail})")
-    if number == errno.ENOTDIR:
+    if number in {errno.ENOTDIR, errno.EEXIST}:  # EEXIST: from creating the directory
         return StoreError(f"{what}: expected a directory, found a file ({detail})")
     return StoreError(f"{what}: {detail}")
 

@@ -158,15 +158,15 @@ class TestPermissions:
 
     def test_a_file_in_place_of_a_directory(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
-        with pytest.raises(StoreError, match="directory"):
+        with pytest.raises(StoreError, match="expected a directory, found a file"):
             Store(str(tmp_path / "file" / "below")).write("x", b"1")
-        with pytest.raises(StoreError, match="directory"):
+        with pytest.raises(StoreError, match="expected a directory, found a file"):
             Store(str(tmp_path)).write("file/x", b"1")
 
     def test_a_directory_in_place_of_a_file(self, tmp_path: Path) -> None:
         store = Store(str(tmp_path))
         store.write("folder/x", b"1")
-        with pytest.raises(StoreError, match="directory"):
+        with pytest.raises(StoreError, match="expected a file, found a directory"):
             store.write("folder", b"1")
         with pytest.raises(StoreError):
             store.read("folder")
