@@ -1,4 +1,4 @@
-"""Tell a Prefect server that an expert has appeared in a registry; the nightly deployment's automation listens."""
+"""Emit the Prefect event that an expert was added to a registry; it starts the nightly deployment."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ EXPERT_REGISTERED = "eigenmerge.expert.registered"
 
 
 def announce_expert(registry: str, name: str) -> None:
-    """Emit the event. Whoever uploads an expert calls this last: a training job, or a bucket's own notification.
+    """Emit the event, after the expert has been uploaded completely.
 
-    registry : exactly as the deployment was given it (`eigenmerge deploy --registry`): the automation compares the text
+    Parameters
+    ----------
+    registry : exactly the text given to `eigenmerge deploy --registry`, because the automation compares the two texts
+    name : of the expert's folder in the registry
     """
     emit_event(
         event=EXPERT_REGISTERED,

@@ -1,7 +1,7 @@
-"""Put the flows on a Prefect server: a work pool with our job template and limit, and the deployments of prefect.yaml.
+"""Create the work pool and the deployments of prefect.yaml on a Prefect server.
 
-Applying it again changes nothing but what was asked for: a pool that exists keeps its template, which its operator may
-have edited, unless `update_pool`.
+A second call changes only what its options request. An existing pool keeps its job template, which its operator may
+have edited, unless `update_pool` is set.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from importlib.metadata import version as installed_version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
-from ..core.errors import DeployError
+from ..core.errors import DeployError, suggestion
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -30,16 +28,17 @@ _VERSIONED_IMAGE = re.compile(r".+(@sha256:[0-9a-f]{64}|:[\w][\w.-]*)")
 
 @dataclass(frozen=True, slots=True)
 class DeployOptions:
-    """What a deployment depends on.
+    """Options of a deployment.
 
-    store : where spectra and parts are kept; every worker must reach it
-    image : versioned image for containers; None for a process pool
-    recipe, registry, publish : for the nightly merge, all three or none of them
-    pool : name of the work pool; default eigenmerge-<target>
-    limit : flow runs of this pool at once, that is, machines (or GPU groups) that it has; None leaves it as it is
-    cron : of the nightly merge, UTC; default that of prefect.yaml
-    job_variables : overrides of the pool's variables, e.g. {"gpus": 8, "namespace": "merge"}
-    update_pool : replace the job template of an existing pool by ours
+    store : directory or URI that keeps spectra and parts; every worker must reach it
+    image : versioned image of the containers; None for a process pool
+    recipe, registry, publish : of the nightly merge; all three or none of them
+    pool : name of the work pool; None: eigenmerge-<target>
+    limit : maximum number of flow runs of this pool at the same time; None keeps an existing pool's limit, and is 1 for
+        a new pool
+    cron : schedule of the nightly merge, in UTC; None: that of prefect.yaml
+    job_variables : values for variables of the pool, such as {"gpus": 8, "namespace": "merge"}
+    update_pool : replace the job template of an existing pool
     """
 
     store: str
@@ -55,18 +54,20 @@ class DeployOptions:
 
 
 def base_job_template(target: Target) -> dict[str, Any]:
-    """Our template of a work pool's jobs."""
+    """Return the job template of a work pool, from `<target>_pool.json`."""
     return json.loads(files(__spec__.parent).joinpath(f"{target}_pool.json").read_text(encoding="utf-8"))
 
 
 def deployment_settings(target: Target, options: DeployOptions) -> list[dict[str, Any]]:
-    """The deployments of prefect.yaml that belong to the target, with the options filled in.
+    """Return the deployments of prefect.yaml for the target, with the options filled in.
 
     Raises
     ------
-    DeployError : an option is missing or unfit
+    DeployError : an option is missing or invalid
     """
-    _check(target, options)
+    import yaml
+
+    _check_options(target, options)
     document = yaml.safe_load(files(__spec__.parent).joinpath("prefect.yaml").read_text(encoding="utf-8"))
     values = {name: getattr(options, name.lower()) for name in ("IMAGE", "STORE", "RECIPE", "REGISTRY", "PUBLISH")}
     chosen: list[dict[str, Any]] = []
@@ -86,11 +87,11 @@ def deployment_settings(target: Target, options: DeployOptions) -> list[dict[str
 
 
 def deploy(target: Target, options: DeployOptions, *, api_url: str) -> str:
-    """Apply everything to the Prefect server at `api_url` and return what to do next, as text.
+    """Apply the work pool and the deployments to the Prefect server at `api_url`, and return the next steps as text.
 
     Raises
     ------
-    DeployError : an option is missing or unfit, no server answers, or the pool exists with another type
+    DeployError : an option is missing or invalid, no server answers, or the pool exists with another type
     """
     settings = deployment_settings(target, options)
 
@@ -106,41 +107,39 @@ def deploy(target: Target, options: DeployOptions, *, api_url: str) -> str:
             names = [_apply_deployment(entry) for entry in settings]
         except httpx.ConnectError as error:
             raise DeployError(
-                f"no Prefect server answers at {api_url} ({error}); start one with `prefect server start`,"
-                " or name yours with --api-url or PREFECT_API_URL"
+                f"no Prefect server answers at {api_url} ({error}); start one with `prefect server start`, or set"
+                " --api-url or PREFECT_API_URL"
             ) from error
     return _instructions(target, api_url, pool=pool, pool_line=pool_line, names=names)
 
 
-def _check(target: Target, options: DeployOptions) -> None:
+def _check_options(target: Target, options: DeployOptions) -> None:
     if target == "process" and options.image is not None:
-        raise DeployError("a process pool runs no image: its worker's own environment is used; leave --image out")
+        raise DeployError(
+            f"--image {options.image!r}: a process pool uses the environment of its worker; remove --image"
+        )
     if target != "process":
         tag = (options.image or "").rpartition("/")[2]
         if not _VERSIONED_IMAGE.fullmatch(tag) or tag.endswith(":latest"):
             raise DeployError(
-                f"image is {options.image!r}; expected a versioned one such as registry.example/eigenmerge:0.1.0-cuda,"
-                " because flow code and library must not change under a run"
+                f"--image is {options.image!r}; expected an image with a version, such as"
+                " registry.example/eigenmerge:0.1.0-cuda, because its code must not change during a run"
             )
     nightly = {"recipe": options.recipe, "registry": options.registry, "publish": options.publish}
     missing = [name for name, value in nightly.items() if value is None]
     if 0 < len(missing) < len(nightly):
         raise DeployError(f"the nightly merge needs --recipe, --registry and --publish; missing: {', '.join(missing)}")
     if options.limit is not None and options.limit < 1:
-        raise DeployError(
-            f"limit is {options.limit}; expected the number of runs that may be in work at once, 1 or more"
-        )
+        raise DeployError(f"--limit is {options.limit}; expected the number of runs at the same time, 1 or more")
     known = base_job_template(target)["variables"]["properties"]
     for name, value in (options.job_variables or {}).items():
         if name not in known:
-            raise DeployError(
-                f"job variable {name!r} is unknown to the {target} pool; it has {', '.join(sorted(known))}"
-            )
+            raise DeployError(f"--set {name}: the {target} pool has no such variable{suggestion(name, known)}")
         secrets = [key for key in value if _SECRET_NAME.search(key)] if name == "env" else []
         if secrets:
             raise DeployError(
-                f"env holds {secrets[0]}, which everybody who can see the deployment could read;"
-                " give secrets by reference (docs/operations.md)"
+                f"--set env: contains {secrets[0]}, which everybody with access to the deployment could read; refer to"
+                " secrets as docs/operations.md describes"
             )
 
 
@@ -167,14 +166,16 @@ def _apply_pool(client: SyncPrefectClient, target: Target, options: DeployOption
             WorkPoolCreate(
                 name=options.pool,
                 type=target,
-                description="eigenmerge: made by `eigenmerge deploy`",
+                description="Created by `eigenmerge deploy`.",
                 base_job_template=template,
                 concurrency_limit=options.limit or 1,
             )
         )
-        return f"created, at most {options.limit or 1} run(s) at once"
+        return f"created, limit {options.limit or 1}"
     if pool.type != target:
-        raise DeployError(f"work pool {options.pool!r} exists with type {pool.type!r}, not {target!r}; name another")
+        raise DeployError(
+            f"work pool {options.pool!r} has type {pool.type!r}, expected {target!r}; choose another with --pool"
+        )
     update: dict[str, Any] = {}
     if options.limit is not None and options.limit != pool.concurrency_limit:
         update["concurrency_limit"] = options.limit
@@ -183,8 +184,8 @@ def _apply_pool(client: SyncPrefectClient, target: Target, options: DeployOption
     if update:
         client.update_work_pool(options.pool, WorkPoolUpdate(**update))
     limit = update.get("concurrency_limit", pool.concurrency_limit)
-    kept = "" if options.update_pool or pool.base_job_template == template else "; its own job template is kept"
-    return f"exists, at most {limit or 'any number of'} run(s) at once{kept}"
+    kept = "" if options.update_pool or pool.base_job_template == template else "; its edited job template is kept"
+    return f"exists, {f'limit {limit}' if limit else 'no limit'}{kept}"
 
 
 def _apply_deployment(settings: Mapping[str, Any]) -> str:
@@ -219,28 +220,29 @@ def _apply_deployment(settings: Mapping[str, Any]) -> str:
         for schedule in settings.get("schedules", [])
     ]
     deployment.apply(schedules=schedules or None)
-    when = f" (cron {settings['schedules'][0]['cron']} UTC, and when an expert appears)" if schedules else ""
+    when = f" (cron {settings['schedules'][0]['cron']} UTC, and after `eigenmerge announce`)" if schedules else ""
     return f"{deployment.full_name}{when}"
 
 
-_BEFORE: dict[Target, tuple[str, str]] = {
+# How to provide credentials and start a worker, as lines of the printed instructions.
+_SETUP_LINES: dict[Target, tuple[str, str]] = {
     "process": (
-        "credentials of the store go into the worker's environment",
+        "# the worker needs the credentials of the store in its environment",
         "prefect worker start --pool {pool}",
     ),
     "kubernetes": (
-        "kubectl create secret generic eigenmerge --from-env-file=FILE   # store credentials, by reference",
-        "pip install prefect-kubernetes && prefect worker start --pool {pool}   # or the Helm chart prefect-worker",
+        "kubectl create secret generic eigenmerge --from-env-file=FILE   # credentials of the store",
+        "pip install prefect-kubernetes && prefect worker start --pool {pool}   # or use the Helm chart prefect-worker",
     ),
     "ecs": (
-        "give the deployments execution_role_arn and task_role_arn (--set); the task role reads and writes the store",
+        "# set execution_role_arn and task_role_arn with --set; the task role reads and writes the store",
         "pip install prefect-aws && prefect worker start --pool {pool}",
     ),
 }
 
 
 def _instructions(target: Target, api_url: str, *, pool: str, pool_line: str, names: list[str]) -> str:
-    credentials, worker = (line.format(pool=pool) for line in _BEFORE[target])
+    credentials, worker = (line.format(pool=pool) for line in _SETUP_LINES[target])
     merge_name = names[0].partition(" ")[0]
     lines = [
         f"Prefect server {api_url}",
@@ -253,5 +255,5 @@ def _instructions(target: Target, api_url: str, *, pool: str, pool_line: str, na
         f"  prefect deployment run {merge_name} -p recipe=RECIPE -p destination=OUT",
     ]
     if len(names) > 1:
-        lines.append(f"  prefect deployment run {names[1].partition(' ')[0]}   # the nightly merge, now")
+        lines.append(f"  prefect deployment run {names[1].partition(' ')[0]}   # starts the nightly merge now")
     return "\n".join(lines)

@@ -1,13 +1,14 @@
-"""Prefect without telemetry and without log lines, unless the user's environment says otherwise."""
+"""Prefect settings of Eigenmerge's own commands: no telemetry and no log lines. Importing this file changes nothing."""
 
 from __future__ import annotations
 
 import os
 
+# Commands print what users need themselves; `merge --verbose` sets the level to INFO.
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
-    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # our own output says what a user needs; --verbose lowers it
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_CLI_PROMPT": "false",
@@ -15,6 +16,9 @@ QUIET = {
 
 
 def quiet_prefect() -> None:
-    """No telemetry and no log lines unless the user's environment says otherwise. Call before importing prefect."""
+    """Set the variables of `QUIET` that the user's environment does not set.
+
+    Prefect reads them when it is imported, so call this first. Worker processes of Dask and Ray inherit them.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

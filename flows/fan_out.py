@@ -12,11 +12,12 @@ from prefect.futures import PrefectFuture
 from prefect.tasks import Task
 from prefect.utilities.annotations import quote
 
+from ..core.choices import RunnerName
 from ..core.coordination.stop import StopSignal
 from ..core.planning.cost.simulate import schedule_order
 from ..core.run import ShardJob
 from ..core.steps.shard_steps import OnTensor, ShardStep
-from ..tasks.runners.runner import RunnerName, ShardRunner, make_runner
+from ..tasks.runners.runner import ShardRunner, make_runner
 from ..tasks.shard_task import SHARD_TASKS
 
 _POLL_SECONDS = 0.2

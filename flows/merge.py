@@ -8,10 +8,10 @@ from pathlib import Path
 from prefect import flow
 
 from ..core.cache.result import MergeResult
+from ..core.choices import RunnerName
 from ..core.recipe.recipe import Recipe
 from ..core.steps.merge_run import merge_run
 from ..core.steps.read_recipe import read_recipe
-from ..tasks.runners.runner import RunnerName
 from .fan_out import PrefectMap
 from .prefect_report import PrefectReport
 from .run_context import current_context

@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from ..core.cache.result import MergeResult
+from ..core.choices import RunnerName
 from ..core.publishing.expert_registry import scan_registry
 from ..core.publishing.publication import (
     MergeInputs,
@@ -24,7 +25,6 @@ from ..core.publishing.scheduled_recipe import complete_recipe, template_digest
 from ..core.steps.read_recipe import read_recipe_mapping
 from ..core.storage.checkpoints.list_model import list_model
 from ..core.storage.store import Store
-from ..tasks.runners.runner import RunnerName
 from .merge import merge
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from ..choices import Grouping
 from ..coordination.claim_keys import parse_claim_key
 from ..coordination.claims import is_alive
 from ..errors import CorruptObjectError, ObjectNotFoundError, StoreError
@@ -23,7 +24,6 @@ from .runs import read_run, read_run_objects
 
 # "unrecorded": a folder below runs/ without run.json, or an active run that has not written it yet
 State = Literal["running", "finished", "unfinished", "damaged", "unrecorded"]
-Grouping = Literal["kind", "run", "method", "model"]
 
 NO_RUN = "(no run)"
 _OTHER_KIND = "other"

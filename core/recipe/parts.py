@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..choices import RunnerName
 from ..errors import suggestion
 from .fields import ByteCount, ModelReference, ParameterSettings
 
@@ -161,7 +162,7 @@ class OutputOptions(StrictModel):
 class RunnerOptions(StrictModel):
     """Task runner of the shards."""
 
-    kind: Literal["threads", "dask", "ray"] = Field(default="threads", description="kind of Prefect task runner")
+    kind: RunnerName = Field(default="threads", description="kind of Prefect task runner")
     workers: int | None = Field(
         default=None,
         description="shards computed at once; by default one per GPU or core",

@@ -1,10 +1,13 @@
-"""The `eigenmerge` command: one file per subcommand, nothing heavy imported before it is needed."""
+"""The `eigenmerge` command: one file per subcommand. Heavy packages are imported only when a subcommand runs."""
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated, NoReturn
 
 import typer
+import typer.main
+from typer.core import TyperGroup
 
 from ...core.errors import EigenmergeError, one_line
 from . import (
@@ -19,8 +22,7 @@ from . import (
 
 app = typer.Typer(
     name="eigenmerge",
-    help="Merge many fine-tuned experts of one base model into a single checkpoint by closed-form spectral filtering.",
-    no_args_is_help=True,
+    help="Merge fine-tuned experts of one base model into a single checkpoint by closed-form spectral filtering.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -29,27 +31,71 @@ app.command("merge")(merge_command.merge)
 app.command("plan")(plan_command.plan)
 app.command("inspect")(inspect_command.inspect)
 app.command("methods")(methods_command.methods)
-app.command("deploy")(deploy_command.deploy)
-app.command("announce")(deploy_command.announce)
 app.command("verify")(verify_command.verify)
 app.add_typer(cache_command.cache, name="cache")
+app.command("deploy")(deploy_command.deploy)
+app.command("announce")(deploy_command.announce)
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+def _begin(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
-        from importlib.metadata import version as installed_version
-
-        print(f"eigenmerge {installed_version('eigenmerge')}")
+        _print_version()
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
 def main() -> None:
-    """Entry point: one line and a non-zero exit for what a user can cure, a traceback only for our own defects."""
+    """Run the command line. Errors that users can correct are printed on one line; others keep their traceback."""
     try:
-        app()
+        if _answer_without_parsing(sys.argv[1:]):
+            return
+        code = app(standalone_mode=False, prog_name="eigenmerge")
     except EigenmergeError as error:
-        print(f"eigenmerge: error: {one_line(error)}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(one_line(error), error.exit_code)
+    except typer.TyperException as error:  # a wrong option, argument or subcommand
+        context: typer.Context | None = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "eigenmerge"
+        # typer converts values by pydantic, which adds this prefix to errors of typer's own validators
+        message = " ".join(error.format_message().split()).replace("Value error, ", "").removesuffix(".")
+        _fail(f"{message}; see `{command} --help`", error.exit_code)
     except BrokenPipeError:
         sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _answer_without_parsing(arguments: list[str]) -> bool:
+    """Answer `--version` and `[COMMAND]... --help`, and return whether the arguments were one of these.
+
+    typer would answer them too, but it imports pydantic as soon as it parses an option.
+    """
+    if arguments == ["--version"]:
+        _print_version()
+        return True
+    if arguments[-1:] not in (["--help"], ["-h"]):
+        return False
+    command = typer.main.get_command(app)
+    context = typer.Context(command, info_name="eigenmerge", **command.context_settings)
+    for name in arguments[:-1]:
+        found = command.get_command(context, name) if isinstance(command, TyperGroup) else None
+        if found is None:
+            return False
+        command, context = found, typer.Context(found, info_name=name, parent=context)
+    print(command.get_help(context))
+    return True
+
+
+def _print_version() -> None:
+    from importlib.metadata import version
+
+    print(f"eigenmerge {version('eigenmerge')}")
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    print(f"eigenmerge: error: {message}", file=sys.stderr)
+    sys.exit(exit_code)

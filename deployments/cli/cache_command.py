@@ -1,36 +1,44 @@
-"""`eigenmerge cache`: what a store holds, how much of it, what may go, and whether it is sound."""
+"""`eigenmerge cache`: list the runs of a store, sum its sizes, remove what is not needed, verify checksums."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...core.errors import RecipeError
-from .options import JsonOption, RecipeForStoreOption, StoreOption, open_store, parse_age, show_bytes
+from ...core.choices import Grouping
+from .options import JsonOption, RecipeForStoreOption, StoreOption, open_store, parse_age, show_bytes, show_count
 
 if TYPE_CHECKING:
-    from ...core.cache.inventory import Grouping, Inventory, StoredRun
+    from ...core.cache.inventory import Inventory, StoredRun, Usage
 
-cache = typer.Typer(help="What a store holds: list, sizes, removal, checksums.", no_args_is_help=True)
+cache = typer.Typer(help="List, measure, clean and verify a store.")
 
-_KEY_SIGNS = 12  # of a run's key in tables
+_KEY_CHARACTERS = 12  # of a run key in tables
+
+
+@cache.callback(invoke_without_command=True)
+def _begin(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
 @cache.command()
 def ls(
     store: StoreOption = None,
     recipe: RecipeForStoreOption = None,
-    method: Annotated[str | None, typer.Option("--method", help="Only runs of this method.")] = None,
+    method: Annotated[str | None, typer.Option("--method", metavar="METHOD", help="Only runs of this method.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Only runs with a model whose name holds this text.")
+        str | None,
+        typer.Option("--model", metavar="TEXT", help="Only runs with a model whose name contains this text."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs of a store: method, models, state, size."""
+    """List the runs of a store: state, method, number of experts, sizes and destination."""
     from ...core.cache.inventory import NO_RUN, take_inventory, usage
 
     opened = open_store(store, recipe)
@@ -42,17 +50,17 @@ def ls(
         if (method is None or run.method == method) and (model is None or any(model in name for name in run.models))
     ]
     rows = [_run_row(run, sizes) for run in sorted(chosen, key=lambda run: run.written)]
-    free = sizes.get(NO_RUN)
-    unused = {"num_objects": free.num_objects, "num_bytes": free.num_bytes} if free else None
+    unused = sizes.get(NO_RUN)
+    no_run = {"num_objects": unused.num_objects, "num_bytes": unused.num_bytes} if unused else None
     if as_json:
-        print(json.dumps({"store": opened.display(""), "runs": rows, "no_run": unused}, indent=1))
+        print(json.dumps({"store": opened.display(""), "runs": rows, "no_run": no_run}, indent=1))
         return
     columns = ("run", "state", "method", "experts", "started", "bytes", "own", "destination")
     _print_table(
         columns,
         [
             (
-                row["run"][:_KEY_SIGNS],
+                row["run"][:_KEY_CHARACTERS],
                 row["state"],
                 row["method"],
                 str(len(row["experts"])),
@@ -65,25 +73,23 @@ def ls(
         ],
     )
     if unused:
-        print(f"{unused['num_objects']} objects, {show_bytes(unused['num_bytes'])}, belong to no run")
-    print(f"{_total(inventory)} in {opened.display('')}")
+        print(f"used by no run: {show_count(unused.num_objects, 'object')}, {show_bytes(unused.num_bytes)}")
+    print(f"{opened.display('')}: {_total(inventory)}")
 
 
 @cache.command()
 def du(
     store: StoreOption = None,
     recipe: RecipeForStoreOption = None,
-    by: Annotated[str, typer.Option("--by", help="kind, run, method or model.")] = "kind",
+    by: Annotated[Grouping, typer.Option("--by", help="How to group the objects.")] = "kind",
     as_json: JsonOption = False,
 ) -> None:
-    """Show what takes how much: OWN is what would be free if that alone were removed."""
+    """Show sizes by kind, run, method or model. OWN is the size of what no other row uses: what its removal frees."""
     from ...core.cache.inventory import take_inventory, usage
 
-    if by not in ("kind", "run", "method", "model"):
-        raise RecipeError(f"--by {by!r} is unknown; choose kind, run, method or model")
     opened = open_store(store, recipe)
     inventory = take_inventory(opened)
-    rows = usage(inventory, cast("Grouping", by))
+    rows = usage(inventory, by)
     if as_json:
         total = {"num_objects": len(inventory.objects), "num_bytes": inventory.size(inventory.objects)}
         print(
@@ -96,7 +102,7 @@ def du(
         (by, "objects", "bytes", "own"),
         [(row.name, str(row.num_objects), show_bytes(row.num_bytes), show_bytes(row.own_bytes)) for row in rows],
     )
-    print(f"{_total(inventory)} in {opened.display('')}")
+    print(f"{opened.display('')}: {_total(inventory)}")
 
 
 @cache.command()
@@ -105,18 +111,23 @@ def gc(
     recipe: RecipeForStoreOption = None,
     older_than: Annotated[
         str | None,
-        typer.Option("--older-than", metavar="AGE", help="Remove runs, and objects of no run, of this age: 7d, 12h."),
+        typer.Option(
+            "--older-than", metavar="AGE", help="Remove runs, and objects that no run uses, if they are older: 12h, 7d."
+        ),
     ] = None,
     run: Annotated[
-        list[str] | None, typer.Option("--run", metavar="KEY", help="Remove this run, and what only it uses.")
+        list[str] | None,
+        typer.Option("--run", metavar="KEY", help="Remove this run and what only it uses. Repeatable."),
     ] = None,
     superseded: Annotated[
-        bool, typer.Option("--superseded", help="Remove kept sums over experts that a larger set contains.")
+        bool, typer.Option("--superseded", help="Remove kept sums over experts if sums over a larger set exist.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove old or named runs and what killed runs left. Keeps what a living run claims or another run uses."""
+    """Remove old or named runs and the remains of killed runs. Keeps what an active run or another run uses."""
     from ...core.steps.collect_garbage import collect_garbage
 
     opened = open_store(store, recipe)
@@ -127,13 +138,14 @@ def gc(
         print(json.dumps({"store": opened.display(""), **asdict(found)}, indent=1))
         return
     would = "would remove" if found.dry_run else "removed"
-    runs = ", ".join(key[:_KEY_SIGNS] for key in found.runs[:5]) + (", ..." if len(found.runs) > 5 else "")
+    runs = ", ".join(key[:_KEY_CHARACTERS] for key in found.runs[:5]) + (", ..." if len(found.runs) > 5 else "")
     named = f" ({runs})" if runs else ""
-    print(f"{would} {len(found.runs)} runs{named}, {found.num_objects} objects, {show_bytes(found.num_bytes)}")
+    removed = f"{show_count(len(found.runs), 'run')}{named}, {show_count(found.num_objects, 'object')}"
+    print(f"{would} {removed}, {show_bytes(found.num_bytes)}")
     if found.num_abandoned:
-        print(f"removed {found.num_abandoned} unfinished files or uploads of writers that are gone")
+        print(f"removed {show_count(found.num_abandoned, 'unfinished file')} or uploads of killed processes")
     for key in found.kept_running:
-        print(f"kept run {key[:_KEY_SIGNS]}: somebody is at work on it")
+        print(f"kept run {key[:_KEY_CHARACTERS]}: it is active")
 
 
 @cache.command()
@@ -141,11 +153,11 @@ def verify(
     store: StoreOption = None,
     recipe: RecipeForStoreOption = None,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Remove what is damaged; the next run that needs it makes it again.")
+        bool, typer.Option("--delete", help="Remove damaged objects; a run that needs them computes them again.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Read everything and check it against its checksums. Exit code 1 if something is damaged, and stays."""
+    """Read every object and check it against its checksums. Exit code 1: a damaged object was found and not removed."""
     from ...core.steps.verify_store import verify_store
 
     opened = open_store(store, recipe)
@@ -156,21 +168,22 @@ def verify(
         for damage in found.damaged:
             print(f"damaged{', removed' if delete else ''}: {damage.key}: {damage.reason}")
         for key in found.foreign:
-            print(f"not ours: {key}")
+            print(f"not checked: {key}: not written by this version of Eigenmerge")
         if found.uncommitted:
-            print(f"{len(found.uncommitted)} parts of runs that were killed; they are written again when needed")
-        print(f"{found.num_checked} objects, {show_bytes(found.num_bytes)}: {_verdict(len(found.damaged), delete)}")
+            print(f"not checked: {show_count(len(found.uncommitted), 'incomplete part')}, left by killed runs")
+        checked = f"{show_count(found.num_checked, 'object')}, {show_bytes(found.num_bytes)}"
+        print(f"checked {checked}: {_verdict(len(found.damaged), delete)}")
     if found.damaged and not delete:
         raise typer.Exit(1)
 
 
 def _verdict(num_damaged: int, delete: bool) -> str:
     if not num_damaged:
-        return "all sound"
+        return "no damage"
     return f"{num_damaged} damaged" + (" and removed" if delete else "; --delete removes them")
 
 
-def _run_row(run: StoredRun, sizes: dict[str, Any]) -> dict[str, Any]:
+def _run_row(run: StoredRun, sizes: dict[str, Usage]) -> dict[str, Any]:
     size = sizes.get(run.key)
     return {
         "run": run.key,
@@ -188,11 +201,11 @@ def _run_row(run: StoredRun, sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _total(inventory: Inventory) -> str:
-    return f"{len(inventory.objects)} objects, {show_bytes(inventory.size(inventory.objects))}"
+    return f"{show_count(len(inventory.objects), 'object')}, {show_bytes(inventory.size(inventory.objects))}"
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns that are cut nowhere: what is piped into another tool is whole."""
+    """Print aligned columns. Cells are never truncated, so that other programs can read them."""
     widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
     for row in [columns, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

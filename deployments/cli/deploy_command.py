@@ -1,57 +1,69 @@
-"""`eigenmerge deploy`: put the flows on a Prefect server. `eigenmerge announce`: tell it that an expert is there."""
+"""`eigenmerge deploy` and `eigenmerge announce`: create deployments on a Prefect server, and start the nightly one."""
 
 from __future__ import annotations
 
 import json
 import os
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from ...core.errors import DeployError
+from ..deploy import DeployOptions, Target
+from ..deploy import deploy as apply
+from ..prefect_settings import quiet_prefect
 from .options import check_addresses
 
 ApiOption = Annotated[
     str | None,
-    typer.Option("--api-url", envvar="PREFECT_API_URL", metavar="URL", help="The Prefect server's API."),
+    typer.Option(
+        "--api-url",
+        envvar="PREFECT_API_URL",
+        metavar="URL",
+        help="API of the Prefect server, such as http://host:4200/api.",
+    ),
 ]
 
 
 def deploy(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="process, kubernetes or ecs.")],
-    store: Annotated[str, typer.Option("--store", envvar="EIGENMERGE_STORE", metavar="URI", help="Store of all runs.")],
+    target: Annotated[Target, typer.Argument(metavar="TARGET", help="process, kubernetes or ecs.", show_default=False)],
+    store: Annotated[
+        str,
+        typer.Option("--store", envvar="EIGENMERGE_STORE", metavar="URI", help="Store that all workers can reach."),
+    ],
     image: Annotated[
-        str | None, typer.Option("--image", metavar="IMAGE:TAG", help="Versioned image (kubernetes, ecs).")
+        str | None, typer.Option("--image", metavar="IMAGE:TAG", help="Versioned image, for kubernetes and ecs.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Recipe of the nightly merge, without experts.")
+        str | None, typer.Option("--recipe", metavar="RECIPE", help="Recipe of the nightly merge, without experts.")
     ] = None,
     registry: Annotated[
-        str | None, typer.Option("--registry", metavar="URI", help="Prefix with one folder per expert.")
+        str | None,
+        typer.Option("--registry", metavar="URI", help="Prefix with one folder per expert, for the nightly merge."),
     ] = None,
     publish: Annotated[
         str | None, typer.Option("--publish", metavar="URI", help="Prefix that receives the nightly merges.")
     ] = None,
-    pool: Annotated[str | None, typer.Option("--pool", help="Work pool; default eigenmerge-TARGET.")] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Runs of the pool at once, i.e. GPU machines. Default 1.")
+    pool: Annotated[
+        str | None, typer.Option("--pool", metavar="NAME", help="Work pool. Default: eigenmerge-TARGET.")
     ] = None,
-    cron: Annotated[str | None, typer.Option("--cron", help="When the nightly merge runs, UTC.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Runs of the pool at the same time. Default: 1.")
+    ] = None,
+    cron: Annotated[
+        str | None, typer.Option("--cron", metavar="CRON", help="Schedule of the nightly merge, in UTC.")
+    ] = None,
     variables: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A variable of the pool, e.g. gpus=8 (JSON or text)."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Job variable of the pool, such as gpus=8. Repeatable."),
     ] = None,
     update_pool: Annotated[
-        bool, typer.Option("--update-pool", help="Replace the job template of an existing pool by ours.")
+        bool, typer.Option("--update-pool", help="Replace the job template of an existing pool.")
     ] = False,
     api_url: ApiOption = None,
 ) -> None:
-    """Make the work pool and the deployments for TARGET on a Prefect server, and say what to run next."""
-    from ..deploy import DeployOptions, Target
-    from ..deploy import deploy as apply
-
-    if target not in ("process", "kubernetes", "ecs"):
-        raise DeployError(f"target {target!r} is unknown; choose process, kubernetes or ecs")
+    """Create or update the work pool and the deployments of TARGET on a Prefect server, and print the next steps."""
+    quiet_prefect()
     check_addresses(store=store, recipe=recipe, registry=registry, publish=publish)
     options = DeployOptions(
         store=store,
@@ -65,16 +77,19 @@ def deploy(
         job_variables=parse_variables(variables or []),
         update_pool=update_pool,
     )
-    print(apply(cast(Target, target), options, api_url=_server(api_url)))
+    print(apply(target, options, api_url=_require_api_url(api_url)))
 
 
 def announce(
-    registry: Annotated[str, typer.Argument(metavar="REGISTRY", help="As given to `eigenmerge deploy --registry`.")],
-    expert: Annotated[str, typer.Argument(metavar="EXPERT", help="Its folder's name.")],
+    registry: Annotated[
+        str, typer.Argument(metavar="REGISTRY", help="The text given to `deploy --registry`.", show_default=False)
+    ],
+    expert: Annotated[str, typer.Argument(metavar="EXPERT", help="Name of its folder.", show_default=False)],
     api_url: ApiOption = None,
 ) -> None:
-    """Tell the Prefect server that EXPERT has appeared in REGISTRY: the nightly merge then runs at once."""
-    os.environ["PREFECT_API_URL"] = _server(api_url)
+    """Start the nightly merge now, after EXPERT was added to REGISTRY."""
+    quiet_prefect()
+    os.environ["PREFECT_API_URL"] = _require_api_url(api_url)
     from ..announce import announce_expert
 
     announce_expert(registry, expert)
@@ -82,11 +97,11 @@ def announce(
 
 
 def parse_variables(pairs: list[str]) -> dict[str, Any]:
-    """{"gpus": 8} of ["gpus=8"]. A value that is JSON is taken as such, any other as text.
+    """Return {"gpus": 8} for ["gpus=8"]. A value that is not JSON is text.
 
     Raises
     ------
-    DeployError : no "=" in it
+    DeployError : not NAME=VALUE
     """
     found: dict[str, Any] = {}
     for pair in pairs:
@@ -100,7 +115,7 @@ def parse_variables(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def _server(api_url: str | None) -> str:
+def _require_api_url(api_url: str | None) -> str:
     if not api_url:
-        raise DeployError("no Prefect server is named; pass --api-url or set PREFECT_API_URL")
+        raise DeployError("no address of a Prefect server: set --api-url or PREFECT_API_URL")
     return api_url

@@ -1,4 +1,4 @@
-"""`eigenmerge inspect`: what a checkpoint or adapter holds, from its headers alone."""
+"""`eigenmerge inspect`: print the content of a checkpoint or adapter, from its headers alone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from .options import JsonOption, show_bytes
 
 
 def inspect(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Directory, file or URI; base+adapter too.")],
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Directory, file or URI, or BASE+ADAPTER.", show_default=False)
+    ],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors as well.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what CHECKPOINT holds: size, dtypes, tensors, fingerprint. Reads headers only."""
+    """Show size, dtypes, architecture and fingerprint of CHECKPOINT. Reads headers only, no weights."""
     from ...core.storage.checkpoints.list_model import list_model
 
     listing = list_model(checkpoint, None)

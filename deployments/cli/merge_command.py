@@ -1,4 +1,4 @@
-"""`eigenmerge merge`: run a recipe, watch it, stop it cleanly."""
+"""`eigenmerge merge`: run the merge flow with a progress bar, stop it on signals, and print a summary."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...core.choices import RunnerName
 from ...core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
 from .options import (
     AllowNonfiniteOption,
@@ -23,6 +24,7 @@ from .options import (
     check_addresses,
     parse_size,
     show_bytes,
+    show_count,
     show_seconds,
 )
 
@@ -33,36 +35,43 @@ if TYPE_CHECKING:
 
 def merge(
     recipe: RecipeArgument,
-    destination: Annotated[str, typer.Argument(metavar="OUT", help="Directory or URI of the merged checkpoint.")],
+    destination: Annotated[
+        str, typer.Argument(metavar="OUT", help="Directory or URI of the merged checkpoint.", show_default=False)
+    ],
     store: StoreOption = None,
     device: DeviceOption = "cpu",
     max_memory: MaxMemoryOption = None,
     workers: WorkersOption = None,
-    runner: Annotated[str | None, typer.Option("--runner", help="threads (default), dask or ray.")] = None,
-    runner_address: Annotated[
-        str | None, typer.Option("--runner-address", metavar="URL", help="Scheduler of a running Dask or Ray cluster.")
+    runner: Annotated[
+        RunnerName | None,
+        typer.Option("--runner", help="Where to compute shards. Default: `runner` of the recipe, else threads."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that stands in OUT.")] = False,
+    runner_address: Annotated[
+        str | None,
+        typer.Option(
+            "--runner-address",
+            metavar="URL",
+            help="Dask scheduler or Ray head of a running cluster. Default: start a local cluster.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint in OUT.")] = False,
     allow_nonfinite: AllowNonfiniteOption = False,
     time_limit: Annotated[
         float | None,
-        typer.Option("--time-limit", min=0, metavar="SECONDS", help="Stop cleanly after this time, to be resumed."),
+        typer.Option("--time-limit", min=0, metavar="SECONDS", help="Stop after this time; the same command resumes."),
     ] = None,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Prefect's own log as well.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print the log of Prefect as well.")] = False,
 ) -> None:
-    """Merge the experts of RECIPE into OUT. The same command again resumes where a killed run stopped."""
+    """Merge the experts of RECIPE into OUT. If the run is stopped, the same command resumes it."""
     import os
 
     from ...core.coordination.stop import StopSignal
-    from ...core.errors import RecipeError
     from ...core.steps.read_recipe import read_recipe
 
     stop = StopSignal()
-    stop_on_signals(stop)  # before the seconds that Prefect takes to start
-    if runner not in (None, "threads", "dask", "ray"):
-        raise RecipeError(f"--runner {runner!r} is unknown; choose threads, dask or ray")
+    stop_on_signals(stop)  # importing and starting Prefect takes seconds
     if verbose:
         os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
     check_addresses(OUT=destination, store=store)
@@ -75,7 +84,7 @@ def merge(
     from ..prefect_settings import quiet_prefect
 
     quiet_prefect()
-    # It starts while the plan is made; a server that the user configured is used instead.
+    # The server starts while Prefect is imported. A server that the user configured is used instead.
     server = None if os.environ.get("PREFECT_API_URL") else EmbeddedServer()
     try:
         from prefect.exceptions import TerminationSignal
@@ -103,7 +112,7 @@ def merge(
                     allow_nonfinite=allow_nonfinite,
                     time_limit=time_limit,
                 )
-        except TerminationSignal:  # Prefect's own, before the flow had begun
+        except TerminationSignal:  # SIGTERM before the flow began, while the handler of Prefect was set
             stop.stop("SIGTERM")
             raise stop.error() from None
         finally:
@@ -119,38 +128,38 @@ def merge(
 
 
 def summary(result: MergeResult) -> str:
-    """The lines a finished run ends with."""
+    """Return the lines to print after a run."""
     lines = [f"warning: {warning}" for warning in result.warnings]
     lines += [
-        f"Merged {result.num_experts} experts, {result.num_tensors} tensors, with {result.method}"
-        f" in {show_seconds(result.seconds)}: {result.destination} ({show_bytes(result.bytes_written)})",
-        f"  shards: {result.shards_done} computed, {result.shards_reused} found in the store;"
-        f" decompositions: {result.decompositions_computed} computed, {result.decompositions_reused} reused",
-        f"  read {show_bytes(result.bytes_read)}"
-        + (f" and {show_bytes(result.kept_bytes_read)} of kept sums" if result.kept_bytes_read else "")
-        + f"; report: {result.destination.rstrip('/')}/{MODEL_CARD_NAME},"
-        f" {result.destination.rstrip('/')}/{MANIFEST_NAME}",
+        f"Merged {show_count(result.num_experts, 'expert')}, {show_count(result.num_tensors, 'tensor')}, with"
+        f" {result.method} in {show_seconds(result.seconds)}",
+        f"  output: {result.destination} ({show_bytes(result.bytes_written)}; report in {MODEL_CARD_NAME}, details in"
+        f" {MANIFEST_NAME})",
+        f"  shards: {result.shards_done} computed, {result.shards_reused} reused; decompositions:"
+        f" {result.decompositions_computed} computed, {result.decompositions_reused} reused",
+        f"  read: {show_bytes(result.bytes_read)}"
+        + (f" and {show_bytes(result.kept_bytes_read)} of kept sums" if result.kept_bytes_read else ""),
     ]
     if result.truncation_error is not None:
-        lines.insert(-1, f"  adapter: {_exactness(result)}")
+        lines.append(f"  adapter: {_describe_truncation(result)}")
     return "\n".join(lines)
 
 
-def _exactness(result: MergeResult) -> str:
+def _describe_truncation(result: MergeResult) -> str:
     from ...core.cache.result import EXACT_BELOW
 
     if result.truncation_error is None or result.truncation_error < EXACT_BELOW:
-        return "its rank holds the merged deltas exactly"
-    return f"its rank leaves out at most {result.truncation_error:.2%} of a merged delta, in {result.truncated_tensor}"
+        return "its rank represents the merged deltas exactly"
+    return f"largest error of its rank: {result.truncation_error:.2%} of the merged delta of {result.truncated_tensor}"
 
 
 def stop_on_signals(stop: StopSignal) -> None:
-    """First Ctrl-C or SIGTERM: finish the tensors in hand and stop. The second ends the process at once."""
+    """Stop the run after the tensors in progress on the first Ctrl-C or SIGTERM; the second ends the process."""
 
     def handler(number: int, _: FrameType | None) -> None:
         stop.stop(signal.Signals(number).name)
         signal.signal(number, signal.SIG_DFL)
-        print("eigenmerge: stopping; what is finished is kept (again to stop at once)", file=sys.stderr)
+        print("eigenmerge: stopping; finished shards are kept (interrupt again to stop at once)", file=sys.stderr)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL if stop.is_set else handler)

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="Only this one.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="METHOD", help="Show this method only.", show_default=False)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the merge methods: one line each, parameters with their defaults, source."""
+    """List the merge methods, each with its source and its parameters."""
     from ...core.numerics.registry import all_methods, get_method, unavailable_methods
 
     cards = [_card(method) for method in ([get_method(name)] if name else all_methods().values())]

@@ -1,4 +1,4 @@
-"""Options that several subcommands share, and the values users write for them."""
+"""Options that several subcommands share, and the conversion of their values."""
 
 from __future__ import annotations
 
@@ -12,40 +12,47 @@ from ...core.errors import RecipeError
 if TYPE_CHECKING:
     from ...core.storage.store import Store
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe: mergekit YAML and more keys.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Path or URI of a recipe in YAML, or its text.", show_default=False)
+]
 StoreOption = Annotated[
     str | None,
     typer.Option(
         "--store",
         envvar="EIGENMERGE_STORE",
         metavar="URI",
-        help="Where spectra and finished parts are kept (directory, s3://...). The same store resumes a run."
-        " Default: the recipe's `store`, else ~/.cache/eigenmerge.",
+        help="Directory or URI (s3://...) that keeps spectra and finished shards. Default: `store` of the recipe, else"
+        " ~/.cache/eigenmerge.",
     ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="cpu, cuda, cuda:1. `cuda` uses every GPU of this machine.")
+    str,
+    typer.Option("--device", metavar="DEVICE", help="cpu, cuda (all GPUs of this machine), or one GPU such as cuda:1."),
 ]
 MaxMemoryOption = Annotated[
     str | None,
     typer.Option(
         "--max-memory",
         metavar="SIZE",
-        help="What all workers together may use, e.g. 16GB. The plan fails if it cannot.",
+        help="Memory for all workers of this machine together, such as 16GB. It is an error if one tensor needs more.",
     ),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Shards computed at once. Default: one per core or GPU.")
+    int | None,
+    typer.Option(
+        "--workers", min=1, metavar="N", help="Shards to compute at the same time. Default: one per core or GPU."
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output instead of text.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 AllowNonfiniteOption = Annotated[
-    bool, typer.Option("--allow-nonfinite", help="Where an expert holds NaN or Inf, keep the base's tensor and say so.")
+    bool,
+    typer.Option(
+        "--allow-nonfinite", help="Where an expert has NaN or Inf, keep the base's tensor and print a warning."
+    ),
 ]
-
-
 RecipeForStoreOption = Annotated[
     str | None,
-    typer.Option("--recipe", metavar="RECIPE", help="Take `store` and `storage_options` from this recipe."),
+    typer.Option("--recipe", metavar="RECIPE", help="Recipe that gives `store` and `storage_options`."),
 ]
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
@@ -53,18 +60,24 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
 def open_store(store: str | None, recipe: str | None) -> Store:
-    """The store that a command looks into: as named, else the recipe's, else the default."""
+    """Return the store of the option, else that of the recipe, else the default store.
+
+    Raises
+    ------
+    RecipeError : the recipe cannot be read
+    StoreError : the address is not one of a store
+    """
     from ...core.formats.store_folders import DEFAULT_STORE
     from ...core.steps.read_recipe import read_recipe
     from ...core.storage.store import Store
 
     read = read_recipe(recipe) if recipe is not None else None
-    place = store or (read.store if read is not None else None) or DEFAULT_STORE
-    return Store(place, read.storage_options if read is not None else None)
+    address = store or (read.store if read is not None else None) or DEFAULT_STORE
+    return Store(address, read.storage_options if read is not None else None)
 
 
 def parse_age(text: str | None) -> float | None:
-    """Seconds of "7d", "12h", "90m" or "2w"; None stays None.
+    """Return the seconds of "7d", "12h", "90m" or "2w"; None for None.
 
     Raises
     ------
@@ -79,7 +92,7 @@ def parse_age(text: str | None) -> float | None:
 
 
 def parse_size(text: str | None) -> int | None:
-    """Bytes of "16GB", "500MiB" or "1000000"; None stays None.
+    """Return the bytes of "16GB", "500MiB" or "1000000"; None for None.
 
     Raises
     ------
@@ -96,7 +109,11 @@ def parse_size(text: str | None) -> int | None:
 
 
 def check_addresses(**addresses: str | None) -> None:
-    """Addresses that Prefect will record as parameters, by the name of their option.
+    """Check that addresses contain no credentials, because Prefect records them as parameters of a run.
+
+    Parameters
+    ----------
+    addresses : by the name of their option, for the message
 
     Raises
     ------
@@ -112,7 +129,7 @@ def check_addresses(**addresses: str | None) -> None:
 
 
 def show_bytes(count: float) -> str:
-    """12.3 GB: decimal units, three significant digits."""
+    """Return a size such as "12.3 GB": decimal units, three significant digits."""
     for unit in ("B", "KB", "MB", "GB"):
         if abs(count) < 999.5:
             return f"{count:.3g} {unit}"
@@ -121,10 +138,15 @@ def show_bytes(count: float) -> str:
 
 
 def show_seconds(seconds: float) -> str:
-    """8.1 s, 2 min 05 s, 3 h 20 min."""
+    """Return a duration such as "8.1 s", "2 min 05 s" or "3 h 20 min"."""
     if seconds < 99.5:
         return f"{seconds:.1f} s"
     minutes = int(seconds + 0.5) // 60
     if minutes < 60:
         return f"{minutes} min {int(seconds + 0.5) % 60:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def show_count(number: int, noun: str) -> str:
+    """Return "1 shard" or "2 shards"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,4 +1,4 @@
-"""`eigenmerge plan`: what a merge will read, compute, write and keep, before any weight is read."""
+"""`eigenmerge plan`: print what a merge will read, compute, write and keep, from headers alone."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ _MOST_SHARDS_SHOWN = 40
 def plan(
     recipe: RecipeArgument,
     max_memory: MaxMemoryOption = None,
-    tensors: Annotated[bool, typer.Option("--tensors", help="One line per output tensor as well.")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Print one line per output tensor as well.")] = False,
     simulate: SimulateOption = None,
     machine: MachineOption = DEFAULT_MACHINE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what RECIPE will do. Reads headers only, never a weight."""
+    """Show what a merge of RECIPE reads, computes and writes. Reads headers only, no weights."""
     from ...core.planning.summary import summarize_plan, tensor_rows
     from ...core.steps.make_plan import make_plan
     from ...core.steps.read_recipe import read_recipe
 
-    made = make_plan(read_recipe(recipe), max_memory=parse_size(max_memory))
+    budget = parse_size(max_memory)
+    made = make_plan(read_recipe(recipe), max_memory=budget)
     summary = summarize_plan(made)
     rows = tensor_rows(made) if tensors else []
     simulations = run_simulations(made, simulate, machine) if simulate else []

@@ -1,4 +1,4 @@
-"""A merge as it is watched: a progress bar on a terminal, nothing at all elsewhere."""
+"""Progress bar of a merge on a terminal."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ...core.cache.reports import ShardReport
 from ...core.run import Run
 from ...core.steps.listener import Listener
-from .options import show_bytes
+from .options import show_bytes, show_count
 
 
 class TerminalListener(Listener):
-    """Shards done, bytes read, rate, time left; drawn on standard error so that standard output stays clean."""
+    """Shows finished tensors and shards, bytes read, rate and time left, on standard error."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -37,7 +37,8 @@ class TerminalListener(Listener):
 
     def planned(self, run: Run, workers: int) -> None:
         self._num_shards = len(run.plan.shards)
-        self._progress.update(self._task, description=f"merging ({workers} at once)", total=run.plan.num_tensors)
+        description = f"merging, {show_count(workers, 'worker')}"
+        self._progress.update(self._task, description=description, total=run.plan.num_tensors)
 
     def tensor_done(self, name: str, bytes_read: int) -> None:
         with self._lock:
@@ -66,5 +67,5 @@ class TerminalListener(Listener):
 
 
 def make_listener(*, quiet: bool, terminal: bool) -> Listener:
-    """A progress bar where somebody can see it, silence elsewhere."""
+    """Return a progress bar for a terminal unless `quiet`, otherwise a listener that prints nothing."""
     return TerminalListener() if terminal and not quiet else Listener()

@@ -1,4 +1,4 @@
-"""`eigenmerge plan RECIPE --simulate 1,8,64 [--machine NAME|FILE]`: time, money and the limit on that many workers."""
+"""`eigenmerge plan --simulate`: the time, cost and limiting factor of a merge on several numbers of workers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from ...core.errors import RecipeError
 from .options import show_bytes, show_seconds
@@ -19,21 +18,23 @@ if TYPE_CHECKING:
 DEFAULT_MACHINE = "h100-80gb"
 SimulateOption = Annotated[
     str | None,
-    typer.Option("--simulate", metavar="1,8,64", help="Time, cost and limit of the run on that many workers."),
+    typer.Option(
+        "--simulate", metavar="N,N,...", help="Project time, cost and limiting factor for these numbers of workers."
+    ),
 ]
 MachineOption = Annotated[
     str,
     typer.Option(
         "--machine",
         metavar="NAME|FILE",
-        help="What a worker of --simulate can do: cpu-2core, h100-80gb, or a JSON file"
-        " (tests/benchmarks/layer_costs.py --json makes one).",
+        help="Machine of one worker for --simulate: cpu-2core, h100-80gb, or a JSON file"
+        " (tests/benchmarks/layer_costs.py --json writes one).",
     ),
 ]
 
 
 def run_simulations(plan: Plan, workers: str, machine: str = DEFAULT_MACHINE) -> list[Simulation]:
-    """One simulation per number of workers.
+    """Return one simulation per number of workers.
 
     Raises
     ------
@@ -49,12 +50,14 @@ def run_simulations(plan: Plan, workers: str, machine: str = DEFAULT_MACHINE) ->
 
 
 def find_machine(name_or_path: str) -> MachineModel:
-    """A machine by name, or from a JSON file.
+    """Return the machine of this name, or of this JSON file.
 
     Raises
     ------
     RecipeError : neither a known name nor a valid file
     """
+    from pydantic import ValidationError
+
     from ...core.planning.cost.machines import MACHINES, MachineModel
 
     if name_or_path in MACHINES:
@@ -63,15 +66,15 @@ def find_machine(name_or_path: str) -> MachineModel:
         return MachineModel.model_validate_json(Path(name_or_path).read_bytes())
     except OSError:
         known = ", ".join(MACHINES)
-        raise RecipeError(f"--machine {name_or_path!r}: no such machine or file; known are {known}") from None
+        raise RecipeError(f"--machine {name_or_path!r}: no such machine or file; known machines: {known}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise RecipeError(f"--machine {name_or_path}: {place}: {first['msg']}") from None
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise RecipeError(f"--machine {name_or_path}: {field}: {first['msg']}") from None
 
 
 def simulation_lines(simulations: list[Simulation], source: str) -> list[str]:
-    """A table, and below it what its numbers rest on."""
+    """Return a table, the source of its numbers, and warnings, as lines."""
     lines = [f"{'workers':>7}  {'time':>12}  {'cost':>9}  {'busy':>5}  limit"]
     for row in simulations:
         limit = row.limit
@@ -82,10 +85,10 @@ def simulation_lines(simulations: list[Simulation], source: str) -> list[str]:
         )
     lines.append(f"on {simulations[0].machine} ({source})")
     for name, needed in simulations[0].too_large[:3]:
-        lines.append(f"warning: shard {name} needs {show_bytes(needed)}, more than this machine has")
+        lines.append(f"warning: shard {name} needs {show_bytes(needed)} of memory, more than this machine has")
     return lines
 
 
 def simulation_rows(simulations: list[Simulation]) -> list[dict[str, Any]]:
-    """For --json."""
+    """Return the simulations as JSON data."""
     return [simulation.as_dict() for simulation in simulations]

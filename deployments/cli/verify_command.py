@@ -1,4 +1,4 @@
-"""`eigenmerge verify`: is a merged checkpoint what its manifest says, and what its sources give?"""
+"""`eigenmerge verify`: check the files of a merged checkpoint, and recompute a sample of its tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import DeviceOption, JsonOption
+from .options import DeviceOption, JsonOption, show_count
 
 if TYPE_CHECKING:
     from ...core.steps.verify_checkpoint import Verification
@@ -18,26 +18,28 @@ _DAMAGED, _NOT_CHECKED = 1, 2
 
 
 def verify(
-    checkpoint: Annotated[str, typer.Argument(metavar="OUT", help="Directory or URI of a merged checkpoint.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="OUT", help="Directory or URI of a merged checkpoint.", show_default=False)
+    ],
     sample: Annotated[
         int | None,
         typer.Option(
-            "--sample", min=0, metavar="N", help="Tensors to compute again from base and experts. Default 3; 0: none."
+            "--sample", min=0, metavar="N", help="Number of tensors to recompute from base and experts. Default: 3."
         ),
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option("--store", metavar="URI", help="Take spectra from this store instead of decomposing again."),
+        typer.Option("--store", metavar="URI", help="Use the spectra of this store instead of decomposing again."),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="RECIPE", help="Take `storage_options` from this recipe.")
+        str | None, typer.Option("--recipe", metavar="RECIPE", help="Recipe that gives `storage_options`.")
     ] = None,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Check every file of OUT against its manifest and recompute a sample of its tensors.
 
-    Exit code 0: fine. 1: damaged. 2: the sample that --sample asked for could not be computed.
+    Exit code 0: no problem found. 1: damaged. 2: the sample requested by --sample could not be recomputed.
     """
     from ...core.steps.read_recipe import read_recipe
     from ...core.steps.verify_checkpoint import verify_checkpoint
@@ -64,17 +66,17 @@ def verify(
 
 
 def _lines(found: Verification) -> list[str]:
-    lines = [f"{file.name}: fine ({file.how})" for file in found.files if not file.problems]
+    lines = [f"{file.name}: ok ({file.how})" for file in found.files if not file.problems]
     for tensor in found.recomputed:
         if tensor.outcome in ("identical", "within tolerance"):
-            close = f" (differs by {tensor.difference:.1g} of its largest value)" if tensor.difference else ""
-            lines.append(f"{tensor.name}: recomputed, {tensor.outcome}{close}")
+            distance = f" (differs by {tensor.difference:.1g} of its largest value)" if tensor.difference else ""
+            lines.append(f"{tensor.name}: recomputed, {tensor.outcome}{distance}")
     lines += [f"not checked: {gap}" for gap in found.gaps]
     lines += [f"damaged: {problem}" for problem in found.problems]
     computed = sum(tensor.outcome != "not recomputed" for tensor in found.recomputed)
-    verdict = f"{len(found.problems)} problems" if found.problems else "fine"
+    verdict = show_count(len(found.problems), "problem") if found.problems else "ok"
     lines.append(
-        f"{found.destination}: {verdict}; {len(found.files) - 1} files, {found.num_tensors} tensors,"
-        f" {computed} of them recomputed"
+        f"{found.destination}: {verdict}; {show_count(len(found.files) - 1, 'file')},"
+        f" {show_count(found.num_tensors, 'tensor')}, {computed} of them recomputed"
     )
     return lines

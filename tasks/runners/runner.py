@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import Task
 
+from ...core.choices import RunnerName
 from ...core.errors import EigenmergeError, RecipeError, WorkerError
-
-RunnerName = Literal["threads", "dask", "ray"]
 
 
 class ShardRunner:

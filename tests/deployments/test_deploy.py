@@ -71,12 +71,12 @@ def test_a_target_is_applied_and_applied_again(prefect_api: str, target: Any) ->
     assert automation["trigger"]["expect"] == ["eigenmerge.expert.registered"]
     assert automation["trigger"]["match"]["eigenmerge.registry"] == NIGHTLY["registry"]
 
-    assert "created, at most 4" in text
+    assert "created, limit 4" in text
     assert f"prefect worker start --pool eigenmerge-{target}" in text
     assert f"prefect deployment run merge/merge-{target}" in text
 
     again = deploy(target, options_for(target), api_url=prefect_api)
-    assert "exists, at most 4" in again
+    assert "exists, limit 4" in again
     assert described(f"merge/merge-{target}") == merge
     assert described(f"nightly/nightly-{target}") == nightly
     assert len(automations_of(f"nightly/nightly-{target}")) == 1
@@ -90,7 +90,7 @@ def test_an_edited_pool_is_kept_unless_asked(prefect_api: str) -> None:
     with get_client(sync_client=True) as client:
         client.update_work_pool("edited", WorkPoolUpdate(base_job_template=template))
         text = deploy("kubernetes", options_for("kubernetes", pool="edited", limit=7), api_url=prefect_api)
-        assert "job template is kept" in text
+        assert "edited job template is kept" in text
         pool = client.read_work_pool("edited")
         assert (pool.base_job_template, pool.concurrency_limit) == (template, 7)
         deploy("kubernetes", options_for("kubernetes", pool="edited", update_pool=True), api_url=prefect_api)
@@ -138,15 +138,19 @@ def test_prefects_own_deploy_gives_the_same(prefect_api: str, server_environment
 @pytest.mark.parametrize(
     ("target", "changes", "message"),
     [
-        ("kubernetes", {"image": None}, "versioned"),
-        ("kubernetes", {"image": "eigenmerge"}, "versioned"),
-        ("ecs", {"image": "registry.example:5000/eigenmerge"}, "versioned"),
-        ("ecs", {"image": "eigenmerge:latest"}, "versioned"),
+        ("kubernetes", {"image": None}, "with a version"),
+        ("kubernetes", {"image": "eigenmerge"}, "with a version"),
+        ("ecs", {"image": "registry.example:5000/eigenmerge"}, "with a version"),
+        ("ecs", {"image": "eigenmerge:latest"}, "with a version"),
         ("process", {"image": IMAGE}, "--image"),
         ("process", {"publish": None}, "missing: publish"),
         ("process", {"limit": 0}, "1 or more"),
-        ("kubernetes", {"job_variables": {"gpu": 8}}, "'gpu' is unknown"),
-        ("kubernetes", {"job_variables": {"env": {"AWS_SECRET_ACCESS_KEY": "x"}}}, "by reference"),
+        (
+            "kubernetes",
+            {"job_variables": {"gpu": 8}},
+            "pool has no such variable; did you mean 'gpus'",
+        ),
+        ("kubernetes", {"job_variables": {"env": {"AWS_SECRET_ACCESS_KEY": "x"}}}, "refer to secrets"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_applied(target: Any, changes: dict[str, Any], message: str) -> None:
@@ -162,7 +166,7 @@ def test_no_server() -> None:
 def test_a_pool_of_another_type_is_not_touched(prefect_api: str) -> None:
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="theirs", type="process"))
-    with pytest.raises(DeployError, match="'theirs' exists with type 'process'"):
+    with pytest.raises(DeployError, match="'theirs' has type 'process'"):
         deploy("kubernetes", options_for("kubernetes", pool="theirs"), api_url=prefect_api)
 
 

@@ -233,7 +233,7 @@ def test_foreign_and_uncommitted_objects(two_runs: dict[str, str], command: Call
     (store / "notes.txt").write_text("mine")
     next(store.glob("parts/*.json")).unlink()
     found = command("cache", "verify")
-    assert found.code == 0 and "not ours: notes.txt" in found.out and "1 parts of runs that were killed" in found.out
+    assert found.code == 0 and "not checked: notes.txt" in found.out and "not checked: 1 incomplete part" in found.out
 
 
 def test_an_empty_store_is_no_error(command: Callable[..., Any], tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_signals(
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     lines = said.strip().splitlines()
-    assert lines[0] == "eigenmerge: stopping; what is finished is kept (again to stop at once)"
+    assert lines[0] == "eigenmerge: stopping; finished shards are kept (interrupt again to stop at once)"
     assert lines[-1].startswith(f"eigenmerge: error: stopped by {number.name}") and "run the same command again" in said
     assert "Traceback" not in said
     finished = assert_whole(store)

@@ -163,7 +163,7 @@ def test_stopped_and_resumed(
     assert process.returncode == 130, said
     assert len(said.strip().splitlines()) == 2, said  # and nothing of Dask's
     first, last = said.strip().splitlines()
-    assert first == "eigenmerge: stopping; what is finished is kept (again to stop at once)"
+    assert first == "eigenmerge: stopping; finished shards are kept (interrupt again to stop at once)"
     assert last.startswith(f"eigenmerge: error: stopped by {number.name}")
     deadline = time.monotonic() + 60
     while workers := living(process.pid):

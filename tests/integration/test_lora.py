@@ -245,7 +245,7 @@ def test_what_an_adapter_holds(llama: Family, command: Any, tmp_path: Path) -> N
     k_proj = rows["model.layers.0.self_attn.k_proj.weight"]
     assert k_proj["stored_rank"] == 3 and k_proj["truncation_error"] == 0.0
     worst = max(row.get("truncation_error", 0.0) for row in rows.values())
-    assert f"leaves out at most {worst:.2%} of a merged delta" in ran.out
+    assert f"largest error of its rank: {worst:.2%} of the merged delta of " in ran.out
     assert f"leaves out at most {worst:.2%}" in (out / "README.md").read_text()
 
     # it is the best approximation of that rank, and the error is what the manifest says

@@ -66,9 +66,9 @@ def test_the_lines_of_a_fine_checkpoint(merged: Path, command: Command) -> None:
     assert done.code == 0 and not done.err
     lines = done.out.splitlines()
     weights = sorted(path.name for path in merged.glob("*.safetensors"))
-    assert [line for line in lines if line.startswith("model-")] == [f"{name}: fine (sha256)" for name in weights]
+    assert [line for line in lines if line.startswith("model-")] == [f"{name}: ok (sha256)" for name in weights]
     assert sum("recomputed, identical" in line for line in lines) == 3
-    assert "fine;" in lines[-1] and "3 of them recomputed" in lines[-1]
+    assert "ok;" in lines[-1] and "3 of them recomputed" in lines[-1]
     assert "recomputed" not in command("verify", merged, "--sample", "0").out.replace("0 of them recomputed", "")
 
 
@@ -137,7 +137,7 @@ def test_sources_that_have_changed(merged: Path, command: Command, tmp_path: Pat
     unasked = command("verify", merged)
     assert unasked.code == 0 and "not checked: nothing was recomputed" in unasked.out and "expert1" in unasked.out
     asked = command("verify", merged, "--sample", "2")
-    assert asked.code == 2 and "fine;" in asked.out
+    assert asked.code == 2 and "ok;" in asked.out
 
 
 def test_spectra_of_a_store_are_enough_for_other_experts(
