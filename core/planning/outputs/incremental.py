@@ -16,8 +16,8 @@ def can_keep_sums(tensor: TensorPlan) -> bool:
     They are not independent where vocabularies differ: a row that the base lacks is the mean of the experts that have
     it.
     """
-    has_base_rows = tensor.base_rows is None and all(expert.rows is None for expert in tensor.experts)
-    return tensor.base is not None and has_base_rows
+    rows_in_place = tensor.base_rows is None and all(expert.rows is None for expert in tensor.experts)
+    return tensor.base is not None and rows_in_place
 
 
 def incremental_warnings(tensors: Iterable[TensorPlan]) -> list[str]:
