@@ -38,6 +38,14 @@ def test_links_and_paths_of_a_page_exist(page: Path) -> None:
     assert (missing_links(page, text), missing_paths(text), SHORT_PATH.findall(text)) == ([], [], [])
 
 
+def test_decisions_are_listed_with_their_titles() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"^\* \[(\d+)\]\(([\w-]+\.md)\) (.+)$", (folder / "README.md").read_text(), re.MULTILINE)
+    pages = sorted(page for page in folder.glob("*.md") if page.name != "README.md")
+    titles = [(page.name, page.read_text().splitlines()[0]) for page in pages]
+    assert [(target, f"# {number} {title}") for number, target, title in listed] == titles
+
+
 def test_paths_in_source_files_exist() -> None:
     """Files only: a docstring may contain "tests/" or "core/" as an example of a folder."""
     suffixes = (".py", ".md", ".yaml", ".json", ".safetensors")
