@@ -9,7 +9,9 @@ from pydantic import Field
 
 from ..apply_filter import Factors
 from ..filters import heavy_ball
-from ..interference.family import (
+from ..interference.iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
+from ..interference.optmerge_operator import optmerge_operator, optmerge_spectrum, truncation_rank
+from ..interference.wudi_family import (
     Anchor,
     FilterParameters,
     InterferenceMethod,
@@ -18,8 +20,6 @@ from ..interference.family import (
     factors_of_filter,
     rank_by_ratio,
 )
-from ..interference.iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
-from ..interference.optmerge_operator import optmerge_operator, optmerge_spectrum, truncation_rank
 from ..spectrum import Spectrum
 from ..task_vectors import TaskVectors
 

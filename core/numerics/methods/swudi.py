@@ -8,14 +8,14 @@ from pydantic import Field
 
 from ..apply_filter import Factors
 from ..interference.decompose import decompose_interference
-from ..interference.family import (
+from ..interference.output_filter import filter_outputs
+from ..interference.wudi_family import (
     FilterParameters,
     InterferenceMethod,
     evaluate_filter,
     factors_of_filter,
     rank_by_ratio,
 )
-from ..interference.output_filter import filter_outputs
 from ..lazy_torch import torch
 from ..spectrum import Spectrum
 from ..task_vectors import TaskVectors

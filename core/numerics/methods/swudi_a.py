@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from ..apply_filter import Factors
 from ..filters import FilterName
-from ..interference.family import (
+from ..interference.wudi_family import (
     FilterParameters,
     InterferenceMethod,
     anchor_factor,

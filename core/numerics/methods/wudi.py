@@ -9,9 +9,9 @@ from pydantic import Field
 
 from ..apply_filter import Factors
 from ..filters import landweber
-from ..interference.family import AnchorParameters, InterferenceMethod, anchor_factor, factors_of_filter
 from ..interference.iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
 from ..interference.operator import accumulate
+from ..interference.wudi_family import AnchorParameters, InterferenceMethod, anchor_factor, factors_of_filter
 from ..spectrum import Spectrum
 from ..task_vectors import TaskVectors
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..apply_filter import Factors
 from ..filters import no_filter
-from ..interference.family import AnchorParameters, InterferenceMethod, factors_of_filter, resolved_directions
+from ..interference.wudi_family import AnchorParameters, InterferenceMethod, factors_of_filter, resolved_directions
 from ..spectrum import Spectrum
 
 

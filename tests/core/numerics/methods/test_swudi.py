@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
 from eigenmerge.core.numerics.interference.decompose import decompose_interference
-from eigenmerge.core.numerics.interference.family import rank_by_ratio
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 from eigenmerge.core.numerics.tensor_level import merge_task_vectors
@@ -52,23 +50,6 @@ def test_defaults() -> None:
     )
     assert torch.equal(merge_task_vectors(vectors, "iwudi"), soft)
     assert torch.equal(merge_task_vectors(vectors, "aswudi"), merge_task_vectors(vectors, "swudi_a"))
-
-
-@pytest.mark.parametrize(
-    ("ratio", "columns", "expected"),
-    [
-        (None, 10, 10),
-        (1.0, 10, 10),
-        (0.65, 40, 26),
-        (0.65, 41, 27),
-        (0.01, 48, 1),
-        (0.001, 8, 1),
-        (0.5, 7, 4),
-        (0.85, 3072, 2612),
-    ],
-)
-def test_rank_ratio_rounds_up(ratio: float | None, columns: int, expected: int) -> None:
-    assert rank_by_ratio(ratio, columns) == expected
 
 
 def test_rank_is_reported() -> None:
