@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 
 from ..cache.reports import ShardReport
-from ..formats.safetensors_header import build_header
 from ..planning.plan import OutputFile, Plan
-from ..planning.shards import OutputEntry, output_entries
+from ..planning.shards import OutputEntry, output_entries, output_header
 from ..run import Run
 from ..storage.assembly.file_hash import FileHash
 
@@ -20,8 +19,7 @@ def file_entries(plan: Plan, file: OutputFile) -> list[OutputEntry]:
 
 def file_header(plan: Plan, file: OutputFile) -> bytes:
     """The safetensors header of an output file."""
-    entries = file_entries(plan, file)
-    return build_header({entry.name: (entry.dtype, entry.shape) for entry in entries}, {"format": "pt"})
+    return output_header(file_entries(plan, file))
 
 
 class FileHashes:

@@ -7,13 +7,12 @@ second run with other settings would have other parts and could not resume.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..formats.dtypes import element_bytes, tensor_bytes
 from ..formats.file_names import WEIGHTS_NAME
-from ..formats.safetensors_header import HEADER_ALIGNMENT
+from ..formats.safetensors_header import build_header
 from .names import natural_key
 from .plan import OutputFile, TensorPlan
 
@@ -62,19 +61,9 @@ def written_bytes(tensor: TensorPlan) -> int:
     return sum(entry.num_bytes for entry in output_entries(tensor))
 
 
-def header_bytes(entries: Iterable[OutputEntry]) -> int:
-    """Return the bytes of the safetensors header of these tensors, its 8-byte length field included."""
-    content: dict[str, object] = {"__metadata__": _METADATA}
-    offset = 0
-    for entry in entries:
-        content[entry.name] = {
-            "dtype": entry.dtype,
-            "shape": list(entry.shape),
-            "data_offsets": [offset, offset + entry.num_bytes],
-        }
-        offset += entry.num_bytes
-    length = 8 + len(json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode())
-    return length + -length % HEADER_ALIGNMENT
+def output_header(entries: Iterable[OutputEntry]) -> bytes:
+    """Return the safetensors header of a file, or of a shard's part, that holds these tensors in this order."""
+    return build_header({entry.name: (entry.dtype, entry.shape) for entry in entries}, _METADATA)
 
 
 def default_shard_bytes(total_bytes: int) -> int:
@@ -117,7 +106,7 @@ def pack_tensors(
         if len(file_groups) > 1:
             stem, _, suffix = single_name.rpartition(".")
             name = f"{stem}-{number:05d}-of-{len(file_groups):05d}.{suffix}"
-        size = header_bytes(entries) + sum(entry.num_bytes for entry in entries)
+        size = len(output_header(entries)) + sum(entry.num_bytes for entry in entries)
         files.append(OutputFile(name, tuple(range(first, len(shards))), size))
     return Packing(tuple(shards), tuple(files))
 

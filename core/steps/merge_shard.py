@@ -13,9 +13,8 @@ from ..coordination.claims import claimed_shard
 from ..coordination.devices import hold_device
 from ..coordination.stop import StopSignal
 from ..coordination.threads import use_one_thread
-from ..formats.safetensors_header import build_header
 from ..merging.tensor_merger import TensorMerger
-from ..planning.shards import output_entries
+from ..planning.shards import output_entries, output_header
 from ..run import ShardJob
 from ..storage.checkpoints.tensor_reader import TensorReader
 from .shard_steps import OnTensor
@@ -70,7 +69,7 @@ def _write_part(
     reader = TensorReader(job.storage_options)
     merger = TensorMerger(replace(job.settings, device=device), store, reader)
     entries = [entry for tensor in shard.tensors for entry in output_entries(tensor)]
-    header = build_header({entry.name: (entry.dtype, entry.shape) for entry in entries}, {"format": "pt"})
+    header = output_header(entries)
     reports = []
     with store.open_write(shard.part_key) as writer:
         writer.write(header)

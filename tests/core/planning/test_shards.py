@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eigenmerge.core.formats.dtypes import element_bytes
-from eigenmerge.core.formats.safetensors_header import build_header
+from eigenmerge.core.formats.safetensors_header import build_header, parse_header
 from eigenmerge.core.planning.plan import TensorPlan
 from eigenmerge.core.planning.shards import (
     default_shard_bytes,
-    header_bytes,
     output_entries,
+    output_header,
     pack_tensors,
     written_bytes,
 )
@@ -119,6 +119,9 @@ def test_shard_size_follows_the_model() -> None:
     assert default_shard_bytes(10**15) == 2**30
 
 
-def test_header_bytes_count_utf8_bytes_of_names() -> None:
+def test_names_of_any_script_in_the_header() -> None:
     one = tensor("слой.0.\u2028w")
-    assert header_bytes(output_entries(one)) == len(build_header({one.name: ("F32", (4, 4))}, {"format": "pt"}))
+    header = output_header(output_entries(one))
+    parsed = parse_header(header + bytes(64), len(header) + 64, "x")
+    assert list(parsed.tensors) == [one.name] and parsed.metadata == {"format": "pt"}
+    assert pack_tensors([one], 10**9).files[0].num_bytes == len(header) + 64
