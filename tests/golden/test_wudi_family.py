@@ -80,7 +80,7 @@ def test_published_result(setting: str, dtype: torch.dtype, tolerance: float, go
 @pytest.mark.parametrize("route", ["gram", "row_space"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_rank_rules_pick_the_published_rank(route: Any, dtype: torch.dtype, golden: Any) -> None:
-    """In float32 too: where the published code differs from itself in float64, it counted rounding noise (trap 2)."""
+    """Float32 too gives the published rank in float64; the published code counts rounding noise in float32 (trap 2)."""
     wrong = []
     for layer in golden.layers:
         spectrum = decompose_interference(InMemoryTaskVectors(golden.experts(layer, dtype)), route=route)

@@ -52,7 +52,7 @@ def ranks(values: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("density", [1e-9, 1e-4, 0.3, 0.5, 0.99999])
-def test_largest_keeps_the_largest(dtype: torch.dtype, density: float) -> None:
+def test_keep_largest(dtype: torch.dtype, density: float) -> None:
     values = distinct_magnitudes(LARGE, dtype)
     keep = keep_largest(values, density)
     assert keep is not None
@@ -97,7 +97,7 @@ def test_the_edges_of_density() -> None:
     ("density", "gamma"), [(0.5, 0.01), (0.5, 0.3), (0.9, 0.3), (0.3, 0.0), (0.0, 0.1), (1e-6, 0.1)]
 )
 @pytest.mark.parametrize("count", [1000, LARGE])
-def test_without_outliers(make: Callable[[int], torch.Tensor], density: float, gamma: float, count: int) -> None:
+def test_drop_outliers(make: Callable[[int], torch.Tensor], density: float, gamma: float, count: int) -> None:
     values = make(count)
     keep = drop_outliers(values, density, gamma)
     assert keep is not None
@@ -117,7 +117,7 @@ numbers = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(numbers, min_size=1, max_size=40), st.data())
-def test_the_threshold_by_counting_is_the_sorted_one(values: list[float], data: st.DataObject) -> None:
+def test_the_threshold_found_by_counting_is_that_of_a_sort(values: list[float], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(values)))
     expected = sorted((abs(value) for value in values), reverse=True)[count - 1]
     for dtype in (torch.float32, torch.float64):
@@ -125,7 +125,7 @@ def test_the_threshold_by_counting_is_the_sorted_one(values: list[float], data: 
 
 
 @pytest.mark.parametrize("count", [1, 500, LARGE - 1, LARGE])
-def test_largest_values(count: int) -> None:
+def test_keep_largest_values(count: int) -> None:
     values = distinct_magnitudes(LARGE).abs()
     assert torch.equal(keep_largest_values(values, count), ranks(values) < count)
 
@@ -142,7 +142,7 @@ def test_random_masks_do_not_depend_on_the_magnitude() -> None:
     assert not keep_at_random(values, 0.0, generator()).any()  # type: ignore[union-attr]
 
 
-def test_by_rank_at_random_follows_the_rank_in_the_row() -> None:
+def test_keep_by_rank_at_random_follows_the_rank_in_the_row() -> None:
     rows = torch.randn(3000, 11, generator=generator())
     keep = keep_by_rank_at_random(rows, 0.4, 0.25, generator(1))
     assert keep is not None
@@ -153,7 +153,7 @@ def test_by_rank_at_random_follows_the_rank_in_the_row() -> None:
     assert keep.float().mean().item() == pytest.approx(0.4, abs=0.014)
 
 
-def test_by_rank_at_random_ranks_along_the_second_dimension() -> None:
+def test_keep_by_rank_at_random_ranks_along_the_second_dimension() -> None:
     kernels = torch.randn(40, 50, 3, 3, generator=generator())
     keep = keep_by_rank_at_random(kernels, 0.5, 0.499, generator(1))
     assert keep is not None
@@ -164,7 +164,7 @@ def test_by_rank_at_random_ranks_along_the_second_dimension() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (5, 1), (0, 4)])
-def test_by_rank_at_random_of_degenerate_rows(shape: tuple[int, ...]) -> None:
+def test_keep_by_rank_at_random_of_degenerate_rows(shape: tuple[int, ...]) -> None:
     keeps = [keep_by_rank_at_random(torch.ones(shape), 0.5, 0.2, generator(seed)) for seed in range(400)]
     stacked = torch.stack([keep for keep in keeps if keep is not None])
     assert stacked.shape == (400, torch.ones(shape).numel())
@@ -180,7 +180,7 @@ def test_a_block_boundary_does_not_change_the_draws() -> None:
     assert torch.equal(long[:300_000], short)
 
 
-def test_rescaled_has_the_norm_of_the_whole() -> None:
+def test_rescaling_restores_the_norm() -> None:
     delta = torch.randn(50, 40, generator=generator())
     selection = rescale_selection(delta, keep_largest(delta, 0.2))
     sparse = selection.apply(delta.reshape(-1), slice(0, delta.numel()))

@@ -123,7 +123,7 @@ def test_scale_of_the_merged_delta_does_not_matter_while_responses_exceed_alpha(
     assert (clamped - found[0]).norm() > 0.1 * found[0].norm()
 
 
-def test_one_expert_is_returned_as_it_is():
+def test_one_expert_is_the_result():
     vector = experts(1, 14, 9)[0]
     found = apply_svc(3.0 * vector, InMemoryTaskVectors([vector]), 0.1)
     assert (found - vector).norm() < rounding_bound(14) * vector.norm()
@@ -196,7 +196,7 @@ def test_a_spectrum_with_other_directions_is_decomposed():
     assert torch.allclose(reused.values[:6], expected.values[:6])
 
 
-def test_after_iso_c_the_paper_s_algorithm_is_arbitrary_and_ours_is_not():
+def test_after_iso_c_only_the_published_algorithm_is_arbitrary():
     vectors = experts(3, 20, 26)
     noise = experts(3, 20, 26, seed=11)
     changed = [v + 1e-12 * n for v, n in zip(vectors, noise, strict=True)]
