@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from prefect.events import emit_event
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.events import Event, Resource
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from ..core.errors import DeployError
 
 EXPERT_REGISTERED = "eigenmerge.expert.registered"
 
 
-def announce_expert(registry: str, name: str) -> None:
-    """Emit the event, after the expert has been uploaded completely.
+def announce_expert(registry: str, name: str, *, api_url: str) -> None:
+    """Send the event to the Prefect server, after the expert has been uploaded completely.
+
+    `prefect.events.emit_event` is not used, because it sends in the background and does not report a failure.
 
     Parameters
     ----------
     registry : exactly the text given to `eigenmerge deploy --registry`, because the automation compares the two texts
     name : of the expert's folder in the registry
+
+    Raises
+    ------
+    DeployError : the server does not answer or does not accept the event
     """
-    emit_event(
-        event=EXPERT_REGISTERED,
-        resource={
-            "prefect.resource.id": f"eigenmerge.expert.{name}",
-            "prefect.resource.name": name,
-            "eigenmerge.registry": registry,
-        },
-    )
+    resource = {
+        "prefect.resource.id": f"eigenmerge.expert.{name}",
+        "prefect.resource.name": name,
+        "eigenmerge.registry": registry,
+    }
+    event = Event(event=EXPERT_REGISTERED, resource=Resource(resource))
+    with temporary_settings({PREFECT_API_URL: api_url}):
+        try:
+            with get_client(sync_client=True) as client:
+                client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()
+        except httpx.HTTPError as error:
+            raise DeployError(
+                f"event not sent to the Prefect server at {api_url} ({error}); check --api-url or PREFECT_API_URL"
+            ) from error

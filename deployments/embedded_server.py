@@ -1,11 +1,11 @@
-"""Prefect's own server for one run, when the user has none.
+"""A Prefect server for one run, where the user has not configured one.
 
-Prefect starts such a server by itself, but a flow that is killed leaves it behind, and Ctrl-C reaches it before the
-flow has reported its last state. Here it runs in its own session and ends when its standard input closes, which the
-kernel does however the parent dies.
+Prefect can start such a server itself, but a killed flow leaves it running, and Ctrl-C ends it before the flow has
+reported its last state. This one runs in its own session and exits when its standard input closes, which the kernel
+does however the parent ends.
 
-Several may run at once on one database (SQLite, in Prefect's home): a lock lets only one at a time create or migrate
-it. Without, half of the servers that found a fresh home together failed.
+Several servers may use one database (SQLite, in PREFECT_HOME). A lock allows only one at a time to create or migrate
+it; without the lock, half of the servers that started together on a new home failed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STARTUP_SECONDS = 120.0
 
 
 class EmbeddedServer:
-    """Starts in the background at construction; `url()` waits until it answers."""
+    """A server process. The constructor starts it in the background; `url` waits until it answers."""
 
     def __init__(self) -> None:
         environment = {
@@ -34,7 +34,7 @@ class EmbeddedServer:
             "PREFECT__SERVER_EPHEMERAL": "1",
             "PREFECT__SERVER_FINAL": "1",
         }
-        # The server inherits the bound socket: a port that were only found free could be another's when it is ready.
+        # The server inherits the bound socket, because another process could take a port that was only found free.
         with socket.socket() as bound:
             bound.bind(("127.0.0.1", 0))
             self.port: int = bound.getsockname()[1]
@@ -49,7 +49,12 @@ class EmbeddedServer:
             )
 
     def url(self) -> str:
-        """The API's address, once it is healthy."""
+        """Wait until the server is healthy and return the address of its API.
+
+        Raises
+        ------
+        RuntimeError : the server ended, or did not answer within STARTUP_SECONDS
+        """
         import httpx
 
         deadline = time.monotonic() + STARTUP_SECONDS
@@ -60,11 +65,12 @@ class EmbeddedServer:
                     return address
             time.sleep(0.05)
         raise RuntimeError(
-            f"Prefect's embedded server did not start within {STARTUP_SECONDS:.0f} s; `prefect server start` shows"
-            " why, and PREFECT_API_URL names a server of your own"
+            f"the embedded Prefect server did not start within {STARTUP_SECONDS:.0f} s; `prefect server start` shows"
+            " the reason. To use a running server, set PREFECT_API_URL"
         )
 
     def close(self) -> None:
+        """End the server and wait until it has ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -76,7 +82,12 @@ class EmbeddedServer:
 
 @contextlib.contextmanager
 def prefect_api(server: EmbeddedServer | None = None) -> Iterator[None]:
-    """Inside, flows report to the user's server if one is configured, else to an embedded one."""
+    """Make flows inside the block report to the server that the user configured, else to an embedded one.
+
+    Parameters
+    ----------
+    server : an embedded server that is already starting; closed in any case
+    """
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     if PREFECT_API_URL.value():
@@ -86,8 +97,9 @@ def prefect_api(server: EmbeddedServer | None = None) -> Iterator[None]:
         return
     server = server or EmbeddedServer()
     try:
-        # In the environment too: worker processes (Dask, Ray) read it there, or each would start a server of its own.
-        # No heartbeat: the server ends with the run, and a flow waits up to a second for the thread that sends it.
+        # Also set in the environment, where worker processes of Dask and Ray read it; without it each would start a
+        # server of its own. No heartbeat: the server ends with the run, and at its end a flow waits up to a second for
+        # the thread that sends heartbeats.
         with temporary_settings({PREFECT_API_URL: server.url(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             os.environ["PREFECT_API_URL"] = PREFECT_API_URL.value() or ""
             try:
@@ -102,26 +114,26 @@ def _serve(descriptor: int) -> None:
     import uvicorn
     from prefect.settings import PREFECT_HOME
 
-    def leave_with_parent() -> None:
+    def exit_with_parent() -> None:
         sys.stdin.buffer.read()
-        os._exit(0)  # the database is SQLite in WAL mode: nothing is lost that a merge needs
+        os._exit(0)  # safe for the database, which is SQLite in WAL mode
 
-    class OneStartsAtATime(uvicorn.Server):
+    class ServerWithLockedStartup(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            with _lock(PREFECT_HOME.value()):
+            with _startup_lock(PREFECT_HOME.value()):
                 await super().startup(sockets)
 
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     config = uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error")
-    OneStartsAtATime(config).run(sockets=[socket.socket(fileno=descriptor)])
+    ServerWithLockedStartup(config).run(sockets=[socket.socket(fileno=descriptor)])
 
 
 @contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Held by one process of this machine at a time, and let go by the kernel however that process ends."""
+def _startup_lock(folder: Path) -> Iterator[None]:
+    """Hold a lock that one process of this machine can hold at a time. The kernel releases it when the process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "eigenmerge-server.lock").open("w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
+        with contextlib.suppress(OSError):  # the file system has no locks
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

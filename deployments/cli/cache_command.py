@@ -11,6 +11,7 @@ import typer
 
 from ...core.choices import Grouping
 from .options import JsonOption, RecipeForStoreOption, StoreOption, open_store, parse_age, show_bytes, show_count
+from .table import table_lines
 
 if TYPE_CHECKING:
     from ...core.cache.inventory import Inventory, StoredRun, Usage
@@ -205,7 +206,5 @@ def _total(inventory: Inventory) -> str:
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns. Cells are never truncated, so that other programs can read them."""
-    widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
-    for row in [columns, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in table_lines(columns, rows):
+        print(line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Annotated, Any
 
 import typer
@@ -89,10 +88,10 @@ def announce(
 ) -> None:
     """Start the nightly merge now, after EXPERT was added to REGISTRY."""
     quiet_prefect()
-    os.environ["PREFECT_API_URL"] = _require_api_url(api_url)
+    url = _require_api_url(api_url)
     from ..announce import announce_expert
 
-    announce_expert(registry, expert)
+    announce_expert(registry, expert, api_url=url)
     print(f"announced {expert} in {registry}")
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import JsonOption, show_bytes
+from .table import table_lines
+
+if TYPE_CHECKING:
+    from ...core.listing import ModelListing
+
+_ADAPTER_FACTS = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")
 
 
 def inspect(
-    checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="Directory, file or URI, or BASE+ADAPTER.", show_default=False)
-    ],
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Directory, file or URI, or BASE+ADAPTER.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors as well.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -24,6 +28,21 @@ def inspect(
 
     listing = list_model(checkpoint, None)
     stored = dict(listing.tensors) | (dict(listing.adapter.tensors) if listing.adapter else {})
+    facts = _describe_model(listing)
+    if as_json:
+        rows = {name: {"dtype": source.dtype, "shape": source.shape} for name, source in stored.items()}
+        print(json.dumps(facts | ({"tensors": rows} if tensors else {}), indent=1))
+        return
+    print("\n".join(_fact_lines(facts)))
+    if tensors:
+        rows = [(source.dtype, "x".join(map(str, source.shape)), name) for name, source in sorted(stored.items())]
+        print("\n".join(table_lines(("dtype", "shape", "tensor"), rows)))
+
+
+def _describe_model(listing: ModelListing) -> dict[str, Any]:
+    """Return what `--json` prints, without the tensors."""
+    stored = dict(listing.tensors) | (dict(listing.adapter.tensors) if listing.adapter else {})
+    architectures = (listing.config or {}).get("architectures")
     facts: dict[str, Any] = {
         "model": listing.name,
         "uri": listing.uri,
@@ -32,23 +51,29 @@ def inspect(
         "num_parameters": sum(math.prod(source.shape) for source in stored.values()),
         "num_bytes": listing.num_bytes + (listing.adapter.num_bytes if listing.adapter else 0),
         "dtypes": dict(Counter(source.dtype for source in stored.values()).most_common()),
-        "architecture": ", ".join((listing.config or {}).get("architectures") or []) or None,  # pyright: ignore[reportArgumentType, reportCallIssue]
+        "architecture": ", ".join(map(str, architectures)) if isinstance(architectures, list) else None,
         "fingerprint": listing.fingerprint,
         "side_files": sorted(listing.side_files),
     }
     if listing.adapter is not None:
-        config = listing.adapter.config
-        facts["adapter"] = {key: config.get(key) for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")}
-    if as_json:
-        rows = {name: {"dtype": source.dtype, "shape": source.shape} for name, source in stored.items()}
-        print(json.dumps(facts | ({"tensors": rows} if tensors else {}), indent=1))
-        return
-    facts["num_bytes"] = show_bytes(facts["num_bytes"])
-    facts["num_parameters"] = f"{facts['num_parameters']:,}"
-    for key, value in facts.items():
-        if value not in (None, [], {}):
-            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            print(f"{key.replace('_', ' '):16} {', '.join(shown) if isinstance(shown, list) else shown}")
-    if tensors:
-        for name, source in sorted(stored.items()):
-            print(f"{source.dtype:8} {'x'.join(map(str, source.shape)):>16}  {name}")
+        facts["adapter"] = {key: listing.adapter.config.get(key) for key in _ADAPTER_FACTS}
+    return facts
+
+
+def _fact_lines(facts: dict[str, Any]) -> list[str]:
+    dtypes = [f"{dtype} ({count})" for dtype, count in facts["dtypes"].items()]
+    adapter = [f"{key} {value}" for key, value in facts.get("adapter", {}).items() if value is not None]
+    shown = {
+        "model": facts["model"],
+        "location": facts["uri"],
+        "kind": facts["kind"],
+        "tensors": f"{facts['num_tensors']:,}",
+        "parameters": f"{facts['num_parameters']:,}",
+        "size": show_bytes(facts["num_bytes"]),
+        "dtypes": ", ".join(dtypes),
+        "architecture": facts["architecture"],
+        "fingerprint": facts["fingerprint"],
+        "other files": ", ".join(facts["side_files"]),
+        "adapter": ", ".join(adapter),
+    }
+    return [f"{label:13} {value}" for label, value in shown.items() if value]

@@ -11,6 +11,8 @@ import typer
 from .options import JsonOption
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from ...core.numerics.method import AnyMethod, MethodParameters
 
 
@@ -65,13 +67,19 @@ def _print_card(card: Mapping[str, Any]) -> None:
 def _describe(model: type[MethodParameters]) -> dict[str, str]:
     described: dict[str, str] = {}
     for field_name, field in model.model_fields.items():
-        facts = ["required" if field.is_required() else f"default {field.default!r}", *_bounds(field.metadata)]
+        facts = [_describe_default(field), *_bounds(field.metadata)]
         described[field.alias or field_name] = f"{field.description} ({', '.join(facts)})"
     return described
 
 
+def _describe_default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return "optional" if field.default is None else f"default {field.default!r}"
+
+
 def _bounds(metadata: Sequence[object]) -> list[str]:
-    """Return the range of a parameter in words, from its pydantic constraints."""
+    """Return the range of a parameter, such as "at least 0", from its pydantic constraints."""
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     return [
         f"{word} {getattr(rule, name):g}" for name, word in words.items() for rule in metadata if hasattr(rule, name)

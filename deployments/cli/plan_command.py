@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from typing import Annotated, Any
 
 import typer
 
-from .options import JsonOption, MaxMemoryOption, RecipeArgument, parse_size, show_bytes
+from .options import JsonOption, MaxMemoryOption, RecipeArgument, parse_size, show_bytes, show_count
 from .simulate_option import (
     DEFAULT_MACHINE,
     MachineOption,
@@ -17,6 +19,7 @@ from .simulate_option import (
     simulation_lines,
     simulation_rows,
 )
+from .table import table_lines
 
 _MOST_SHARDS_SHOWN = 40
 
@@ -44,12 +47,11 @@ def plan(
         summary |= {"simulations": simulation_rows(simulations)} if simulations else {}
         print(json.dumps(summary, indent=1))
         return
-    for line in _totals(summary):
-        print(line)
+    print("\n".join(_summary_lines(summary)))
     if simulations:
         print("\n".join(simulation_lines(simulations, find_machine(machine).source)))
     else:
-        _print_shards(summary["shards"])
+        print("\n".join(_shard_lines(summary["shards"])))
     for row in rows:
         shape = "x".join(map(str, row["shape"]))
         print(f"{row['name']}  {shape} {row['dtype']}  {row['method'] or row['action']}: {row['reason']}")
@@ -57,48 +59,44 @@ def plan(
         print(f"warning: {warning}")
 
 
-def _totals(summary: dict[str, Any]) -> list[str]:
+def _summary_lines(summary: dict[str, Any]) -> list[str]:
     largest = summary["largest_tensor"]
     base = f" on {summary['base']['name']}" if summary["base"] else ""
     lines = [
-        f"{summary['method']}: {summary['num_experts']} experts{base}; {summary['num_tensors']} tensors in"
-        f" {summary['num_shards']} shards, {_count(len(summary['files']), 'file')}",
+        f"{summary['method']}: {show_count(summary['num_experts'], 'expert')}{base};"
+        f" {show_count(summary['num_tensors'], 'tensor')} in {show_count(summary['num_shards'], 'shard')},"
+        f" {show_count(len(summary['files']), 'file')}",
         f"  read     {show_bytes(summary['bytes_read'])}",
         f"  compute  {summary['flops']:.3g} floating point operations",
         f"  write    {show_bytes(summary['bytes_written'])}: {', '.join(f['name'] for f in summary['files'][:3])}"
         + (", ..." if len(summary["files"]) > 3 else ""),
         f"  keep     {show_bytes(summary['spectrum_bytes'])} of spectra in the store"
         + (f", {show_bytes(summary['sums_bytes'])} of sums over experts" if summary["sums_bytes"] else ""),
-        f"  memory   {show_bytes(summary['peak_bytes'])} per worker at most"
+        f"  memory   at most {show_bytes(summary['peak_bytes'])} per worker"
         + (f", for {largest['name']} {'x'.join(map(str, largest['shape']))}" if largest else ""),
     ]
     for row in summary["treatments"]:
-        lines.append(f"  {row['num_tensors']:>6} tensors: {row['method'] or row['action']} ({row['reason']})")
+        count = show_count(row["num_tensors"], "tensor")
+        lines.append(f"  {count:>14}: {row['method'] or row['action']} ({row['reason']})")
     return lines
 
 
-def _print_shards(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("shard", "tensors", "read", "flops", "peak memory", "writes", "spectra", "first tensor", box=None)
-    for column in table.columns:
-        column.no_wrap = True
-    for row in rows[:_MOST_SHARDS_SHOWN]:
-        table.add_row(
+def _shard_lines(rows: list[dict[str, Any]]) -> list[str]:
+    columns = ("shard", "tensors", "read", "flops", "memory", "write", "first tensor")
+    cells = [
+        (
             str(row["index"]),
             str(row["num_tensors"]),
             show_bytes(row["bytes_read"]),
             f"{row['flops']:.2g}",
             show_bytes(row["peak_bytes"]),
             show_bytes(row["bytes_written"]),
-            show_bytes(row["spectrum_bytes"]),
             row["name"].split(" .. ")[0],
         )
-    Console().print(table)
+        for row in rows[:_MOST_SHARDS_SHOWN]
+    ]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    lines = table_lines(columns, cells, width)
     if len(rows) > _MOST_SHARDS_SHOWN:
-        print(f"... and {len(rows) - _MOST_SHARDS_SHOWN} more shards; --json lists all")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+        lines.append(f"... and {show_count(len(rows) - _MOST_SHARDS_SHOWN, 'more shard')}; --json lists all")
+    return lines

@@ -83,7 +83,7 @@ def simulation_lines(simulations: list[Simulation], source: str) -> list[str]:
         lines.append(
             f"{row.num_workers:>7}  {show_seconds(row.seconds):>12}  {row.cost:>9.2f}  {row.efficiency:>5.0%}  {limit}"
         )
-    lines.append(f"on {simulations[0].machine} ({source})")
+    lines.append(f"machine {simulations[0].machine}: {source}")
     for name, needed in simulations[0].too_large[:3]:
         lines.append(f"warning: shard {name} needs {show_bytes(needed)} of memory, more than this machine has")
     return lines
