@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version as installed_version
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..core.errors import DeployError, suggestion
 
@@ -147,9 +147,9 @@ def _fill(value: Any, values: Mapping[str, str | None]) -> Any:
     if isinstance(value, str):
         return _PLACEHOLDER.sub(lambda match: values[match[1]] or "", value)
     if isinstance(value, dict):
-        return {key: _fill(entry, values) for key, entry in value.items()}
+        return {key: _fill(entry, values) for key, entry in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [_fill(entry, values) for entry in value]
+        return [_fill(entry, values) for entry in cast("list[Any]", value)]
     return value
 
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 STARTUP_SECONDS = 120.0
@@ -81,7 +81,7 @@ class EmbeddedServer:
 
 
 @contextlib.contextmanager
-def prefect_api(server: EmbeddedServer | None = None) -> Iterator[None]:
+def prefect_api(server: EmbeddedServer | None = None) -> Generator[None]:
     """Make flows inside the block report to the server that the user configured, else to an embedded one.
 
     Parameters
@@ -129,7 +129,7 @@ def _serve(descriptor: int) -> None:
 
 
 @contextlib.contextmanager
-def _startup_lock(folder: Path) -> Iterator[None]:
+def _startup_lock(folder: Path) -> Generator[None]:
     """Hold a lock that one process of this machine can hold at a time. The kernel releases it when the process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "eigenmerge-server.lock").open("w") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 # Commands print what users need themselves; `merge --verbose` sets the level to INFO.
@@ -10,15 +11,22 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_CLI_PROMPT": "false",
 }
+# Prefect's background senders log below these names, which no setting of Prefect covers: a slow or ended server makes
+# them warn about events that were not sent. A merge does not depend on these events.
+_SENDERS = ("EventsWorker", "APILogWorker")
 
 
 def quiet_prefect() -> None:
-    """Set the variables of `QUIET` that the user's environment does not set.
+    """Set the variables of `QUIET` that the user's environment does not set, and silence Prefect's senders.
 
-    Prefect reads them when it is imported, so call this first. Worker processes of Dask and Ray inherit them.
+    Prefect reads the variables when it is imported, so call this first. Worker processes of Dask and Ray inherit them.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if os.environ["PREFECT_LOGGING_LEVEL"] == QUIET["PREFECT_LOGGING_LEVEL"]:
+        for sender in _SENDERS:
+            logging.getLogger(sender).setLevel(logging.CRITICAL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -42,7 +42,8 @@ def inspect(
 def _describe_model(listing: ModelListing) -> dict[str, Any]:
     """Return what `--json` prints, without the tensors."""
     stored = dict(listing.tensors) | (dict(listing.adapter.tensors) if listing.adapter else {})
-    architectures = (listing.config or {}).get("architectures")
+    found = (listing.config or {}).get("architectures")
+    architectures = cast("list[object]", found) if isinstance(found, list) else []
     facts: dict[str, Any] = {
         "model": listing.name,
         "uri": listing.uri,
@@ -51,7 +52,7 @@ def _describe_model(listing: ModelListing) -> dict[str, Any]:
         "num_parameters": sum(math.prod(source.shape) for source in stored.values()),
         "num_bytes": listing.num_bytes + (listing.adapter.num_bytes if listing.adapter else 0),
         "dtypes": dict(Counter(source.dtype for source in stored.values()).most_common()),
-        "architecture": ", ".join(map(str, architectures)) if isinstance(architectures, list) else None,
+        "architecture": ", ".join(map(str, architectures)) or None,
         "fingerprint": listing.fingerprint,
         "side_files": sorted(listing.side_files),
     }

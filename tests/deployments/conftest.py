@@ -32,7 +32,7 @@ def server_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
 
 @pytest.fixture
 def prefect_api(prefect_server: str) -> Iterator[str]:
-    """This process talks to the server too."""
+    """Make this process use the server, too; return its API address."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: prefect_server}):
@@ -41,7 +41,7 @@ def prefect_api(prefect_server: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def prefect_server(server_environment: dict[str, str]) -> Iterator[str]:
-    """The API's address."""
+    """The address of its API."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

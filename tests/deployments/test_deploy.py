@@ -1,4 +1,4 @@
-"""`eigenmerge deploy` against a real Prefect server."""
+"""Work pools and deployments on a real Prefect server."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def options_for(target: str, **changes: Any) -> DeployOptions:
     return DeployOptions(**{"store": "s3://bucket/store", "image": image, **NIGHTLY, **changes})
 
 
-def described(name: str) -> dict[str, Any]:
-    """What decides how a deployment runs, without ids and times."""
+def read_deployment(name: str) -> dict[str, Any]:
+    """Return the settings of a deployment on the server, without ids and times."""
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name(name)
     chosen = {
@@ -34,7 +34,7 @@ def described(name: str) -> dict[str, Any]:
         "enforce_parameter_schema", "parameter_openapi_schema", "pull_steps",
     }  # fmt: skip
     found = deployment.model_dump(mode="json", include=chosen)
-    found["pull_steps"] = found["pull_steps"] or []  # Prefect's own update makes None of an empty list
+    found["pull_steps"] = found["pull_steps"] or []  # an update by Prefect changes [] to None
     found["limit"] = deployment.global_concurrency_limit and deployment.global_concurrency_limit.limit
     found["schedules"] = [(s.slug, s.active, s.schedule.model_dump(mode="json")) for s in deployment.schedules]
     return found
@@ -48,7 +48,7 @@ def automations_of(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("target", ["process", "kubernetes", "ecs"])
-def test_a_target_is_applied_and_applied_again(prefect_api: str, target: Any) -> None:
+def test_a_second_call_changes_nothing(prefect_api: str, target: Any) -> None:
     text = deploy(target, options_for(target, limit=4), api_url=prefect_api)
     with get_client(sync_client=True) as client:
         pool = client.read_work_pool(f"eigenmerge-{target}")
@@ -56,7 +56,7 @@ def test_a_target_is_applied_and_applied_again(prefect_api: str, target: Any) ->
     assert pool.concurrency_limit == 4
     assert pool.base_job_template == base_job_template(target)
 
-    merge, nightly = described(f"merge/merge-{target}"), described(f"nightly/nightly-{target}")
+    merge, nightly = read_deployment(f"merge/merge-{target}"), read_deployment(f"nightly/nightly-{target}")
     assert merge["entrypoint"] == "eigenmerge.flows.merge.merge"
     assert merge["pull_steps"] == []
     assert merge["parameters"]["store"] == "s3://bucket/store"
@@ -77,12 +77,12 @@ def test_a_target_is_applied_and_applied_again(prefect_api: str, target: Any) ->
 
     again = deploy(target, options_for(target), api_url=prefect_api)
     assert "exists, limit 4" in again
-    assert described(f"merge/merge-{target}") == merge
-    assert described(f"nightly/nightly-{target}") == nightly
+    assert read_deployment(f"merge/merge-{target}") == merge
+    assert read_deployment(f"nightly/nightly-{target}") == nightly
     assert len(automations_of(f"nightly/nightly-{target}")) == 1
 
 
-def test_an_edited_pool_is_kept_unless_asked(prefect_api: str) -> None:
+def test_an_edited_job_template_is_kept_unless_update_pool(prefect_api: str) -> None:
     options = options_for("kubernetes", pool="edited")
     deploy("kubernetes", options, api_url=prefect_api)
     template = base_job_template("kubernetes")
@@ -101,21 +101,21 @@ def test_options_reach_the_deployments(prefect_api: str) -> None:
     variables = {"gpus": 8, "memory": "500Gi", "env": {"AWS_REGION": "eu-west-1"}}
     options = options_for("kubernetes", pool="large", cron="30 4 * * 1", job_variables=variables)
     deploy("kubernetes", options, api_url=prefect_api)
-    assert described("merge/merge-kubernetes")["job_variables"] == {"image": IMAGE, **variables}
-    assert described("merge/merge-kubernetes")["work_pool_name"] == "large"
-    assert described("nightly/nightly-kubernetes")["schedules"][0][2]["cron"] == "30 4 * * 1"
+    assert read_deployment("merge/merge-kubernetes")["job_variables"] == {"image": IMAGE, **variables}
+    assert read_deployment("merge/merge-kubernetes")["work_pool_name"] == "large"
+    assert read_deployment("nightly/nightly-kubernetes")["schedules"][0][2]["cron"] == "30 4 * * 1"
 
 
-def test_without_a_registry_there_is_no_nightly_merge() -> None:
+def test_no_nightly_merge_without_a_registry() -> None:
     options = DeployOptions(store="/store")
     assert [entry["name"] for entry in deployment_settings("process", options)] == ["merge-process"]
 
 
 @pytest.mark.parametrize("target", ["kubernetes"])
-def test_prefects_own_deploy_gives_the_same(prefect_api: str, server_environment: dict[str, str], target: Any) -> None:
+def test_prefect_deploy_gives_the_same(prefect_api: str, server_environment: dict[str, str], target: Any) -> None:
     deploy(target, options_for(target, pool=None), api_url=prefect_api)
     names = [f"merge/merge-{target}", f"nightly/nightly-{target}"]
-    ours = [described(name) for name in names]
+    ours = [read_deployment(name) for name in names]
     environment = {
         **server_environment,
         "PREFECT_API_URL": prefect_api,
@@ -130,7 +130,7 @@ def test_prefects_own_deploy_gives_the_same(prefect_api: str, server_environment
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for name, before in zip(names, ours, strict=True):
-        assert described(name) == before
+        assert read_deployment(name) == before
     (automation,) = automations_of(names[1])
     assert automation["trigger"]["match"]["eigenmerge.registry"] == NIGHTLY["registry"]
 
@@ -153,7 +153,7 @@ def test_prefects_own_deploy_gives_the_same(prefect_api: str, server_environment
         ("kubernetes", {"job_variables": {"env": {"AWS_SECRET_ACCESS_KEY": "x"}}}, "refer to secrets"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_applied(target: Any, changes: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused_first(target: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DeployError, match=message):
         deploy(target, options_for(target, **changes), api_url="http://127.0.0.1:9/api")
 
@@ -163,7 +163,7 @@ def test_no_server() -> None:
         deploy("process", options_for("process"), api_url="http://127.0.0.1:9/api")
 
 
-def test_a_pool_of_another_type_is_not_touched(prefect_api: str) -> None:
+def test_a_pool_of_another_type_is_refused(prefect_api: str) -> None:
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="theirs", type="process"))
     with pytest.raises(DeployError, match="'theirs' has type 'process'"):

@@ -1,4 +1,4 @@
-"""The image: the linter's word, and what a linter does not know."""
+"""The Dockerfile: hadolint, the user, pinned versions, and copied paths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def hadolint() -> str:
     return found
 
 
-def test_the_linter_has_nothing_to_say(tmp_path: Path) -> None:
+def test_hadolint_finds_nothing(tmp_path: Path) -> None:
     done = subprocess.run([hadolint(), "--failure-threshold", "style", DOCKERFILE], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     bad = tmp_path / "Dockerfile"
@@ -29,14 +29,14 @@ def test_the_linter_has_nothing_to_say(tmp_path: Path) -> None:
     assert subprocess.run([hadolint(), bad], capture_output=True).returncode != 0
 
 
-def test_it_does_not_run_as_root() -> None:
+def test_the_image_does_not_run_as_root() -> None:
     last_stage = DOCKERFILE.read_text().rpartition("\nFROM ")[2]
     users = re.findall(r"^USER (\S+)", last_stage, flags=re.MULTILINE)
     assert users and all(user.partition(":")[0] not in {"0", "root"} for user in users)
     assert last_stage.index("USER ") < last_stage.index("ENTRYPOINT")
 
 
-def test_everything_is_pinned_and_what_is_copied_exists_and_reaches_the_builder() -> None:
+def test_versions_are_pinned_and_copied_paths_are_sent_to_the_builder() -> None:
     text = DOCKERFILE.read_text()
     bases = re.findall(r"^FROM (\S+)", text, flags=re.MULTILINE)
     assert bases and all(":" in base and not base.endswith(":latest") for base in bases)
@@ -46,4 +46,4 @@ def test_everything_is_pinned_and_what_is_copied_exists_and_reaches_the_builder(
     for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", text, flags=re.MULTILINE):
         for source in sources.split():
             assert (ROOT / source).exists(), source
-            assert source in sent, f"{source} is kept back by Dockerfile.dockerignore"
+            assert source in sent, f"{source} is excluded by Dockerfile.dockerignore"

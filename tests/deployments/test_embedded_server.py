@@ -1,4 +1,4 @@
-"""Several merges at once, each with a Prefect server of its own on one home."""
+"""Several embedded Prefect servers that share one home."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "prefect"
 
 
-def test_two_that_find_a_fresh_home_together(fresh_home: Path) -> None:
-    """Each creates the database, or waits for the other to; then both serve it. Nothing is left when they close."""
+def test_two_servers_that_start_together_on_a_new_home(fresh_home: Path) -> None:
+    """One creates the database while the other waits; then both use it. No process is left after close."""
     servers = [EmbeddedServer() for _ in range(2)]
     processes = [psutil.Process(server._process.pid) for server in servers]
     try:
@@ -69,6 +69,6 @@ def test_four_merges_at_once(fresh_home: Path, tmp_path: Path, round_number: int
         subprocess.Popen([*command, str(tmp_path / f"out{number}")], env=environment, stderr=subprocess.PIPE, text=True)
         for number in range(4)
     ]
-    said = [run.communicate(timeout=280)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0] * 4, said
+    errors = [run.communicate(timeout=280)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0] * 4, errors
     assert len({(tmp_path / f"out{number}/model.safetensors").read_bytes() for number in range(4)}) == 1

@@ -1,4 +1,4 @@
-"""An expert appears, an event says so, a worker merges: a real Prefect server and process worker, no schedule."""
+"""An announced expert starts the nightly merge: a real Prefect server and process worker, without a schedule."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def worker(pool: str, environment: dict[str, str], log: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            children = psutil.Process(process.pid).children(recursive=True)  # a flow run has a session of its own
+            children = psutil.Process(process.pid).children(recursive=True)  # a flow run is in another session
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             for child in children:
@@ -71,17 +71,17 @@ def test_an_announced_expert_is_merged(prefect_api: str, server_environment: dic
         registry=str(registry),
         publish=str(published),
         pool="by-event",
-        cron="0 0 1 1 *",  # the schedule is not what starts it
+        cron="0 0 1 1 *",  # never during the test
     )
     deploy("process", options, api_url=prefect_api)
 
     environment = {**server_environment, "PREFECT_API_URL": prefect_api}
     log = tmp_path / "worker.log"
     with worker("by-event", environment, log):
-        said = subprocess.run(
+        announced = subprocess.run(
             [EIGENMERGE, "announce", registry, "second"], env=environment, capture_output=True, text=True, timeout=120
         )
-        assert said.returncode == 0, said.stderr
+        assert announced.returncode == 0, announced.stderr
         deadline = time.monotonic() + 240
         while not nightly_has_ended():
             assert time.monotonic() < deadline, log.read_text()[-4000:]

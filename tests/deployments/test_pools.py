@@ -1,4 +1,4 @@
-"""The job templates of the work pools, filled by Prefect and checked against Kubernetes' and AWS's own schemas."""
+"""The job templates of the work pools, filled by Prefect and checked against the schemas of Kubernetes and AWS."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pydantic import Field
 from eigenmerge.deployments.deploy import base_job_template
 
 IMAGE = "registry.example/eigenmerge:0.1.0-cuda"
-# Prefect looks for block and variable references in a template, on a server.
+# Prefect resolves references to blocks and variables in a template, which needs a server.
 pytestmark = pytest.mark.usefixtures("prefect_api")
 TARGETS = ["process", "kubernetes", "ecs"]
 
 
 class FilledJob(BaseJobConfiguration):
-    """Keeps what the workers of Kubernetes and ECS would get; Prefect fills it."""
+    """The fields that the workers of Kubernetes and ECS get; Prefect fills them."""
 
     job_manifest: dict[str, Any] = Field(default_factory=dict)
     task_definition: dict[str, Any] = Field(default_factory=dict)
@@ -44,10 +44,10 @@ def test_every_placeholder_is_a_described_variable(target: str) -> None:
 
 
 def kubernetes_job(**variables: Any) -> dict[str, Any]:
-    """The manifest as the worker sends it: its environment becomes a list."""
+    """Return the manifest as the worker sends it, with its environment as a list."""
     manifest = deepcopy(fill("kubernetes", image=IMAGE, **variables).job_manifest)
     pod = manifest["spec"]["template"]["spec"]
-    # Prefect's Kubernetes worker insists on these two here, where Kubernetes does not know them and drops them.
+    # Prefect's Kubernetes worker requires these two fields here; Kubernetes ignores them.
     assert (pod.pop("parallelism"), pod.pop("completions")) == (1, 1)
     container = pod["containers"][0]
     container["env"] = [{"name": name, "value": value} for name, value in container["env"].items()]
@@ -80,7 +80,7 @@ def test_kubernetes_accepts_the_job(variables: dict[str, Any]) -> None:
         validator.validate(misspelled, "1.33", strict=True)
 
 
-def test_the_pod_is_what_it_should_be() -> None:
+def test_image_resources_and_security_of_the_pod() -> None:
     pod = kubernetes_job(gpus=2)["spec"]["template"]["spec"]
     container = pod["containers"][0]
     assert container["image"] == IMAGE
@@ -92,7 +92,7 @@ def test_the_pod_is_what_it_should_be() -> None:
     assert not pod["automountServiceAccountToken"]
 
 
-def test_the_kubernetes_worker_itself_accepts_it() -> None:
+def test_the_kubernetes_worker_accepts_the_template() -> None:
     worker = pytest.importorskip("prefect_kubernetes.worker", reason="pip install prefect-kubernetes")
     values = {"name": "run", "command": "python -m prefect.engine", "image": IMAGE}
     configuration = asyncio.run(
@@ -101,7 +101,7 @@ def test_the_kubernetes_worker_itself_accepts_it() -> None:
     assert configuration.job_manifest["spec"]["template"]["spec"]["containers"][0]["image"] == IMAGE
 
 
-def test_the_ecs_worker_itself_accepts_it() -> None:
+def test_the_ecs_worker_accepts_the_template() -> None:
     worker = pytest.importorskip("prefect_aws.workers.ecs_worker", reason="pip install prefect-aws")
     values = {"name": "run", "command": "python -m prefect.engine", "image": IMAGE}
     configuration = asyncio.run(worker.ECSJobConfiguration.from_template_and_values(base_job_template("ecs"), values))
@@ -109,7 +109,7 @@ def test_the_ecs_worker_itself_accepts_it() -> None:
 
 
 def without_empty(value: Any) -> Any:
-    """As the ECS worker does before it calls AWS."""
+    """Return the value without empty entries, which the ECS worker removes before it calls AWS."""
     if isinstance(value, dict):
         cleaned = {key: without_empty(entry) for key, entry in value.items()}
         return {key: entry for key, entry in cleaned.items() if entry or entry is False}
@@ -130,7 +130,7 @@ def without_empty(value: Any) -> Any:
     ],
 )
 def test_aws_accepts_the_task(variables: dict[str, Any]) -> None:
-    """Against botocore's ECS model: names, types and required fields, as a call would check them."""
+    """botocore's model of ECS checks names, types and required fields, as in a call."""
     import botocore.session
     from botocore.validate import ParamValidator
 
@@ -138,7 +138,7 @@ def test_aws_accepts_the_task(variables: dict[str, Any]) -> None:
     job = fill("ecs", image=IMAGE, env={"A": "b"}, **variables)
     definition = without_empty(job.task_definition)
     request = without_empty(job.task_run_request)
-    # What the worker converts itself: numbers of a task are strings there, environment and tags are lists.
+    # The worker converts these itself: numbers of a task to strings, environment and tags to lists.
     definition |= {name: str(definition[name]) for name in ("cpu", "memory")}
     overrides = request["overrides"] | {name: str(request["overrides"][name]) for name in ("cpu", "memory")}
     container = overrides["containerOverrides"][0]
@@ -154,8 +154,15 @@ def test_aws_accepts_the_task(variables: dict[str, Any]) -> None:
     assert gpus == (None if variables == {"resource_requirements": []} else [{"type": "GPU", "value": "1"}])
 
 
-def test_no_template_has_room_for_a_secret_in_plain() -> None:
+def test_no_template_has_a_variable_for_a_secret() -> None:
     for target in TARGETS:
         for name, entry in base_job_template(target)["variables"]["properties"].items():  # type: ignore[arg-type]
             assert not re.search(r"password|token|access_key", name), name
             assert not re.search(r"AKIA|eyJ", json.dumps(entry.get("default", "")))
+
+
+@pytest.mark.parametrize("target", ["process", "kubernetes"])
+def test_runs_of_a_pool_send_no_telemetry(target: str) -> None:
+    """A run on ECS gets the same two variables from the image."""
+    environment = fill(target, image=IMAGE).env
+    assert environment.items() >= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}.items()
