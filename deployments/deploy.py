@@ -75,7 +75,7 @@ def deployment_settings(target: Target, options: DeployOptions) -> list[dict[str
         kind, _, entry_target = entry["name"].partition("-")
         if entry_target != target or (kind == "nightly" and options.registry is None):
             continue
-        settings = _fill(entry, values)
+        settings = _fill_placeholders(entry, values)
         settings["work_pool"] = {
             "name": options.pool or settings["work_pool"]["name"],
             "job_variables": {**settings["work_pool"].get("job_variables", {}), **(options.job_variables or {})},
@@ -110,7 +110,7 @@ def deploy(target: Target, options: DeployOptions, *, api_url: str) -> str:
                 f"no Prefect server answers at {api_url} ({error}); start one with `prefect server start`, or set"
                 " --api-url or PREFECT_API_URL"
             ) from error
-    return _instructions(target, api_url, pool=pool, pool_line=pool_line, names=names)
+    return _describe_next_steps(target, api_url, pool=pool, pool_line=pool_line, names=names)
 
 
 def _check_options(target: Target, options: DeployOptions) -> None:
@@ -143,13 +143,13 @@ def _check_options(target: Target, options: DeployOptions) -> None:
             )
 
 
-def _fill(value: Any, values: Mapping[str, str | None]) -> Any:
+def _fill_placeholders(value: Any, values: Mapping[str, str | None]) -> Any:
     if isinstance(value, str):
         return _PLACEHOLDER.sub(lambda match: values[match[1]] or "", value)
     if isinstance(value, dict):
-        return {key: _fill(entry, values) for key, entry in cast("dict[str, Any]", value).items()}
+        return {key: _fill_placeholders(entry, values) for key, entry in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [_fill(entry, values) for entry in cast("list[Any]", value)]
+        return [_fill_placeholders(entry, values) for entry in cast("list[Any]", value)]
     return value
 
 
@@ -241,7 +241,7 @@ _SETUP_LINES: dict[Target, tuple[str, str]] = {
 }
 
 
-def _instructions(target: Target, api_url: str, *, pool: str, pool_line: str, names: list[str]) -> str:
+def _describe_next_steps(target: Target, api_url: str, *, pool: str, pool_line: str, names: list[str]) -> str:
     credentials, worker = (line.format(pool=pool) for line in _SETUP_LINES[target])
     merge_name = names[0].partition(" ")[0]
     lines = [

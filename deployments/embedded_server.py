@@ -21,6 +21,8 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
+from ..core.errors import DeployError
+
 STARTUP_SECONDS = 120.0
 
 
@@ -87,12 +89,17 @@ def prefect_api(server: EmbeddedServer | None = None) -> Generator[None]:
     Parameters
     ----------
     server : an embedded server that is already starting; closed in any case
+
+    Raises
+    ------
+    DeployError : the server that the user configured does not answer
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     if PREFECT_API_URL.value():
         if server is not None:
             server.close()
+        _check_reachable(PREFECT_API_URL.value() or "")
         yield
         return
     server = server or EmbeddedServer()
@@ -108,6 +115,19 @@ def prefect_api(server: EmbeddedServer | None = None) -> Generator[None]:
                 del os.environ["PREFECT_API_URL"]
     finally:
         server.close()
+
+
+def _check_reachable(api_url: str) -> None:
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        error = client.api_healthcheck()
+    if isinstance(error, httpx.TransportError):  # any answer, such as 401, is one of a server
+        raise DeployError(
+            f"no Prefect server answers at {api_url} ({error}); start it, correct PREFECT_API_URL, or unset"
+            " PREFECT_API_URL to use an embedded server"
+        )
 
 
 def _serve(descriptor: int) -> None:

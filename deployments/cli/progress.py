@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...core.cache.reports import ShardReport
 from ...core.run import Run
@@ -14,19 +14,16 @@ from .options import show_bytes, show_count
 
 
 class TerminalListener(Listener):
-    """Shows finished tensors and shards, bytes read, rate and time left, on standard error."""
+    """Shows finished tensors, bytes read, rate and time left on standard error, in at most 80 columns."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bytes_read = 0
-        self._shards = 0
-        self._num_shards = 0
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=Console(stderr=True),
@@ -36,7 +33,6 @@ class TerminalListener(Listener):
         self._progress.start()
 
     def planned(self, run: Run, workers: int) -> None:
-        self._num_shards = len(run.plan.shards)
         description = f"merging, {show_count(workers, 'worker')}"
         self._progress.update(self._task, description=description, total=run.plan.num_tensors)
 
@@ -48,15 +44,14 @@ class TerminalListener(Listener):
 
     def shard_done(self, report: ShardReport) -> None:
         with self._lock:
-            self._shards += 1
             if report.reused:
                 self._progress.advance(self._task, len(report.tensors))
             self._show()
 
     def _show(self) -> None:
         elapsed = self._progress.tasks[0].elapsed or 0.0
-        rate = f", {show_bytes(self._bytes_read / elapsed)}/s" if elapsed > 0 else ""
-        detail = f"tensors, {self._shards}/{self._num_shards} shards, {show_bytes(self._bytes_read)} read{rate}"
+        rate = f" at {show_bytes(self._bytes_read / elapsed)}/s" if elapsed > 0 else ""
+        detail = f"tensors, {show_bytes(self._bytes_read)}{rate}"
         self._progress.update(self._task, detail=detail)
 
     def assembling(self, run: Run) -> None:

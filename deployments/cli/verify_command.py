@@ -57,7 +57,7 @@ def verify(
     if as_json:
         print(json.dumps({**asdict(found), "problems": found.problems, "gaps": found.gaps}, indent=1))
     else:
-        for line in _lines(found):
+        for line in _result_lines(found):
             print(line)
     if found.problems:
         raise typer.Exit(_DAMAGED)
@@ -65,7 +65,7 @@ def verify(
         raise typer.Exit(_NOT_CHECKED)
 
 
-def _lines(found: Verification) -> list[str]:
+def _result_lines(found: Verification) -> list[str]:
     lines = [f"{file.name}: ok ({file.how})" for file in found.files if not file.problems]
     for tensor in found.recomputed:
         if tensor.outcome in ("identical", "within tolerance"):

@@ -45,6 +45,16 @@ def test_a_merge_prints_its_summary_only(server: str, tmp_path: Path, request: p
     assert [line.split(":")[0] for line in rest] == ["  output", "  shards", "  read"]
 
 
+def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [EIGENMERGE, "merge", write_recipe(tmp_path), tmp_path / "out"],
+        env=user_environment(tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api"), capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("eigenmerge: error: no Prefect server answers at http://127.0.0.1:9/api")
+
+
 def test_telemetry_is_off_unless_the_user_switches_it_on(tmp_path: Path) -> None:
     code = """
 import json, os

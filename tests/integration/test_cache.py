@@ -124,7 +124,7 @@ def test_gc_by_age(two_runs: dict[str, str], command: Callable[..., Any], tmp_pa
     assert any(key.startswith("spectra/") for key in left), "the younger run uses them"
     assert command("cache", "gc", "--older-than", "sometime").code == 2
     text = command("cache", "gc", "--older-than", "1h").out
-    assert "removed 1 runs" in text and keys(store) == set()
+    assert "removed 1 run " in text and keys(store) == set()
 
 
 def test_gc_leaves_a_living_run_alone(make_models: Any, command: Callable[..., Any], tmp_path: Path) -> None:
