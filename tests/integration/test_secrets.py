@@ -122,7 +122,7 @@ def test_credentials_in_an_address_are_refused_before_anything_is_recorded(
     out = secret if place == "out" else f"{s3_models.uri}/out"
     store = secret if place == "--store" else f"{s3_models.uri}/store"
     finished: Finished = forked_commands.run("merge", recipe, out, "--store", store)
-    assert finished.code == 2 and "holds credentials" in finished.output, finished.output
+    assert finished.code == 2 and "contains credentials" in finished.output, finished.output
     assert len(finished.output.splitlines()) == 1
     assert_clean(finished.output, "output")
     assert_clean_folder(prefect_home)
