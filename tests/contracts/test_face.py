@@ -1,4 +1,4 @@
-"""`import eigenmerge` gives the public names, late and typed, from a wheel and from an editable install alike."""
+"""`import eigenmerge` provides typed public names, imported at first use, from a wheel and from an editable install."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 STUB = ROOT / "deployments" / "face" / "__init__.pyi"
 SOURCES = ("core", "tasks", "flows", "deployments")
-# torch may be registered as a module that is loaded at its first use; torch._C is there when it is loaded.
-HEAVY = ("torch._C", "pydantic", "prefect", "pyarrow", "fsspec", "numpy")
-LOADED = f"print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
-PROMISED = {
+# lazy_torch.py puts a module "torch" into sys.modules before torch is loaded; torch._C is there only afterwards.
+LARGE = ("torch._C", "pydantic", "prefect", "pyarrow", "fsspec", "numpy")
+LOADED = f"print(json.dumps([m for m in {LARGE} if m in sys.modules]))"
+REQUIRED = {
     "__version__",
     "merge",
     "plan",
@@ -38,7 +38,7 @@ PROMISED = {
 
 @pytest.fixture(scope="module", params=["wheel", "editable"])
 def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a new environment with the package installed; dependencies come from this environment."""
+    """Return the interpreter of a new environment with the package; it shares the dependencies of this environment."""
     folder = tmp_path_factory.mktemp(request.param)
     source = folder / "source"
     source.mkdir()
@@ -52,13 +52,13 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     here = [path for path in sys.path if path.endswith("site-packages")] or [sysconfig.get_path("purelib")]
     (folder / f"venv/lib/{version}/site-packages/dependencies.pth").write_text("\n".join(here))
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
-    what = ["--editable", source] if request.param == "editable" else [source]
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", *what], check=True, timeout=120)
+    target = ["--editable", source] if request.param == "editable" else [source]
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", *target], check=True, timeout=120)
     return python
 
 
 def run(python: Path, code: str) -> Any:
-    """The JSON that the code prints; run outside of the checkout."""
+    """Run code outside of the checkout and return the JSON that it prints."""
     done = subprocess.run(
         [python, "-c", f"import json, sys\n{code}"], cwd=python.parent, capture_output=True, text=True, timeout=120
     )
@@ -71,33 +71,33 @@ def stub_names() -> set[str]:
     return {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
-def test_it_is_this_package(python: Path) -> None:
-    place = run(python, "import eigenmerge; print(json.dumps(eigenmerge.__file__))")
-    assert Path(place).is_relative_to(python.parents[2])
+def test_the_installed_package_is_imported(python: Path) -> None:
+    file = run(python, "import eigenmerge; print(json.dumps(eigenmerge.__file__))")
+    assert Path(file).is_relative_to(python.parents[2])
 
 
-def test_names_are_listed_and_each_can_be_imported(python: Path) -> None:
+def test_every_listed_name_can_be_imported(python: Path) -> None:
     found = run(
         python,
         "import eigenmerge\n"
         "print(json.dumps([dir(eigenmerge), [n for n in dir(eigenmerge) if getattr(eigenmerge, n) is None],"
         " eigenmerge.__doc__]))",
     )
-    assert set(found[0]) == stub_names() | {"__version__"} >= PROMISED
+    assert set(found[0]) == stub_names() | {"__version__"} >= REQUIRED
     assert found[0] == sorted(found[0]) and found[1] == []
     assert found[2].startswith("Eigenmerge: merge many")
 
 
-def test_importing_it_imports_nothing_heavy(python: Path) -> None:
+def test_the_import_loads_no_large_package(python: Path) -> None:
     assert run(python, f"import eigenmerge; names = dir(eigenmerge)\n{LOADED}") == []
 
 
-def test_a_name_imports_no_more_than_it_needs(python: Path) -> None:
+def test_a_name_loads_only_what_it_needs(python: Path) -> None:
     loaded = run(python, f"from eigenmerge import Recipe, Store, plan, verify\n{LOADED}")
     assert not {"torch._C", "prefect", "pyarrow"} & set(loaded)
 
 
-def test_merge_is_the_flow_whatever_was_imported_before(python: Path) -> None:
+def test_merge_is_the_flow_after_imports_of_modules_of_that_name(python: Path) -> None:
     kinds = run(
         python,
         "import eigenmerge; first = eigenmerge.merge\n"
@@ -118,17 +118,17 @@ def test_a_misspelled_name_is_an_attribute_error(python: Path) -> None:
     assert "merg" in raised
 
 
-def test_the_module_is_the_command(python: Path) -> None:
+def test_python_m_eigenmerge_is_the_command(python: Path) -> None:
     for command in ([python, "-m", "eigenmerge"], [python.parent / "eigenmerge"]):
         done = subprocess.run([*command, "--version"], cwd=python.parent, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("eigenmerge ")
 
 
-def test_users_see_types(python: Path, tmp_path: Path) -> None:
-    """pyright on a user's file, against the installed wheel."""
+def test_type_checkers_infer_the_types(python: Path, tmp_path: Path) -> None:
+    """Run pyright on a file of a user, against the installed wheel."""
     if "editable" in str(python):
-        pytest.skip("setuptools' import hook of an editable install is not visible to type checkers")
+        pytest.skip("type checkers do not find packages that the import hook of an editable install provides")
     (tmp_path / "mine.py").write_text(
         "import eigenmerge\n"
         "reveal_type(eigenmerge.plan)\n"

@@ -1,4 +1,4 @@
-"""Nothing that is read can run code: no module of the package imports or calls what would."""
+"""No module of the package imports or calls anything that executes code from data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODULES = {
     "code",
     "runpy",
 }
-# numpy.load and torch.load read pickles, yaml.load makes objects, an Arrow extension type may be one.
+# numpy.load, torch.load and pyarrow.deserialize read pickles; yaml.load creates arbitrary objects.
 CALLS = {
     "torch.load", "torch.save", "torch.jit.load", "torch.hub.load", "numpy.load", "np.load",
     "yaml.load", "yaml.unsafe_load", "yaml.full_load",
@@ -34,7 +34,8 @@ CALLS = {
 NAMES = {"trust_remote_code", "allow_pickle", "UnsafeLoader", "FullLoader"}
 
 
-def offences(source: str) -> Iterator[str]:
+def violations(source: str) -> Iterator[str]:
+    """Yield a description of every forbidden import, call, argument and name."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (f"imports {name.name}" for name in node.names if name.name.partition(".")[0] in MODULES)
@@ -54,8 +55,8 @@ def offences(source: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_source_file_runs_what_it_reads(path: Path) -> None:
-    assert not list(offences(path.read_text()))
+def test_no_source_file_executes_data(path: Path) -> None:
+    assert not list(violations(path.read_text()))
 
 
 @pytest.mark.parametrize(
@@ -66,5 +67,5 @@ def test_no_source_file_runs_what_it_reads(path: Path) -> None:
         "subprocess.run('x', shell=True)", "loader = yaml.UnsafeLoader", "np.load('x', allow_pickle=True)",
     ],
 )  # fmt: skip
-def test_the_search_finds_them(source: str) -> None:
-    assert list(offences(source))
+def test_violations_are_found(source: str) -> None:
+    assert list(violations(source))
