@@ -53,7 +53,8 @@ def stored_factors(delta: LowRank, adapter: AdapterFactors) -> StoredFactors:
 
 def mean_factors(stream: ExpertStream, scale: float) -> LowRank:
     """Return scale / N * sum of the weighted deltas, with the factors of all experts concatenated."""
-    lefts, rights = [], []
+    lefts: list[torch.Tensor] = []
+    rights: list[torch.Tensor] = []
     for delta in stream:
         assert isinstance(delta, LowRank), "the planner writes factors only where all experts are LoRA"
         lefts.append(delta.left * (scale / stream.num_experts))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 
@@ -82,7 +82,7 @@ class KeptSums:
         """Return sum_i weight_i (expert_i - base) of a tensor of any shape; parameters as `task_vectors`."""
 
         def parse(form: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            if form != "sum" or tensors.keys() != {"sum"} or tuple(tensors["sum"].shape) != stream.tensor.shape:
+            if form != "sum" or set(tensors) != {"sum"} or tuple(tensors["sum"].shape) != stream.tensor.shape:
                 raise CorruptObjectError(f"expected a sum of shape {list(stream.tensor.shape)}")
             return tensors["sum"]
 
@@ -213,9 +213,10 @@ def _num_members(key: str) -> int:
 
 def _members_of(seal: Seal) -> list[str]:
     members = seal.facts.get("members")
-    if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
+    listed = cast("list[object]", members) if isinstance(members, list) else None
+    if listed is None or not all(isinstance(member, str) for member in listed):
         raise CorruptObjectError("its header does not list its experts")
-    return members
+    return cast("list[str]", listed)
 
 
 def _positions(kept: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...] | None:

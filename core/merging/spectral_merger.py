@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -144,10 +144,9 @@ class SpectralMerger:
         tensor, view = stream.tensor, stream.view
         key = tensor.calibration_key if view is None else view.calibration_key
         assert key is not None, "the planner sets a key for every calibration"
-        svc = tensor.calibration["svc"]
-        assert isinstance(svc, Mapping)
-        alpha = svc.get("alpha")
-        alpha = default_alpha(method.name, stream.num_experts) if alpha is None else float(alpha)
+        alpha = _svc_alpha(tensor)
+        if alpha is None:
+            alpha = default_alpha(method.name, stream.num_experts)
         found, calibrated, _ = self._spectra.factored(
             key,
             lambda: svc_of_filtered(spectrum, factors, self._second_pass(stream)),
@@ -185,6 +184,15 @@ def planned_method(tensor: TensorPlan) -> tuple[SpectralMethod[Any, Any], Any]:
     method = get_planned_method(tensor.method, tensor.method_package)
     assert isinstance(method, SpectralMethod), f"{tensor.method} has no spectrum"
     return method, method.Parameters.model_validate(dict(tensor.parameters))
+
+
+def _svc_alpha(tensor: TensorPlan) -> float | None:
+    """Return the parameter `alpha` of the planned SVC calibration; None if the recipe does not set it."""
+    svc = tensor.calibration["svc"]
+    assert isinstance(svc, Mapping)
+    alpha = cast("Mapping[str, object]", svc).get("alpha")
+    assert alpha is None or isinstance(alpha, (int, float)), "the recipe allows only a number"
+    return None if alpha is None else float(alpha)
 
 
 def _energy(values: torch.Tensor, rank: int) -> float:

@@ -61,7 +61,7 @@ def _model(model: ModelSummary) -> dict[str, Any]:
 
 
 def _tensors(plan: Plan, reports: Mapping[int, ShardReport]) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for shard in plan.shards:
         for planned, done in zip(shard.tensors, reports[shard.index].tensors, strict=True):
             row: dict[str, Any] = {

@@ -19,16 +19,12 @@ def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
     models = [model.name for model in ((plan.base,) if plan.base else ()) + plan.experts]
     method = str(plan.recipe.get("merge_method"))
     is_adapter = any(tensor.adapter is not None for shard in plan.shards for tensor in shard.tensors)
-    front: dict[str, Any] = {
-        "base_model": models[0] if is_adapter else models,
-        "library_name": "peft" if is_adapter else "transformers",
-        "tags": ["eigenmerge", "merge", method],
-    }
+    metadata = _metadata(models, method, is_adapter)
     tensors = [tensor for report in reports for tensor in report.tensors]
     actions = Counter(tensor.action if tensor.method is None else tensor.method for tensor in tensors)
     lines = [
         "---",
-        yaml.safe_dump(front, sort_keys=False).strip(),
+        metadata,
         "---",
         "",
         f"# Merged model ({method})",
@@ -56,6 +52,15 @@ def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
     ]
     lines += [line for warning in plan.warnings for line in (f"> {warning}", "")]
     return "\n".join(lines).encode()
+
+
+def _metadata(models: list[str], method: str, is_adapter: bool) -> str:
+    """Return the metadata of the card as YAML."""
+    from huggingface_hub import ModelCardData  # 0.1 s to import, needed once per merge
+
+    base_model = models[0] if is_adapter else models
+    library = "peft" if is_adapter else "transformers"
+    return str(ModelCardData(base_model=base_model, library_name=library, tags=["eigenmerge", "merge", method]))
 
 
 def _weight(plan: Plan, expert: int) -> str:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 from ..errors import CheckpointError, CorruptObjectError, ObjectNotFoundError, StoreError
 from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
@@ -65,7 +67,8 @@ def verify_files(store: Store, manifest: Manifest) -> tuple[list[FileCheck], Lay
             return _check_weights(store, file, header, rows.get(file.name, []), layout)
 
         checks = [*pool.map(check_weights, manifest.files)]
-        checks += pool.map(lambda item: _check_side(store, *item), manifest.side_files.items())
+        side_names, side_hashes = manifest.side_files.keys(), manifest.side_files.values()
+        checks += pool.map(partial(_check_side, store), side_names, side_hashes)
     readable = not any(isinstance(header, str) for header in headers.values())
     checks.append(_check_whole(store, manifest, layout, sizes.keys(), readable))
     return checks, layout
@@ -137,7 +140,7 @@ def _check_side(store: Store, name: str, expected: str) -> FileCheck:
 
 def _check_whole(store: Store, manifest: Manifest, layout: Layout, present: Set[str], readable: bool) -> FileCheck:
     """What no file says by itself: that the merge has finished, and that a loader takes these files and no others."""
-    problems = []
+    problems: list[str] = []
     if MARKER_NAME in present:
         problems.append("a merge into this place has begun and not finished; run it again")
     if readable:  # else the header that cannot be read says enough
@@ -168,8 +171,9 @@ def _check_index(store: Store, manifest: Manifest, layout: Layout, present: Set[
         return
     if not readable:
         return
+    in_index = cast("dict[str, object]", weight_map)
     actual = {name: file for name, (file, _) in layout.places.items()}
-    wrong = sorted(str(name) for name in {*weight_map, *actual} if weight_map.get(name) != actual.get(name))
+    wrong = sorted(name for name in {*in_index, *actual} if in_index.get(name) != actual.get(name))
     if wrong:
         yield f"{INDEX_NAME}: {len(wrong)} tensors are in other files than it says, the first {wrong[0][:200]!r}"
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import unquote
 
-from ...errors import CheckpointError, StoreError
+from ...errors import CheckpointError
 from ...formats.redaction import find_secrets
 from ..addresses import select_options
 from ..retries import RetryPolicy, call_with_retries
@@ -24,20 +24,15 @@ def pin_revision(uri: str, storage_options: Mapping[str, object] | None) -> str:
     Raises
     ------
     CheckpointError : no such model or revision, or one that requires a token
-    StoreError : the Hub does not respond, or huggingface_hub is not installed
+    StoreError : the Hub does not respond
     """
     match = _MODEL.fullmatch(uri)
     if match is None:
         raise CheckpointError(
             f"{uri!r} is not a model on the Hub; expected hf://owner/name or hf://owner/name@revision"
         )
-    try:
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-    except ImportError:
-        raise StoreError(
-            f"{uri} is on the Hugging Face Hub; install huggingface_hub to read it, or give an existing local path"
-        ) from None
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     model_id = match["id"]
     options = select_options(uri, storage_options)

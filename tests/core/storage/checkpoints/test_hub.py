@@ -18,8 +18,6 @@ from eigenmerge.core.errors import CheckpointError, StoreError
 from eigenmerge.core.storage.checkpoints.list_model import list_model
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
 
-pytest.importorskip("huggingface_hub")
-
 COMMITS = {"main": "a" * 40, "v2": "b" * 40, "refs/pr/1": "c" * 40}
 
 
