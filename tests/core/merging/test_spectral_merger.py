@@ -25,6 +25,7 @@ from eigenmerge.core.storage.store import Store
 from .examples import NAME, Weight, random
 
 CPU = torch.device("cpu")
+ALIGNED = {"exp_time": 10.0, "alignment_rho": 1.0}
 KEY, SVC_KEY, SUMS_KEY = "spectra/a.arrow", "spectra/svc.arrow", "sums/a/000003-x.safetensors"
 
 
@@ -233,15 +234,13 @@ class TestLargestValue:
 class TestAlignment:
     """A layer whose filter time depends on the other layers."""
 
-    PARAMETERS = {"exp_time": 10.0, "alignment_rho": 1.0}
-
     def test_the_filter_time_is_that_of_the_layer(self, matrix: Matrix) -> None:
         largest = float(torch.linalg.eigvalsh(sum(d.T @ d / d.square().sum() for d in matrix.weight.deltas))[-1])
         values = {KEY: largest, "spectra/other.arrow": 4 * largest}
         write_sealed_json(
             matrix.store, "alignments/a.json", {"format": 1, "key": "alignments/a.json", "largest_values": values}
         )
-        plan = matrix.plan(parameters=self.PARAMETERS, alignment_key="alignments/a.json")
+        plan = matrix.plan(parameters=ALIGNED, alignment_key="alignments/a.json")
         # the geometric mean is twice the value of this layer
         expected = matrix.expected(exp_time=20.0)
         torch.testing.assert_close(matrix.merge(plan).delta, expected, rtol=1e-4, atol=1e-6)
@@ -249,7 +248,7 @@ class TestAlignment:
 
     def test_a_table_that_is_gone_is_an_error(self, matrix: Matrix) -> None:
         with pytest.raises(StoreError, match="run the same command again"):
-            matrix.merge(matrix.plan(parameters=self.PARAMETERS, alignment_key="alignments/a.json"))
+            matrix.merge(matrix.plan(parameters=ALIGNED, alignment_key="alignments/a.json"))
 
 
 def test_facts_of_several_matrices() -> None:
