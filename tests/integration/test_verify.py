@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from eigenmerge.core.errors import CheckpointError
-from eigenmerge.core.output.read_manifest import read_manifest
-from eigenmerge.core.steps.verify_checkpoint import verify_checkpoint
 from eigenmerge.core.storage.store import Store
 
 MANIFEST = "eigenmerge_manifest.json"
@@ -72,38 +64,15 @@ def test_the_lines_of_a_fine_checkpoint(merged: Path, command: Command) -> None:
     assert "recomputed" not in command("verify", merged, "--sample", "0").out.replace("0 of them recomputed", "")
 
 
-def test_damaged_files(merged: Path, command: Command, tmp_path: Path) -> None:
-    names = ["model-00001-of", "model.safetensors.index.json", "config.json", "tokenizer.json", "README.md"]
-    for name, damage in itertools.product(names, ["flip", "truncate", "remove"]):
-        copy = tmp_path / f"{name}-{damage}"
-        shutil.copytree(merged, copy)
-        path = next(path for path in copy.iterdir() if path.name.startswith(name))
-        if damage == "flip":
-            flip(path, len(path.read_bytes()) * 2 // 3)
-        elif damage == "truncate":
-            path.write_bytes(path.read_bytes()[:-3])
-        else:
-            path.unlink()
-        done = command("verify", copy, "--sample", "0")
-        assert done.code == 1 and "damaged: " in done.out and not done.err, (name, damage)
-        assert name in done.out.split("damaged: ")[1], (name, damage)
-        if (name, damage) == ("model-00001-of", "flip"):
-            assert "tensor 'model." in done.out, "the tensor that is damaged is named"
-
-
-def test_what_loaders_would_take_by_mistake(merged: Path, command: Command, make_models: Any, tmp_path: Path) -> None:
+def test_damaged_files(merged: Path, command: Command) -> None:
+    flip(next(merged.glob("model-00001-of-*")))
+    (merged / "config.json").unlink()
     (merged / "pytorch_model.bin").write_bytes(b"x")
-    (merged / ".eigenmerge-incomplete.json").write_text("{}")
     done = command("verify", merged, "--sample", "0")
-    assert done.code == 1 and "pytorch_model.bin is not of this merge" in done.out and "not finished" in done.out
-
-
-def test_a_stale_index_beside_one_file(make_models: Any, pipeline: Any, command: Command, tmp_path: Path) -> None:
-    models = make_models(num_experts=1, layers=1)
-    pipeline(models.write_recipe("average"), tmp_path / "out", store=str(tmp_path / "store"))
-    (tmp_path / "out/model.safetensors.index.json").write_text('{"weight_map": {}}')
-    done = command("verify", tmp_path / "out", "--sample", "0")
-    assert done.code == 1 and "loaders prefer it" in done.out
+    assert done.code == 1 and not done.err
+    damaged = "".join(line for line in done.out.splitlines() if line.startswith("damaged: "))
+    for name in ("model-00001-of-", "tensor 'model.", "config.json", "pytorch_model.bin"):
+        assert name in damaged
 
 
 def test_weights_that_no_source_gives(merged: Path, command: Command) -> None:
@@ -223,64 +192,3 @@ def test_damaged_manifests_are_one_line(command: Command, tmp_path: Path) -> Non
         (tmp_path / MANIFEST).write_bytes(content)
         done = command("verify", tmp_path)
         assert done.code == 1 and len(done.err.splitlines()) == 1 and "Traceback" not in done.err, content[:20]
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.just("../x"),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@given(st.data())
-@settings(deadline=None, max_examples=150)
-def test_any_change_of_the_manifest_gives_our_own_errors(data: st.DataObject) -> None:
-    """Whatever stands where: a clear refusal, a problem, or nothing that matters; never a traceback."""
-    manifest = _manifest()
-    place: Any = manifest
-    for _ in range(data.draw(st.integers(1, 3))):
-        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
-        key = data.draw(st.sampled_from(keys))
-        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
-            break
-        place = place[key]
-    else:
-        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else list(range(len(place)))))
-    place[key] = data.draw(json_values)
-    store = Store(f"memory://verify-{uuid.uuid4().hex}")
-    store.write(MANIFEST, json.dumps(manifest).encode())
-    store.write("model.safetensors", _FILE)
-    try:
-        read_manifest(store)
-    except CheckpointError:
-        return
-    try:
-        verify_checkpoint(store, sample=1)
-    except (CheckpointError, OSError) as error:
-        assert "refused" in str(error), error  # a file name that leaves the folder
-
-
-_HEADER = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-_FILE = len(_HEADER).to_bytes(8, "little") + _HEADER + b"\0\0\0\0"
-
-
-def _manifest() -> dict[str, Any]:
-    return {
-        "format": 1,
-        "eigenmerge": "0",
-        "run_key": "k",
-        "recipe": {"merge_method": "average", "base_model": "/nowhere", "models": [{"model": "/nowhere/either"}]},
-        "base": {"name": "/nowhere", "fingerprint": "f"},
-        "experts": [{"name": "/nowhere/either", "fingerprint": "g"}],
-        "files": [{"name": "model.safetensors", "num_bytes": len(_FILE), "sha256": None}],
-        "side_files": {"config.json": "0" * 64},
-        "tensors": [
-            {
-                "name": "w",
-                "shape": [1],
-                "dtype": "F32",
-                "action": "merge",
-                "sha256": hashlib.sha256(b"\0" * 4).hexdigest(),
-            }
-        ],
-    }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eigenmerge.core.cache.reports import ShardReport, TensorReport
-from eigenmerge.core.formats.file_names import MANIFEST_NAME, MARKER_NAME
+from eigenmerge.core.formats.file_names import MANIFEST_NAME
 from eigenmerge.core.output.commit import write_index
 from eigenmerge.core.output.file_hashes import file_header
 from eigenmerge.core.output.manifest import build_manifest
@@ -146,13 +146,11 @@ def make_checkpoint(plan: Plan) -> Checkpoint:
 
 
 def report(tensor: TensorPlan, data: bytes = b"", **keys: Any) -> TensorReport:
+    """The report on one tensor of these bytes; `keys` replace its fields."""
     facts: dict[str, Any] = {}
     if tensor.spectrum_key is not None or tensor.views:
         facts = {"rank": 2, "energy": 0.75, "spectrum": "computed", "spectrum_key": tensor.spectrum_key}
     if tensor.adapter is not None:
         facts["truncation_error"] = 0.25
-    return TensorReport(tensor.name, tensor.action, tensor.method, 0.5, sha256(data), **facts | keys)
-
-
-def write_marker(store: Store, content: bytes) -> None:
-    store.write(MARKER_NAME, content)
+    found = TensorReport(tensor.name, tensor.action, tensor.method, 0.5, sha256(data), **facts)
+    return replace(found, **keys)
