@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 
-.PHONY: install demo test lint format types contracts unit slow soak ray bench clean
+.PHONY: install hooks demo test lint format types contracts unit slow soak ray bench clean
 
 install: $(STAMP)
 
@@ -27,6 +27,7 @@ test: lint types contracts unit
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -40,6 +41,11 @@ contracts: $(STAMP)
 	@mkdir -p $(LINKS)/eigenmerge
 	@for name in core tasks flows deployments; do ln -sfn "$(CURDIR)/$$name" "$(LINKS)/eigenmerge/$$name"; done
 	PYTHONPATH=$(LINKS) $(BIN)/lint-imports
+
+# Checks of every commit (.pre-commit-config.yaml). pre-commit is not needed for anything else.
+hooks: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pre-commit
+	$(BIN)/pre-commit install
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not soak and not benchmark"

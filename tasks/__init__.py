@@ -1,0 +1,1 @@
+"""Thin Prefect tasks: retries, names; pass keys and URIs, never tensors."""

@@ -1,0 +1,1 @@
+"""Dtypes, digests, safetensors headers, bounded JSON, names."""

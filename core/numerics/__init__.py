@@ -1,0 +1,1 @@
+"""Torch only: spectrum, filters, rank rules, methods."""

@@ -1,4 +1,4 @@
-"""The directory or URI that receives a merged checkpoint: when it may be written, and what is cleared first."""
+"""Decide whether a destination may be written, hold it for one run, and clear what another merge left."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..storage.store import Store
 
 _PROBE_PREFIX = ".eigenmerge-probe-"
 
-# What an earlier merge (of ours or of another tool) may have left and a new one must not keep: a stale weight file or
-# index beside new ones is a checkpoint that loads wrongly.
+# Files of an earlier merge, by any tool, that must not remain: a checkpoint with a stale weight file or index loads
+# wrong weights.
 _CHECKPOINT_FILE = re.compile(
     r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors|(model|adapter_model)\.safetensors\.index\.json|pytorch_model.*\.bin(\.index\.json)?"
     r"|adapter_config\.json|config\.json"
@@ -29,7 +29,11 @@ _CHECKPOINT_FILE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A place that may be written now. `overwrite`: even if something else stands there by then."""
+    """A checked destination.
+
+    uri : as the user wrote it
+    overwrite : write even if the destination is no longer empty
+    """
 
     uri: str
     store: Store
@@ -37,20 +41,27 @@ class Destination:
 
 
 def prepare_destination(plan: Plan, uri: str, store: Store, *, overwrite: bool) -> Destination:
-    """Check the destination, that it can be written too, before any weight is read.
+    """Check that the destination may be written, before any weight is read. Leaves nothing there.
 
-    Nothing is left there: a run that fails while it merges leaves the destination as it was. A destination that holds
-    an unfinished run of the same plan is taken over: that is what resuming is.
+    A destination with an unfinished run of the same plan is accepted: the run resumes.
+
+    Parameters
+    ----------
+    uri : address for messages, as the user wrote it
+    store : the place at `uri`
 
     Raises
     ------
-    DestinationError : it is one of the inputs, or not empty, or cannot be written
+    DestinationError : the destination is one of the inputs, or not empty
+    StoreError : it cannot be written
     """
     place = store.root_uri
     for model in ((plan.base,) if plan.base else ()) + plan.experts:
         source = absolute_uri(model.uri)
         if source == place or source.startswith(place + "/") or place.startswith(source.removesuffix("/") + "/"):
-            raise DestinationError(f"{uri}: is the place of the input model {model.name!r}; choose another destination")
+            raise DestinationError(
+                f"{uri}: is the location of the input model {model.name!r}; choose another destination"
+            )
     present = list(_objects(store))
     if present and not overwrite and _run_key_in(store, MARKER_NAME) != plan.run_key:
         raise DestinationError(_not_empty(store, uri, present, plan))
@@ -64,14 +75,14 @@ def prepare_destination(plan: Plan, uri: str, store: Store, *, overwrite: bool) 
 
 
 def take_destination(destination: Destination, plan: Plan, stop: StopSignal | None = None) -> Claim | None:
-    """The right to write there, given to one run at a time; None when another run has just written the same result.
+    """Return the claim to write the destination, or None if another run has just written the same result.
 
-    The claim is the marker that says that what lies here is not whole yet, and which plan it belongs to. A run of the
-    same recipe is waited for; what a killed one left is taken over. So files of two merges never mix.
+    One run at a time has the claim, so files of two merges never mix. Its object is the marker of an incomplete
+    checkpoint and names the plan. This waits for an active run of the same recipe, and takes over after a killed one.
 
     Raises
     ------
-    DestinationError : since `prepare_destination`, another recipe's merge came there
+    DestinationError : another recipe wrote to the destination after `prepare_destination`
     InterruptedRunError : `stop` was set while waiting
     """
     store, uri = destination.store, destination.uri
@@ -89,8 +100,8 @@ def take_destination(destination: Destination, plan: Plan, stop: StopSignal | No
         ours = marked in (None, plan.run_key)
         if not ours and not destination.overwrite:
             raise DestinationError(
-                f"{uri}: another recipe's merge is being written there; choose another destination, or pass --overwrite"
-                " once it is done or has failed. The same command there finds everything computed"
+                f"{uri}: another recipe's merge is being written there; choose another destination (everything that is"
+                " computed is reused), or pass --overwrite after the other merge has ended"
             )
         claim = watcher.acquire()
         if claim is not None:
@@ -101,21 +112,21 @@ def take_destination(destination: Destination, plan: Plan, stop: StopSignal | No
 
 
 def clear_for_writing(store: Store, plan: Plan) -> None:
-    """Remove what another merge left, the index first, so that at no moment an index points at files of two merges."""
+    """Remove files of another merge, its index first, so that no index ever refers to files of two merges."""
     present = [info.key for info in store.list("")]
     stale = [key for key in present if _CHECKPOINT_FILE.fullmatch(key) or key == MANIFEST_NAME]
     planned = {file.name for file in plan.files}
     if _run_key_in(store, MANIFEST_NAME) == plan.run_key:
-        # Every file will be replaced by itself: whoever is killed now leaves a whole checkpoint.
+        # The same result is there: each file is replaced by an equal one, so a kill leaves a complete checkpoint.
         planned |= {MANIFEST_NAME, INDEX_NAME} if len(plan.files) > 1 else {MANIFEST_NAME}
     stale = [key for key in stale if key not in planned]
-    stale += [key for key in present if key.startswith(_PROBE_PREFIX)]  # a killed run's
+    stale += [key for key in present if key.startswith(_PROBE_PREFIX)]  # of killed runs
     store.delete([key for key in stale if key.endswith(".index.json")])
     store.delete([key for key in stale if not key.endswith(".index.json")])
 
 
 def _objects(store: Store) -> dict[str, int]:
-    """Names and sizes of what stands there, without the probe of another run that begins this moment."""
+    """Return names and sizes of the objects there, without probes of runs that start at the same time."""
     return {info.key: info.size for info in store.list("") if not info.key.startswith(_PROBE_PREFIX)}
 
 
@@ -126,7 +137,7 @@ def _is_finished(store: Store, plan: Plan, present: Mapping[str, int]) -> bool:
 
 
 def _run_key_in(store: Store, name: str) -> str | None:
-    """Which run a marker or a manifest belongs to; "" for one that is damaged, None where there is none."""
+    """Return the run key in a marker or manifest; "" if that is damaged, None if it is missing."""
     try:
         found = parse_json_object(store.read(name), name, LONGEST_INDEX_BYTES).get("run_key")
     except ObjectNotFoundError:
@@ -138,7 +149,7 @@ def _run_key_in(store: Store, name: str) -> str | None:
 
 def _not_empty(store: Store, uri: str, present: list[str], plan: Plan) -> str:
     if _run_key_in(store, MANIFEST_NAME) == plan.run_key:
-        return f"{uri}: already holds the result of this very recipe; pass --overwrite to write it again"
+        return f"{uri}: already contains the result of this recipe; pass --overwrite to write it again"
     what = (
         "an unfinished merge of another recipe"
         if MARKER_NAME in present

@@ -1,4 +1,4 @@
-"""The sha256 of every output file, computed while the merge goes on: afterwards it would take longer than the copy."""
+"""Compute the sha256 of every output file during the merge. Afterwards it would take longer than the copy."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ..storage.assembly.file_hash import FileHash
 
 
 def file_entries(plan: Plan, file: OutputFile) -> list[OutputEntry]:
-    """The stored tensors of a file, in its order."""
+    """Return the stored tensors of a file, in the order of their bytes."""
     tensors = (tensor for index in file.shards for tensor in plan.shards[index].tensors)
     return [entry for tensor in tensors for entry in output_entries(tensor)]
 
 
 def file_header(plan: Plan, file: OutputFile) -> bytes:
-    """The safetensors header of an output file."""
+    """Return the safetensors header of an output file."""
     return output_header(file_entries(plan, file))
 
 
 class FileHashes:
-    """Takes parts as they get done, in any order, and hashes each file in its own. Use as a context manager.
+    """Accepts finished parts in any order and hashes each file in the order of its bytes. Use as a context manager.
 
-    Does nothing where the store is remote: hashing would fetch all parts. There the manifest has the parts' checksums.
+    Does nothing for a remote store, where hashing would fetch all parts: there the manifest has the parts' checksums.
     """
 
     def __init__(self, run: Run) -> None:
@@ -44,8 +44,8 @@ class FileHashes:
         for hashing in self._hashes.values():
             hashing.close()
 
-    def part_done(self, report: ShardReport) -> None:
-        """A part is in the store; returns at once."""
+    def add_part(self, report: ShardReport) -> None:
+        """Add a part that is in the store. Does not wait for the hash."""
         file = self._file_of.get(report.index)
         if file is None:
             return
@@ -61,7 +61,7 @@ class FileHashes:
             self._next[file.name] = position
 
     def result(self, file: OutputFile) -> str | None:
-        """Hexadecimal; None where not every part of the file was given. Waits for what is still being hashed."""
+        """Return the hexadecimal hash of a file, after waiting for it; None if a part of the file was not added."""
         if self._next.get(file.name) != len(file.shards):
             return None
         return self._hashes[file.name].result()

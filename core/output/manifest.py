@@ -1,4 +1,4 @@
-"""`eigenmerge_manifest.json`: what was merged from what, how, and the checksums to verify it by."""
+"""Build `eigenmerge_manifest.json`: the inputs, the recipe, the treatment of each tensor, and all checksums."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FORMAT_VERSION = 1
 
 
 def build_manifest(plan: Plan, reports: Sequence[ShardReport], file_hashes: Mapping[str, str | None]) -> bytes:
-    """The manifest as JSON. It holds no times and no places of the store: the same merge gives the same bytes.
+    """Return the manifest as JSON. It has no times and no store addresses, so the same merge gives the same bytes.
 
     Parameters
     ----------
     reports : one per shard, in the order of the plan
-    file_hashes : output file name to sha256; None where the store copied the file on its own side, and the checksums of
-        its tensors are all there is
+    file_hashes : output file name to sha256; None for a file that the store copied on its own side, which only has the
+        checksums of its tensors
     """
     by_index = {report.index: report for report in reports}
     manifest = {
@@ -78,7 +78,7 @@ def _tensors(plan: Plan, reports: Mapping[int, ShardReport]) -> list[dict[str, A
                 row |= {"weights": [expert.parameters.get("weight", 1.0) for expert in planned.experts]}
             if done.rank is not None:
                 row |= {"rank": done.rank, "energy": done.energy, "spectrum": done.spectrum_key}
-            row |= _matrices(planned) | _as_stored(planned, done)
+            row |= _matrices(planned) | _adapter_facts(planned, done)
             if done.notes:
                 row["notes"] = list(done.notes)
             rows.append(row)
@@ -86,7 +86,7 @@ def _tensors(plan: Plan, reports: Mapping[int, ShardReport]) -> list[dict[str, A
 
 
 def _matrices(planned: TensorPlan) -> dict[str, Any]:
-    """As which matrices a spectral method saw the tensor, where that is not said by its shape."""
+    """Return how a spectral method divided the tensor into matrices, where its shape does not show it."""
     if planned.spectrum_key is None and not planned.views:
         return {}
     facts: dict[str, Any] = {}
@@ -99,8 +99,8 @@ def _matrices(planned: TensorPlan) -> dict[str, Any]:
     return facts
 
 
-def _as_stored(planned: TensorPlan, done: TensorReport) -> dict[str, Any]:
-    """Under which names an adapter holds it, and how exactly."""
+def _adapter_facts(planned: TensorPlan, done: TensorReport) -> dict[str, Any]:
+    """Return the names under which an adapter stores the tensor, and the error of its rank."""
     if planned.adapter is None:
         return {}
     facts: dict[str, Any] = {"stored_as": [entry.name for entry in output_entries(planned)]}

@@ -1,4 +1,4 @@
-"""README.md of the merged checkpoint, with the metadata that the Hugging Face Hub reads."""
+"""Build README.md of the merged checkpoint, with the metadata that the Hugging Face Hub reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..planning.plan import Plan
 
 
 def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
-    """Front matter (base_model, tags), method, experts with weights, ranks kept, the recipe."""
+    """Return the model card: metadata (base_model, tags), method, experts and their weights, kept ranks, the recipe."""
     models = [model.name for model in ((plan.base,) if plan.base else ()) + plan.experts]
     method = str(plan.recipe.get("merge_method"))
     is_adapter = any(tensor.adapter is not None for shard in plan.shards for tensor in shard.tensors)
@@ -64,7 +64,7 @@ def _metadata(models: list[str], method: str, is_adapter: bool) -> str:
 
 
 def _weight(plan: Plan, expert: int) -> str:
-    """The expert's weight, or its range where it differs over layers."""
+    """Return an expert's weight, or its range where it differs between layers."""
     weights: set[Any] = {
         entry.parameters["weight"]
         for shard in plan.shards
@@ -91,7 +91,7 @@ def _rank_lines(reports: Sequence[ShardReport]) -> list[str]:
 
 
 def _truncation_lines(reports: Sequence[ShardReport]) -> list[str]:
-    """How exact an adapter is."""
+    """Return a paragraph on the error of an adapter's rank; nothing for full checkpoints."""
     errors = [tensor.truncation_error for report in reports for tensor in report.tensors]
     known = [error for error in errors if error is not None]
     if not known:

@@ -1,4 +1,4 @@
-"""`eigenmerge_manifest.json` read back: it comes from outside, so everything in it is checked before it is used."""
+"""Read and validate `eigenmerge_manifest.json`, which may have been changed since it was written."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..formats.file_names import MANIFEST_NAME
 from ..storage.store import Store
 from .manifest import FORMAT_VERSION
 
-_LONGEST_MANIFEST_BYTES = 512 * 2**20  # some 500 bytes for each tensor
+_LONGEST_MANIFEST_BYTES = 512 * 2**20  # about 500 bytes per tensor
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
 class _Part(BaseModel):
-    # Keys that a later version adds are no damage: "ignore", unlike in recipes, where they are a misspelling.
+    # Unknown keys are ignored, because a later version may add keys. In recipes they are errors.
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
@@ -30,7 +30,7 @@ class ManifestFile(_Part):
 
 
 class ManifestModel(_Part):
-    """Base or expert."""
+    """The base or one expert."""
 
     name: str = Field(description="as written in the recipe")
     fingerprint: str = Field(description="of its weights when they were merged")
@@ -44,17 +44,18 @@ class ManifestTensor(_Part):
     dtype: str = Field(description="as stored, safetensors' name")
     action: str = Field(description="merge, mean or copy")
     sha256: str = Field(
-        pattern=_SHA256, description="of its bytes, those of all its stored tensors one after the other"
+        pattern=_SHA256, description="of its bytes; if stored as several tensors, of their concatenation"
     )
-    stored_as: list[str] | None = Field(default=None, description="names in the file where they are others")
+    stored_as: list[str] | None = Field(default=None, description="names in the file, where they differ from `name`")
 
     @property
     def stored_names(self) -> list[str]:
+        """Names in the file."""
         return [self.name] if self.stored_as is None else self.stored_as
 
 
 class Manifest(_Part):
-    """What verification needs of it."""
+    """The parts of a manifest that verification needs."""
 
     format: int = Field(description="of the manifest")
     eigenmerge: str = Field(description="version that merged")
@@ -68,18 +69,18 @@ class Manifest(_Part):
 
 
 def read_manifest(store: Store) -> Manifest:
-    """The manifest of the checkpoint in `store`.
+    """Return the manifest of the checkpoint in `store`.
 
     Raises
     ------
-    CheckpointError : there is none, or it is damaged; says where
+    CheckpointError : the manifest is missing or damaged
     """
     name = store.display(MANIFEST_NAME)
     try:
         data = store.read(MANIFEST_NAME)
     except ObjectNotFoundError:
         raise CheckpointError(
-            f"{store.display('')}: has no {MANIFEST_NAME}; expected a checkpoint that eigenmerge wrote whole"
+            f"{store.display('')}: has no {MANIFEST_NAME}; expected a finished checkpoint of eigenmerge"
         ) from None
     content = parse_json_object(data, name, _LONGEST_MANIFEST_BYTES)
     if content.get("format") != FORMAT_VERSION:

@@ -1,4 +1,4 @@
-"""The files of a merged checkpoint against its manifest: sizes, checksums, tensors, index."""
+"""Check the files of a merged checkpoint against its manifest: sizes, checksums, tensors, index."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ _WEIGHTS = re.compile(r".*\.safetensors|pytorch_model.*\.bin")
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """One file. `how` says what was compared; `problems` is empty where all is well."""
+    """The check of one file.
+
+    how : what was compared
+    problems : one line each; empty where the file is right
+    """
 
     name: str
     how: str
@@ -33,22 +37,23 @@ class FileCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Where each stored tensor lies: name to file and place. Of files whose header could be read."""
+class TensorPlaces:
+    """The file and the bytes of each stored tensor, of all files whose header could be read."""
 
     places: Mapping[str, tuple[str, TensorEntry]]
 
     def ranges(self, names: Iterable[str]) -> list[ObjectRange]:
+        """Return the bytes of these tensors as (file, start, stop)."""
         return [(file, entry.start, entry.stop) for file, entry in (self.places[name] for name in names)]
 
 
-def verify_files(store: Store, manifest: Manifest) -> tuple[list[FileCheck], Layout]:
-    """Every file that the manifest names, then the index.
+def verify_files(store: Store, manifest: Manifest) -> tuple[list[FileCheck], TensorPlaces]:
+    """Check every file that the manifest lists, and then the index.
 
-    A file has its own sha256, or, where a store copied it on its own side, the sha256 of each of its tensors. Where the
-    file's does not fit, those of the tensors say which ones are damaged.
+    The manifest has the sha256 of each file, or only those of its tensors where a store copied the file on its own
+    side. If the hash of a file differs, those of its tensors show which ones are damaged.
 
-    Cost: one read of everything.
+    Cost: one read of the checkpoint.
     """
     with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="verify") as pool:
         sizes = {info.key: info.size for info in store.list("")}
@@ -57,26 +62,26 @@ def verify_files(store: Store, manifest: Manifest) -> tuple[list[FileCheck], Lay
             return _header(store, file, sizes.get(file.name))
 
         headers = dict(zip(manifest.files, pool.map(header, manifest.files), strict=True))
-        layout = _layout(headers)
-        rows = _rows_by_file(manifest, layout)
+        places = _places(headers)
+        rows = _rows_by_file(manifest, places)
 
         def check_weights(file: ManifestFile) -> FileCheck:
             header = headers[file]
             if isinstance(header, str):
                 return FileCheck(file.name, "header", (header,))
-            return _check_weights(store, file, header, rows.get(file.name, []), layout)
+            return _check_weights(store, file, header, rows.get(file.name, []), places)
 
         checks = [*pool.map(check_weights, manifest.files)]
         side_names, side_hashes = manifest.side_files.keys(), manifest.side_files.values()
         checks += pool.map(partial(_check_side, store), side_names, side_hashes)
     readable = not any(isinstance(header, str) for header in headers.values())
-    checks.append(_check_whole(store, manifest, layout, sizes.keys(), readable))
-    return checks, layout
+    checks.append(_check_whole(store, manifest, places, sizes.keys(), readable))
+    return checks, places
 
 
-def read_stored(store: Store, layout: Layout, row: ManifestTensor) -> bytes:
-    """The bytes of one tensor of the manifest, as they lie in the files."""
-    return b"".join(store.read_range(*place) for place in layout.ranges(row.stored_names))
+def read_stored(store: Store, places: TensorPlaces, row: ManifestTensor) -> bytes:
+    """Return the stored bytes of one tensor of the manifest."""
+    return b"".join(store.read_range(*place) for place in places.ranges(row.stored_names))
 
 
 def _header(store: Store, file: ManifestFile, size: int | None) -> SafetensorsHeader | str:
@@ -84,7 +89,7 @@ def _header(store: Store, file: ManifestFile, size: int | None) -> SafetensorsHe
     if size is None:
         return "is missing"
     if size != file.num_bytes:
-        return f"{size} bytes, the manifest says {file.num_bytes}"
+        return f"has {size} bytes, expected {file.num_bytes}"
     try:
         return read_header(store, file.name, size)
     except ObjectNotFoundError:
@@ -93,39 +98,39 @@ def _header(store: Store, file: ManifestFile, size: int | None) -> SafetensorsHe
         return str(error)
 
 
-def _layout(headers: Mapping[ManifestFile, SafetensorsHeader | str]) -> Layout:
+def _places(headers: Mapping[ManifestFile, SafetensorsHeader | str]) -> TensorPlaces:
     places: dict[str, tuple[str, TensorEntry]] = {}
     for file, header in headers.items():
         if not isinstance(header, str):
             places.update((name, (file.name, entry)) for name, entry in header.tensors.items())
-    return Layout(places)
+    return TensorPlaces(places)
 
 
-def _rows_by_file(manifest: Manifest, layout: Layout) -> dict[str, list[ManifestTensor]]:
+def _rows_by_file(manifest: Manifest, places: TensorPlaces) -> dict[str, list[ManifestTensor]]:
     found: dict[str, list[ManifestTensor]] = {}
     for row in manifest.tensors:
-        places = [layout.places[name] for name in row.stored_names if name in layout.places]
+        places = [places.places[name] for name in row.stored_names if name in places.places]
         if len(places) == len(row.stored_names) and places:
             found.setdefault(places[0][0], []).append(row)
     return found
 
 
 def _check_weights(
-    store: Store, file: ManifestFile, header: SafetensorsHeader, rows: Sequence[ManifestTensor], layout: Layout
+    store: Store, file: ManifestFile, header: SafetensorsHeader, rows: Sequence[ManifestTensor], places: TensorPlaces
 ) -> FileCheck:
     known = {name for row in rows for name in row.stored_names}
     problems = [f"tensor {name[:200]!r} is not in the manifest" for name in header.tensors if name not in known]
     for row in rows:
-        entry = layout.places[row.stored_names[0]][1]
+        entry = places.places[row.stored_names[0]][1]
         as_planned = row.stored_as is not None or list(entry.shape) == row.shape
         if entry.dtype != row.dtype or not as_planned:
             found = f"{entry.dtype} {list(entry.shape)}"
-            problems.append(f"tensor {row.name[:200]!r} is {found}, the manifest says {row.dtype} {row.shape}")
+            problems.append(f"tensor {row.name[:200]!r} is {found}, expected {row.dtype} {row.shape}")
     if file.sha256 is not None:
         if _hash(store, [(file.name, 0, file.num_bytes)]) == file.sha256:
             return FileCheck(file.name, "sha256", tuple(problems))
-        problems.append("its sha256 is not the manifest's")
-    damaged = [row for row in rows if _hash(store, layout.ranges(row.stored_names)) != row.sha256]
+        problems.append("its sha256 differs from the manifest")
+    damaged = [row for row in rows if _hash(store, places.ranges(row.stored_names)) != row.sha256]
     problems += [f"tensor {row.name[:200]!r} fails its sha256" for row in damaged]
     return FileCheck(file.name, f"sha256 of {len(rows)} tensors", tuple(problems))
 
@@ -135,28 +140,32 @@ def _check_side(store: Store, name: str, expected: str) -> FileCheck:
         found = _hash(store, [(name, 0, store.info(name).size)])
     except ObjectNotFoundError:
         return FileCheck(name, "sha256", ("is missing",))
-    return FileCheck(name, "sha256", () if found == expected else ("its sha256 is not the manifest's",))
+    return FileCheck(name, "sha256", () if found == expected else ("its sha256 differs from the manifest",))
 
 
-def _check_whole(store: Store, manifest: Manifest, layout: Layout, present: Set[str], readable: bool) -> FileCheck:
-    """What no file says by itself: that the merge has finished, and that a loader takes these files and no others."""
+def _check_whole(
+    store: Store, manifest: Manifest, places: TensorPlaces, present: Set[str], readable: bool
+) -> FileCheck:
+    """Check that the merge has finished, and that a loader will read these files and no others."""
     problems: list[str] = []
     if MARKER_NAME in present:
-        problems.append("a merge into this place has begun and not finished; run it again")
-    if readable:  # else the header that cannot be read says enough
-        missing = [row.name for row in manifest.tensors if any(n not in layout.places for n in row.stored_names)]
+        problems.append("a merge into this directory has not finished; run it again")
+    if readable:  # otherwise the unreadable header is reported already
+        missing = [row.name for row in manifest.tensors if any(n not in places.places for n in row.stored_names)]
         problems += [f"tensor {name[:200]!r} is in none of the files" for name in missing]
     weights = {name for name in present if "/" not in name and _WEIGHTS.fullmatch(name)}
     foreign = sorted(weights - {file.name for file in manifest.files})
-    problems += [f"{name} is not of this merge; loaders may take it" for name in foreign]
+    problems += [f"{name} is not part of this merge; loaders may read it" for name in foreign]
     if len(manifest.files) > 1:
-        problems += _check_index(store, manifest, layout, present, readable)
+        problems += _check_index(store, manifest, places, present, readable)
     elif INDEX_NAME in present:
-        problems.append(f"{INDEX_NAME} is not of this merge; loaders prefer it to the file")
+        problems.append(f"{INDEX_NAME} is not part of this merge; loaders prefer it to the file")
     return FileCheck("the whole", "tensors, index, nothing foreign", tuple(problems))
 
 
-def _check_index(store: Store, manifest: Manifest, layout: Layout, present: Set[str], readable: bool) -> Iterator[str]:
+def _check_index(
+    store: Store, manifest: Manifest, places: TensorPlaces, present: Set[str], readable: bool
+) -> Iterator[str]:
     if INDEX_NAME not in present:
         yield f"{INDEX_NAME} is missing: the merge has not finished"
         return
@@ -172,14 +181,14 @@ def _check_index(store: Store, manifest: Manifest, layout: Layout, present: Set[
     if not readable:
         return
     in_index = cast("dict[str, object]", weight_map)
-    actual = {name: file for name, (file, _) in layout.places.items()}
+    actual = {name: file for name, (file, _) in places.places.items()}
     wrong = sorted(name for name in {*in_index, *actual} if in_index.get(name) != actual.get(name))
     if wrong:
-        yield f"{INDEX_NAME}: {len(wrong)} tensors are in other files than it says, the first {wrong[0][:200]!r}"
+        yield f"{INDEX_NAME}: names the wrong file for {len(wrong)} tensors, the first is {wrong[0][:200]!r}"
 
 
 def _hash(store: Store, ranges: Sequence[ObjectRange]) -> str | None:
-    """sha256 of these ranges, one after the other; None where a file is gone or too short."""
+    """Return the sha256 of the concatenated ranges; None where a file is missing or too short."""
     try:
         return hash_ranges(store, ranges)
     except (ObjectNotFoundError, CorruptObjectError):

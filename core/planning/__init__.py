@@ -1,0 +1,1 @@
+"""From headers to a plan: pure functions, no torch."""

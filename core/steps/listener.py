@@ -16,22 +16,22 @@ class Listener:
     """Receives the events of a run. Override the methods of interest; workers call them from several threads."""
 
     def planned(self, run: Run, workers: int) -> None:
-        """The plan is valid and fits the budget. No weight has been read."""
+        """React to a plan that is valid and fits the budget; no weight has been read."""
 
     def tensor_done(self, name: str, bytes_read: int) -> None:
-        """One output tensor has been merged (runner "threads" only)."""
+        """React to a merged output tensor (runner "threads" only)."""
 
     def shard_done(self, report: ShardReport) -> None:
-        """The part of one shard is in the store: computed by this run, or found."""
+        """React to a shard whose part is in the store: computed by this run, or found."""
 
     def assembling(self, run: Run) -> None:
-        """All parts are in the store."""
+        """React to the end of all shards; the checkpoint is assembled next."""
 
     def finished(self, result: MergeResult) -> None:
-        """The checkpoint is committed."""
+        """React to the committed checkpoint."""
 
     def close(self) -> None:
-        """The run has ended, with or without success."""
+        """React to the end of the run, with or without success."""
 
 
 def notify(

@@ -96,7 +96,7 @@ def run_plan(
         with FileHashes(run) as hashes:
 
             def on_report(report: ShardReport) -> None:
-                hashes.part_done(report)
+                hashes.add_part(report)
                 notify(listeners, Listener.shard_done, report)
 
             on_tensor = partial(notify, listeners, Listener.tensor_done)

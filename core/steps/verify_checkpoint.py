@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import CheckpointError, StoreError
 from ..output.read_manifest import Manifest, read_manifest
-from ..output.verify_files import FileCheck, Layout, read_stored, verify_files
+from ..output.verify_files import FileCheck, TensorPlaces, read_stored, verify_files
 from ..storage.store import Store
 from .recompute import NotReachableError, Recomputed, choose_sample, plan_again, recompute
 
@@ -76,12 +76,12 @@ def verify_checkpoint(
     StoreError : the checkpoint cannot be read
     """
     manifest = read_manifest(checkpoint)
-    files, layout = verify_files(checkpoint, manifest)
+    files, places = verify_files(checkpoint, manifest)
     recomputed: list[Recomputed] = []
     reason = ""
     if sample > 0:
         try:
-            recomputed = _recompute_sample(checkpoint, manifest, layout, sample, storage_options, spectra, device)
+            recomputed = _recompute_sample(checkpoint, manifest, places, sample, storage_options, spectra, device)
         except NotReachableError as error:
             reason = str(error)
     return Verification(
@@ -92,7 +92,7 @@ def verify_checkpoint(
 def _recompute_sample(
     store: Store,
     manifest: Manifest,
-    layout: Layout,
+    places: TensorPlaces,
     count: int,
     storage_options: Mapping[str, Any] | None,
     spectra: Store | None,
@@ -102,7 +102,7 @@ def _recompute_sample(
     found = []
     for tensor, row in choose_sample(plan, manifest, count):
         try:
-            stored = read_stored(store, layout, row)
+            stored = read_stored(store, places, row)
         except (KeyError, StoreError, CheckpointError):
             found.append(Recomputed(tensor.name, "not recomputed", reason="its file is damaged"))
             continue

@@ -92,7 +92,7 @@ def test_two_runs_into_one_destination(
         runs = [forked_commands.start("merge", recipe, out, "--store", f"{on_s3.uri}/store") for _ in range(2)]
         finished = [run.wait() for run in runs]
         refused = [run for run in finished if run.code]
-        assert len(refused) <= 1 and all("already holds the result" in run.output for run in refused), finished
+        assert len(refused) <= 1 and all("already contains the result" in run.output for run in refused), finished
         assert objects(on_s3.store(f"out{time}")) == expected
 
         out = f"{on_s3.uri}/mixed{time}"

@@ -1,0 +1,1 @@
+"""Decompositions in Arrow files."""

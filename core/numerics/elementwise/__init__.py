@@ -1,0 +1,1 @@
+"""Methods that treat each entry by itself."""

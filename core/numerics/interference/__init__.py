@@ -1,0 +1,1 @@
+"""The WUDI family's operators and their decompositions."""

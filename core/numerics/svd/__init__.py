@@ -1,0 +1,1 @@
+"""Singular value decompositions in the space of the data."""

@@ -1,0 +1,1 @@
+"""One output file out of parts."""

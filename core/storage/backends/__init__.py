@@ -1,0 +1,1 @@
+"""Local disk, S3, every other fsspec file system."""
