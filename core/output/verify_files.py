@@ -62,7 +62,7 @@ def verify_files(store: Store, manifest: Manifest) -> tuple[list[FileCheck], Ten
             return _header(store, file, sizes.get(file.name))
 
         headers = dict(zip(manifest.files, pool.map(header, manifest.files), strict=True))
-        places = _places(headers)
+        places = _layout(headers)
         rows = _rows_by_file(manifest, places)
 
         def check_weights(file: ManifestFile) -> FileCheck:
@@ -98,7 +98,7 @@ def _header(store: Store, file: ManifestFile, size: int | None) -> SafetensorsHe
         return str(error)
 
 
-def _places(headers: Mapping[ManifestFile, SafetensorsHeader | str]) -> TensorPlaces:
+def _layout(headers: Mapping[ManifestFile, SafetensorsHeader | str]) -> TensorPlaces:
     places: dict[str, tuple[str, TensorEntry]] = {}
     for file, header in headers.items():
         if not isinstance(header, str):
@@ -109,9 +109,9 @@ def _places(headers: Mapping[ManifestFile, SafetensorsHeader | str]) -> TensorPl
 def _rows_by_file(manifest: Manifest, places: TensorPlaces) -> dict[str, list[ManifestTensor]]:
     found: dict[str, list[ManifestTensor]] = {}
     for row in manifest.tensors:
-        places = [places.places[name] for name in row.stored_names if name in places.places]
-        if len(places) == len(row.stored_names) and places:
-            found.setdefault(places[0][0], []).append(row)
+        in_files = [places.places[name] for name in row.stored_names if name in places.places]
+        if len(in_files) == len(row.stored_names) and in_files:
+            found.setdefault(in_files[0][0], []).append(row)
     return found
 
 
