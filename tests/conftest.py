@@ -21,10 +21,10 @@ import torch
 from .faulty_proxy import FaultyProxy
 from .small_models import Models, base_weights, expert_weights, llama_config, load_checkpoint, save_model
 
-# Else what a flow logged near the end is sent to a server that is gone, for a minute, when the tests are over.
+# Otherwise Prefect tries for a minute after the tests to send the last log records to a server that has stopped.
 os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
 
-# moto and ministack accept any credentials; these are recognisable, so that a test can look for them where they must
+# moto and ministack accept any credentials; these are recognizable, so that a test can search for them where they must
 # not appear.
 ACCESS_KEY = "PLANTEDACCESSKEY"
 SECRET_KEY = "planted-secret-that-must-not-leak"
@@ -32,7 +32,7 @@ SECRET_KEY = "planted-secret-that-must-not-leak"
 
 @dataclass(frozen=True)
 class S3Root:
-    """A fresh prefix in a fresh bucket, and how to reach it."""
+    """A new prefix in a new bucket, with the storage options to open it."""
 
     uri: str
     storage_options: dict[str, object]
@@ -46,7 +46,7 @@ def free_port() -> int:
 
 @contextmanager
 def server_process(command: list[str], port: int, environment: dict[str, str], folder: Path) -> Iterator[str]:
-    """A server that listens on `port`, ended by its own process id; its URL."""
+    """Start a server that listens on `port`, yield its URL, and stop the process afterwards."""
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=output, cwd=folder)
@@ -85,7 +85,7 @@ def fresh_s3_root(endpoint: str) -> S3Root:
 
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """ministack: right on ranges, multipart uploads, conditional writes and batch deletes, and quick."""
+    """The URL of ministack: fast, with ranges, multipart uploads, conditional writes and batch deletes."""
     folder, port = tmp_path_factory.mktemp("ministack"), free_port()
     environment = {
         "GATEWAY_PORT": str(port),
@@ -101,7 +101,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def moto_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """moto's server: a second opinion; slow."""
+    """The URL of the server of moto: a second, slower implementation."""
     folder, port = tmp_path_factory.mktemp("moto"), free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with server_process(command, port, {}, folder) as url:
@@ -110,19 +110,19 @@ def moto_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def s3_root(s3_endpoint: str) -> S3Root:
-    """A fresh bucket and prefix on ministack."""
+    """A new bucket and prefix on ministack."""
     return fresh_s3_root(s3_endpoint)
 
 
 @pytest.fixture
 def moto_root(moto_endpoint: str) -> S3Root:
-    """A fresh bucket and prefix on moto."""
+    """A new bucket and prefix on moto."""
     return fresh_s3_root(moto_endpoint)
 
 
 @pytest.fixture
 def faulty_s3(s3_endpoint: str, s3_root: S3Root) -> Iterator[tuple[FaultyProxy, S3Root]]:
-    """A proxy that fails on demand, and the same fresh prefix as `s3_root`, reached through it."""
+    """A proxy that injects failures, and the prefix of `s3_root` with the options to reach it through the proxy."""
     with FaultyProxy(s3_endpoint) as proxy:
         yield proxy, S3Root(s3_root.uri, s3_options(proxy.endpoint))
 
@@ -160,7 +160,7 @@ def _save_model() -> Callable[..., Path]:
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Callable[..., Any]:
-    """The whole merge without Prefect, one shard after the other; returns the MergeResult.
+    """Run the whole merge without Prefect, one shard after the other, and return the MergeResult.
 
     Takes a recipe as a mapping, a path or a Recipe, and the keywords of `merge_run`.
     """

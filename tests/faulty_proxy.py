@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 server that fails in the ways that networks and servers do, with a seed."""
+"""A proxy in front of an S3 server that injects the failures of networks and servers, at random with a seed."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Faults:
-    """Shares of the requests, 0 to 1; may be changed while the proxy runs."""
+    """The share of requests that get each fault, 0 to 1. May be changed while the proxy runs."""
 
     errors: float = 0.0  # 500 or 503, the request is not passed on
-    short_bodies: float = 0.0  # half of a body: announced in full and cut off, or announced and sent as half
-    resets: float = 0.0  # the connection is reset before anything was done
-    lost_answers: float = 0.0  # the request is done, and the connection is reset before the answer
-    slow_bodies: float = 0.0  # a body that takes half a second
-    outage_until: float = 0.0  # on time.monotonic's clock: until then every connection is closed
-    dropped_headers: frozenset[str] = frozenset()  # lower case; as servers that do not know a header
-    decide: Callable[[str, str], str | None] = field(
-        default=lambda method, path: None
-    )  # a fault for this request: one of
-    # "error", "denied" (403), "short", "reset", "lost", "slow", or None to leave it to chance
+    short_bodies: float = 0.0  # half of a body, with the Content-Length of the whole or of the half
+    resets: float = 0.0  # the connection is reset and the request is not passed on
+    lost_answers: float = 0.0  # the request is passed on, and the connection is reset before the response
+    slow_bodies: float = 0.0  # a body that is sent over half a second
+    outage_until: float = 0.0  # a time of time.monotonic; until then every connection is reset
+    dropped_headers: frozenset[str] = frozenset()  # in lower case; not passed on, as by servers that ignore a header
+    # The fault of a request by its method and path: "error", "denied" (403), "short", "reset", "lost" or "slow"; None
+    # for a random choice.
+    decide: Callable[[str, str], str | None] = field(default=lambda method, path: None)
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Silent: clients are killed here."""
+        """Print nothing: tests kill clients in the middle of a request."""
 
 
 class FaultyProxy:
-    """Listens on a free port of this machine; `requests` is what came, (method, path with query, range).
+    """Listens on a free port of this machine and forwards requests.
 
-    bytes_moved : bodies of requests and answers
-    access_keys : that the requests were signed with
+    requests : (method, path with query, range) of each request received
+    bytes_moved : size of the bodies of requests and responses
+    access_keys : the keys that signed the requests
     """
 
     def __init__(self, upstream: str, seed: int = 0) -> None:
@@ -73,7 +73,7 @@ class FaultyProxy:
         self._thread.join()
 
     def choose(self, method: str, path: str) -> str | None:
-        """The fault of one request, if it gets one."""
+        """Return the fault of one request, or None."""
         faults = self.faults
         with self._lock:
             if time.monotonic() < faults.outage_until:
@@ -147,7 +147,7 @@ class FaultyProxy:
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
 
             def reset(self) -> None:
-                # Zero linger: the other side sees a reset and not an orderly end.
+                # With a linger time of zero, closing sends a reset.
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.close_connection = True
                 self.connection.close()

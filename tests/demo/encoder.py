@@ -1,6 +1,6 @@
 """A checkpoint as a sentence encoder: the mean over tokens, scaled to unit length.
 
-That is what sentence-transformers makes of this model; written out here, so that the demo needs transformers alone.
+sentence-transformers uses this model in the same way; the code is here so that the demo needs only transformers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-MAX_TOKENS = 32  # longer texts are cut: time grows with it, and a topic shows in the first lines
+MAX_TOKENS = 32  # longer texts are cut to save time; the first lines show the topic
 BATCH = 64
 
 
@@ -33,7 +33,7 @@ class Encoder:
 
         Raises
         ------
-        DemoError : a tensor is missing, left over or of another shape; transformers would only warn, and go on
+        DemoError : a tensor is missing, unexpected or of another shape, about which transformers only warns
         """
         logging.disable_progress_bar()
         model, report = AutoModel.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
@@ -50,7 +50,7 @@ class Encoder:
         return self.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors, (texts, hidden), of one batch; gradients flow where the caller allows them."""
+        """Return unit vectors, (texts, hidden), of one batch, with gradients unless the caller disables them."""
         tokens = self.tokens(texts)
         hidden = self.model(**tokens).last_hidden_state
         mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
@@ -58,7 +58,7 @@ class Encoder:
 
     @torch.inference_mode()
     def embed_all(self, texts: Sequence[str]) -> Tensor:
-        """Like `embed` for any number of texts, batched by length because padding is wasted work."""
+        """Return `embed` of any number of texts, in batches of similar length, which need little padding."""
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
         parts = [self.embed([texts[index] for index in batch]) for batch in batches]
@@ -66,10 +66,10 @@ class Encoder:
 
 
 def centroid_head(base: Encoder, task: Task) -> Tensor:
-    """The task's classifier, (labels, hidden): per label the mean direction of its training items.
+    """Return the classifier of a task, (labels, hidden): for each label the mean direction of its training items.
 
-    It is made from the base model once and never trained. Base, experts and merges are judged by the same head, so
-    that what differs between two accuracies is the encoder alone, and a merge needs no head of its own.
+    It is made from the base model and never trained. Base, experts and merges use the same head, so accuracies differ
+    only because of the encoder, and a merge needs no head.
     """
     embedded = base.embed_all([text for text, _ in task.train])
     label = torch.tensor([label for _, label in task.train])

@@ -1,4 +1,4 @@
-"""How many held-out items a checkpoint gets right, and how much of the experts' gain a merge keeps."""
+"""Measure the accuracy of a checkpoint on held-out items, and the share of the experts' gain that a merge keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Which of a task's test items a checkpoint got right, in the task's order: 1.0 or 0.0 each, (items,)."""
+    """The test items of a task that a checkpoint classifies correctly: 1.0 or 0.0 for each, (items,)."""
 
     right: Tensor
 
@@ -31,8 +31,8 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """The share of the experts' gain over the base that a merge keeps, averaged over tasks."""
+class KeptGain:
+    """The share of the experts' gain in accuracy that a merge keeps, averaged over tasks."""
 
     share: float
     standard_error: float
@@ -41,24 +41,24 @@ class Kept:
 def evaluate(
     pool: Executor, workshop: Workshop, tasks: Iterable[Task], checkpoint_of: Callable[[Task], Path]
 ) -> dict[str, Answers]:
-    """Judge a checkpoint on every task, or each task's own checkpoint on it, side by side in the pool."""
-    jobs = {task.name: pool.submit(_judge, workshop, checkpoint_of(task), task) for task in tasks}
+    """Evaluate the checkpoint that `checkpoint_of` returns for each task, in parallel in the pool."""
+    jobs = {task.name: pool.submit(_find_right_answers, workshop, checkpoint_of(task), task) for task in tasks}
     return {name: Answers(torch.tensor(job.result())) for name, job in jobs.items()}
 
 
-def _judge(workshop: Workshop, checkpoint: Path, task: Task) -> list[float]:
-    """A list, because a tensor would cross between processes through shared memory, which containers keep small."""
+def _find_right_answers(workshop: Workshop, checkpoint: Path, task: Task) -> list[float]:
+    """Return a list, because tensors are sent between processes by shared memory, which is small in containers."""
     label = torch.tensor([label for _, label in task.test])
     embedded = Encoder.load(checkpoint).embed_all([text for text, _ in task.test])
     return ((embedded @ workshop.head(task).T).argmax(-1) == label).float().tolist()
 
 
-def share_kept(base: Mapping[str, Answers], experts: Mapping[str, Answers], merged: Mapping[str, Answers]) -> Kept:
-    """(merged - base) / (expert - base), averaged over the tasks whose expert gained anything.
+def share_kept(base: Mapping[str, Answers], experts: Mapping[str, Answers], merged: Mapping[str, Answers]) -> KeptGain:
+    """Return (merged - base) / (expert - base), averaged over the tasks whose expert is better than the base.
 
-    The error is that of the test items alone, to first order: base, expert and merge answered the same items, so what
-    counts is the spread over items of (merged - base) - share (expert - base). It means little where an expert gained
-    hardly more than its own standard error, and it does not hold that the experts could have been trained otherwise.
+    The standard error is that of the choice of test items, to first order. Base, expert and merge classify the same
+    items, so it follows from the variance over items of (merged - base) - share (expert - base). It is not reliable
+    where the gain of an expert is close to its own standard error, and it does not include the variance of training.
     """
     shares, variances = [], []
     for name in base:
@@ -69,5 +69,5 @@ def share_kept(base: Mapping[str, Answers], experts: Mapping[str, Answers], merg
             shares.append(share.item())
             variances.append(((kept - share * gain).var() / len(gain) / gain.mean() ** 2).item())
     if not shares:
-        return Kept(math.nan, math.nan)
-    return Kept(sum(shares) / len(shares), math.sqrt(sum(variances)) / len(shares))
+        return KeptGain(math.nan, math.nan)
+    return KeptGain(sum(shares) / len(shares), math.sqrt(sum(variances)) / len(shares))

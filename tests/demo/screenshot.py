@@ -1,4 +1,4 @@
-"""Pictures of a run on Prefect's page, for docs/operations.md: a real server, a real merge, headless Chromium.
+"""Take pictures of a run on the pages of a Prefect server, with headless Chromium, for docs/operations.md.
 
     python tests/demo/screenshot.py RECIPE [--folder docs/images]
 
@@ -42,7 +42,7 @@ def main() -> int:
             "PREFECT_HOME": folder,
             "PREFECT_API_URL": f"{url}/api",
             "PREFECT_UI_API_URL": f"{url}/api",
-            "PREFECT_SERVER_UI_API_URL": f"{url}/api",  # or the page asks port 4200
+            "PREFECT_SERVER_UI_API_URL": f"{url}/api",  # otherwise the page uses port 4200
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
         }
@@ -84,8 +84,8 @@ def wait_for(url: str) -> None:
 
 def post(url: str, body: dict[str, object]) -> list[dict[str, str]]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(request, timeout=20) as response:
+        return json.load(response)
 
 
 def take(chromium: str, page: str, out: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small real checkpoints on disk, one Prefect server for the session, and the command line as users call it."""
+"""Fixtures of the integration tests: one Prefect server for the session, the flow, and the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .s3_models import ForkedCommands, S3Models, upload
 
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One embedded server for all runs of the session: starting one takes seconds."""
+    """The URL of one embedded server for all runs of the session, because starting one takes seconds."""
     home = tmp_path_factory.mktemp("prefect")
     old = os.environ.get("PREFECT_HOME")
     os.environ["PREFECT_HOME"] = str(home)
@@ -45,7 +45,7 @@ RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def eigenmerge(prefect_server: str, tmp_path: Path) -> RunCommand:
-    """Calls the installed command; keyword `env` adds to the environment."""
+    """Run the installed command in a new process; keyword `env` adds to the environment."""
 
     def run(
         *arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 120
@@ -71,7 +71,7 @@ def eigenmerge(prefect_server: str, tmp_path: Path) -> RunCommand:
 
 @contextmanager
 def reporting_to(server: str) -> Iterator[None]:
-    """Send the flow runs of this process to `server`, without heartbeats: a flow waits a second for their thread."""
+    """Send flow runs of this process to `server`, without heartbeats: a flow waits a second for their thread to end."""
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: server, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -80,7 +80,7 @@ def reporting_to(server: str) -> Iterator[None]:
 
 @pytest.fixture
 def merge_flow(prefect_server: str) -> Iterator[Callable[..., Any]]:
-    """The flow in this process, reporting to the session's server."""
+    """The flow in this process, which reports to the server of the session."""
     with reporting_to(prefect_server):
         from eigenmerge.flows import merge
 
@@ -98,7 +98,7 @@ class CommandResult:
 def command(
     prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., CommandResult]:
-    """The command line in this process: what a user types, without the seconds of a new interpreter."""
+    """Run the command line in this process, which saves the seconds that a new interpreter takes."""
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
     monkeypatch.setenv("EIGENMERGE_STORE", str(tmp_path / "store"))
 
@@ -125,12 +125,12 @@ def command(
 
 @pytest.fixture
 def s3_models(models: Models, s3_root: Any) -> S3Models:
-    """The small models on S3, below a fresh prefix."""
+    """The small models on S3, below a new prefix."""
     return upload(models, s3_root.uri, s3_root.storage_options)
 
 
 @pytest.fixture(scope="session")
 def forked_commands(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
-    """Starts commands in processes of their own, without the seconds of a new interpreter."""
+    """Runs commands in forked processes, which saves the seconds that a new interpreter takes."""
     with ForkedCommands(prefect_server, tmp_path_factory.mktemp("commands")) as commands:
         yield commands

@@ -1,11 +1,11 @@
-"""The `eigenmerge` command with a log of the decompositions that it begins; run as a script.
+"""The `eigenmerge` command with a log of the decompositions that it starts. Run as a script.
 
-    counted_command.py LOG ARGUMENTS...     runs the command once, as the installed one would
+    counted_command.py LOG ARGUMENTS...     runs the command once, as the installed command does
     counted_command.py                      imports everything once, then forks a process for each line of its input
 
-The second saves the seconds of imports of each of many runs. A line is JSON: {"start": [ARGUMENTS], "log": PATH,
-"env": {...}, "out": PATH} is answered with the process id, {"wait": PID} with its exit status, negative for a signal.
-What the forked process does is what the command does, and SIGKILL ends it like any other process.
+The second form saves the time of the imports in each of many runs. A line of input is JSON. For {"start": [ARGUMENTS],
+"log": PATH, "env": {...}, "out": PATH} it prints the id of the new process; for {"wait": PID} the exit status, negative
+for a signal. The forked process runs the same code as the command, and SIGKILL ends it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import traceback
 
 
 def count_decompositions(log: str) -> None:
-    """Append the key of every decomposition that begins from now on: one write each, which a kill cannot tear."""
+    """Append the key of every decomposition that starts from now on, in a single write, which a kill cannot split."""
     from eigenmerge.core.cache.spectra.cache import SpectrumCache
 
     original = SpectrumCache._compute
@@ -43,7 +43,7 @@ def run(log: str, arguments: list[str]) -> int:
 
 
 def start(line: dict[str, object]) -> int:
-    """Fork, and run the command in the child with its own environment, home and output."""
+    """Fork, run the command in the child with its own environment, home and output, and return the process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -58,7 +58,7 @@ def start(line: dict[str, object]) -> int:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
 
-        # Prefect has read its settings when it was imported, with the home of the process that forked.
+        # Prefect read its settings when it was imported, with the home of the parent process.
         from prefect.context import refresh_global_settings_context
 
         refresh_global_settings_context()

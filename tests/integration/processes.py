@@ -1,4 +1,4 @@
-"""The command in processes of its own: started, waited for, and looked for after its end."""
+"""Start the command in a new process, wait for a condition, and find the processes that remain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMAND = str(Path(sys.executable).parent / "eigenmerge")
 
 
 def start(arguments: Sequence[str | Path], server: str, **options: Any) -> subprocess.Popen[str]:
-    """`options` as Popen's."""
+    """Start the command; `options` are those of Popen."""
     environment = {**os.environ, "PREFECT_API_URL": server, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [COMMAND, *map(str, arguments)],
@@ -29,20 +29,21 @@ def start(arguments: Sequence[str | Path], server: str, **options: Any) -> subpr
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, process: subprocess.Popen[Any]) -> None:
+    """Wait for the condition; fail after `seconds`, or if the process ends first."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "nothing happened in time"
-        assert process.poll() is None, ("the merge ended before", process.communicate())
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds} s"
+        assert process.poll() is None, ("the process ended before the condition was met", process.communicate())
         time.sleep(0.005)
 
 
 def num_parts(store: Path) -> int:
-    """Finished shards in a local store."""
+    """Return the number of finished shards in a local store."""
     return len(list(store.glob("parts/*.json")))
 
 
-def living(group: int) -> list[str]:
-    """Processes of a group, without those that only wait to be asked for their exit code."""
+def running_processes(group: int) -> list[str]:
+    """Return the running processes of a group, without zombies."""
     found = []
     for process in psutil.process_iter():
         try:

@@ -1,4 +1,4 @@
-"""Models on S3, and commands in processes of their own that are forked from one which has imported everything."""
+"""Models on S3, and commands in processes that are forked from one which has imported everything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).with_name("counted_command.py")
 
 @dataclass(frozen=True)
 class S3Models:
-    """A base and experts below one prefix, and a folder of this machine for recipes."""
+    """A base and experts below one prefix, and a local folder for recipes."""
 
     uri: str
     options: Mapping[str, object]
@@ -48,12 +48,12 @@ class S3Models:
         return path
 
     def through(self, endpoint: str) -> S3Models:
-        """The same, reached by another address of the server, such as a proxy's."""
+        """Return the same models, reached through another endpoint such as that of a proxy."""
         return S3Models(self.uri, {**self.options, "endpoint_url": endpoint}, self.num_experts, self.folder)
 
 
 def upload(models: Any, uri: str, options: Mapping[str, object]) -> S3Models:
-    """Copy local models (conftest.Models) to S3."""
+    """Copy local models (small_models.Models) to S3."""
     for name, folder in [("base", models.base), *((f"expert{i}", path) for i, path in enumerate(models.experts))]:
         target = Store(f"{uri}/{name}", options)
         for path in folder.iterdir():
@@ -62,7 +62,7 @@ def upload(models: Any, uri: str, options: Mapping[str, object]) -> S3Models:
 
 
 def objects(store: Store) -> dict[str, bytes]:
-    """Everything that a store holds."""
+    """Return the content of every object in a store."""
     return {info.key: store.read(info.key) for info in store.list("")}
 
 
@@ -73,12 +73,12 @@ class Finished:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The result that `--json` prints last."""
+        """The result, which `--json` prints on the last line."""
         return json.loads(self.output.splitlines()[-1])
 
 
 class Started:
-    """A command in a process of its own."""
+    """A command that runs in a forked process."""
 
     def __init__(self, commands: ForkedCommands, pid: int, output: Path) -> None:
         self._commands, self.pid, self._output = commands, pid, output
@@ -91,7 +91,7 @@ class Started:
             return False
 
     def signal(self, number: int) -> None:
-        """A process that has ended waits for `wait`: its id is not another's."""
+        """Send a signal. An ended process stays a zombie until `wait`, so its id is not reused."""
         os.kill(self.pid, number)
 
     def wait(self) -> Finished:
@@ -100,7 +100,7 @@ class Started:
 
 
 class ForkedCommands:
-    """Starts commands, each with a fresh home. Use as a context manager."""
+    """Starts commands, each with a new home directory. Use as a context manager."""
 
     def __init__(self, prefect_server: str, folder: Path) -> None:
         self._prefect_server = prefect_server

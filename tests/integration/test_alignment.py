@@ -1,4 +1,4 @@
-"""SWUDI+ through the flow: layers aligned over the whole model, against the published code's numbers."""
+"""SWUDI+: filter times aligned over all layers of a model, compared with results of the published code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def golden() -> Any:
 
 @pytest.fixture
 def group(golden: Any, tmp_path: Path, save_model: Callable[..., Path]) -> dict[str, Any]:
-    """The golden group as a model of three layers, and the recipe of its published setting."""
+    """The recipe of the published setting, on the golden group of layers as a model of three layers."""
     facts = golden.manifest["align_group_k4"]
     deltas = {f"layers.{index}.w.weight": golden.experts(layer) for index, layer in enumerate(facts["layers"])}
     base = {name: torch.zeros_like(experts[0]) for name, experts in deltas.items()}
@@ -58,7 +58,7 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def test_the_published_numbers(
+def test_results_equal_those_of_the_published_code(
     golden: Any, group: dict[str, Any], pipeline: Any, tmp_path: Path, load_checkpoint: Any
 ) -> None:
     store = str(tmp_path / "store")
@@ -66,13 +66,15 @@ def test_the_published_numbers(
     merged = load_checkpoint(tmp_path / "out")
     for index, layer in enumerate(golden.manifest["align_group_k4"]["layers"]):
         assert error(merged[f"layers.{index}.w.weight"], golden.result("align_group_k4", layer)) < 1e-6, layer
-    assert (result.decompositions_computed, result.decompositions_reused) == (3, 0), "each layer once, in two visits"
+    assert (result.decompositions_computed, result.decompositions_reused) == (3, 0), (
+        "each layer is decomposed once, although its shard runs twice"
+    )
 
 
-def test_each_layer_has_its_own_time(
+def test_each_layer_has_its_own_filter_time(
     golden: Any, group: dict[str, Any], pipeline: Callable[..., Any], tmp_path: Path, load_checkpoint: Any
 ) -> None:
-    """At a short time, where depth matters (the published setting passes every direction of these layers)."""
+    """At a short filter time, because the published one passes every direction of these layers."""
     layers = golden.manifest["align_group_k4"]["layers"]
     experts = [golden.experts(layer) for layer in layers]
     largest = [torch.linalg.eigvalsh(sum(v.T @ v / v.square().sum() for v in vectors))[-1] for vectors in experts]
@@ -80,7 +82,7 @@ def test_each_layer_has_its_own_time(
     for number, rho in enumerate((0.5, 2.0, 0.0)):
         recipe = group | {"parameters": {"exp_time": 10.0, "alignment_rho": rho}}
         result = pipeline(recipe, tmp_path / f"out{number}")
-        # another depth of the same layers decomposes nothing
+        # another filter time of the same layers decomposes nothing
         assert result.decompositions_computed == (3 if number == 0 else 0)
         merged = load_checkpoint(tmp_path / f"out{number}")
         for index, vectors in enumerate(experts):
@@ -89,10 +91,12 @@ def test_each_layer_has_its_own_time(
             assert error(merged[f"layers.{index}.w.weight"], expected) < 1e-9
             if rho and abs(float(mean / largest[index]) - 1) > 0.05 and "ortho" not in layers[index]:
                 plain = merge_task_vectors(vectors, method="swudi", exp_time=10.0)
-                assert error(expected, plain) > 1e-3, "the case can tell"
+                assert error(expected, plain) > 1e-3, "the alignment changes the result"
 
 
-def test_the_table_of_the_run(group: dict[str, Any], pipeline: Any, tmp_path: Path) -> None:
+def test_the_table_of_a_run_is_built_again_from_the_spectra(
+    group: dict[str, Any], pipeline: Any, tmp_path: Path
+) -> None:
     recipe, store = recipe_from_mapping(group), Store(str(tmp_path / "store"))
     pipeline(recipe, tmp_path / "out", store=store.root_uri)
     plan = make_plan(recipe)
@@ -106,14 +110,14 @@ def test_the_table_of_the_run(group: dict[str, Any], pipeline: Any, tmp_path: Pa
     assert all(row.spectrum.statistics["target_energy"].numel() for row in rows)
     first = store.read(key)
 
-    # a part's own rows are damaged: the spectra themselves say the same
+    # without the tables of the parts, the rows come from the spectra
     store.delete([key, *(info.key for info in store.list("parts/") if info.key.endswith(".arrow"))])
     pipeline(recipe, tmp_path / "again", store=store.root_uri)
     assert store.read(key) == first
 
 
 @pytest.mark.parametrize("keeps", ["values", "none"])
-def test_spectra_that_are_not_kept_are_decomposed_twice(
+def test_without_kept_spectra_each_layer_is_decomposed_twice(
     golden: Any, group: dict[str, Any], pipeline: Callable[..., Any], tmp_path: Path, load_checkpoint: Any, keeps: str
 ) -> None:
     result = pipeline(group | {"spectra": keeps}, tmp_path / "out")
@@ -123,7 +127,7 @@ def test_spectra_that_are_not_kept_are_decomposed_twice(
     assert result.decompositions_computed == 6
 
 
-def test_a_damaged_alignment_is_made_again(
+def test_a_damaged_alignment_is_computed_again(
     group: dict[str, Any], pipeline: Any, tmp_path: Path, load_checkpoint: Any
 ) -> None:
     recipe, store = recipe_from_mapping(group), Store(str(tmp_path / "store"))
@@ -138,19 +142,18 @@ def test_a_damaged_alignment_is_made_again(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_worker_without_the_alignment_says_what_to_do(group: dict[str, Any], tmp_path: Path) -> None:
+def test_a_missing_alignment_is_an_error_with_advice(group: dict[str, Any], tmp_path: Path) -> None:
     plan = make_plan(recipe_from_mapping(group))
     with pytest.raises(StoreError, match="run the same command again"):
         merge_shard(Run(plan, Store(str(tmp_path / "store"))).jobs()[0])
 
 
-def test_calibration_depends_on_the_alignment(group: dict[str, Any]) -> None:
-    """Another depth is another merged delta: its calibration is another object, the decomposition is the same."""
+def test_the_key_of_a_calibration_depends_on_the_alignment(group: dict[str, Any]) -> None:
+    """Another filter time gives another merged delta, hence another calibration, but the same decomposition."""
     keys = []
     for rho in (0.5, 1.0):
         recipe = group | {"parameters": group["parameters"] | {"alignment_rho": rho}, "calibration": {"svc": {}}}
         tensor = make_plan(recipe_from_mapping(recipe)).shards[0].tensors[0]
         keys.append((tensor.spectrum_key, tensor.calibration_key))
     assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
-    # the calibration knows the group too: with another fourth layer it would be another one
     assert all(key is not None for pair in keys for key in pair)

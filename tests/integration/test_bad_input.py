@@ -1,4 +1,4 @@
-"""What a user can get wrong: one clear line, a non-zero exit, nothing left in the destination."""
+"""Mistakes of users: each gives one clear line and a non-zero exit code, and leaves nothing in the destination."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import yaml
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
-def refused(result: Any, *words: str, destination: Path | None = None) -> None:
-    """One line on standard error that holds all the words, and no traceback."""
+def assert_refused(result: Any, *words: str, destination: Path | None = None) -> None:
+    """Check for one line on standard error that contains all the words, and for no traceback."""
     assert result.code not in (0, None), result.out
     lines = [line for line in result.err.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("eigenmerge: error: "), result.err
@@ -32,13 +32,15 @@ Save = Callable[..., Path]
 
 def test_a_missing_base(models: Any, command: Any, tmp_path: Path) -> None:
     recipe = models.write_recipe("swudi", base_model=str(tmp_path / "nowhere"))
-    refused(command("merge", recipe, tmp_path / "out"), "nowhere", destination=tmp_path / "out")
+    assert_refused(command("merge", recipe, tmp_path / "out"), "nowhere", destination=tmp_path / "out")
 
 
 def test_an_expert_of_another_shape(models: Any, command: Any, tmp_path: Path, save_model: Save) -> None:
     tensors = {**models.expert_tensors[1], Q_PROJ: torch.zeros(16, 32)}
     save_model(models.experts[1], tensors)
-    refused(command("merge", models.write_recipe(), tmp_path / "out"), Q_PROJ, "16", "32", str(models.experts[1]))
+    assert_refused(
+        command("merge", models.write_recipe(), tmp_path / "out"), Q_PROJ, "16", "32", str(models.experts[1])
+    )
 
 
 def header_of(tensors: dict[str, tuple[list[int], list[int]]]) -> bytes:
@@ -62,7 +64,7 @@ def header_of(tensors: dict[str, tuple[list[int], list[int]]]) -> bytes:
 def test_a_damaged_header(models: Any, command: Any, tmp_path: Path, damage: Any, word: str) -> None:
     file = models.experts[2] / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
-    refused(command("merge", models.write_recipe(), tmp_path / "out"), "model.safetensors", word)
+    assert_refused(command("merge", models.write_recipe(), tmp_path / "out"), "model.safetensors", word)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -74,13 +76,15 @@ def test_nan_and_inf_are_named(
     save_model(models.experts[1], tensors)
     recipe = models.write_recipe("swudi_a")
     result = command("merge", recipe, tmp_path / "out")
-    refused(result, str(models.experts[1]), Q_PROJ, "2 NaN or Inf", "--allow-nonfinite", destination=tmp_path / "out")
+    assert_refused(
+        result, str(models.experts[1]), Q_PROJ, "2 NaN or Inf", "--allow-nonfinite", destination=tmp_path / "out"
+    )
     result = command("merge", recipe, tmp_path / "out", "--allow-nonfinite")
     assert result.code == 0 and Q_PROJ in result.out and "kept the base" in result.out
     assert torch.equal(load_checkpoint(tmp_path / "out")[Q_PROJ], models.base_tensors[Q_PROJ])
 
 
-def test_an_expert_that_is_the_base(
+def test_an_expert_equal_to_the_base(
     models: Any, command: Any, tmp_path: Path, save_model: Save, load_checkpoint: Any
 ) -> None:
     save_model(models.experts[0], models.base_tensors)
@@ -91,7 +95,7 @@ def test_an_expert_that_is_the_base(
     assert all(bool(torch.isfinite(tensor).all()) for tensor in merged.values())
 
 
-def test_identical_experts_are_said(models: Any, command: Any, tmp_path: Path) -> None:
+def test_identical_experts_cause_a_warning(models: Any, command: Any, tmp_path: Path) -> None:
     content = (models.experts[0] / "model.safetensors").read_bytes()
     (models.experts[1] / "model.safetensors").write_bytes(content)
     models.experts[1] = models.experts[0]
@@ -109,19 +113,19 @@ def test_a_zero_size_tensor(models: Any, command: Any, tmp_path: Path, save_mode
     assert load_checkpoint(tmp_path / "out")["model.empty.weight"].shape == (0, 8)
 
 
-def test_a_pickle_is_refused_with_a_way_out(models: Any, command: Any) -> None:
+def test_a_pickle_is_refused_with_advice(models: Any, command: Any) -> None:
     folder = models.experts[0]
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refused(command("plan", models.write_recipe()), "pytorch_model.bin", "safetensors", "weights_only=True")
+    assert_refused(command("plan", models.write_recipe()), "pytorch_model.bin", "safetensors", "weights_only=True")
 
 
 @pytest.mark.parametrize(
     "text", ["- a\n- b\n", "just words\n", "", "merge_method: swudi\nmerge_method: ties\n", "a: [1\n"]
 )
-def test_yaml_that_is_no_recipe(command: Any, tmp_path: Path, text: str) -> None:
+def test_yaml_that_is_not_a_recipe(command: Any, tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yml"
     path.write_text(text)
-    refused(command("plan", path), "recipe.yml")
+    assert_refused(command("plan", path), "recipe.yml")
 
 
 @pytest.mark.parametrize(
@@ -139,27 +143,29 @@ def test_misspelled_recipes(models: Any, command: Any, change: dict[str, Any], w
     recipe = {**models.recipe("swudi"), **change}
     path = models.root / "recipe.yml"
     path.write_text(yaml.safe_dump(recipe))
-    refused(command("plan", path), *words)
+    assert_refused(command("plan", path), *words)
 
 
-def test_a_recipe_that_is_not_there(command: Any, tmp_path: Path) -> None:
-    refused(command("plan", tmp_path / "none.yml"), "none.yml")
+def test_a_missing_recipe(command: Any, tmp_path: Path) -> None:
+    assert_refused(command("plan", tmp_path / "none.yml"), "none.yml")
 
 
 @pytest.mark.skipif("os.geteuid() == 0", reason="root may write anywhere")
 def test_an_unwritable_store(models: Any, command: Any, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
-    refused(command("merge", models.write_recipe(), tmp_path / "out", "--store", closed), "closed")
+    assert_refused(command("merge", models.write_recipe(), tmp_path / "out", "--store", closed), "closed")
 
 
 def test_a_store_below_a_file(models: Any, command: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused(command("merge", models.write_recipe(), tmp_path / "out", "--store", tmp_path / "file/store"), "file")
+    assert_refused(
+        command("merge", models.write_recipe(), tmp_path / "out", "--store", tmp_path / "file/store"), "file"
+    )
 
 
 def test_a_full_disk(models: Any, command: Any, tmp_path: Path) -> None:
-    """/dev/full answers every write with ENOSPC; a store cannot lie there, but a small tmpfs can where we may mount."""
+    """Uses a small tmpfs, which only root may mount; /dev/full cannot contain a store."""
     import subprocess
 
     place = tmp_path / "small"
@@ -171,9 +177,9 @@ def test_a_full_disk(models: Any, command: Any, tmp_path: Path) -> None:
         pytest.skip("mounting a small file system needs root")
     try:
         result = command("merge", models.write_recipe(), tmp_path / "out", "--store", place / "store")
-        refused(result, "No space left", str(place))
+        assert_refused(result, "No space left", str(place))
         result = command("merge", models.write_recipe(), place / "out", "--store", tmp_path / "store")
-        refused(result, "No space left", str(place))
+        assert_refused(result, "No space left", str(place))
         assert not (place / "out" / "model.safetensors").exists()
     finally:
         subprocess.run(["umount", str(place)], check=True)
@@ -181,7 +187,7 @@ def test_a_full_disk(models: Any, command: Any, tmp_path: Path) -> None:
 
 def test_too_little_memory(models: Any, command: Any, tmp_path: Path) -> None:
     result = command("merge", models.write_recipe(), tmp_path / "out", "--max-memory", "20KB")
-    refused(result, "mlp", "20", destination=tmp_path / "out")
+    assert_refused(result, "mlp", "20", destination=tmp_path / "out")
 
 
 def test_a_recipe_of_1000_experts(models: Any, command: Any) -> None:

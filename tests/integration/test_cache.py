@@ -1,4 +1,4 @@
-"""`eigenmerge cache`: what real runs leave in a store, on a disk and on S3, and what is taken away again."""
+"""`eigenmerge cache` on stores of real runs, on disk and on S3: list, measure, remove and verify objects."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_old(store: Path, days: float, pattern: str = "**/*") -> None:
 
 @pytest.fixture
 def two_runs(make_models: Any, pipeline: Any, tmp_path: Path) -> dict[str, str]:
-    """Two methods that share their spectra; the run keys."""
+    """Two runs of methods that share their spectra: run key by method."""
     models = make_models(num_experts=2, layers=1)
     found = {}
     for method in ("swudi", "swudi_a"):
@@ -49,7 +49,7 @@ def two_runs(make_models: Any, pipeline: Any, tmp_path: Path) -> dict[str, str]:
 
 
 def test_every_object_of_a_run_is_recorded(make_models: Any, pipeline: Any, tmp_path: Path) -> None:
-    """Of a run with everything that leaves objects: sums, calibration, alignment, adapters' spectra."""
+    """A run that writes every kind of object: spectra, sums, parts and alignments."""
     models = make_models(num_experts=2, layers=2)
     recipe = models.write_recipe(
         "swudi",
@@ -63,7 +63,7 @@ def test_every_object_of_a_run_is_recorded(make_models: Any, pipeline: Any, tmp_
     inventory = take_inventory(Store(str(tmp_path / "store")))
     (run,) = inventory.runs
     assert run.objects is not None and stored <= run.objects
-    # a shard of norms decomposes nothing, and leaves no table
+    # a shard of norms has no spectra, so it writes no table
     assert all(key.startswith("parts/") and key.endswith(".arrow") for key in run.objects - stored)
     assert run.state == "finished" and run.facts["result"]["shards_done"] > 0
     assert set(inventory.objects) == stored | set(run.folder)
@@ -93,7 +93,7 @@ def test_ls_and_du(two_runs: dict[str, str], command: Callable[..., Any], tmp_pa
     assert set(rows) == {"spectra", "parts", "runs"} and sum(row["num_bytes"] for row in rows.values()) == total
 
 
-def test_gc_by_run_keeps_what_is_shared(
+def test_gc_by_run_keeps_shared_objects(
     two_runs: dict[str, str], command: Callable[..., Any], pipeline: Any, tmp_path: Path
 ) -> None:
     before = keys(tmp_path / "store")
@@ -107,7 +107,7 @@ def test_gc_by_run_keeps_what_is_shared(
     assert len(before - after) == done["num_objects"] == planned["num_objects"] > 0
     assert shared <= after and not any(two_runs["swudi"] in key for key in after)
     again = pipeline(tmp_path / "swudi_a.yml", tmp_path / "again", store=str(tmp_path / "store"))
-    assert again.shards_done == 0, "the run that was kept is whole"
+    assert again.shards_done == 0, "the other run is complete"
     command("cache", "gc", "--run", two_runs["swudi_a"])
     assert keys(tmp_path / "store") == set()
 
@@ -121,19 +121,19 @@ def test_gc_by_age(two_runs: dict[str, str], command: Callable[..., Any], tmp_pa
     assert done["runs"] == [two_runs["swudi"]]
     left = keys(store)
     assert "spectra/orphan.arrow" not in left
-    assert any(key.startswith("spectra/") for key in left), "the younger run uses them"
+    assert any(key.startswith("spectra/") for key in left), "the more recent run uses them"
     assert command("cache", "gc", "--older-than", "sometime").code == 2
     text = command("cache", "gc", "--older-than", "1h").out
     assert "removed 1 run " in text and keys(store) == set()
 
 
-def test_gc_leaves_a_living_run_alone(make_models: Any, command: Callable[..., Any], tmp_path: Path) -> None:
+def test_gc_keeps_an_active_run(make_models: Any, command: Callable[..., Any], tmp_path: Path) -> None:
     models = make_models(num_experts=2, layers=1)
     plan = make_plan(read_recipe(models.write_recipe("swudi")))
     place = tmp_path / "store"
     store = Store(str(place))
     with recorded_run(Run(plan, Store(str(place))), "out"):
-        store.write(run_objects(plan)[0], b"in the making")
+        store.write(run_objects(plan)[0], b"incomplete")
         make_old(place, 30)
         os.utime(next(place.glob("claims/*")))  # its heartbeat
         assert take_inventory(store).runs[0].state == "running"
@@ -146,7 +146,7 @@ def test_gc_leaves_a_living_run_alone(make_models: Any, command: Callable[..., A
     assert keys(place) == set()
 
 
-def test_superseded_sums_go_and_the_next_expert_still_costs_one(
+def test_without_superseded_sums_the_next_expert_still_costs_one_pass(
     make_models: Any, pipeline: Any, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     models = make_models(num_experts=4, layers=1)
@@ -163,13 +163,13 @@ def test_superseded_sums_go_and_the_next_expert_still_costs_one(
     before = {key for key in keys(store) if key.startswith("sums/")}
     done = json.loads(command("cache", "gc", "--superseded", "--json").out)
     after = {key for key in keys(store) if key.startswith("sums/")}
-    assert done["num_objects"] == len(before - after) == len(before) // 3, "the sets of one expert"
+    assert done["num_objects"] == len(before - after) == len(before) // 3, "only the sums of one expert are removed"
     assert all(key.rpartition("/")[2].startswith("000002-") for key in after)
     result = merge(0, 1, 3)
     assert result.bytes_read == 2 * sum(tensor.nbytes for tensor in models.base_tensors.values())
 
 
-def test_what_killed_processes_leave_is_removed(tmp_path: Path) -> None:
+def test_objects_of_killed_processes_are_removed(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     claim = hold_run(store, "a" * 64)
     dead = json.loads(store.read(next(iter(keys(store))))) | {"pid": 2**22 + 1}
@@ -191,15 +191,17 @@ def test_verify_finds_damage_of_every_kind(
     recipe = models.write_recipe("swudi", keep_sums=True, parameters={"alignment_rho": 0.5})
     first = pipeline(recipe, tmp_path / "a", store=str(store))
     assert command("cache", "verify").code == 0
-    victims: dict[str, Path] = {}
+    targets: dict[str, Path] = {}
     for path in sorted(store.rglob("*")):
         if path.is_file():
             key = path.relative_to(store)
-            victims.setdefault(key.parts[0] + path.suffix + ("" if key.parts[0] != "runs" else path.name), path)
-    victims["parts.safetensors"] = max(store.glob("parts/*.safetensors"))  # another part than that of the record
-    assert len(victims) == 9, sorted(victims)
+            targets.setdefault(key.parts[0] + path.suffix + ("" if key.parts[0] != "runs" else path.name), path)
+    targets["parts.safetensors"] = max(
+        store.glob("parts/*.safetensors")
+    )  # the part of another record than the damaged one
+    assert len(targets) == 9, sorted(targets)
     originals = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
-    for path in victims.values():
+    for path in targets.values():
         content = originals[path]
         middle = len(content) * 2 // 3
         other = next(p for p in originals if p.suffix == path.suffix and p.name != path.name)
@@ -214,8 +216,8 @@ def test_verify_finds_damage_of_every_kind(
     found = command("cache", "verify", "--json")
     assert found.code == 1, found.out
     reported = {entry["key"] for entry in json.loads(found.out)["damaged"]}
-    expected = {str(path.relative_to(store)) for path in victims.values()}
-    # Tables of shards carry no name of their own; and a bit may flip in what Arrow pads with, where nobody reads.
+    expected = {str(path.relative_to(store)) for path in targets.values()}
+    # A table of a shard does not contain its own key, and a changed bit in the padding of Arrow has no effect.
     if damage in ("swap", "flip"):
         expected = {key for key in expected if not (key.endswith(".arrow") and key.startswith(("parts/", "runs/")))}
     assert expected <= reported
@@ -236,7 +238,7 @@ def test_foreign_and_uncommitted_objects(two_runs: dict[str, str], command: Call
     assert found.code == 0 and "not checked: notes.txt" in found.out and "not checked: 1 incomplete part" in found.out
 
 
-def test_an_empty_store_is_no_error(command: Callable[..., Any], tmp_path: Path) -> None:
+def test_an_empty_store_is_not_an_error(command: Callable[..., Any], tmp_path: Path) -> None:
     for arguments in (["ls"], ["du"], ["gc"], ["verify"]):
         done = command("cache", *arguments, "--store", tmp_path / "nothing")
         assert done.code == 0 and not done.err, done.err
@@ -260,13 +262,13 @@ def test_on_s3(make_models: Any, pipeline: Any, command: Callable[..., Any], tmp
     upload = store.backend.call("create_multipart_upload", Key=store.backend.object_key("spectra/half"))  # pyright: ignore
     assert upload["UploadId"]
     assert command("cache", "gc", *reach, "--run", runs["swudi"]).code == 0
-    victim = next(key for key in sorted(keys(store)) if key.startswith("spectra/"))
-    store.write(victim, store.read(victim)[:-100])
+    target = next(key for key in sorted(keys(store)) if key.startswith("spectra/"))
+    store.write(target, store.read(target)[:-100])
     found = command("cache", "verify", *reach)
-    assert found.code == 1 and victim in found.out
+    assert found.code == 1 and target in found.out
     assert command("cache", "verify", *reach, "--delete").code == 0
-    assert not store.exists(victim) and command("cache", "verify", *reach).code == 0
-    assert store.remove_abandoned() == 1, "an upload of today may still be alive"
+    assert not store.exists(target) and command("cache", "verify", *reach).code == 0
+    assert store.remove_abandoned() == 1, "gc does not remove an upload of today, which may be active"
 
 
 def test_the_record_hides_credentials(make_models: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Several runs at once on one store: the same bytes, no error, and the work is done about once."""
+"""Several runs at once with one store: no errors, the same bytes, and each decomposition is computed about once."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ def keys_of(log: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("times", [2, TEN_TIMES])
-def test_two_runs_of_one_recipe(on_s3: S3Models, forked_commands: ForkedCommands, tmp_path: Path, times: int) -> None:
+def test_two_runs_of_one_recipe_share_the_work(
+    on_s3: S3Models, forked_commands: ForkedCommands, tmp_path: Path, times: int
+) -> None:
     recipe = on_s3.write_recipe("swudi_a", output={"max_shard_size": "100KB"})
-    calm = forked_commands.run("merge", recipe, f"{on_s3.uri}/calm", "--store", f"{on_s3.uri}/alone", "--json")
-    assert calm.code == 0, calm.output
-    expected = objects(on_s3.store("calm"))
+    reference = forked_commands.run(
+        "merge", recipe, f"{on_s3.uri}/reference", "--store", f"{on_s3.uri}/alone", "--json"
+    )
+    assert reference.code == 0, reference.output
+    expected = objects(on_s3.store("reference"))
     shared = time = 0
-    # Again, if one of the two came too late to find anything left to do each time.
+    # Repeated if one of the two started too late to compute anything.
     while time < times or (not shared and time < 20):
         log, store = tmp_path / f"log{time}", f"{on_s3.uri}/store{time}"
         runs = [
@@ -40,12 +44,12 @@ def test_two_runs_of_one_recipe(on_s3: S3Models, forked_commands: ForkedCommands
         assert [run.code for run in finished] == [0, 0], [run.output for run in finished]
         assert objects(on_s3.store(f"out{time}-a")) == objects(on_s3.store(f"out{time}-b")) == expected
         decomposed = Counter(keys_of(log))
-        assert len(decomposed) == calm.json["decompositions_computed"]
-        assert max(decomposed.values()) == 1, "a claimed shard is computed by one of the two"
+        assert len(decomposed) == reference.json["decompositions_computed"]
+        assert max(decomposed.values()) == 1, "a claimed shard is computed by one run"
         shared += all(run.json["decompositions_computed"] > 0 for run in finished)
         assert not [key for key in objects(on_s3.store(f"store{time}")) if key.startswith("claims/")]
         time += 1
-    assert shared, "at least once both took part in the work"
+    assert shared, "at least once both computed something"
 
 
 @pytest.mark.parametrize("times", [1, TEN_TIMES])
@@ -58,11 +62,11 @@ def test_two_recipes_that_share_spectra(
     ]
     expected, num_decompositions = [], 0
     for number, recipe in enumerate(recipes):
-        out = f"{on_s3.uri}/calm{number}"
-        calm = forked_commands.run("merge", recipe, out, "--store", f"{on_s3.uri}/alone", "--json")
-        assert calm.code == 0, calm.output
-        num_decompositions += calm.json["decompositions_computed"]
-        expected.append(objects(on_s3.store(f"calm{number}")))
+        out = f"{on_s3.uri}/reference{number}"
+        reference = forked_commands.run("merge", recipe, out, "--store", f"{on_s3.uri}/alone", "--json")
+        assert reference.code == 0, reference.output
+        num_decompositions += reference.json["decompositions_computed"]
+        expected.append(objects(on_s3.store(f"reference{number}")))
     for time in range(times):
         log, store = tmp_path / f"log{time}", f"{on_s3.uri}/store{time}"
         runs = [
@@ -76,17 +80,17 @@ def test_two_recipes_that_share_spectra(
 
 
 @pytest.mark.parametrize("times", [1, TEN_TIMES])
-def test_two_runs_into_one_destination(
+def test_two_runs_with_one_destination(
     on_s3: S3Models, forked_commands: ForkedCommands, tmp_path: Path, times: int
 ) -> None:
     recipe = on_s3.write_recipe("swudi_a", output={"max_shard_size": "100KB"})
-    calm = forked_commands.run("merge", recipe, f"{on_s3.uri}/calm", "--store", f"{on_s3.uri}/store")
-    assert calm.code == 0, calm.output
+    reference = forked_commands.run("merge", recipe, f"{on_s3.uri}/reference", "--store", f"{on_s3.uri}/store")
+    assert reference.code == 0, reference.output
     other = on_s3.write_recipe("average", name="other.yml", output={"max_shard_size": "70KB"})
-    another = forked_commands.run("merge", other, f"{on_s3.uri}/calm-other", "--store", f"{on_s3.uri}/store")
+    another = forked_commands.run("merge", other, f"{on_s3.uri}/reference-other", "--store", f"{on_s3.uri}/store")
     assert another.code == 0, another.output
-    expected, expected_other = objects(on_s3.store("calm")), objects(on_s3.store("calm-other"))
-    # The parts are there: both runs come to the destination at once.
+    expected, expected_other = objects(on_s3.store("reference")), objects(on_s3.store("reference-other"))
+    # The parts exist already, so both runs write the destination at the same time.
     for time in range(times):
         out = f"{on_s3.uri}/out{time}"
         runs = [forked_commands.start("merge", recipe, out, "--store", f"{on_s3.uri}/store") for _ in range(2)]

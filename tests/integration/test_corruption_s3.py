@@ -1,4 +1,4 @@
-"""Every kind of object in a store on S3, damaged in every way: noticed and made again, and the result is right."""
+"""Damage to every kind of object in a store on S3: it is detected, and the object is computed again."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..conftest import fresh_s3_root
 from ..small_models import Models, base_weights, expert_weights, llama_config, save_model
 from .s3_models import S3Models, objects, upload
 
-# Kind of object, and what else must be gone so that it is looked at: parts are found before spectra, spectra before
-# sums.
+# Keys by kind of object, and keys to leave out so that the object is read: a run with parts reads no spectra, and with
+# spectra no sums.
 KINDS = {
     "part": (r"parts/.*\.safetensors", None),
     "record of a part": (r"parts/.*\.json", None),
@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished merge, its store, and the store of another one of the same shape."""
+    """A finished merge, its store, and the store of another merge of the same shapes."""
 
     models: S3Models
     expected: dict[str, bytes]
@@ -81,8 +81,8 @@ def damaged(content: bytes, damage: str, other: bytes) -> bytes:
     }[damage]
 
 
-def prepare(finished: Finished, name: str, kind: str) -> int:
-    """A copy of the store in which every object of that kind is damaged, in turn in each way; their number."""
+def write_damaged_store(finished: Finished, name: str, kind: str) -> int:
+    """Write a copy of the store with all objects of one kind damaged, in turn in each way; return their number."""
     pattern, gone = KINDS[kind]
     others = [content for key, content in finished.other.items() if re.fullmatch(pattern, key)]
     store, count = finished.models.store(f"store-{name}"), 0
@@ -99,9 +99,9 @@ def prepare(finished: Finished, name: str, kind: str) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_objects_are_made_again(finished: Finished, kind: str) -> None:
+def test_damaged_objects_are_computed_again(finished: Finished, kind: str) -> None:
     name = re.sub(r"\W", "-", kind)
-    count = prepare(finished, name, kind)
+    count = write_damaged_store(finished, name, kind)
     assert count >= (len(DAMAGES) if kind not in ("alignment", "record of a run") else 1)
     result = merge(finished.models, name)
     assert objects(finished.models.store(f"out-{name}")) == finished.expected
@@ -116,7 +116,7 @@ def test_damaged_objects_are_made_again(finished: Finished, kind: str) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_single_alignment(finished: Finished, damage: str) -> None:
+def test_a_damaged_alignment(finished: Finished, damage: str) -> None:
     name = f"alignment-{damage[:5].strip()}"
     pattern, gone = KINDS["alignment"]
     (key,) = [key for key in finished.store if re.fullmatch(pattern, key)]
@@ -129,7 +129,7 @@ def test_a_single_alignment(finished: Finished, damage: str) -> None:
     assert objects(finished.models.store(f"out-{name}")) == finished.expected
 
 
-def test_claims_of_any_content(finished: Finished) -> None:
+def test_claims_with_arbitrary_content(finished: Finished) -> None:
     store = finished.models.store("store-claims")
     parts = [key for key in finished.store if re.fullmatch(r"parts/.*\.safetensors", key)]
     contents = [b"", b"{", b"[]", b"\xff" * 9, b'{"host": 1}', b"null", finished.store[parts[0]]]

@@ -1,4 +1,4 @@
-"""What a Dask cluster adds to a run: workers that must fit, shards taken back, GPUs, and what is told of it."""
+"""Runs on a Dask cluster: workers with GPUs, cancelled shards, dead workers, and messages about errors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ distributed = pytest.importorskip("distributed", reason="the dask extra is not i
 from eigenmerge.core.errors import RecipeError, WorkerError  # noqa: E402
 from eigenmerge.tasks.runners.runner import make_runner  # noqa: E402
 
-from .processes import living, num_parts, start, wait_until  # noqa: E402
+from .processes import num_parts, running_processes, start, wait_until  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def two_workers() -> Iterator[Any]:
-    """One of which says that it has a GPU."""
+    """A cluster of two workers, one of which is declared to have a GPU."""
     with distributed.LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=None) as running:
         spec = running.new_worker_spec()
         for name, worker in enumerate(list(spec.values()) * 2):
@@ -37,20 +37,20 @@ def two_workers() -> Iterator[Any]:
 
 @pytest.fixture
 def cluster(two_workers: Any) -> Any:
-    """With both workers there, whatever a test before did to them."""
+    """The cluster after both workers have started again; an earlier test may have killed them."""
     with distributed.Client(two_workers) as client:
         client.wait_for_workers(2, timeout=60)
     return two_workers
 
 
 @pytest.fixture
-def reached(prefect_server: str) -> Iterator[str]:
+def reported(prefect_server: str) -> Iterator[str]:
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         yield prefect_server
 
 
 @task(persist_result=False)
-def name_of_worker() -> Any:
+def worker_name() -> Any:
     return distributed.get_worker().name
 
 
@@ -66,14 +66,14 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_shard_for_a_gpu_goes_where_one_is(cluster: Any, reached: str) -> None:
+def test_a_shard_for_a_gpu_runs_on_a_worker_with_one(cluster: Any, reported: str) -> None:
     for device, expected in (("cuda", {1}), ("cpu", {0, 1})):
         with make_runner("dask", workers=2, address=cluster.scheduler_address, device=device) as runner:
-            futures = [runner.submit(name_of_worker, {}, peak_bytes=1) for _ in range(12)]
+            futures = [runner.submit(worker_name, {}, peak_bytes=1) for _ in range(12)]
             assert {future.result() for future in futures} == expected
 
 
-def test_leaving_takes_back_what_has_not_begun(cluster: Any, reached: str, tmp_path: Path) -> None:
+def test_closing_the_runner_cancels_shards_that_have_not_started(cluster: Any, reported: str, tmp_path: Path) -> None:
     with make_runner("dask", workers=2, address=cluster.scheduler_address) as runner:
         marks = [tmp_path / str(number) for number in range(20)]
         futures = [runner.submit(wait_for, {"path": str(mark), "seconds": 1.0}, peak_bytes=1) for mark in marks]
@@ -81,10 +81,10 @@ def test_leaving_takes_back_what_has_not_begun(cluster: Any, reached: str, tmp_p
             time.sleep(0.01)
         assert len(futures) == 20
     time.sleep(2.0)
-    assert sum(mark.exists() for mark in marks) <= 4  # in hand, or on the way to a worker
+    assert sum(mark.exists() for mark in marks) <= 4  # running, or already sent to a worker
 
 
-def test_workers_that_die_on_one_shard_are_explained(cluster: Any, reached: str) -> None:
+def test_the_error_explains_that_workers_died(cluster: Any, reported: str) -> None:
     with make_runner("dask", workers=2, address=cluster.scheduler_address) as runner:
         future = runner.submit(die, {}, peak_bytes=1)
         with pytest.raises(Exception) as caught:
@@ -94,8 +94,8 @@ def test_workers_that_die_on_one_shard_are_explained(cluster: Any, reached: str)
         assert runner.explain(ValueError("of a shard")) is None
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the hang is one of Python 3.11")
-def test_the_profiler_that_hangs_is_off(cluster: Any, reached: str) -> None:
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the profiler hangs only with Python 3.11")
+def test_the_profiler_is_disabled(cluster: Any, reported: str) -> None:
     def profiles(dask_worker: Any) -> bool:
         return "profile" in dask_worker.periodic_callbacks
 
@@ -103,7 +103,7 @@ def test_the_profiler_that_hangs_is_off(cluster: Any, reached: str) -> None:
         assert list(client.run(profiles).values()) == [False, False]
 
 
-def test_a_server_that_workers_do_not_reach(cluster: Any) -> None:
+def test_a_prefect_server_that_workers_cannot_reach(cluster: Any) -> None:
     runner = make_runner("dask", workers=2, address=cluster.scheduler_address)
     nowhere = "http://127.0.0.1:9/api"
     with (
@@ -122,7 +122,7 @@ def test_a_wrong_address(command: Callable[..., Any], models: Any, tmp_path: Pat
         assert not list((tmp_path / "out").glob("*"))
 
 
-def test_an_error_in_one_shard_ends_the_others(
+def test_an_error_in_one_shard_stops_the_others(
     make_models: Any, command: Callable[..., Any], cluster: Any, tmp_path: Path
 ) -> None:
     models = make_models(num_experts=3, layers=16, hidden=256)
@@ -136,12 +136,12 @@ def test_an_error_in_one_shard_ends_the_others(
     assert done.code == 1 and "has 1 NaN or Inf" in done.err and len(done.err.splitlines()) == 1
     parts = num_parts(store)
     time.sleep(2.0)
-    assert num_parts(store) <= parts + 2 < 24  # those in hand may be finished
+    assert num_parts(store) <= parts + 2 < 24  # running shards may finish
     assert not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_stopped_and_resumed(
+def test_a_stopped_run_is_resumed(
     make_models: Any,
     eigenmerge: Callable[..., Any],
     merge_flow: Callable[..., Any],
@@ -149,7 +149,7 @@ def test_stopped_and_resumed(
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
-    """On a cluster of its own. Ctrl-C goes to the workers as well, as in a terminal."""
+    """On a cluster that the command starts. Ctrl-C reaches the workers too, as in a terminal."""
     recipe = make_models(num_experts=3, layers=8, hidden=192).write_recipe("swudi_a")
     store, out = tmp_path / "store", tmp_path / "out"
     arguments = ["merge", recipe, out, "--store", store, "--runner", "dask", "--workers", "2"]
@@ -159,14 +159,14 @@ def test_stopped_and_resumed(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert len(said.strip().splitlines()) == 2, said  # and nothing of Dask's
-    first, last = said.strip().splitlines()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert len(errors.strip().splitlines()) == 2, errors  # no messages of Dask
+    first, last = errors.strip().splitlines()
     assert first == "eigenmerge: stopping; finished shards are kept (interrupt again to stop at once)"
     assert last.startswith(f"eigenmerge: error: stopped by {number.name}")
     deadline = time.monotonic() + 60
-    while workers := living(process.pid):
+    while workers := running_processes(process.pid):
         assert time.monotonic() < deadline, workers
         time.sleep(0.1)
     assert not list(out.glob("*")) and not list(store.rglob("*.partial"))

@@ -1,4 +1,4 @@
-"""Code in README.md and docs/ is right: commands are understood and run, recipes are valid, Python runs."""
+"""Code in README.md and docs/: commands are valid and run, recipes are valid, Python code runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..small_models import base_weights, expert_weights, save_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
-# docs/own-method.md has a test of its own, which builds the package of the page.
+# tests/integration/test_own_method.py builds the package of docs/own-method.md.
 TESTED_ELSEWHERE = {"docs/own-method.md"}
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -66,17 +66,17 @@ def arguments_of(block: Block) -> list[str]:
     return words[3:] if words[0] == "python" else words[1:]
 
 
-def test_pages_have_code() -> None:
+def test_code_is_found_in_the_pages() -> None:
     assert len(COMMANDS) > 20 and len(RECIPES) > 5 and PYTHON and len(ON_THIS_MACHINE) > 8
 
 
-def test_languages_are_named() -> None:
+def test_every_block_names_its_language() -> None:
     assert [str(block) for block in ALL if not block.language] == []
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=str)
-def test_commands_are_understood(block: Block) -> None:
-    """The real parser takes every argument and option; nothing is run."""
+def test_commands_are_valid(block: Block) -> None:
+    """The parser of the command accepts every argument and option; nothing is run."""
     from eigenmerge.deployments.cli.app import app
 
     command: Any = typer.main.get_command(app)
@@ -97,7 +97,7 @@ def test_make_targets_exist(block: Block) -> None:
 
 @pytest.mark.parametrize("block", RECIPES, ids=str)
 def test_recipes_are_valid(block: Block) -> None:
-    """A page may show some keys of a recipe; the others are supplied here."""
+    """A page may show only some keys of a recipe; this test adds the required ones."""
     shown = parse_yaml_mapping(block.text, str(block))
     rest: dict[str, Any] = {"merge_method": "swudi"}
     if "slices" not in shown:
@@ -106,7 +106,7 @@ def test_recipes_are_valid(block: Block) -> None:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_root: S3Root) -> Path:
+def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_root: S3Root) -> Path:
     """A folder with the models and the recipe of the README, and a bucket on S3."""
     import fsspec
 
@@ -140,8 +140,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_root: S3Root) -> Pa
     return tmp_path
 
 
-def test_commands_run_in_the_order_of_the_pages(desk: Path, command: Callable[..., Any]) -> None:
-    """Those of the README, then those on the store that they filled."""
+def test_commands_run_in_the_order_of_the_pages(work_folder: Path, command: Callable[..., Any]) -> None:
+    """Commands of the README, then those of docs/store.md on the same store."""
     run_key = ""
     for block in ON_THIS_MACHINE:
         arguments = [run_key[:8] if word == "3f9a0c12" else word for word in arguments_of(block)]
@@ -154,13 +154,13 @@ def test_commands_run_in_the_order_of_the_pages(desk: Path, command: Callable[..
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
-def test_python_runs(block: Block, desk: Path, merge_flow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EIGENMERGE_STORE", str(desk / "store"))
-    monkeypatch.setenv("HOME", str(desk / "home"))
+def test_python_runs(block: Block, work_folder: Path, merge_flow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EIGENMERGE_STORE", str(work_folder / "store"))
+    monkeypatch.setenv("HOME", str(work_folder / "home"))
     vectors = {f"v{number}": torch.randn(6, 8) for number in (1, 2, 3)}
     names: dict[str, Any] = {**vectors, "models": [], "__name__": "page"}
     exec(compile(block.text, str(block), "exec"), names)  # noqa: S102
     if "delta" in names:
         assert names["delta"].shape == (6, 8)
     if "result" in names:
-        assert (desk / "merged/model.safetensors").exists()
+        assert (work_folder / "merged/model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""Every method of the registry through the pipeline on small models, against the notebook call."""
+"""Every method through the pipeline on small models, compared with merge_task_vectors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPECTRAL = sorted(name for name, method in built_in_methods().items() if isinsta
 DIRECT = sorted(name for name, method in built_in_methods().items() if isinstance(method, DirectMethod))
 Q_PROJ, NORM = "model.layers.1.self_attn.q_proj.weight", "model.layers.1.input_layernorm.weight"
 
-# What a method cannot do without, or with its defaults on these models.
+# Required parameters, and parameters whose defaults do not suit these models.
 PARAMETERS: dict[str, dict[str, Any]] = {
     "wudi": {"iterations": 20},
     "optmerge": {"iterations": 20},
@@ -45,7 +45,7 @@ def merge(models: Any, pipeline: Pipeline, tmp_path: Path, method: str, **keys: 
 
 
 @pytest.mark.parametrize("method", SPECTRAL)
-def test_a_spectral_method(
+def test_spectral_methods_equal_the_tensor_level_call(
     make_models: Callable[..., Any], pipeline: Pipeline, tmp_path: Path, load_checkpoint: Any, method: str
 ) -> None:
     models = make_models(layers=2)
@@ -57,13 +57,13 @@ def test_a_spectral_method(
     expected = merge_task_vectors(deltas(models, Q_PROJ, 3), method=method, **given)
     assert expected.abs().max() > 0
     change = (merged[Q_PROJ] - base[Q_PROJ]).double()
-    assert (change - expected).norm() < 1e-4 * expected.norm(), "as the notebook call"
+    assert (change - expected).norm() < 1e-4 * expected.norm()
     mean = torch.stack(deltas(models, NORM, 3)).mean(0)
     torch.testing.assert_close(merged[NORM], base[NORM] + mean, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", DIRECT)
-def test_a_direct_method(
+def test_direct_methods_equal_the_tensor_level_call(
     make_models: Callable[..., Any], pipeline: Pipeline, tmp_path: Path, load_checkpoint: Any, method: str
 ) -> None:
     models = make_models(layers=2)
@@ -77,17 +77,17 @@ def test_a_direct_method(
         assert not torch.equal(merged[name], base[name]), name
     chosen = built_in_methods()[method]
     if "seed" in type(chosen).__module__ or method.startswith(("dare", "della")):
-        return  # draws by the tensor's name, which a notebook's tensor has not
+        return  # random numbers depend on the tensor's name, which the tensor-level call does not have
     given = PARAMETERS.get(method, {})
     expected = merge_task_vectors(deltas(models, Q_PROJ, count), method=method, base=base[Q_PROJ], **given)
     torch.testing.assert_close(merged[Q_PROJ], base[Q_PROJ] + expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["iso_c", "tsv_m", "swudi_a", "star"])
-def test_svc_after_a_method_is_the_notebooks(
+def test_svc_after_a_method_equals_the_tensor_level_call(
     make_models: Callable[..., Any], pipeline: Pipeline, tmp_path: Path, load_checkpoint: Any, method: str
 ) -> None:
-    """After iso_c too, where singular values tie and a matrix alone does not say which directions are meant."""
+    """Also after iso_c, where equal singular values leave the directions undetermined."""
     models = make_models(layers=1)
     name = Q_PROJ.replace("layers.1", "layers.0")
     result = merge(models, pipeline, tmp_path, method, calibration={"svc": {"alpha": 0.5}})
@@ -97,13 +97,13 @@ def test_svc_after_a_method_is_the_notebooks(
     change = (merged - models.base_tensors[name]).double()
     assert (change - expected).norm() < 1e-4 * expected.norm()
     warned = [warning for warning in result.warnings if "ill-posed" in warning]
-    assert len(warned) == (1 if method == "iso_c" else 0), "said once in the plan, not for every tensor"
+    assert len(warned) == (1 if method == "iso_c" else 0), "the plan warns once, not for every tensor"
 
 
-def test_a_flat_spectrum_reaches_the_tensors_notes(
+def test_a_flat_spectrum_is_reported_for_the_tensor(
     make_models: Callable[..., Any], save_model: Any, pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    """Two experts that are rotations of each other's directions: the merged singular values tie."""
+    """Two experts with orthogonal directions of equal size: the merged singular values are equal."""
     models = make_models(num_experts=2, layers=1)
     name = Q_PROJ.replace("layers.1", "layers.0")
     for index, folder in enumerate(models.experts):
@@ -112,10 +112,12 @@ def test_a_flat_spectrum_reaches_the_tensors_notes(
         save_model(folder, tensors, None)
     recipe = models.recipe("swudi_a", calibration={"svc": {}})
     result = pipeline(recipe, tmp_path / "out")
-    assert any(name in warning and "tie" in warning for warning in result.warnings)
+    assert any(
+        name in warning and "singular values of the merged delta are equal" in warning for warning in result.warnings
+    )
 
 
-def test_the_registry_is_covered() -> None:
+def test_every_method_is_covered() -> None:
     assert len(SPECTRAL) + len(DIRECT) == len(built_in_methods())
     assert {"swudi", "optmerge", "iso_cts", "ace"} <= set(SPECTRAL)
     assert {"ties", "della", "model_stock"} <= set(DIRECT)

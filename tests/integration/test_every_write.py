@@ -1,4 +1,4 @@
-"""A disk that is full, or becomes read-only, at each write of a run: one clear line, and the same command goes on."""
+"""A disk that is full or becomes read-only at each write of a run: one clear line, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CALLS = ("open", "write", "fsync", "replace", "rename", "link", "mkdir", "copy_f
 
 
 class BrokenDisk:
-    """From the n-th call that changes something below `root` on, all of them fail; removing still works."""
+    """Makes all calls that change files below `root` fail, from the n-th one on; files can still be removed."""
 
     def __init__(self, root: Path, first: int | None, code: int) -> None:
         self.root, self.first, self.code = str(root), first, code
@@ -46,7 +46,7 @@ class BrokenDisk:
         return call
 
     def _path(self, name: str, arguments: tuple[Any, ...]) -> str:
-        """The file that a call would change; "" if it changes none."""
+        """Return the file that a call would change; "" if it changes none."""
         if name == "open":
             return os.fspath(arguments[0]) if arguments[1] & os.O_CREAT else ""
         if name in {"write", "fsync", "sendfile"}:
@@ -59,25 +59,28 @@ class BrokenDisk:
 @pytest.mark.parametrize("samples", [2, pytest.param(None, marks=pytest.mark.soak, id="all of them")])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS], ids=["full", "denied", "read-only"])
 @pytest.mark.parametrize("where", ["store", "out"])
-def test_each_write_fails_once(
+def test_each_write_fails_once_and_the_run_is_resumed(
     make_models: Any, pipeline: Any, tmp_path: Path, where: str, code: int, samples: int | None
 ) -> None:
     recipe = make_models(num_experts=2, layers=1).write_recipe("swudi_a", keep_sums=True)
-    expected, calm_store = tmp_path / "calm-out", tmp_path / "calm-store"
-    whole = BrokenDisk(tmp_path / f"calm-{where}", None, code)
-    with whole.installed():
-        pipeline(recipe, expected, store=str(calm_store), workers=1)
-    assert whole.calls > 20
-    # The three kinds of failure share the writes between them: each write meets one of them.
+    expected, reference_store = tmp_path / "reference-out", tmp_path / "reference-store"
+    intact = BrokenDisk(tmp_path / f"reference-{where}", None, code)
+    with intact.installed():
+        pipeline(recipe, expected, store=str(reference_store), workers=1)
+    assert intact.calls > 20
+    # The writes are divided among the three kinds of failure: each write fails in one way.
     kinds = [errno.ENOSPC, errno.EACCES, errno.EROFS]
-    step = len(kinds) if samples is None else len(kinds) * max(1, whole.calls // (len(kinds) * samples)) + 1
+    step = len(kinds) if samples is None else len(kinds) * max(1, intact.calls // (len(kinds) * samples)) + 1
     out, store = tmp_path / "out", tmp_path / "store"
-    for first in range(kinds.index(code), whole.calls, step):
+    for first in range(kinds.index(code), intact.calls, step):
         broken = BrokenDisk(tmp_path / where, first, code)
         with broken.installed(), pytest.raises(EigenmergeError) as caught:
             pipeline(recipe, out, store=str(store), workers=1)
-        said = str(caught.value)
-        assert os.strerror(code) in said and str(tmp_path / where) in said and "\n" not in said, (first, said)
+        message = str(caught.value)
+        assert os.strerror(code) in message and str(tmp_path / where) in message and "\n" not in message, (
+            first,
+            message,
+        )
         assert not list(tmp_path.rglob("*.partial")), first
         assert not out.exists() or not any(out.iterdir()) or (out / MARKER_NAME).exists(), first
         pipeline(recipe, out, store=str(store), workers=1)

@@ -1,4 +1,4 @@
-"""Merges through a network that fails: what can pass is ridden out with the same bytes, what cannot is said at once."""
+"""Merges through a faulty network: temporary failures are retried with the same result, others are reported at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def faulty(s3_models: S3Models, faulty_s3: Any) -> S3Models:
 @pytest.mark.parametrize(
     ("outage_seconds", "repetitions"), [(3.0, 1), pytest.param(10.0, 5, marks=pytest.mark.soak)], ids=["3 s", "10 s"]
 )
-def test_everything_that_can_pass_at_once(
+def test_temporary_failures_do_not_change_the_result(
     s3_models: S3Models,
     faulty: S3Models,
     faulty_s3: Any,
@@ -29,12 +29,14 @@ def test_everything_that_can_pass_at_once(
     outage_seconds: float,
     repetitions: int,
 ) -> None:
-    """5% errors, 5% short bodies, 2% resets, 2% lost answers, 5% slow bodies, and an outage in the middle."""
+    """5% errors, 5% short bodies, 2% resets, 2% lost responses, 5% slow bodies, and an outage during the merge."""
     proxy, _ = faulty_s3
-    calm_recipe, recipe = s3_models.write_recipe(name="calm.yml"), faulty.write_recipe()
-    calm = forked_commands.run("merge", calm_recipe, f"{faulty.uri}/calm", "--store", f"{faulty.uri}/alone", "--json")
-    assert calm.code == 0, calm.output
-    expected = objects(s3_models.store("calm"))
+    reference_recipe, recipe = s3_models.write_recipe(name="reference.yml"), faulty.write_recipe()
+    reference = forked_commands.run(
+        "merge", reference_recipe, f"{faulty.uri}/reference", "--store", f"{faulty.uri}/alone", "--json"
+    )
+    assert reference.code == 0, reference.output
+    expected = objects(s3_models.store("reference"))
     for number in range(repetitions):
         faults = Faults(errors=0.05, short_bodies=0.05, resets=0.02, lost_answers=0.02, slow_bodies=0.05)
         proxy.faults, before = faults, len(proxy.requests)
@@ -42,14 +44,14 @@ def test_everything_that_can_pass_at_once(
         run = forked_commands.start("merge", recipe, out, "--store", store, "--json")
         while run.is_running and len(proxy.requests) - before < 150:
             time.sleep(0.01)
-        assert run.is_running, "the outage comes before the end"
+        assert run.is_running, "the merge ended before the outage"
         faults.outage_until = time.monotonic() + outage_seconds
         finished = run.wait()
         proxy.faults = Faults()
         assert finished.code == 0, finished.output
-        assert len(finished.output.splitlines()) == 1, "nothing but the result"
+        assert len(finished.output.splitlines()) == 1, "only the result is printed"
         assert objects(s3_models.store(f"out{number}")) == expected
-        assert finished.json["decompositions_computed"] == calm.json["decompositions_computed"]
+        assert finished.json["decompositions_computed"] == reference.json["decompositions_computed"]
     assert proxy.counts.keys() >= {"error", "short", "reset", "lost", "slow"}, proxy.counts
 
 
@@ -74,21 +76,21 @@ def merge(faulty: S3Models, forked_commands: ForkedCommands) -> Run:
         ("out", ["permission denied", "/out"]),
     ],
 )
-def test_what_is_forbidden_is_said_at_once(merge: Run, faulty_s3: Any, what: str, words: list[str]) -> None:
+def test_a_denied_request_is_reported_at_once(merge: Run, faulty_s3: Any, what: str, words: list[str]) -> None:
     proxy, _ = faulty_s3
     proxy.faults.decide = lambda method, path: "denied" if f"/{what}/" in path or f"%2F{what}" in path else None
     started = time.monotonic()
-    refused_at_once(merge(), proxy, started, *words)
+    assert_refused_at_once(merge(), proxy, started, *words)
 
 
-def test_a_model_that_is_not_there(merge: Run, faulty: S3Models, faulty_s3: Any) -> None:
+def test_a_missing_model(merge: Run, faulty: S3Models, faulty_s3: Any) -> None:
     started = time.monotonic()
     missing = f"{faulty.uri}/nowhere"
-    refused_at_once(merge(base_model=missing), faulty_s3[0], started, "no such model", missing)
+    assert_refused_at_once(merge(base_model=missing), faulty_s3[0], started, "no such model", missing)
 
 
 @pytest.mark.parametrize("place", ["base_model", "--store", "out"])
-def test_a_bucket_that_is_not_there(
+def test_a_missing_bucket(
     merge: Run, faulty: S3Models, faulty_s3: Any, forked_commands: ForkedCommands, place: str
 ) -> None:
     started = time.monotonic()
@@ -97,11 +99,11 @@ def test_a_bucket_that_is_not_there(
         finished = forked_commands.run("merge", faulty.write_recipe(), missing, "--store", f"{faulty.uri}/store")
     else:
         finished = merge("--store", missing) if place == "--store" else merge(base_model=missing)
-    refused_at_once(finished, faulty_s3[0], started, "no such bucket", "no-such-bucket-here")
+    assert_refused_at_once(finished, faulty_s3[0], started, "no such bucket", "no-such-bucket-here")
 
 
-def refused_at_once(finished: Finished, proxy: Any, started: float, *words: str) -> None:
-    """One line that names the object; nothing was asked twice."""
+def assert_refused_at_once(finished: Finished, proxy: Any, started: float, *words: str) -> None:
+    """Check for one line that names the object, and that denied requests were not repeated."""
     lines = finished.output.splitlines()
     assert finished.code == 1 and len(lines) == 1, finished.output
     assert lines[0].startswith("eigenmerge: error: ")
@@ -112,9 +114,9 @@ def refused_at_once(finished: Finished, proxy: Any, started: float, *words: str)
     assert time.monotonic() - started < 60
 
 
-@pytest.mark.soak  # a minute of waiting
+@pytest.mark.soak  # takes a minute
 def test_an_object_that_stays_unreachable_is_named(merge: Run, faulty_s3: Any) -> None:
-    """A server that is down for good: a limited number of attempts, then one line that says how to go on."""
+    """A server that stays unavailable: a limited number of attempts, then one line that explains how to resume."""
     proxy, _ = faulty_s3
     proxy.faults.decide = lambda method, path: "error" if "expert1/model.safetensors" in path else None
     finished = merge()

@@ -1,4 +1,4 @@
-"""`keep_sums`: an expert that is added to a merged set is the only one that is read; the result is the same."""
+"""`keep_sums`: adding an expert to a merged set reads only that expert and the base, and gives the same result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from eigenmerge.core.steps.merge_run import run_plan
 from eigenmerge.core.storage.store import Store
 
 Load = Callable[[Path], dict[str, torch.Tensor]]
-NUM_MATRICES = 7  # of one layer of the little Llama
+NUM_MATRICES = 7  # of one layer of the small Llama
 
 
 def merge_plan(plan: Plan, out: Path, store: Path | str, options: dict[str, Any] | None = None) -> MergeResult:
@@ -31,7 +31,7 @@ def merge_plan(plan: Plan, out: Path, store: Path | str, options: dict[str, Any]
 
 
 class Recipes:
-    """Plans of the first, or of any, experts of a set of models."""
+    """Plans of chosen experts of a set of models."""
 
     def __init__(self, models: Any, **keys: Any) -> None:
         self.models, self.keys = models, keys
@@ -53,8 +53,8 @@ def sums_of(store: Path) -> list[Path]:
     return sorted(store.glob("sums/**/*.safetensors"))
 
 
-def ruin(model: Path) -> None:
-    """NaN everywhere, without any other trace: whoever reads it writes NaN into the merge."""
+def fill_with_nan(model: Path) -> None:
+    """Overwrite all weights with NaN, so that a merge that reads them fails."""
     path = model / ("model.safetensors" if (model / "model.safetensors").exists() else "adapter_model.safetensors")
     content = bytearray(path.read_bytes())
     start = 8 + int.from_bytes(content[:8], "little")
@@ -63,7 +63,7 @@ def ruin(model: Path) -> None:
 
 
 def make_adapters(models: Any, count: int, rank: int = 3) -> None:
-    """LoRA experts instead of full ones, on all matrices but one."""
+    """Replace the experts by LoRA adapters on all matrices; the second adapter leaves out one matrix."""
     for index in range(count):
         generator = torch.Generator().manual_seed(50 + index)
         folder = models.root / f"adapter{index}"
@@ -80,7 +80,7 @@ def make_adapters(models: Any, count: int, rank: int = 3) -> None:
         models.experts[index] = folder
 
 
-def test_the_ninth_expert_costs_one_expert(
+def test_a_ninth_expert_reads_the_base_and_itself(
     make_models: Any, pipeline: Any, tmp_path: Path, load_checkpoint: Load
 ) -> None:
     models = make_models(num_experts=9)
@@ -114,7 +114,7 @@ def test_the_ninth_expert_costs_one_expert(
         ("swudi_soft", {"parameters": {"weight": 0.7, "scale": 0.5}}),
     ],
 )
-def test_the_old_experts_are_not_read(
+def test_experts_with_kept_sums_are_not_read(
     make_models: Any, tmp_path: Path, load_checkpoint: Load, method: str, keys: dict[str, Any]
 ) -> None:
     models = make_models(num_experts=5, layers=1)
@@ -123,14 +123,14 @@ def test_the_old_experts_are_not_read(
     plan = recipes.plan(0, 1, 2, 3, 4, method=method)
     merge_plan(plan, tmp_path / "scratch", tmp_path / "empty")
     for expert in models.experts[:4]:
-        ruin(expert)
+        fill_with_nan(expert)
     result = merge_plan(plan, tmp_path / "five", tmp_path / "store")
     assert result.decompositions_computed == NUM_MATRICES
     assert_equal(load_checkpoint(tmp_path / "five"), load_checkpoint(tmp_path / "scratch"))
 
 
-def test_adapters_are_added_to_the_last_bit(make_models: Any, tmp_path: Path) -> None:
-    """Their factors are kept, not sums: nothing is added up in another order."""
+def test_adding_an_adapter_gives_the_same_bytes(make_models: Any, tmp_path: Path) -> None:
+    """Factors are kept instead of sums, so the order of additions does not change."""
     models = make_models(num_experts=4, layers=1)
     make_adapters(models, 4)
     recipes = Recipes(models)
@@ -138,14 +138,16 @@ def test_adapters_are_added_to_the_last_bit(make_models: Any, tmp_path: Path) ->
     plan = recipes.plan(0, 1, 2, 3)
     merge_plan(plan, tmp_path / "scratch", tmp_path / "empty")
     for expert in models.experts[:3]:
-        ruin(expert)
+        fill_with_nan(expert)
     result = merge_plan(plan, tmp_path / "four", tmp_path / "store")
     new = sum(shard.bytes_read for shard in recipes.plan(3).shards)
     assert result.bytes_read == new, "the base and the new adapter"
     assert (tmp_path / "four/model.safetensors").read_bytes() == (tmp_path / "scratch/model.safetensors").read_bytes()
 
 
-def test_svc_and_consensus_of_adapters_need_no_old_one(make_models: Any, tmp_path: Path, load_checkpoint: Load) -> None:
+def test_svc_and_consensus_use_the_kept_factors_of_adapters(
+    make_models: Any, tmp_path: Path, load_checkpoint: Load
+) -> None:
     models = make_models(num_experts=3, layers=1)
     make_adapters(models, 3)
     keys = {"calibration": {"svc": {}}, "parameters": {"consensus_power": 1.0}}
@@ -154,7 +156,7 @@ def test_svc_and_consensus_of_adapters_need_no_old_one(make_models: Any, tmp_pat
     plan = recipes.plan(0, 1, 2)
     merge_plan(plan, tmp_path / "scratch", tmp_path / "empty")
     for expert in models.experts[:2]:
-        ruin(expert)
+        fill_with_nan(expert)
     merge_plan(plan, tmp_path / "three", tmp_path / "store")
     assert_equal(load_checkpoint(tmp_path / "three"), load_checkpoint(tmp_path / "scratch"))
 
@@ -167,7 +169,7 @@ def test_a_dense_expert_after_adapters(make_models: Any, tmp_path: Path, load_ch
     plan = recipes.plan(0, 1, 2, 3)
     merge_plan(plan, tmp_path / "scratch", tmp_path / "empty")
     for expert in models.experts[:3]:
-        ruin(expert)
+        fill_with_nan(expert)
     merge_plan(plan, tmp_path / "four", tmp_path / "store")
     assert_equal(load_checkpoint(tmp_path / "four"), load_checkpoint(tmp_path / "scratch"))
 
@@ -176,7 +178,7 @@ def test_a_dense_expert_after_adapters(make_models: Any, tmp_path: Path, load_ch
     "keys",
     [{"parameters": {"consensus_power": 1.0}}, {"calibration": {"svc": {}}}, {"parameters": {"output_exp_time": 9}}],
 )
-def test_what_needs_every_expert_twice_reads_them_and_is_right(
+def test_methods_with_a_second_pass_read_all_experts(
     make_models: Any, tmp_path: Path, load_checkpoint: Load, keys: dict[str, Any]
 ) -> None:
     models = make_models(num_experts=3, layers=1)
@@ -189,13 +191,13 @@ def test_what_needs_every_expert_twice_reads_them_and_is_right(
     assert_equal(load_checkpoint(tmp_path / "three"), load_checkpoint(tmp_path / "scratch"))
 
 
-def test_a_method_without_sums_says_so(models: Any) -> None:
+def test_a_method_without_sums_causes_a_warning(models: Any) -> None:
     warnings = Recipes(models).plan(0, 1, method="ties").warnings
     assert any("keep_sums" in warning and "ties" in warning for warning in warnings)
     assert not any("keep_sums" in warning for warning in Recipes(models).plan(0, 1).warnings)
 
 
-def test_the_largest_part_of_the_set_is_taken(make_models: Any, tmp_path: Path) -> None:
+def test_the_largest_subset_is_used(make_models: Any, tmp_path: Path) -> None:
     models = make_models(num_experts=6, layers=1)
     recipes, store = Recipes(models), tmp_path / "store"
     one_model = sum(tensor.nbytes for tensor in models.base_tensors.values())
@@ -205,7 +207,7 @@ def test_the_largest_part_of_the_set_is_taken(make_models: Any, tmp_path: Path) 
         ((0, 1, 2, 4), 2),  # from {0, 1}, not from {0, 1, 2, 3}
         ((0, 1, 2, 3, 4), 1),  # from one of the two of four
         ((5, 0, 1), 1),  # in another order
-        ((0, 1, 2, 3), 0),  # known, and merged already: nothing is read
+        ((0, 1, 2, 3), 0),  # merged already: nothing is read
     ]
     for number, (experts, new) in enumerate(merges):
         result = merge_plan(recipes.plan(*experts), tmp_path / str(number), store)
@@ -228,7 +230,7 @@ def test_another_weight_is_another_expert(make_models: Any, tmp_path: Path, load
 
     merge_plan(plan(1.0, 0.5), tmp_path / "a", tmp_path / "store")
     changed = merge_plan(plan(1.0, 0.25, 2.0), tmp_path / "b", tmp_path / "store")
-    assert changed.bytes_read == 4 * one_model, "nothing that is kept is a part of it"
+    assert changed.bytes_read == 4 * one_model, "no kept set is a subset of it"
     grown = merge_plan(plan(1.0, 0.5, 2.0), tmp_path / "c", tmp_path / "store")
     assert grown.bytes_read == 2 * one_model
     merge_plan(plan(1.0, 0.5, 2.0), tmp_path / "d", tmp_path / "empty")
@@ -246,15 +248,13 @@ def test_the_same_expert_twice_counts_twice(make_models: Any, tmp_path: Path, lo
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "swap", "foreign"])
-def test_damaged_sums_are_found_and_made_again(
-    make_models: Any, tmp_path: Path, load_checkpoint: Load, damage: str
-) -> None:
+def test_damaged_sums_are_computed_again(make_models: Any, tmp_path: Path, load_checkpoint: Load, damage: str) -> None:
     models = make_models(num_experts=4, layers=1)
     recipes, store = Recipes(models), tmp_path / "store"
     merge_plan(recipes.plan(0, 1, 2), tmp_path / "three", store)
-    victims = sums_of(store)
-    contents = [path.read_bytes() for path in victims]
-    for index, path in enumerate(victims):
+    targets = sums_of(store)
+    contents = [path.read_bytes() for path in targets]
+    for index, path in enumerate(targets):
         content = contents[index]
         middle = len(content) * 7 // 8
         path.write_bytes(
@@ -268,14 +268,14 @@ def test_damaged_sums_are_found_and_made_again(
         )
     plan = recipes.plan(0, 1, 2, 3)
     result = merge_plan(plan, tmp_path / "four", store)
-    said = [warning for warning in result.warnings if "summed again" in warning]
-    assert len(said) == len(victims), result.warnings
+    notes = [warning for warning in result.warnings if "summed again" in warning]
+    assert len(notes) == len(targets), result.warnings
     merge_plan(plan, tmp_path / "scratch", tmp_path / "empty")
     assert (tmp_path / "four/model.safetensors").read_bytes() == (tmp_path / "scratch/model.safetensors").read_bytes()
     assert "summed again" not in (tmp_path / "four/eigenmerge_manifest.json").read_text()
 
 
-def test_the_plan_tells_what_is_kept(make_models: Any, tmp_path: Path) -> None:
+def test_the_plan_projects_the_size_of_the_sums(make_models: Any, tmp_path: Path) -> None:
     models = make_models(num_experts=3, layers=1)
     for name, recipes in (("dense", Recipes(models)), ("adapters", Recipes(models))):
         if name == "adapters":
@@ -284,12 +284,12 @@ def test_the_plan_tells_what_is_kept(make_models: Any, tmp_path: Path) -> None:
         assert recipes.plan(0, 1, 2, keep=False).sums_bytes == 0
         merge_plan(plan, tmp_path / f"{name}-out", tmp_path / name)
         stored = sum(path.stat().st_size for path in sums_of(tmp_path / name))
-        headers = 4200 * len(sums_of(tmp_path / name))  # a page, and small numbers beside the sums
-        # one adapter leaves a weight alone: the plan knows that too
+        headers = 4200 * len(sums_of(tmp_path / name))  # header, norms and ranks of each object
+        # the plan accounts for the matrix that the second adapter leaves out
         assert plan.sums_bytes <= stored <= plan.sums_bytes + headers
 
 
-def test_parts_of_a_tensor_have_sums_of_their_own(make_models: Any, tmp_path: Path, load_checkpoint: Load) -> None:
+def test_each_part_of_a_fused_tensor_has_its_own_sums(make_models: Any, tmp_path: Path, load_checkpoint: Load) -> None:
     models = make_models(num_experts=4, layers=1)
     for folder, tensors in zip(
         [models.base, *models.experts], [models.base_tensors, *models.expert_tensors], strict=True
@@ -309,7 +309,7 @@ def test_parts_of_a_tensor_have_sums_of_their_own(make_models: Any, tmp_path: Pa
     plan = recipes.plan(0, 1, 2, 3)
     merge_plan(plan, tmp_path / "scratch", tmp_path / "empty")
     for expert in models.experts[:3]:
-        ruin(expert)
+        fill_with_nan(expert)
     merge_plan(plan, tmp_path / "four", tmp_path / "store")
     assert_equal(load_checkpoint(tmp_path / "four"), load_checkpoint(tmp_path / "scratch"))
 
@@ -322,12 +322,12 @@ def test_on_s3(make_models: Any, tmp_path: Path, s3_root: Any, load_checkpoint: 
     plan = recipes.plan(0, 1, 2)
     merge_plan(plan, tmp_path / "scratch", tmp_path / "empty")
     for expert in models.experts[:2]:
-        ruin(expert)
+        fill_with_nan(expert)
     merge_plan(plan, tmp_path / "three", store, options)
     assert_equal(load_checkpoint(tmp_path / "three"), load_checkpoint(tmp_path / "scratch"))
 
 
-def test_an_adapter_as_output_is_added_to_as_well(make_models: Any, tmp_path: Path) -> None:
+def test_adding_an_expert_to_an_adapter_as_output(make_models: Any, tmp_path: Path) -> None:
     models = make_models(num_experts=3, layers=1)
     make_adapters(models, 3)
     recipes = Recipes(models, output={"format": "adapter"})
@@ -335,7 +335,7 @@ def test_an_adapter_as_output_is_added_to_as_well(make_models: Any, tmp_path: Pa
     plan = recipes.plan(0, 1, 2)
     merge_plan(plan, tmp_path / "scratch", tmp_path / "empty")
     for expert in models.experts[:2]:
-        ruin(expert)
+        fill_with_nan(expert)
     merge_plan(plan, tmp_path / "three", tmp_path / "store")
     name = "adapter_model.safetensors"
     assert (tmp_path / "three" / name).read_bytes() == (tmp_path / "scratch" / name).read_bytes()

@@ -1,7 +1,7 @@
-"""SIGKILL at random moments of a merge on S3, and each time the same command again on a machine with an empty home.
+"""SIGKILL at random moments of a merge on S3, each time followed by the same command with an empty home directory.
 
-A moment is a number of requests that the server has seen, plus a random part of a request: so kills fall on planning,
-computing, writing and assembling alike, however fast this machine is.
+A moment is a number of requests to the server plus a random delay, so that kills happen during planning, computing,
+writing and assembling, whatever the speed of the machine.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .s3_models import SCRIPT, Finished, ForkedCommands, S3Models, objects, uplo
 WORKERS = 2
 
 
-class Spawned:
-    """The command in a new interpreter, as users start it."""
+class NewInterpreter:
+    """The command in a new interpreter, as a user starts it."""
 
     def __init__(self, arguments: list[str], log: Path, prefect_server: str, home: Path) -> None:
         home.mkdir()
@@ -62,8 +62,8 @@ class Tally:
 
 
 @dataclass
-class Killing:
-    """Merges that are killed again and again until they are done."""
+class KilledMerges:
+    """Merges that are killed and started again until they finish."""
 
     models: S3Models
     proxy: Any
@@ -76,26 +76,26 @@ class Killing:
         self._random = random.Random(self.seed)
         self._recipe = self.models.write_recipe("swudi_a", output={"max_shard_size": "80KB"})
         before = len(self.proxy.requests)
-        finished = self._start("calm").wait()
+        finished = self._start("reference").wait()
         assert finished.code == 0, finished.output
         self.num_requests = len(self.proxy.requests) - before
-        self.calm = objects(self.models.store("out-calm"))
-        self.num_decompositions = self.decompositions("calm")
-        assert len([name for name in self.calm if name.endswith(".safetensors")]) > 2
+        self.reference = objects(self.models.store("out-reference"))
+        self.num_decompositions = self.decompositions("reference")
+        assert len([name for name in self.reference if name.endswith(".safetensors")]) > 2
 
-    def round(self, name: str, *, at_most: int) -> None:
-        """One merge with up to `at_most` kills, and the proof that nothing was lost and nothing repeated.
+    def run(self, name: str, *, at_most: int) -> None:
+        """Run one merge with up to `at_most` kills; check the result and the number of decompositions.
 
-        The last kill falls on the reduce, which is short.
+        The last kill is sent while files are assembled, because that phase is too short to be met by chance.
         """
         kills = 0
         while True:
             process = self._start(name)
             if kills < at_most:
-                reached = self._reduce_of(name) if kills == at_most - 1 else self._some_moment()
+                reached = self._in_the_reduce(name) if kills == at_most - 1 else self._after_some_requests()
                 deadline = time.monotonic() + 300
                 while process.is_running and not reached():
-                    assert time.monotonic() < deadline, "the merge stands still"
+                    assert time.monotonic() < deadline, "the merge did not reach the moment of the kill"
                     time.sleep(0.002)
                 time.sleep(self._random.uniform(0, 0.02))
                 process.signal(signal.SIGKILL)
@@ -107,23 +107,23 @@ class Killing:
             self.tally.phases[self._phase(name)] += 1
         self.tally.kills += kills
         self.tally.finished += 1
-        assert objects(self.models.store(f"out-{name}")) == self.calm
+        assert objects(self.models.store(f"out-{name}")) == self.reference
         assert self.num_decompositions <= self.decompositions(name) <= self.num_decompositions + kills * WORKERS
 
-    def _some_moment(self) -> Callable[[], bool]:
+    def _after_some_requests(self) -> Callable[[], bool]:
         reached = len(self.proxy.requests) + self._random.randint(1, self.num_requests // 3)
         return lambda: len(self.proxy.requests) >= reached
 
-    def _reduce_of(self, name: str) -> Callable[[], bool]:
+    def _in_the_reduce(self, name: str) -> Callable[[], bool]:
         position = len(self.proxy.requests)
 
-        def begun() -> bool:
+        def has_started() -> bool:
             nonlocal position
             seen = self.proxy.requests[position:]
             position += len(seen)
             return any(method == "PUT" and f"/out-{name}/model" in path for method, path, _ in seen)
 
-        return begun
+        return has_started
 
     def decompositions(self, name: str) -> int:
         return len(self._log(name).read_text().splitlines())
@@ -136,7 +136,7 @@ class Killing:
         return self.folder / f"decompositions-{name}"
 
     def _phase(self, name: str) -> str:
-        """How far the run had come when it was killed."""
+        """Return the phase in which the run was killed."""
         if any(self.models.store(f"out-{name}").list("")):
             return "assembling"
         parts = sum(key.endswith(".json") for key in self._keys(name, "parts"))
@@ -148,34 +148,36 @@ class Killing:
 
 @pytest.fixture
 def on_s3(make_models: Any, s3_root: Any, faulty_s3: Any) -> S3Models:
-    """Reached through the proxy, which counts."""
+    """The models on S3, reached through the proxy, which records the requests."""
     proxy, _ = faulty_s3
     return upload(make_models(num_experts=3, layers=2, hidden=64), s3_root.uri, s3_root.storage_options).through(
         proxy.endpoint
     )
 
 
-def test_killed_five_times(on_s3: S3Models, faulty_s3: Any, forked_commands: ForkedCommands, tmp_path: Path) -> None:
+def test_a_merge_killed_five_times(
+    on_s3: S3Models, faulty_s3: Any, forked_commands: ForkedCommands, tmp_path: Path
+) -> None:
     def start(arguments: list[str], log: Path) -> Any:
         return forked_commands.start(*arguments, log=log)
 
-    killing = Killing(on_s3, faulty_s3[0], start, tmp_path, seed=1)
-    killing.round("killed", at_most=5)
-    assert killing.tally.kills == 5 and killing.tally.phases["assembling"] >= 1, killing.tally
+    merges = KilledMerges(on_s3, faulty_s3[0], start, tmp_path, seed=1)
+    merges.run("killed", at_most=5)
+    assert merges.tally.kills == 5 and merges.tally.phases["assembling"] >= 1, merges.tally
 
 
 @pytest.mark.soak
-def test_killed_fifty_times(on_s3: S3Models, faulty_s3: Any, prefect_server: str, tmp_path: Path) -> None:
-    """Each time the command in a new interpreter."""
+def test_merges_killed_fifty_times(on_s3: S3Models, faulty_s3: Any, prefect_server: str, tmp_path: Path) -> None:
+    """Starts the command in a new interpreter each time."""
     numbers = iter(range(10**6))
 
     def start(arguments: list[str], log: Path) -> Any:
-        return Spawned(arguments, log, prefect_server, tmp_path / f"home-{next(numbers)}")
+        return NewInterpreter(arguments, log, prefect_server, tmp_path / f"home-{next(numbers)}")
 
-    killing = Killing(on_s3, faulty_s3[0], start, tmp_path, seed=2)
+    merges = KilledMerges(on_s3, faulty_s3[0], start, tmp_path, seed=2)
     rounds = 0
-    while killing.tally.kills < 50:
+    while merges.tally.kills < 50:
         rounds += 1
-        killing.round(f"round{rounds}", at_most=12)
-    print(f"\n{killing.tally}, {killing.num_requests} requests and {killing.num_decompositions} decompositions each")
-    assert killing.tally.phases.keys() >= {"before the first part", "between parts", "assembling"}
+        merges.run(f"round{rounds}", at_most=12)
+    print(f"\n{merges.tally}, {merges.num_requests} requests and {merges.num_decompositions} decompositions each")
+    assert merges.tally.phases.keys() >= {"before the first part", "between parts", "assembling"}

@@ -1,4 +1,4 @@
-"""LoRA experts of a tiny Llama and a tiny GPT-2, made and judged by PEFT itself."""
+"""LoRA experts of a tiny Llama and a tiny GPT-2, created by PEFT and compared with its results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Family:
     base: Path
     adapters: list[Path]
     full: list[Path]
-    make_model: Callable[[], Any]  # the base as transformers loads it
+    make_model: Callable[[], Any]  # loads the base with transformers
 
     def recipe(self, experts: list[Path], method: str = "swudi_a", **keys: Any) -> dict[str, Any]:
         return {
@@ -43,8 +43,8 @@ class Family:
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """PEFT and transformers say a lot; none of it is about what is tested."""
+def suppress_messages() -> Iterator[None]:
+    """Suppress messages of PEFT and transformers."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -57,7 +57,7 @@ def silence() -> Iterator[None]:
 def make_family(root: Path, make_base: Callable[[], Any], load: Callable[[str], Any], configs: list[Any]) -> Family:
     from peft import get_peft_model
 
-    with silence():
+    with suppress_messages():
         torch.manual_seed(0)
         make_base().save_pretrained(root / "base")
         adapters, full = [], []
@@ -71,7 +71,7 @@ def make_family(root: Path, make_base: Callable[[], Any], load: Callable[[str], 
                     elif "modules_to_save" in name:
                         parameter.add_(0.05 * torch.randn(parameter.shape))
             model.save_pretrained(root / f"adapter{index}", save_embedding_layers=False)
-            # float64: in float32 the rounding of base + delta would be directions of its own in `full - base`
+            # float64: in float32 the rounding of base + delta would add directions to `full - base`
             merged = model.double().merge_and_unload(safe_merge=True)
             adapters.append(root / f"adapter{index}")
             full.append(root / f"full{index}")
@@ -81,7 +81,7 @@ def make_family(root: Path, make_base: Callable[[], Any], load: Callable[[str], 
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    """Plain, rsLoRA, with patterns of alpha and rank on an embedding too, and with a head saved whole."""
+    """Adapters: plain; rsLoRA; with rank and alpha patterns, also on an embedding; with lm_head saved whole."""
     from peft import LoraConfig
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -101,7 +101,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    """Conv1D layers, stored (in, out). The second config says fan_in_fan_out: false, which is not so for them."""
+    """Conv1D layers, stored (in, out). The second config has fan_in_fan_out: false, which is wrong for them."""
     from peft import LoraConfig
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -114,13 +114,15 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Family:
     ]
     root = tmp_path_factory.mktemp("gpt2")
     family = make_family(root, lambda: GPT2LMHeadModel(config), GPT2LMHeadModel.from_pretrained, experts)
-    said = [json.loads((path / "adapter_config.json").read_text())["fan_in_fan_out"] for path in family.adapters]
-    assert said == [True, False], "PEFT no longer turns its switch; the case has to be made by hand"
+    switches = [json.loads((path / "adapter_config.json").read_text())["fan_in_fan_out"] for path in family.adapters]
+    assert switches == [True, False], (
+        "PEFT no longer stores fan_in_fan_out: false here; write the second config by hand"
+    )
     return family
 
 
 def assert_close(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], base: Any) -> None:
-    """To 1e-5 of each weight's largest change."""
+    """Compare to 1e-5 of the largest change of each weight."""
     assert set(found) == set(expected)
     for name, tensor in expected.items():
         size = (tensor - base[name]).abs().max().item() or 1.0
@@ -137,14 +139,16 @@ METHODS = ["swudi", "swudi_a", "wudi_pinv", "optmerge", "iso_c", "tsv_m", "ties"
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_adapters_merge_as_the_models_they_make(
+def test_adapters_merge_as_their_full_models(
     request: pytest.FixtureRequest, pipeline: Pipeline, tmp_path: Path, family: str, method: str
 ) -> None:
     made: Family = request.getfixturevalue(family)
     keys: dict[str, Any] = {"arithmetic": "float64"}
-    if method == "optmerge":  # 300 steps of Adam at 1e-5 amplify roundings; the closed form is what is compared
+    if method == "optmerge":  # 300 steps of Adam at 1e-5 amplify rounding; the closed form does not
         keys["parameters"] = {"solver": "closed_form"}
-    if method == "tsv_m":  # by default a full model that leaves a weight alone counts there, as in the published code
+    if (
+        method == "tsv_m"
+    ):  # by default an unchanged weight of a full model counts as an expert, as in the published code
         keys["parameters"] = {"zero_experts": "nothing"}
     pipeline(made.recipe(made.adapters, method, **keys), tmp_path / "adapters")
     pipeline(made.recipe(made.full, method, **keys), tmp_path / "full")
@@ -159,10 +163,10 @@ def test_a_base_with_an_adapter_on_top_is_the_same_expert(llama: Family, pipelin
     assert_close(weights(tmp_path / "named"), weights(tmp_path / "bare"), weights(llama.base))
 
 
-def test_an_adapter_on_another_model_brings_that_models_changes(
+def test_an_adapter_on_another_model_includes_the_delta_of_that_model(
     llama: Family, pipeline: Pipeline, tmp_path: Path
 ) -> None:
-    """full0 + adapter1: the adapter's delta on top of the first expert's own."""
+    """full0 + adapter1: the delta of the adapter is added to that of full0."""
     pipeline(llama.recipe([Path(f"{llama.full[0]}+{llama.adapters[1]}")], "average"), tmp_path / "out")
     base, first, second = weights(llama.base), weights(llama.full[0]), weights(llama.full[1])
     expected = {name: first[name] + (second[name] - base[name]) for name in base}
@@ -172,7 +176,7 @@ def test_an_adapter_on_another_model_brings_that_models_changes(
 def load_with_peft(family: Family, adapter: Path) -> dict[str, torch.Tensor]:
     from peft import PeftModel
 
-    with silence():
+    with suppress_messages():
         model = PeftModel.from_pretrained(family.make_model(), str(adapter))
         return {name: tensor.detach() for name, tensor in model.merge_and_unload().state_dict().items()}
 
@@ -195,21 +199,21 @@ def load_with_peft(family: Family, adapter: Path) -> dict[str, torch.Tensor]:
     ],
 )
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_an_adapter_is_the_dense_merge(
+def test_a_merged_adapter_equals_the_dense_merge(
     request: pytest.FixtureRequest, pipeline: Pipeline, tmp_path: Path, family: str, method: str, keys: dict[str, Any]
 ) -> None:
     made: Family = request.getfixturevalue(family)
     recipe = made.recipe(made.adapters, method, **keys)
     pipeline(recipe, tmp_path / "dense")
     result = pipeline({**recipe, "output": "adapter"}, tmp_path / "adapter")
-    assert result.decompositions_computed == 0, "both forms share their spectra"
+    assert result.decompositions_computed == 0, "both outputs use the same spectra"
     assert result.truncation_error < EXACT_BELOW
     expected = weights(tmp_path / "dense")
     found = load_with_peft(made, tmp_path / "adapter")
     assert_close({name: found[name] for name in expected}, expected, weights(made.base))
 
 
-def test_through_the_flow(llama: Family, pipeline: Any, tmp_path: Path) -> None:
+def test_aligned_layers_of_a_merged_adapter(llama: Family, pipeline: Any, tmp_path: Path) -> None:
     from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
     recipe = llama.recipe(llama.adapters, "swudi", parameters={"alignment_rho": 0.5}, output="adapter")
@@ -221,7 +225,7 @@ def test_through_the_flow(llama: Family, pipeline: Any, tmp_path: Path) -> None:
     assert_close({name: found[name] for name in expected}, expected, weights(llama.base))
 
 
-def test_what_an_adapter_holds(llama: Family, command: Any, tmp_path: Path) -> None:
+def test_files_of_a_merged_adapter(llama: Family, command: Any, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"  # JSON is YAML
     recipe.write_text(json.dumps(llama.recipe(llama.adapters, output={"format": "adapter", "rank": 4})))
     out = tmp_path / "out"
@@ -237,7 +241,7 @@ def test_what_an_adapter_holds(llama: Family, command: Any, tmp_path: Path) -> N
     stored = load_file(out / "adapter_model.safetensors")
     assert stored[f"base_model.model.{Q_PROJ.replace('.weight', '')}.lora_A.weight"].shape == (4, 32)
     assert "base_model.model.lm_head.weight" in stored
-    assert not any("norm" in name for name in stored), "what no adapter touches is not there"
+    assert not any("norm" in name for name in stored), "tensors that no adapter changes are not stored"
 
     manifest = json.loads((out / "eigenmerge_manifest.json").read_text())
     rows = {row["name"]: row for row in manifest["tensors"]}
@@ -248,7 +252,7 @@ def test_what_an_adapter_holds(llama: Family, command: Any, tmp_path: Path) -> N
     assert f"largest error of its rank: {worst:.2%} of the merged delta of " in ran.out
     assert f"leaves out at most {worst:.2%}" in (out / "README.md").read_text()
 
-    # it is the best approximation of that rank, and the error is what the manifest says
+    # the factors are the best approximation of that rank, and the manifest has its error
     dense = tmp_path / "dense.json"
     dense.write_text(json.dumps(llama.recipe(llama.adapters)))
     assert command("merge", dense, tmp_path / "dense").code == 0
@@ -259,8 +263,8 @@ def test_what_an_adapter_holds(llama: Family, command: Any, tmp_path: Path) -> N
     assert rows[Q_PROJ]["truncation_error"] == pytest.approx(float(best / delta.norm()), rel=1e-4)
 
 
-def test_dependent_factors_leave_zeros(llama: Family, pipeline: Pipeline, tmp_path: Path) -> None:
-    """The same adapter twice: the plan promises the sum of ranks, half of it is empty."""
+def test_dependent_factors_are_padded_with_zeros(llama: Family, pipeline: Pipeline, tmp_path: Path) -> None:
+    """The same adapter twice: the planned rank is the sum of both ranks, and half of it is padding."""
     twice = tmp_path / "twice"
     twice.mkdir()
     for path in llama.adapters[0].iterdir():
@@ -292,7 +296,7 @@ def test_bfloat16_factors(llama: Family, pipeline: Pipeline, tmp_path: Path) -> 
         (lambda recipe, family: recipe.update(merge_method="nuslerp"), "nuslerp does not give a low-rank delta"),
     ],
 )
-def test_what_cannot_be_an_adapter_is_refused_in_the_plan(
+def test_the_plan_refuses_what_cannot_be_an_adapter(
     llama: Family, command: Any, tmp_path: Path, change: Any, words: str
 ) -> None:
     recipe = llama.recipe(llama.adapters[:2], output="adapter")
@@ -303,7 +307,7 @@ def test_what_cannot_be_an_adapter_is_refused_in_the_plan(
     assert ran.code == 2 and words in ran.err and "\n" not in ran.err.strip()
 
 
-def test_nothing_finite_to_merge_leaves_zero_factors(llama: Family, pipeline: Pipeline, tmp_path: Path) -> None:
+def test_factors_that_are_not_finite_are_replaced_by_zeros(llama: Family, pipeline: Pipeline, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in llama.adapters[1].iterdir():
@@ -318,8 +322,8 @@ def test_nothing_finite_to_merge_leaves_zero_factors(llama: Family, pipeline: Pi
     assert not load_file(tmp_path / "out/adapter_model.safetensors")[name].any()
 
 
-def test_the_plan_bounds_what_an_adapter_takes(llama: Family) -> None:
-    """Nothing of the base is read, and no buffer of the size of a weight is counted."""
+def test_the_plan_of_an_adapter_reads_no_base(llama: Family) -> None:
+    """The projected bytes are those of the factors alone."""
     from eigenmerge.core.recipe.recipe import recipe_from_mapping
     from eigenmerge.core.steps.make_plan import make_plan
 

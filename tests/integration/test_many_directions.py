@@ -1,4 +1,4 @@
-"""Layers of more directions than one batch of a stored spectrum holds: another path of the reader."""
+"""Layers with more directions than a batch of a stored spectrum, which the reader reads by another path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from eigenmerge.core.cache.spectra.format import ROWS_PER_BATCH
 
 
-def test_reusing_a_spectrum_of_several_batches(make_models: Any, pipeline: Any, tmp_path: Path) -> None:
+def test_a_spectrum_of_several_batches_is_reused(make_models: Any, pipeline: Any, tmp_path: Path) -> None:
     models = make_models(num_experts=2, layers=1, hidden=ROWS_PER_BATCH + 64)
     shared = str(tmp_path / "shared")
     pipeline(models.write_recipe("swudi"), tmp_path / "swudi", store=shared)

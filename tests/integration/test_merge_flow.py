@@ -1,4 +1,4 @@
-"""The flow on a Prefect server: it gives what the merge without Prefect gives, and runs one task per shard."""
+"""The flow on a Prefect server: the same result as the merge without Prefect, resuming, errors and time limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALIGNED = {"exp_time": 300, "rank_ratio": 0.65, "alignment_rho": 0.5}
 
 
 @pytest.mark.parametrize(("method", "parameters"), [("swudi_a", {}), ("swudi", ALIGNED), ("ties", {"density": 0.5})])
-def test_the_result_of_the_merge_without_prefect(
+def test_the_flow_equals_the_merge_without_prefect(
     models: Any, merge_flow: Any, pipeline: Any, tmp_path: Path, method: str, parameters: dict[str, Any]
 ) -> None:
     recipe = models.write_recipe(method, output={"max_shard_size": "40KB"}, parameters=parameters)
@@ -44,7 +44,7 @@ def test_a_resumed_flow_computes_nothing(models: Any, merge_flow: Any, pipeline:
     assert second.bytes_read == 0 and second.decompositions_computed == 0
 
 
-def test_the_error_of_a_shard_is_the_error_of_the_flow(
+def test_the_error_of_a_shard_is_raised_by_the_flow(
     make_models: Any, save_model: Any, merge_flow: Any, tmp_path: Path
 ) -> None:
     models = make_models()

@@ -1,4 +1,4 @@
-"""Scheduled merges: only when something changed, and the pointer moves last."""
+"""Scheduled merges: they run only if an expert has changed, and update the pointer to the latest merge last."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eigenmerge.core.errors import NonFiniteError
 
 @pytest.fixture
 def nightly(prefect_server: str, tmp_path: Path) -> Iterator[Callable[[], Any]]:
-    """Runs the flow on tmp_path/registry and publishes to tmp_path/published."""
+    """Run the flow on tmp_path/registry and publish to tmp_path/published."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     (tmp_path / "recipe.yml").write_text(f"merge_method: swudi\nbase_model: {tmp_path / 'base'}\n")
@@ -38,7 +38,7 @@ def folders(tmp_path: Path) -> set[str]:
     return {path.name for path in (tmp_path / "published").iterdir() if path.is_dir()}
 
 
-def test_a_registry_through_several_nights(
+def test_several_nights_of_one_registry(
     nightly: Callable[[], Any],
     make_models: Callable[..., Any],
     save_model: Callable[..., Path],
@@ -65,7 +65,7 @@ def test_a_registry_through_several_nights(
     assert (idle.outcome, idle.merged, idle.destination) == ("nothing new", None, first.destination)
     assert folders(tmp_path) == {latest(tmp_path)["folder"]}
 
-    # one expert more, one whose upload has not finished
+    # one more expert, and one with an incomplete upload
     save_model(registry / "expert2", models.expert_tensors[2])
     half = save_model(registry / "expert3", models.expert_tensors[3]) / "model.safetensors"
     half.write_bytes(half.read_bytes()[:-100])
@@ -82,14 +82,14 @@ def test_a_registry_through_several_nights(
     for name, value in expected.items():
         torch.testing.assert_close(published[name], value, rtol=1e-5, atol=1e-6)
 
-    # another expert under a known name
+    # another expert under a name that was merged before
     save_model(registry / "expert0", models.expert_tensors[3])
     third = nightly()
     assert (third.outcome, third.reason) == ("full", "changed expert0")
     assert nightly().outcome == "nothing new"
 
 
-def test_a_merge_that_fails_leaves_the_pointer_alone(
+def test_after_a_failed_merge_the_pointer_stays(
     nightly: Callable[[], Any], make_models: Callable[..., Any], save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     models = make_models(num_experts=2, layers=1)
@@ -103,7 +103,7 @@ def test_a_merge_that_fails_leaves_the_pointer_alone(
     with pytest.raises(NonFiniteError, match="q_proj"):
         nightly()
     assert latest(tmp_path) == before
-    # mended: the same night goes on where it stopped, in the same folder or another, and then the pointer moves
+    # after a correction the next run resumes and updates the pointer
     save_model(registry / "bad", models.expert_tensors[1])
     assert nightly().outcome == "incremental"
     assert set(latest(tmp_path)["experts"]) == {"good", "bad"}

@@ -1,4 +1,4 @@
-"""docs/own-method.md: its package is built and installed from its code blocks, planned, merged with and listed."""
+"""docs/own-method.md: the package of its code blocks is installed, listed, and used for a plan and a merge."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Q_PROJ, K_PROJ = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "qk
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the page's package is installed."""
+    """The directory in which the package of the page is installed."""
     folder = tmp_path_factory.mktemp("own-method")
     source, target = folder / "source", folder / "site"
     source.mkdir()
@@ -40,7 +40,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(prefect_server: str, tmp_path: Path) -> Callable[..., str]:
-    """Run Python in the folder of the models, with the package's folder on its path; returns what it prints."""
+    """Run Python in the folder of the models, with the folder of the package on its path; return its output."""
 
     def start(arguments: Sequence[str], site: Path) -> str:
         environment = {
@@ -60,7 +60,7 @@ def run(prefect_server: str, tmp_path: Path) -> Callable[..., str]:
     return start
 
 
-# Several commands in one interpreter: starting one takes seconds.
+# Several commands in one interpreter, because starting one takes seconds.
 COMMANDS = """
 import contextlib, io, json, sys
 from eigenmerge.deployments.cli.app import main
@@ -79,13 +79,13 @@ print(json.dumps(results))
 
 
 def run_commands(run: Callable[..., str], site: Path, *commands: str) -> list[tuple[int, str, str]]:
-    """Run `eigenmerge ...` commands; exit code, output and errors of each."""
+    """Run `eigenmerge ...` commands and return the exit code, output and errors of each."""
     printed = run(["-c", COMMANDS, json.dumps([command.split() for command in commands])], site)
     return [(code, out, err) for code, out, err in json.loads(printed.splitlines()[-1])]
 
 
 def save_models(make_models: Callable[..., Any], folder: Path) -> Any:
-    """The recipe's models, of one layer, under the recipe's names."""
+    """Save models of one layer under the names that the recipe uses, and the recipe."""
     models = make_models(num_experts=3, layers=1)
     for path, name in zip(models.experts, ("expert-a", "expert-b", "expert-c"), strict=True):
         path.rename(folder / name)
@@ -102,7 +102,7 @@ for shard in eigenmerge.plan("recipe.yml").shards:
 """
 
 
-def test_the_package_is_listed_planned_and_merged_with(
+def test_methods_of_the_package_are_listed_planned_and_run(
     make_models: Callable[..., Any], run: Any, site: Path, tmp_path: Path, load_checkpoint: Any
 ) -> None:
     models = save_models(make_models, tmp_path)
@@ -129,7 +129,7 @@ def test_the_package_is_listed_planned_and_merged_with(
     assert packages[Q_PROJ] == packages[K_PROJ] == "acme-merging 1.0"
 
 
-def test_an_upgraded_package_reuses_nothing(run: Any, site: Path, tmp_path: Path, make_models: Any) -> None:
+def test_keys_depend_on_the_version_of_the_package(run: Any, site: Path, tmp_path: Path, make_models: Any) -> None:
     save_models(make_models, tmp_path)
     upgraded = tmp_path / "upgraded"
     shutil.copytree(site, upgraded)
@@ -142,13 +142,13 @@ def test_an_upgraded_package_reuses_nothing(run: Any, site: Path, tmp_path: Path
     assert not old & new
 
 
-def test_the_tensor_call_and_the_packages_tests(run: Any, site: Path, tmp_path: Path) -> None:
+def test_the_tensor_level_call_and_the_tests_of_the_page(run: Any, site: Path, tmp_path: Path) -> None:
     call = CALL + "\nassert merged.shape == median.shape == (6, 8)\nassert not torch.equal(merged, median)\n"
     (tmp_path / "test_acme_merging.py").write_text(call + TESTS)
     assert "2 passed" in run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "test_acme_merging.py"], site)
 
 
-def test_a_broken_package_stops_no_other_recipe(run: Any, site: Path, tmp_path: Path, make_models: Any) -> None:
+def test_a_broken_package_does_not_affect_other_recipes(run: Any, site: Path, tmp_path: Path, make_models: Any) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(site, broken)
     (broken / "acme_merging.py").write_text("import gone\n")

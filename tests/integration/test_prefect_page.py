@@ -1,4 +1,4 @@
-"""What a run leaves on Prefect's pages, asked from the server's own API."""
+"""Names, tags and artifacts of a run on the Prefect server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 
-def test_a_run_reads_well(models: Any, merge_flow: Any, prefect_server: str, tmp_path: Path) -> None:
+def test_name_tags_and_artifacts_of_a_run(models: Any, merge_flow: Any, prefect_server: str, tmp_path: Path) -> None:
     result = merge_flow(models.write_recipe("swudi_a"), tmp_path / "out", store=str(tmp_path / "store"))
     run = {"tags": {"all_": ["eigenmerge", "swudi_a", f"run:{result.run_key[:12]}"]}}
     (found,) = httpx.post(f"{prefect_server}/flow_runs/filter", json={"flow_runs": run}).json()

@@ -1,4 +1,4 @@
-"""The same flow on a local Ray cluster. Ray is 440 MB, so it is an extra: `make ray` installs it and runs this."""
+"""The flow on a local Ray cluster. Ray is an extra of 440 MB: `make ray` installs it and runs these tests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_ray_gives_the_same_bytes(models: Any, merge_flow: Any, tmp_path: Path) 
 
 @pytest.fixture
 def two_gpus() -> Iterator[Any]:
-    """A local instance that believes in two GPUs."""
+    """A local instance that is declared to have two GPUs."""
     ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
@@ -49,14 +49,14 @@ def die() -> None:
 
 
 @pytest.mark.slow
-def test_each_shard_has_a_gpu_of_its_own(prefect_server: str, two_gpus: Any) -> None:
+def test_each_shard_gets_its_own_gpu(prefect_server: str, two_gpus: Any) -> None:
     with temporary_settings({PREFECT_API_URL: prefect_server}), make_runner("ray", workers=4, device="cuda") as runner:
         futures = [runner.submit(visible_gpus, {"seconds": 1.0}, peak_bytes=1) for _ in range(4)]
         assert {future.result() for future in futures} == {"0", "1"}
 
 
 @pytest.mark.slow
-def test_workers_that_die_on_one_shard_are_explained(prefect_server: str) -> None:
+def test_the_error_explains_that_workers_died(prefect_server: str) -> None:
     with temporary_settings({PREFECT_API_URL: prefect_server}), make_runner("ray", workers=2) as runner:
         more_than_there_is = 10**15
         assert runner.submit(visible_gpus, {"seconds": 0.0}, peak_bytes=more_than_there_is).result() == ""
@@ -68,6 +68,6 @@ def test_workers_that_die_on_one_shard_are_explained(prefect_server: str) -> Non
 
 
 @pytest.mark.slow
-def test_one_gpu_by_number_is_refused() -> None:
+def test_a_numbered_gpu_is_refused() -> None:
     with pytest.raises(RecipeError, match="gives each shard a GPU itself"):
         make_runner("ray", workers=1, device="cuda:1")

@@ -1,4 +1,4 @@
-"""Everything on S3: base, experts, store and output, through the command as users call it."""
+"""Merges with base, experts, store and output on S3."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from eigenmerge.core.storage.store import Store
 
 from .s3_models import ForkedCommands, S3Models, objects, upload
 
-# What does not name the place of the inputs is the same wherever they lie.
-PLACELESS = ("model.safetensors", "config.json", "tokenizer.json")
+# Files that do not contain the addresses of the inputs, so they are equal wherever the inputs are stored.
+WITHOUT_ADDRESSES = ("model.safetensors", "config.json", "tokenizer.json")
 
 
 def write_profile(folder: Path, name: str, options: dict[str, Any]) -> dict[str, str]:
-    """AWS's two files; the environment that leads to them."""
+    """Write the two files of an AWS profile and return the environment that names them."""
     credentials = f"[{name}]\naws_access_key_id = {options['key']}\naws_secret_access_key = {options['secret']}\n"
     (folder / "credentials").write_text(credentials)
     config = f"[profile {name}]\nregion = {options['region']}\nendpoint_url = {options['endpoint_url']}\n"
@@ -30,7 +30,7 @@ def write_profile(folder: Path, name: str, options: dict[str, Any]) -> dict[str,
 
 
 @pytest.mark.parametrize("source", ["storage_options", "environment", "profile", "AWS_PROFILE", "none"])
-def test_the_bytes_of_a_local_run(
+def test_a_merge_on_s3_gives_the_bytes_of_a_local_one(
     models: Any,
     s3_models: S3Models,
     faulty_s3: Any,
@@ -53,7 +53,7 @@ def test_the_bytes_of_a_local_run(
     }.get(source, write_profile(tmp_path, "merging", options))
     if source == "AWS_PROFILE":
         environment["AWS_PROFILE"] = "merging"
-    # By content: the order in which experts are added up, and so the last bits, come from their fingerprints.
+    # By content: fingerprints determine the order in which experts are added, and so the last bits.
     recipe = s3_models.write_recipe(storage_options=chosen, fingerprint="content")
     out, store = f"{s3_models.uri}/out", f"{s3_models.uri}/store"
     finished = forked_commands.run("merge", recipe, out, "--store", store, "--json", env=environment)
@@ -68,14 +68,14 @@ def test_the_bytes_of_a_local_run(
         models.write_recipe("swudi_a", fingerprint="content"), tmp_path / "out", store=str(tmp_path / "store")
     )
     target = s3_models.store("out")
-    for name in PLACELESS:
+    for name in WITHOUT_ADDRESSES:
         assert target.read(name) == (tmp_path / "out" / name).read_bytes()
-    assert {info.key for info in target.list("")} == {*PLACELESS, "README.md", "eigenmerge_manifest.json"}
+    assert {info.key for info in target.list("")} == {*WITHOUT_ADDRESSES, "README.md", "eigenmerge_manifest.json"}
     assert finished.json["decompositions_computed"] == local.decompositions_computed
     assert not [key for key in objects(s3_models.store("store")) if key.startswith(("claims/", "probes/"))]
 
 
-# S3 copies nothing below 5 MiB, and the header must be sent: 5 MiB of each file pass through.
+# S3 copies parts of at least 5 MiB, and the header has to be sent: 5 MiB of each file pass through this process.
 @pytest.mark.parametrize(("layers", "num_files"), [(22, 1), pytest.param(44, 2, marks=pytest.mark.soak)])
 def test_the_server_copies_the_weights(
     make_models: Any, s3_root: Any, faulty_s3: Any, pipeline: Any, layers: int, num_files: int
@@ -96,7 +96,7 @@ def test_the_server_copies_the_weights(
     result = pipeline(recipe_from_mapping(recipe), f"{models.uri}/out", f"{models.uri}/store", listeners=(Watching(),))
     assert len(result.files) == num_files and result.bytes_written > 105e6 * num_files
     assert result.bytes_through_reduce <= 0.05 * result.bytes_written
-    # The proxy has seen every byte of the reduce: what passed was read once and sent once, and the rest is manifest.
+    # Bytes that pass through are read once and sent once; the remaining traffic of the reduce is the manifest.
     assert 0 <= proxy.bytes_moved - moved[0] - 2 * result.bytes_through_reduce < 1e6
     expected = {
         name: base + (expert - base)
@@ -131,7 +131,7 @@ def test_a_server_that_ignores_conditional_writes(
     assert first == second
 
 
-def test_a_store_that_cannot_be_written_is_found_before_anything_is_computed(
+def test_a_store_without_write_permission_is_reported_before_weights_are_read(
     s3_models: S3Models, faulty_s3: Any, pipeline: Any
 ) -> None:
     from eigenmerge.core.errors import StoreError
@@ -145,5 +145,5 @@ def test_a_store_that_cannot_be_written_is_found_before_anything_is_computed(
     weights = [
         path for method, path, _ in proxy.requests if method == "GET" and "expert" in path and "safetens" in path
     ]
-    assert len(weights) <= 2 * there.num_experts, "headers only"
+    assert len(weights) <= 2 * there.num_experts, "only headers were read"
     assert not list(Store(f"{s3_models.uri}/out", s3_models.options).list(""))

@@ -1,4 +1,4 @@
-"""A planted secret appears nowhere: not in files, stores, logs, messages, tracebacks, nor in Prefect's database."""
+"""Credentials do not appear in files, stores, logs, messages, tracebacks or the database of Prefect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def assert_clean(content: bytes | str, where: object) -> None:
 
 
 def assert_clean_folder(folder: Path) -> int:
-    """Every file below it; how many."""
+    """Check every file below the folder and return their number."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     for path in files:
         assert_clean(path.read_bytes(), path)
@@ -37,7 +37,7 @@ def assert_clean_folder(folder: Path) -> int:
 
 @pytest.fixture
 def prefect_home(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the session's Prefect server keeps its database."""
+    """The directory of the database of the Prefect server."""
     (home,) = (path.parent for path in tmp_path_factory.getbasetemp().glob("prefect[0-9]*/prefect.db"))
     return home
 
@@ -48,17 +48,17 @@ def recorded_parameters(home: Path) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def everything_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever any library logs in this process at any level."""
+def check_log_records(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Check what any library logs in this process, at any level."""
     caplog.set_level(logging.DEBUG)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     yield
     for record in caplog.get_records("call"):
-        if not record.name.startswith(("botocore", "aiobotocore")):  # at DEBUG it logs what it signs, by design
+        if not record.name.startswith(("botocore", "aiobotocore")):  # at DEBUG botocore logs the requests that it signs
             assert_clean(record.getMessage(), record.name)
 
 
-def test_a_merge_that_succeeds(s3_models: S3Models, eigenmerge: Any, prefect_home: Path, tmp_path: Path) -> None:
+def test_a_successful_merge(s3_models: S3Models, eigenmerge: Any, prefect_home: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     recipe = s3_models.write_recipe(keep_sums=True)
@@ -78,7 +78,7 @@ def test_a_merge_that_succeeds(s3_models: S3Models, eigenmerge: Any, prefect_hom
 
 
 @pytest.mark.parametrize("fault", ["denied", "no bucket", "nan", "damaged"])
-def test_a_merge_that_fails(
+def test_a_failed_merge(
     s3_models: S3Models, faulty_s3: Any, forked_commands: ForkedCommands, prefect_home: Path, fault: str
 ) -> None:
     proxy, _ = faulty_s3
@@ -100,7 +100,7 @@ def test_a_merge_that_fails(
     assert_clean_folder(prefect_home)
 
 
-def test_exceptions_and_their_tracebacks(s3_models: S3Models, faulty_s3: Any, merge_flow: Any) -> None:
+def test_exceptions_and_tracebacks(s3_models: S3Models, faulty_s3: Any, merge_flow: Any) -> None:
     proxy, _ = faulty_s3
     proxy.faults.decide = lambda method, path: "denied" if "expert1" in path else None
     recipe = recipe_from_mapping(s3_models.through(proxy.endpoint).recipe())
@@ -114,7 +114,7 @@ def test_exceptions_and_their_tracebacks(s3_models: S3Models, faulty_s3: Any, me
 
 
 @pytest.mark.parametrize("place", ["out", "--store", "base_model"])
-def test_credentials_in_an_address_are_refused_before_anything_is_recorded(
+def test_credentials_in_an_address_are_refused_and_not_recorded(
     s3_models: S3Models, forked_commands: ForkedCommands, prefect_home: Path, place: str
 ) -> None:
     secret = f"s3://{ACCESS_KEY}:{SECRET_KEY}@bucket/prefix"
@@ -128,8 +128,8 @@ def test_credentials_in_an_address_are_refused_before_anything_is_recorded(
     assert_clean_folder(prefect_home)
 
 
-def test_a_recipe_as_text_may_not_hold_them(s3_models: S3Models, merge_flow: Any) -> None:
-    """Prefect records the parameters of a run, so they would be there for good."""
+def test_a_recipe_as_text_may_not_contain_them(s3_models: S3Models, merge_flow: Any) -> None:
+    """Prefect would record them with the parameters of the run."""
     text = s3_models.write_recipe().read_text().replace(SECRET_KEY, "another-secret")
     with pytest.raises(EigenmergeError, match="storage_options"):
         merge_flow(text, f"{s3_models.uri}/out", store=f"{s3_models.uri}/store")

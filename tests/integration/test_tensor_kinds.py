@@ -1,4 +1,4 @@
-"""Every kind of tensor and dtype that checkpoints hold, through the pipeline: one defined answer for each."""
+"""Merges of every kind of tensor and dtype that checkpoints contain."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Load = Callable[[Path], Tensors]
 
 
 @pytest.fixture
-def made(tmp_path: Path, save_model: Callable[..., Path]) -> Callable[..., Any]:
-    """base and experts on disk from tensors; returns a recipe."""
+def save_models(tmp_path: Path, save_model: Callable[..., Path]) -> Callable[..., Any]:
+    """Save a base and experts and return their recipe."""
 
     def make(
         base: Tensors,
@@ -68,27 +68,27 @@ W = "model.layers.0.mlp.up_proj.weight"
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_stored_dtypes_are_computed_in_float32_and_cast_once(
-    made: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load, dtype: torch.dtype
+    save_models: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load, dtype: torch.dtype
 ) -> None:
     base = {W: random((24, 16), 1).to(dtype)}
     experts = [{W: (base[W].float() + random((24, 16), seed, 0.1)).to(dtype)} for seed in (2, 3, 4)]
-    pipeline(made(base, experts), tmp_path / "out")
+    pipeline(save_models(base, experts), tmp_path / "out")
     found = load_checkpoint(tmp_path / "out")[W]
     expected = merged_by_hand(base[W].float(), [expert[W].float() for expert in experts])
     assert found.dtype == dtype
     if dtype == torch.float64:
         torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-6)
     else:
-        # equal to the last bit but where float32 falls next to the middle of two numbers
+        # equal, except where the float32 result is close to the middle of two neighbors
         assert (found == expected.to(dtype)).float().mean() > 0.99
         torch.testing.assert_close(found.float(), expected, rtol=2.0**-7, atol=1e-3)
 
 
 @pytest.mark.parametrize("form", ["scalar", "rows", "blocks"])
-def test_float8_with_its_scales(
-    made: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load, form: str
+def test_float8_with_scales(
+    save_models: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load, form: str
 ) -> None:
-    """compressed-tensors' and DeepSeek's ways of storing; the result is bfloat16 and says so."""
+    """The formats of compressed-tensors and DeepSeek; the result is bfloat16, also in config.json."""
     rows, columns = (160, 136) if form == "blocks" else (24, 16)
     suffix = "_scale_inv" if form == "blocks" else "_scale"
 
@@ -117,7 +117,7 @@ def test_float8_with_its_scales(
     method = {"scalar": "compressed-tensors", "rows": "compressed-tensors", "blocks": "fp8"}[form]
     quantization = {"quant_method": method} | ({"weight_block_size": [128, 128]} if form == "blocks" else {})
     config = {"model_type": "test", "quantization_config": quantization}
-    pipeline(made(stored[0], stored[1:], config=config), tmp_path / "out")
+    pipeline(save_models(stored[0], stored[1:], config=config), tmp_path / "out")
     merged = load_checkpoint(tmp_path / "out")
     assert set(merged) == {W} and merged[W].dtype == torch.bfloat16
     expected = merged_by_hand(numbers(stored[0]), [numbers(expert) for expert in stored[1:]])
@@ -126,14 +126,14 @@ def test_float8_with_its_scales(
     assert "quantization_config" not in written and "bfloat16" in (written.get("torch_dtype"), written.get("dtype"))
 
 
-def test_a_mixtures_stack_is_merged_matrix_by_matrix(
-    made: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load
+def test_a_stack_of_a_mixture_is_merged_matrix_by_matrix(
+    save_models: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load
 ) -> None:
     stack, router = "model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.gate.weight"
     bias = "model.layers.0.mlp.experts.gate_up_proj_bias"
     base = {stack: random((4, 12, 8), 1), router: random((4, 8), 2), bias: random((4, 12), 3)}
     experts = experts_of(base)
-    result = pipeline(made(base, experts), tmp_path / "out")
+    result = pipeline(save_models(base, experts), tmp_path / "out")
     merged = load_checkpoint(tmp_path / "out")
     for index in range(4):
         expected = merged_by_hand(base[stack][index], [expert[stack][index] for expert in experts])
@@ -141,27 +141,29 @@ def test_a_mixtures_stack_is_merged_matrix_by_matrix(
     mean = base[bias] + torch.stack([expert[bias] - base[bias] for expert in experts]).mean(0)
     torch.testing.assert_close(merged[bias], mean, rtol=1e-5, atol=1e-6)
     assert manifest_rows(tmp_path / "out")[stack]["num_matrices"] == 4
-    assert result.decompositions_computed == 2  # tensors
+    assert result.decompositions_computed == 2  # counted by tensor
 
 
-def test_the_same_mixture_as_many_small_matrices(
-    made: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load
+def test_a_mixture_of_many_small_matrices(
+    save_models: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load
 ) -> None:
     names = [f"model.layers.{layer}.mlp.experts.{e}.up_proj.weight" for layer in range(2) for e in range(6)]
     base = {name: random((8, 6), number) for number, name in enumerate(names)}
     experts = experts_of(base)
-    pipeline(made(base, experts), tmp_path / "out")
+    pipeline(save_models(base, experts), tmp_path / "out")
     merged = load_checkpoint(tmp_path / "out")
     expected = merged_by_hand(base[names[7]], [expert[names[7]] for expert in experts])
     torch.testing.assert_close(merged[names[7]], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("treatment", ["mean", "matrix", "base"])
-def test_convolutions(made: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load, treatment: str) -> None:
+def test_convolutions(
+    save_models: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load, treatment: str
+) -> None:
     name = "encoder.conv1.weight"
     base = {name: random((8, 3, 2, 2), 1), "encoder.layers.0.w.weight": random((4, 4), 2)}
     experts = experts_of(base)
-    pipeline(made(base, experts, conv=treatment), tmp_path / "out")
+    pipeline(save_models(base, experts, conv=treatment), tmp_path / "out")
     flat = [expert[name].reshape(8, 12) for expert in experts]
     expected = {
         "mean": base[name] + torch.stack([expert[name] - base[name] for expert in experts]).mean(0),
@@ -175,16 +177,16 @@ def test_convolutions(made: Any, pipeline: Pipeline, tmp_path: Path, load_checkp
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_fused_qkv_as_stored_or_split(
-    made: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load, transposed: bool
+    save_models: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load, transposed: bool
 ) -> None:
-    """Both are answers, and they differ: the manifest says which it is. GPT-2 stores (in, out)."""
+    """The results differ, and the manifest names the choice. GPT-2 stores (in, out)."""
     name = "h.0.attn.c_attn.weight" if transposed else "blocks.0.attn.qkv.weight"
     shape = (8, 24) if transposed else (24, 8)
     base = {name: random(shape, 1)}
     experts = experts_of(base)
     keys = {"parameters": {"exp_time": 10.0}}
     for choice in ("stored", "split"):
-        pipeline(made(base, experts, "swudi", qkv=choice, **keys), tmp_path / choice)
+        pipeline(save_models(base, experts, "swudi", qkv=choice, **keys), tmp_path / choice)
     axis = 1 if transposed else 0
     parts = zip(base[name].chunk(3, axis), *(expert[name].chunk(3, axis) for expert in experts), strict=True)
     split = torch.cat([merged_by_hand(b, e, "swudi", exp_time=10.0) for b, *e in parts], dim=axis)
@@ -197,38 +199,40 @@ def test_fused_qkv_as_stored_or_split(
     assert rows["split"]["num_matrices"] == 3 and "num_matrices" not in rows["stored"]
 
 
-def test_tied_weights_that_some_do_not_store(
-    made: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load, save_model: Any
+def test_tied_weights_that_some_experts_do_not_store(
+    save_models: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load, save_model: Any
 ) -> None:
-    """The base stores embedding and head, one expert only the embedding, another only the head."""
+    """The base stores embedding and head, the first expert only the embedding, the second only the head."""
     embed, head = "model.embed_tokens.weight", "lm_head.weight"
     table = random((10, 6), 1)
     base = {embed: table, head: table.clone(), W: random((4, 6), 2)}
     first, second = table + random((10, 6), 3, 0.1), table + random((10, 6), 4, 0.1)
     weights = [base[W] + random((4, 6), seed, 0.1) for seed in (5, 6)]
     experts = [{embed: first, W: weights[0]}, {head: second, W: weights[1]}]
-    pipeline(made(base, experts, config={"model_type": "test", "tie_word_embeddings": True}), tmp_path / "out")
+    pipeline(save_models(base, experts, config={"model_type": "test", "tie_word_embeddings": True}), tmp_path / "out")
     merged = load_checkpoint(tmp_path / "out")
     mean = table + ((first - table) + (second - table)) / 2
     torch.testing.assert_close(merged[embed], mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(merged[head], mean, rtol=1e-5, atol=1e-6)
 
 
-def test_a_base_without_the_head_gets_none(
-    made: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load
+def test_an_untied_head_of_experts_is_left_out(
+    save_models: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load
 ) -> None:
     embed, head = "model.embed_tokens.weight", "lm_head.weight"
     base = {embed: random((10, 6), 1), W: random((4, 6), 2)}
     experts = experts_of(base)
     for expert in experts:
         expert[head] = expert[embed].clone()
-    result = pipeline(made(base, experts, config={"tie_word_embeddings": True}), tmp_path / "out")
+    result = pipeline(save_models(base, experts, config={"tie_word_embeddings": True}), tmp_path / "out")
     assert set(load_checkpoint(tmp_path / "out")) == {embed, W}
     assert any("lm_head.weight" in warning for warning in result.warnings)
 
 
-def test_prefixes_and_heads_of_tasks(made: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load) -> None:
-    """An encoder as base; experts wrap it (`bert.`) and carry a classifier, which is left out with a warning."""
+def test_prefixes_and_classifiers_of_encoders(
+    save_models: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load
+) -> None:
+    """Experts add a prefix (`bert.`) and a classifier to the base, which is left out with a warning."""
     names = ["embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight", "pooler.dense.bias"]
     shapes: list[tuple[int, ...]] = [(10, 6), (6, 6), (6,)]
     base = {name: random(shape, number) for number, (name, shape) in enumerate(zip(names, shapes, strict=True))}
@@ -238,7 +242,7 @@ def test_prefixes_and_heads_of_tasks(made: Any, pipeline: Pipeline, tmp_path: Pa
         {f"bert.{name}": tensor for name, tensor in expert.items()} | {"classifier.weight": random((2, 6), 50)}
         for expert in plain
     ]
-    result = pipeline(made(base, wrapped), tmp_path / "out")
+    result = pipeline(save_models(base, wrapped), tmp_path / "out")
     merged = load_checkpoint(tmp_path / "out")
     assert set(merged) == set(base)
     query = names[1]
@@ -249,7 +253,9 @@ def test_prefixes_and_heads_of_tasks(made: Any, pipeline: Pipeline, tmp_path: Pa
     assert any("classifier.weight" in warning for warning in result.warnings)
 
 
-def test_buffers_empty_and_scalar_tensors(made: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load) -> None:
+def test_buffers_empty_and_scalar_tensors(
+    save_models: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Load
+) -> None:
     base = {
         W: random((4, 6), 1),
         "count": torch.tensor(7),
@@ -262,16 +268,16 @@ def test_buffers_empty_and_scalar_tensors(made: Any, pipeline: Pipeline, tmp_pat
         base | {W: base[W] + random((4, 6), seed, 0.1), "count": torch.tensor(9), "logit_scale": torch.tensor(3.5)}
         for seed in (2, 3)
     ]
-    pipeline(made(base, experts), tmp_path / "out")
+    pipeline(save_models(base, experts), tmp_path / "out")
     merged = load_checkpoint(tmp_path / "out")
     assert int(merged["count"]) == 7 and torch.equal(merged["mask"], base["mask"])
     assert merged["nothing.weight"].shape == (0, 6)
-    assert float(merged["logit_scale"]) == 3.5  # a number that is trained takes the mean delta
+    assert float(merged["logit_scale"]) == 3.5  # a trained scalar takes the mean delta
     assert torch.equal(merged["layers.0.rotary_emb.inv_freq"], base["layers.0.rotary_emb.inv_freq"])
 
 
-def test_ten_thousand_tensors_are_planned_at_once(tmp_path: Path) -> None:
-    """A mixture with 64 small experts a layer, from its files on disk."""
+def test_ten_thousand_tensors_are_planned_in_five_seconds(tmp_path: Path) -> None:
+    """A mixture with 64 small experts in each layer, planned from files on disk."""
     from eigenmerge.core.recipe.recipe import recipe_from_mapping
     from eigenmerge.core.steps.make_plan import make_plan
 
@@ -295,7 +301,7 @@ def test_ten_thousand_tensors_are_planned_at_once(tmp_path: Path) -> None:
             "parameters": {"alignment_rho": 0.5},
         }
     )
-    # CPU seconds, and room for a machine whose cores are shared with other work: these count too, and run slower
+    # CPU time, with a margin for machines that are busy with other work
     started = time.process_time()
     plan = make_plan(recipe)
     assert time.process_time() - started < 5.0

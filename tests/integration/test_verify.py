@@ -1,4 +1,4 @@
-"""`eigenmerge verify`: a checkpoint as it was written is fine, and whatever has happened to it since is told."""
+"""`eigenmerge verify`: intact checkpoints pass, and every later change is reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def flip(path: Path, position: int = -100) -> None:
         ("linear", {"parameters": {"weight": 0.5}}),
     ],
 )
-def test_what_was_written_is_computed_again_to_the_bit(
+def test_recomputed_tensors_are_identical(
     make_models: Any, pipeline: Any, command: Command, tmp_path: Path, method: str, keys: dict[str, Any]
 ) -> None:
     models = make_models(num_experts=2, layers=1)
@@ -53,7 +53,7 @@ def test_what_was_written_is_computed_again_to_the_bit(
     assert found["problems"] == found["gaps"] == []
 
 
-def test_the_lines_of_a_fine_checkpoint(merged: Path, command: Command) -> None:
+def test_output_for_an_intact_checkpoint(merged: Path, command: Command) -> None:
     done = command("verify", merged)
     assert done.code == 0 and not done.err
     lines = done.out.splitlines()
@@ -64,7 +64,7 @@ def test_the_lines_of_a_fine_checkpoint(merged: Path, command: Command) -> None:
     assert "recomputed" not in command("verify", merged, "--sample", "0").out.replace("0 of them recomputed", "")
 
 
-def test_damaged_files(merged: Path, command: Command) -> None:
+def test_damaged_files_are_named(merged: Path, command: Command) -> None:
     flip(next(merged.glob("model-00001-of-*")))
     (merged / "config.json").unlink()
     (merged / "pytorch_model.bin").write_bytes(b"x")
@@ -75,8 +75,8 @@ def test_damaged_files(merged: Path, command: Command) -> None:
         assert name in damaged
 
 
-def test_weights_that_no_source_gives(merged: Path, command: Command) -> None:
-    """Checksums that were made to fit do not help: the sample is computed from the experts."""
+def test_forged_weights_with_matching_checksums(merged: Path, command: Command) -> None:
+    """The sample is computed again from the experts, so matching checksums do not suffice."""
     manifest = json.loads((merged / MANIFEST).read_text())
     file = manifest["files"][0]
     path = merged / file["name"]
@@ -86,7 +86,7 @@ def test_weights_that_no_source_gives(merged: Path, command: Command) -> None:
     for row in manifest["tensors"]:
         if row["name"] in header:
             first, last = (start + offset for offset in header[row["name"]]["data_offsets"])
-            content[last - 1] ^= 0x01  # the exponent of the last value: twice or half of it
+            content[last - 1] ^= 0x01  # in the exponent: the last value is doubled or halved
             row["sha256"] = hashlib.sha256(content[first:last]).hexdigest()
     path.write_bytes(content)
     file["sha256"] = hashlib.sha256(content).hexdigest()
@@ -97,7 +97,7 @@ def test_weights_that_no_source_gives(merged: Path, command: Command) -> None:
 
 
 @pytest.mark.parametrize("change", ["weights", "gone"])
-def test_sources_that_have_changed(merged: Path, command: Command, tmp_path: Path, change: str) -> None:
+def test_changed_sources_are_not_recomputed(merged: Path, command: Command, tmp_path: Path, change: str) -> None:
     expert = tmp_path / "expert1/model.safetensors"
     if change == "weights":
         flip(expert)
@@ -109,10 +109,10 @@ def test_sources_that_have_changed(merged: Path, command: Command, tmp_path: Pat
     assert asked.code == 2 and "ok;" in asked.out
 
 
-def test_spectra_of_a_store_are_enough_for_other_experts(
+def test_aligned_layers_need_the_store_of_the_run(
     make_models: Any, pipeline: Any, command: Command, tmp_path: Path
 ) -> None:
-    """Aligned layers depend on all others: without the store's table of eigenvalues they cannot be computed alone."""
+    """An aligned layer depends on the eigenvalues of all others, which are in a table of the store."""
     models = make_models(num_experts=2, layers=2)
     recipe = models.write_recipe("swudi", parameters={"alignment_rho": 0.5})
     pipeline(recipe, tmp_path / "out", store=str(tmp_path / "store"))
@@ -122,7 +122,7 @@ def test_spectra_of_a_store_are_enough_for_other_experts(
     assert done.code == 0 and done.out.count("recomputed, identical") == 3, done.out
 
 
-def test_sums_that_were_kept_are_within_tolerance(
+def test_results_of_kept_sums_are_within_tolerance(
     make_models: Any, pipeline: Any, command: Command, tmp_path: Path
 ) -> None:
     models = make_models(num_experts=4, layers=1)
@@ -171,9 +171,9 @@ def test_on_s3_each_tensor_has_its_checksum(
     out = f"{s3_root.uri}/out"
     pipeline(recipe, out, store=f"{s3_root.uri}/store")
     store = Store(out, options)
-    assert json.loads(store.read(MANIFEST))["files"][0]["sha256"] is None, "the server copied it"
-    fine = command("verify", out, "--recipe", recipe)
-    assert fine.code == 0 and "sha256 of 12 tensors" in fine.out, fine.out + fine.err
+    assert json.loads(store.read(MANIFEST))["files"][0]["sha256"] is None, "the server has copied the file"
+    intact = command("verify", out, "--recipe", recipe)
+    assert intact.code == 0 and "sha256 of 12 tensors" in intact.out, intact.out + intact.err
     content = bytearray(store.read("model.safetensors"))
     content[-100] ^= 1
     store.write("model.safetensors", bytes(content))
@@ -181,13 +181,13 @@ def test_on_s3_each_tensor_has_its_checksum(
     assert done.code == 1 and "tensor 'model.norm.weight' fails its sha256" in done.out
 
 
-def test_no_checkpoint_and_no_manifest(command: Command, tmp_path: Path) -> None:
+def test_a_missing_checkpoint(command: Command, tmp_path: Path) -> None:
     done = command("verify", tmp_path / "nothing")
     assert done.code == 1 and MANIFEST in done.err and "Traceback" not in done.err
     assert len(done.err.splitlines()) == 1
 
 
-def test_damaged_manifests_are_one_line(command: Command, tmp_path: Path) -> None:
+def test_damaged_manifests_give_one_line(command: Command, tmp_path: Path) -> None:
     for content in (b"", b"{", b"[]", b'{"format": 1}', b'{"format": 99}', b"\xff", b"[" * 100_000):
         (tmp_path / MANIFEST).write_bytes(content)
         done = command("verify", tmp_path)

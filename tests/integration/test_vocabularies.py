@@ -1,4 +1,4 @@
-"""Experts whose vocabularies differ from the base's, read and merged row by row."""
+"""Experts whose vocabularies differ from that of the base: rows are matched by token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tokenizer(tokens: list[str]) -> str:
 
 
 def weights(tokens: list[str], value: float) -> dict[str, torch.Tensor]:
-    """Row of token t is value + its number in the alphabet: so it can be told which row came from where."""
+    """Return weights whose row of a token is value + 100 * its code point, so that the origin of a row can be seen."""
     rows = torch.tensor([[value + 100.0 * ord(token[0])] * HIDDEN for token in tokens])
     return {EMBED: rows, HEAD: -rows, Q_PROJ: value * torch.eye(HIDDEN)}
 
@@ -43,16 +43,16 @@ def recipe(base: str, *experts: str, method: str = "average", **keys: Any) -> Ma
 
 def test_rows_are_matched_by_token(make: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Any) -> None:
     base = make("base", ["a", "b", "c"], 0.0)
-    expert = make("expert", ["c", "x", "a"], 4.0)  # has no b, and x in another place
+    expert = make("expert", ["c", "x", "a"], 4.0)  # lacks b, and has x in another position
     pipeline(recipe(base, expert, tokenizer_source="base"), tmp_path / "out")
     merged = load_checkpoint(tmp_path / "out")
-    expected = torch.tensor([4.0 + 9700, 9800, 4.0 + 9900])  # b is the base's
+    expected = torch.tensor([4.0 + 9700, 9800, 4.0 + 9900])  # b is the row of the base
     torch.testing.assert_close(merged[EMBED][:, 0], expected)
     torch.testing.assert_close(merged[HEAD][:, 0], torch.tensor([-4.0 - 9700, -9800, -4.0 - 9900]))
 
 
 @pytest.mark.parametrize("method", ["average", "ties", "swudi_a", "linear"])
-def test_union_takes_new_tokens_from_the_experts_that_have_them(
+def test_new_tokens_of_a_union_are_the_mean_of_the_experts_that_have_them(
     make: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Any, method: str
 ) -> None:
     base = make("base", ["a", "b"], 0.0)
@@ -61,18 +61,18 @@ def test_union_takes_new_tokens_from_the_experts_that_have_them(
     pipeline(recipe(base, first, second, method=method, tokenizer_source="union", **keys), tmp_path / "out")
     merged = load_checkpoint(tmp_path / "out")
     assert merged[EMBED].shape == (4, HIDDEN)
-    x, y = 12000 + 3.0, 12100 + 4.0  # the mean of both, and the second's alone
-    # old tokens: base + mean delta (3), linear means of models without the base (3); ties adds up what agrees (6)
+    x, y = 12000 + 3.0, 12100 + 4.0  # x is the mean of both experts, y is the row of the second
+    # tokens of the base: base + mean delta (3), with linear the mean of the experts; ties adds deltas that agree (6)
     delta = 6.0 if method == "ties" else 3.0
     if method == "linear":
-        # the base is not averaged without a global weight; it gives y to the expert that lacks it
+        # without a global weight the base is not averaged; it provides y for the expert that lacks it
         expected = [9700 + 3.0, 9800 + 3.0, x, y]
     else:
-        # task vectors: x is 2 and 4 around its start 3, y is 4 at its start and the base's for who lacks it
+        # deltas of x are -1 and +1 around its mean 3; y has no delta
         middle = {"ties": x - 1.0, "average": x, "swudi_a": x}[method]
         expected = [9700 + delta, 9800 + delta, middle, y]
     found = merged[EMBED][:, 0]
-    if method == "ties":  # signs of -1 and +1 tie: either is an answer
+    if method == "ties":  # the signs of -1 and +1 tie, so either is right
         assert abs(float(found[2]) - x) <= 1.0
         found, expected = found[[0, 1, 3]], [expected[0], expected[1], expected[3]]
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-6, atol=1e-2)
@@ -83,7 +83,7 @@ def test_union_takes_new_tokens_from_the_experts_that_have_them(
     assert known == {"a": 0, "b": 1, "x": 2, "y": 3}
 
 
-def test_embeddings_kept_at_the_base_still_get_the_new_rows(
+def test_embeddings_of_the_base_get_the_new_rows(
     make: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Any
 ) -> None:
     base, expert = make("base", ["a", "b"], 0.0), make("expert", ["x", "a", "b"], 2.0)
@@ -93,7 +93,7 @@ def test_embeddings_kept_at_the_base_still_get_the_new_rows(
     torch.testing.assert_close(merged[EMBED][:, 0], torch.tensor([9700.0, 9800.0, 12002.0]))
 
 
-def test_another_models_vocabulary(make: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Any) -> None:
+def test_the_vocabulary_of_an_expert(make: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Any) -> None:
     base, expert = make("base", ["a", "b", "c"], 0.0), make("expert", ["c", "d", "a"], 4.0)
     pipeline(recipe(base, expert, tokenizer_source=expert), tmp_path / "out")
     found = load_checkpoint(tmp_path / "out")[EMBED][:, 0]
@@ -101,7 +101,7 @@ def test_another_models_vocabulary(make: Any, pipeline: Pipeline, tmp_path: Path
     assert json.loads((tmp_path / "out/tokenizer.json").read_text())["model"]["vocab"] == {"c": 0, "d": 1, "a": 2}
 
 
-def test_appended_tokens_are_cut_off_with_a_warning(
+def test_appended_tokens_are_left_out_with_a_warning(
     make: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Any
 ) -> None:
     base, expert = make("base", ["a", "b"], 0.0), make("expert", ["a", "b", "x"], 4.0)
@@ -110,7 +110,7 @@ def test_appended_tokens_are_cut_off_with_a_warning(
     torch.testing.assert_close(load_checkpoint(tmp_path / "out")[EMBED][:, 0], torch.tensor([9704.0, 9804.0]))
 
 
-def test_through_the_flow(make: Any, pipeline: Any, tmp_path: Path, load_checkpoint: Any) -> None:
+def test_a_union_in_another_order(make: Any, pipeline: Any, tmp_path: Path, load_checkpoint: Any) -> None:
     from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
     base, expert = make("base", ["a", "b"], 0.0), make("expert", ["b", "x", "a"], 4.0)

@@ -1,9 +1,9 @@
-"""Merge a recipe in this process, shard after shard, and print what it took as JSON.
+"""Merge a recipe in this process, one shard after the other, and print time, memory and bytes read as JSON.
 
     PYTHONPATH=tests/synthetic/plugin python tests/synthetic/measure_merge.py RECIPE OUT STORE
 
-The steps of the flow without Prefect, so that the memory measured is the merge's own: peak resident memory during the
-merge less what was resident before it.
+Prefect is not used, because its memory would be measured too. The memory is the peak resident memory during the merge
+minus the resident memory before it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def main(recipe_path: str, destination: str, store: str) -> None:
     plan = make_plan(read_recipe(recipe_path))
     planned = time.monotonic()
     for operation in (torch.linalg.eigh, torch.linalg.svd, torch.linalg.qr):
-        operation(torch.eye(256))  # loads the libraries
+        operation(torch.eye(256))  # loads the libraries before memory is measured
     target = prepare_destination(plan, destination, Store(destination), overwrite=False)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     run = Run(plan, Store(store))
     reports = map_in_turn(merge_shard, run.jobs(), stop=StopSignal())

@@ -1,6 +1,6 @@
-"""Merges of blocks of large models: the right numbers, in the memory that was projected, whatever the model's size.
+"""Merges of blocks of large models: results and peak memory, which must be as projected for any size of the model.
 
-The blocks of the 8B model take seconds and run always; those of the 70B model take minutes (`make slow`).
+Blocks of the 8B model take seconds and always run; those of the 70B model take minutes (`make slow`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEASURE = Path(__file__).parent / "measure_merge.py"
 
 @pytest.fixture
 def merge_and_measure(synthetic_environment: dict[str, str], tmp_path: Path):
-    """Runs measure_merge.py in a process of its own; the facts it prints, and where the result is."""
+    """Run measure_merge.py in a new process; return what it prints, and the folder of the result."""
 
     def run(model: str, method: str, member: str, num_experts: int) -> tuple[dict[str, Any], Path]:
         name = f"{model}-{method}-{member}{num_experts}"
@@ -44,7 +44,7 @@ def merge_and_measure(synthetic_environment: dict[str, str], tmp_path: Path):
 
 
 def stored(model: str, member: str, name: str) -> torch.Tensor:
-    """One tensor of the synthetic file system, float32."""
+    """Return one tensor of the synthetic file system in float32."""
     fs = fsspec.filesystem("synthetic")
     for path in fs.ls(f"{model}/{member}", detail=False):
         if not path.endswith(".safetensors"):
@@ -74,7 +74,7 @@ def check_task_arithmetic(folder: Path, model: str, num_experts: int, name: str)
     expected = (base + total).bfloat16()
     found = merged(folder, name)
     assert found.dtype == torch.bfloat16
-    # equal but for the order of the additions, which can tip a rounding
+    # equal, except that the order of the additions may change the rounding
     assert float((found != expected).float().mean()) < 1e-3
     torch.testing.assert_close(found.float(), expected.float(), rtol=0.01, atol=1e-5)
 

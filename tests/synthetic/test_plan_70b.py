@@ -1,4 +1,4 @@
-"""A 70B model with eight experts, planned: in seconds, from headers, and packed so that many workers stay busy."""
+"""The plan of a 70B model with eight experts: made in seconds from headers, with shards that keep many workers busy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from eigenmerge.core.steps.read_recipe import read_recipe
 
 H100 = MACHINES["h100-80gb"]
 PARAMETERS = 70_553_706_496
-# q and o, k and v, gate and up and down: in + out features, rank 16, 80 blocks
+# rank 16, 80 blocks: in + out features of q and o, k and v, gate and up and down
 ADAPTER_PARAMETERS = 80 * 16 * (2 * (8192 + 8192) + 2 * (1024 + 8192) + 3 * (28672 + 8192))
 
 
@@ -42,7 +42,7 @@ def adapters() -> Plan:
     return plan_of("swudi_a", "lora", spectra="none")
 
 
-def test_bytes_are_the_models(full: Plan, adapters: Plan) -> None:
+def test_bytes_are_those_of_the_models(full: Plan, adapters: Plan) -> None:
     assert full.num_tensors == 723
     assert full.bytes_read == 9 * 2 * PARAMETERS
     assert 2 * PARAMETERS < full.bytes_written < 2 * PARAMETERS * 1.0001
@@ -50,7 +50,7 @@ def test_bytes_are_the_models(full: Plan, adapters: Plan) -> None:
     assert adapters.flops < full.flops / 1000
 
 
-def test_memory_depends_on_the_largest_tensor_alone(full: Plan) -> None:
+def test_memory_depends_only_on_the_largest_tensor(full: Plan) -> None:
     def peaks(plan: Plan) -> dict[str, int]:
         return {t.name: t.peak_bytes for shard in plan.shards for t in shard.tensors if "layers.0." in t.name}
 
@@ -59,8 +59,8 @@ def test_memory_depends_on_the_largest_tensor_alone(full: Plan) -> None:
     assert full.peak_bytes < 32e9
 
 
-def test_the_command_answers_in_two_seconds(synthetic_environment: dict[str, str], tmp_path: Path) -> None:
-    """Processor time of the whole command: other work on the machine must not decide."""
+def test_the_command_takes_two_seconds(synthetic_environment: dict[str, str], tmp_path: Path) -> None:
+    """CPU time of the whole command, so that other work on the machine does not count."""
     (tmp_path / "recipe.yml").write_text(recipe_text("swudi_a", "expert"))
     command = [Path(sys.executable).parent / "eigenmerge", "plan", tmp_path / "recipe.yml", "--json"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -73,15 +73,15 @@ def test_the_command_answers_in_two_seconds(synthetic_environment: dict[str, str
     assert seconds < 2.0, f"{seconds:.2f} s on {os.cpu_count()} cores"
 
 
-def test_eight_and_sixty_four_gpus_stay_busy(full: Plan) -> None:
+def test_the_plan_keeps_8_and_64_gpus_busy(full: Plan) -> None:
     eight, many = simulate(full, H100, 8), simulate(full, H100, 64)
     assert eight.efficiency > 0.9
     assert many.efficiency > 0.6
     assert not eight.too_large
-    # the packing leaves no shard that is longer than the share of one of 64 workers by much
+    # the largest shard takes little more time than the mean load of one of 64 workers
     assert many.bounds["largest shard"] < 1.5 * many.bounds["compute"]
 
 
-def test_adapters_are_limited_by_everything_but_arithmetic(adapters: Plan) -> None:
+def test_adapters_are_not_limited_by_arithmetic(adapters: Plan) -> None:
     assert simulate(adapters, H100, 8).limit != "compute"
     assert simulate(adapters, H100, 8).bounds["compute"] < 5

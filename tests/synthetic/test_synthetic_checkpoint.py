@@ -1,4 +1,4 @@
-"""The synthetic file system itself: true shapes, valid files, the same bytes whatever range is asked, and fast."""
+"""The synthetic file system: true shapes, valid files, the same bytes for every range, and its speed."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_peft_loads_the_adapter(fs, tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(start=st.integers(0, 200_000), length=st.integers(0, 3000), member=st.sampled_from(["base", "expert0", "lora1"]))
-def test_any_range_is_a_part_of_the_whole(start: int, length: int, member: str) -> None:
+def test_any_range_equals_that_part_of_the_file(start: int, length: int, member: str) -> None:
     fs = fsspec.filesystem("synthetic")
     name = "adapter_model.safetensors" if member.startswith("lora") else "model.safetensors"
     path = f"llama-tiny/{member}/{name}"
@@ -102,7 +102,7 @@ def test_any_range_is_a_part_of_the_whole(start: int, length: int, member: str) 
 
 
 def test_ranges_across_chunks_and_at_the_end(fs) -> None:
-    """Chunks of the generator are 256 KiB; a range must not depend on where they fall."""
+    """The generator works in chunks of 256 KiB; the bytes must not depend on the positions of the chunks."""
     path = "llama-1b/expert2/model.safetensors"
     size = fs.size(path)
     whole = fs.cat_file(path, 1_000_001, 3_000_003)
@@ -142,7 +142,7 @@ def test_experts_differ_from_the_base_a_little_and_from_each_other() -> None:
     assert abs(cosine) < 0.1
 
 
-def test_it_is_read_only_and_says_what_is_missing(fs) -> None:
+def test_it_is_read_only_and_reports_missing_files(fs) -> None:
     assert not fs.exists("llama-71b/base")
     assert not fs.exists("llama-70b.blocks-79-80/base")
     assert not fs.exists("llama-70b/base/nothing.safetensors")
@@ -162,7 +162,7 @@ def test_a_process_finds_the_protocol_by_pythonpath(synthetic_environment: dict[
 
 
 def test_generation_is_fast() -> None:
-    """A full layer takes seconds, not minutes: at least 200 MB/s of processor time on one core, experts too."""
+    """At least 200 MB per second of CPU time, for base and experts, so that a full layer takes seconds."""
     fs = fsspec.filesystem("synthetic")
     num_bytes = 64_000_000
     rates = []

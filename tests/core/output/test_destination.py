@@ -197,6 +197,15 @@ class TestTake:
         assert claim is not None and json.loads(store.read(MARKER_NAME))["run_key"] == RUN_KEY
         claim.release()
 
+    def test_a_damaged_marker_is_refused_unless_overwritten(self, store: Store) -> None:
+        store.write(MARKER_NAME, b"{")
+        with pytest.raises(DestinationError):
+            take(store)
+        assert store.read(MARKER_NAME) == b"{"
+        claim = take(store, overwrite=True)
+        assert claim is not None
+        claim.release()
+
     @pytest.mark.usefixtures("fast")
     @pytest.mark.parametrize("overwrite", [False, True])
     def test_an_active_merge_of_another_recipe_is_never_overwritten(self, store: Store, overwrite: bool) -> None:

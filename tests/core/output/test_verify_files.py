@@ -123,6 +123,13 @@ def test_a_file_of_another_size(written: Written, change: int) -> None:
     assert str(len(content)) in problem and str(len(content) + change) in problem
 
 
+def test_an_intact_file_of_another_size(written: Written) -> None:
+    other = written.checkpoint.files[SECOND]
+    written.store.write(FIRST, other)
+    (problem,) = written.problems()[FIRST]
+    assert str(len(other)) in problem and str(len(written.checkpoint.files[FIRST])) in problem
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{} "])
 def test_a_changed_side_file(written: Written, content: bytes) -> None:
     written.store.write("config.json", content)

@@ -1,4 +1,4 @@
-"""A read-only fsspec file system that holds checkpoints too large to store: every byte is made when it is read.
+"""A read-only fsspec file system with checkpoints too large to store: bytes are generated when they are read.
 
     synthetic://llama-70b/base                     140 GB in 5 GB files, index, config
     synthetic://llama-70b/expert3                  the same model, fine-tuned
@@ -6,7 +6,7 @@
     synthetic://llama-70b.blocks-0-1/base          two blocks only, embeddings and head
     synthetic://llama-70b.blocks-0-1.bare/base     two blocks only
 
-A tensor has the same bytes in every subset that holds it. `bytes_served` counts what was read.
+A tensor has the same bytes in every subset that contains it. `bytes_served` counts the bytes read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SyntheticFile:
     regions: tuple[Region, ...]
 
     def read(self, start: int, stop: int) -> bytes:
-        """The result and one view of it: no second copy of a large range."""
+        """Return the bytes, without a second copy of a large range."""
         out = bytearray(stop - start)
         view = np.frombuffer(out, dtype=np.uint8)
         for region in self.regions:
@@ -191,7 +191,7 @@ class SyntheticFileSystem(AbstractFileSystem):
             raise FileNotFoundError(path)
         low, high, _ = slice(start, end).indices(file.size)
         content = file.read(low, max(low, high))
-        self.bytes_served += len(content)  # approximate under threads: only tests of one thread look at it
+        self.bytes_served += len(content)  # not exact with several threads; only tests with one thread use it
         return content
 
     def ukey(self, path: str) -> str:

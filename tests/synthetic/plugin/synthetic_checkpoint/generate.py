@@ -1,9 +1,9 @@
-"""The bytes of a synthetic bf16 tensor, for whatever range is asked: a counter-based hash, so nothing is stored.
+"""Generate any range of bytes of a synthetic bf16 tensor by a counter-based hash, so that nothing is stored.
 
 Word w (8 bytes, four bf16 numbers) of a tensor is splitmix64(seed + w * golden), masked so that every number is finite:
 random sign and mantissa, exponent 2^-9 to 2^-6, about the size of a trained weight. The three low mantissa bits are 4
-in the base and the expert's own hash in an expert: a dense, full-rank task vector of a few percent of the weight,
-nearly orthogonal to any other expert's.
+in the base and a hash of the expert in an expert: a dense, full-rank task vector of a few percent of the weight,
+nearly orthogonal to those of other experts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK64 = (1 << 64) - 1
-_CHUNK = 1 << 15  # words: three arrays of 256 KiB stay in the second-level cache
+_CHUNK = 1 << 15  # words: three arrays of 256 KiB fit in the second-level cache
 _STEPS = np.arange(_CHUNK, dtype=np.uint64) * np.uint64(_GOLDEN)
 _SIGN_EXPONENT_MANTISSA = np.uint64(0x81F8_81F8_81F8_81F8)  # sign, two bits of the exponent, four of the mantissa
 _SMALLEST = np.uint64(0x3B00_3B00_3B00_3B00)  # 2^-9 in bf16

@@ -1,4 +1,4 @@
-"""Which tensors a synthetic Llama has: the true shapes of the published models, names as transformers stores them."""
+"""Tensors of a synthetic Llama: shapes of the published models, names as transformers stores them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ LORA_RANK = 16
 
 @dataclass(frozen=True, slots=True)
 class Llama:
-    """`blocks` are the transformer blocks present; a subset keeps each block's own number and bytes."""
+    """One model.
+
+    blocks : numbers of the transformer blocks; in a subset each block keeps its number and its bytes
+    """
 
     preset: str
     hidden: int
@@ -25,7 +28,7 @@ class Llama:
     bare: bool = False  # without embeddings and lm_head
 
     def linears(self, block: int) -> dict[str, tuple[int, int]]:
-        """Module name to [out, in]."""
+        """Return (out, in) of the linear layers of a block by module name."""
         attention, key_value = self.heads * self.head_dim, self.key_value_heads * self.head_dim
         prefix = f"model.layers.{block}."
         return {
@@ -39,7 +42,7 @@ class Llama:
         }
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name to shape, in the order of the files."""
+        """Return the shapes of all tensors by name, in the order of the files."""
         found: dict[str, tuple[int, ...]] = {}
         if not self.bare:
             found["model.embed_tokens.weight"] = (self.vocabulary, self.hidden)
@@ -53,7 +56,7 @@ class Llama:
         return found
 
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
-        """The factors of a PEFT adapter on every linear layer."""
+        """Return the shapes of the factors of a PEFT adapter on every linear layer."""
         found: dict[str, tuple[int, ...]] = {}
         for block in self.blocks:
             for name, (rows, columns) in self.linears(block).items():
@@ -99,7 +102,7 @@ _MODEL = re.compile(r"(?P<preset>[a-z]+-[a-z0-9]+)(\.blocks-(?P<first>\d+)-(?P<l
 
 @lru_cache
 def parse_model(text: str) -> Llama | None:
-    """`llama-70b`, `llama-70b.blocks-0-1`, `llama-70b.blocks-40-40.bare`; None for anything else."""
+    """Return the model named `llama-70b`, `llama-70b.blocks-0-1` or `llama-70b.blocks-40-40.bare`, or None."""
     match = _MODEL.fullmatch(text)
     if match is None or match["preset"] not in _PRESETS:
         return None
