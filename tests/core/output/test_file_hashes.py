@@ -34,7 +34,7 @@ def run_of(checkpoint: Checkpoint, store: Store) -> Run:
 def test_parts_in_any_order(checkpoint: Checkpoint, tmp_path: Path, order: tuple[int, ...]) -> None:
     with FileHashes(run_of(checkpoint, Store(str(tmp_path)))) as hashes:
         for index in order:
-            hashes.part_done(checkpoint.reports[index])
+            hashes.add_part(checkpoint.reports[index])
         for file in checkpoint.plan.files:
             assert hashes.result(file) == sha256(checkpoint.files[file.name])
 
@@ -43,7 +43,7 @@ def test_parts_from_several_threads(checkpoint: Checkpoint, tmp_path: Path) -> N
     run = run_of(checkpoint, Store(str(tmp_path)))
     for order in itertools.islice(itertools.permutations(checkpoint.reports), 0, None, 7):
         with FileHashes(run) as hashes, ThreadPoolExecutor(4) as pool:
-            list(pool.map(hashes.part_done, order))
+            list(pool.map(hashes.add_part, order))
             found = [hashes.result(file) for file in run.plan.files]
         assert found == [sha256(data) for data in checkpoint.files.values()]
 
@@ -51,7 +51,7 @@ def test_parts_from_several_threads(checkpoint: Checkpoint, tmp_path: Path) -> N
 def test_a_file_without_all_of_its_parts_has_no_hash(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with FileHashes(run_of(checkpoint, Store(str(tmp_path)))) as hashes:
         for index in (1, 2, 3, 4):
-            hashes.part_done(checkpoint.reports[index])
+            hashes.add_part(checkpoint.reports[index])
         first, second = checkpoint.plan.files
         assert hashes.result(first) is None
         assert hashes.result(second) == sha256(checkpoint.files[second.name])
@@ -61,7 +61,7 @@ def test_parts_of_a_remote_store_are_not_read(checkpoint: Checkpoint) -> None:
     run = Run(checkpoint.plan, Store(f"memory://{uuid.uuid4().hex}"))  # without any part
     with FileHashes(run) as hashes:
         for report in checkpoint.reports:
-            hashes.part_done(report)
+            hashes.add_part(report)
         assert [hashes.result(file) for file in run.plan.files] == [None, None]
 
 
@@ -70,7 +70,7 @@ def test_a_part_that_is_gone_is_an_error_of_the_result(checkpoint: Checkpoint, t
     run.store.delete([checkpoint.reports[4].part_key])
     with FileHashes(run) as hashes:
         for report in checkpoint.reports:
-            hashes.part_done(report)
+            hashes.add_part(report)
         first, second = run.plan.files
         assert hashes.result(first) == sha256(checkpoint.files[first.name])
         with pytest.raises(StoreError, match="parts/4"):
@@ -81,7 +81,7 @@ def test_the_block_may_end_before_the_results_are_read(checkpoint: Checkpoint, t
     """A run that failed leaves the block without waiting for the hashes."""
     run = run_of(checkpoint, Store(str(tmp_path)))
     with pytest.raises(KeyError), FileHashes(run) as hashes:
-        hashes.part_done(checkpoint.reports[0])
+        hashes.add_part(checkpoint.reports[0])
         raise KeyError
 
 
