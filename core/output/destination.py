@@ -118,7 +118,8 @@ def clear_for_writing(store: Store, plan: Plan) -> None:
     planned = {file.name for file in plan.files}
     if _run_key_in(store, MANIFEST_NAME) == plan.run_key:
         # The same result is there: each file is replaced by an equal one, so a kill leaves a complete checkpoint.
-        planned |= {MANIFEST_NAME, INDEX_NAME} if len(plan.files) > 1 else {MANIFEST_NAME}
+        planned |= {MANIFEST_NAME, *(side.name for side in plan.side_files)}
+        planned |= {INDEX_NAME} if len(plan.files) > 1 else set()
     stale = [key for key in stale if key not in planned]
     stale += [key for key in present if key.startswith(_PROBE_PREFIX)]  # of killed runs
     store.delete([key for key in stale if key.endswith(".index.json")])

@@ -17,7 +17,7 @@ from eigenmerge.core.coordination.stop import StopSignal
 from eigenmerge.core.errors import DestinationError, InterruptedRunError, StoreError
 from eigenmerge.core.formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME
 from eigenmerge.core.output.destination import Destination, clear_for_writing, prepare_destination, take_destination
-from eigenmerge.core.planning.plan import Plan
+from eigenmerge.core.planning.plan import Plan, SideFile
 from eigenmerge.core.storage.store import Store
 
 from .examples import OTHER_KEY, RUN_KEY, make_checkpoint, model, norm, small_plan
@@ -281,9 +281,10 @@ class TestClear:
         assert remaining[-1] == set()
 
     def test_a_result_of_the_same_plan_stays_complete(self, store: Store) -> None:
-        make_checkpoint(PLAN).write(store)
+        plan = replace(PLAN, side_files=(SideFile("config.json", None, b"{}"),))
+        make_checkpoint(plan).write(store, side_files={"config.json": b"{}"})
         before = keys_in(store)
-        clear_for_writing(store, PLAN)
+        clear_for_writing(store, plan)
         assert keys_in(store) == before
 
     def test_an_index_beside_one_file_is_removed(self, store: Store) -> None:

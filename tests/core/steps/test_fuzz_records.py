@@ -151,7 +151,7 @@ def test_the_pointer_of_scheduled_merges(content: bytes) -> None:
         assert LATEST in str(error)
 
 
-PLAN: Any = SimpleNamespace(run_key="ours", files=(OutputFile("model.safetensors", (0,), 16),))
+PLAN: Any = SimpleNamespace(run_key="ours", files=(OutputFile("model.safetensors", (0,), 16),), side_files=())
 
 
 @settings(deadline=None, max_examples=150)
