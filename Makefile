@@ -1,11 +1,11 @@
-# Everything runs in .venv, made here: nothing needs to be installed by hand but Python 3.11+ and make.
+# Everything runs in .venv, which is made here: only Python 3.11+ and make must be installed.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LINKS  := $(VENV)/links
 
-# Thread pools of two processes on the same cores slow each other down severalfold.
+# The thread pools of two processes on the same cores make each other several times slower.
 export OMP_NUM_THREADS ?= 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
@@ -56,7 +56,7 @@ slow: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak --timeout 7200
 
-# Ray is 440 MB with what it needs, so `make test` does without.
+# `make test` does not install Ray, which takes 440 MB.
 ray: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
 	$(BIN)/python -m pytest -m slow tests/integration/test_ray.py
