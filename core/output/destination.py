@@ -87,13 +87,14 @@ def take_destination(destination: Destination, plan: Plan, stop: StopSignal | No
     """
     store, uri = destination.store, destination.uri
     watcher = ClaimWatcher(store, MARKER_NAME, {"run_key": plan.run_key})
+    waited = False
     while True:
         if stop is not None:
             stop.check()
         marked = _run_key_in(store, MARKER_NAME)
         if marked is None and not destination.overwrite:
             present = _objects(store)
-            if _is_finished(store, plan, present):
+            if MARKER_NAME not in present and _is_finished(store, plan, present):
                 return None
             if present and MARKER_NAME not in present:
                 raise DestinationError(_not_empty(store, uri, list(present), plan))
@@ -105,7 +106,12 @@ def take_destination(destination: Destination, plan: Plan, stop: StopSignal | No
             )
         claim = watcher.acquire()
         if claim is not None:
+            # The run that this one waited for may have finished between the check above and the claim.
+            if waited and not destination.overwrite and _is_finished(store, plan, _objects(store)):
+                claim.release()
+                return None
             return claim
+        waited = True
         if not ours and watcher.has_moved:
             raise DestinationError(f"{uri}: another recipe's merge is being written there; choose another destination")
         time.sleep(POLL_SECONDS)
@@ -134,7 +140,7 @@ def _objects(store: Store) -> dict[str, int]:
 def _is_finished(store: Store, plan: Plan, present: Mapping[str, int]) -> bool:
     files = all(present.get(file.name) == file.num_bytes for file in plan.files)
     index = len(plan.files) == 1 or INDEX_NAME in present
-    return files and index and MARKER_NAME not in present and _run_key_in(store, MANIFEST_NAME) == plan.run_key
+    return files and index and _run_key_in(store, MANIFEST_NAME) == plan.run_key
 
 
 def _run_key_in(store: Store, name: str) -> str | None:
