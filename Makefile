@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LINKS  := $(VENV)/links
+TEST_PROCESSES ?= 2
 
 # The thread pools of two processes on the same cores make each other several times slower.
 export OMP_NUM_THREADS ?= 1
@@ -48,7 +49,7 @@ hooks: $(STAMP)
 	$(BIN)/pre-commit install
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not soak and not benchmark"
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not slow and not soak and not benchmark"
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from .faulty_proxy import FaultyProxy
 from .small_models import Models, base_weights, expert_weights, llama_config, load_checkpoint, save_model
@@ -81,6 +83,37 @@ def fresh_s3_root(endpoint: str) -> S3Root:
     fs = fsspec.filesystem("s3", endpoint_url=endpoint, key=ACCESS_KEY, secret=SECRET_KEY)
     fs.call_s3("create_bucket", Bucket=bucket)
     return S3Root(f"s3://{bucket}/some/prefix", options)
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a Prefect database with all migrations applied, which take a server ten seconds on a new home.
+
+    All processes of a test run share one database.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    home = folder / "migrated-prefect-home"
+    with FileLock(folder / "migrated-prefect-home.lock"):
+        if not (home / "done").exists():
+            environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+            upgrade = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+            subprocess.run(upgrade, env=environment, capture_output=True, check=True, timeout=120)
+            (home / "done").touch()
+    return home / "prefect.db"
+
+
+@pytest.fixture(scope="session")
+def make_prefect_home(migrated_database: Path) -> Callable[[Path], Path]:
+    """Create a PREFECT_HOME whose database needs no migration."""
+
+    def make(home: Path) -> Path:
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.copy(migrated_database, home / "prefect.db")
+        return home
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -16,8 +16,10 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def server_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    home = tmp_path_factory.mktemp("prefect-home")
+def server_environment(
+    tmp_path_factory: pytest.TempPathFactory, make_prefect_home: Callable[[Path], Path]
+) -> dict[str, str]:
+    home = make_prefect_home(tmp_path_factory.mktemp("prefect-home"))
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
         "PREFECT_HOME": str(home),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,10 @@ def write_recipe(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("server", ["embedded", "of the user"])
-def test_a_merge_prints_its_summary_only(server: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_merge_prints_its_summary_only(
+    server: str, make_prefect_home: Callable[[Path], Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    make_prefect_home(tmp_path / "prefect")
     api = {} if server == "embedded" else {"PREFECT_API_URL": request.getfixturevalue("prefect_server")}
     done = subprocess.run(
         [EIGENMERGE, "merge", write_recipe(tmp_path), tmp_path / "out"],

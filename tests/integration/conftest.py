@@ -20,9 +20,11 @@ from .s3_models import ForkedCommands, S3Models, upload
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_server(
+    tmp_path_factory: pytest.TempPathFactory, make_prefect_home: Callable[[Path], Path]
+) -> Iterator[str]:
     """The URL of one embedded server for all runs of the session, because starting one takes seconds."""
-    home = tmp_path_factory.mktemp("prefect")
+    home = make_prefect_home(tmp_path_factory.mktemp("prefect"))
     old = os.environ.get("PREFECT_HOME")
     os.environ["PREFECT_HOME"] = str(home)
     from eigenmerge.deployments.embedded_server import EmbeddedServer

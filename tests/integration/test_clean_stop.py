@@ -19,7 +19,7 @@ FILES = ("model.safetensors", "eigenmerge_manifest.json", "README.md", "config.j
 @pytest.fixture
 def reference(make_models: Any, pipeline: Any, tmp_path: Path) -> Any:
     """A recipe; an uninterrupted run has written its result to tmp_path/reference."""
-    models = make_models(num_experts=3, layers=6, hidden=192)
+    models = make_models(num_experts=3, layers=4, hidden=192)
     recipe = models.write_recipe("swudi_a", keep_sums=True)
     pipeline(recipe, tmp_path / "reference", store=str(tmp_path / "reference-store"))
     return recipe

@@ -24,13 +24,10 @@ def keys_of(log: Path) -> list[str]:
 
 @pytest.mark.parametrize("times", [2, TEN_TIMES])
 def test_two_runs_of_one_recipe_share_the_work(
-    on_s3: S3Models, forked_commands: ForkedCommands, tmp_path: Path, times: int
+    on_s3: S3Models, forked_commands: ForkedCommands, pipeline: Any, tmp_path: Path, times: int
 ) -> None:
     recipe = on_s3.write_recipe("swudi_a", output={"max_shard_size": "100KB"})
-    reference = forked_commands.run(
-        "merge", recipe, f"{on_s3.uri}/reference", "--store", f"{on_s3.uri}/alone", "--json"
-    )
-    assert reference.code == 0, reference.output
+    reference = pipeline(recipe, f"{on_s3.uri}/reference", f"{on_s3.uri}/alone")
     expected = objects(on_s3.store("reference"))
     shared = time = 0
     # Repeated if one of the two started too late to compute anything.
@@ -44,7 +41,7 @@ def test_two_runs_of_one_recipe_share_the_work(
         assert [run.code for run in finished] == [0, 0], [run.output for run in finished]
         assert objects(on_s3.store(f"out{time}-a")) == objects(on_s3.store(f"out{time}-b")) == expected
         decomposed = Counter(keys_of(log))
-        assert len(decomposed) == reference.json["decompositions_computed"]
+        assert len(decomposed) == reference.decompositions_computed
         assert max(decomposed.values()) == 1, "a claimed shard is computed by one run"
         shared += all(run.json["decompositions_computed"] > 0 for run in finished)
         assert not [key for key in objects(on_s3.store(f"store{time}")) if key.startswith("claims/")]
@@ -54,7 +51,7 @@ def test_two_runs_of_one_recipe_share_the_work(
 
 @pytest.mark.parametrize("times", [1, TEN_TIMES])
 def test_two_recipes_that_share_spectra(
-    on_s3: S3Models, forked_commands: ForkedCommands, tmp_path: Path, times: int
+    on_s3: S3Models, forked_commands: ForkedCommands, pipeline: Any, tmp_path: Path, times: int
 ) -> None:
     recipes = [
         on_s3.write_recipe("swudi", name="swudi.yml", parameters={"exp_time": 300}),
@@ -63,9 +60,7 @@ def test_two_recipes_that_share_spectra(
     expected, num_decompositions = [], 0
     for number, recipe in enumerate(recipes):
         out = f"{on_s3.uri}/reference{number}"
-        reference = forked_commands.run("merge", recipe, out, "--store", f"{on_s3.uri}/alone", "--json")
-        assert reference.code == 0, reference.output
-        num_decompositions += reference.json["decompositions_computed"]
+        num_decompositions += pipeline(recipe, out, f"{on_s3.uri}/alone").decompositions_computed
         expected.append(objects(on_s3.store(f"reference{number}")))
     for time in range(times):
         log, store = tmp_path / f"log{time}", f"{on_s3.uri}/store{time}"
@@ -81,14 +76,12 @@ def test_two_recipes_that_share_spectra(
 
 @pytest.mark.parametrize("times", [1, TEN_TIMES])
 def test_two_runs_with_one_destination(
-    on_s3: S3Models, forked_commands: ForkedCommands, tmp_path: Path, times: int
+    on_s3: S3Models, forked_commands: ForkedCommands, pipeline: Any, tmp_path: Path, times: int
 ) -> None:
     recipe = on_s3.write_recipe("swudi_a", output={"max_shard_size": "100KB"})
-    reference = forked_commands.run("merge", recipe, f"{on_s3.uri}/reference", "--store", f"{on_s3.uri}/store")
-    assert reference.code == 0, reference.output
+    pipeline(recipe, f"{on_s3.uri}/reference", f"{on_s3.uri}/store")
     other = on_s3.write_recipe("average", name="other.yml", output={"max_shard_size": "70KB"})
-    another = forked_commands.run("merge", other, f"{on_s3.uri}/reference-other", "--store", f"{on_s3.uri}/store")
-    assert another.code == 0, another.output
+    pipeline(other, f"{on_s3.uri}/reference-other", f"{on_s3.uri}/store")
     expected, expected_other = objects(on_s3.store("reference")), objects(on_s3.store("reference-other"))
     # The parts exist already, so both runs write the destination at the same time.
     for time in range(times):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from eigenmerge.core.cache.result import MergeResult
 from eigenmerge.core.coordination.claim_keys import claim_key
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
+from eigenmerge.core.steps.merge_run import merge_run
 
 from ..conftest import fresh_s3_root
 from ..small_models import Models, base_weights, expert_weights, llama_config, save_model
@@ -46,9 +47,7 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(s3_endpoint: str, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
+def finished(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("models")
     base, config = base_weights(layers=2), llama_config(layers=2)
     experts = [expert_weights(base, index) for index in range(4)]
@@ -56,19 +55,17 @@ def finished(s3_endpoint: str, prefect_server: str, tmp_path_factory: pytest.Tem
     root = fresh_s3_root(s3_endpoint)
     local = Models(folder, save_model(folder / "base", base, config), places, base, experts)
     models = upload(local, root.uri, root.storage_options)
-    with temporary_settings({PREFECT_API_URL: prefect_server}):
-        for name, chosen in (("one", (0, 1, 2)), ("other", (1, 2, 3))):
-            merge(models, name, chosen)
-        stores = [objects(models.store(f"store-{name}")) for name in ("one", "other")]
-        yield Finished(models, objects(models.store("out-one")), *stores)
+    for name, chosen in (("one", (0, 1, 2)), ("other", (1, 2, 3))):
+        merge(models, name, chosen)
+    stores = [objects(models.store(f"store-{name}")) for name in ("one", "other")]
+    return Finished(models, objects(models.store("out-one")), *stores)
 
 
-def merge(models: S3Models, name: str, chosen: tuple[int, ...] = (0, 1, 2)) -> Any:
-    from eigenmerge.flows import merge as flow
-
+def merge(models: S3Models, name: str, chosen: tuple[int, ...] = (0, 1, 2)) -> MergeResult:
     content = models.recipe("swudi", **SETTINGS)
     content["models"] = [content["models"][index] for index in chosen]
-    return flow(recipe_from_mapping(content), f"{models.uri}/out-{name}", store=f"{models.uri}/store-{name}")
+    recipe = recipe_from_mapping(content)
+    return merge_run(recipe, f"{models.uri}/out-{name}", store=f"{models.uri}/store-{name}")
 
 
 def damaged(content: bytes, damage: str, other: bytes) -> bytes:

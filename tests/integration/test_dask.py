@@ -23,9 +23,9 @@ def cluster() -> Iterator[Any]:
         yield running
 
 
-def test_dask_gives_the_same_bytes(models: Any, merge_flow: Any, cluster: Any, tmp_path: Path) -> None:
+def test_dask_gives_the_same_bytes(models: Any, merge_flow: Any, pipeline: Any, cluster: Any, tmp_path: Path) -> None:
     recipe = models.write_recipe("swudi_a")
-    merge_flow(recipe, tmp_path / "threads", store=str(tmp_path / "a"))
+    pipeline(recipe, tmp_path / "threads", store=str(tmp_path / "a"))
     result = merge_flow(
         recipe,
         tmp_path / "dask",
@@ -40,9 +40,9 @@ def test_dask_gives_the_same_bytes(models: Any, merge_flow: Any, cluster: Any, t
 
 
 def test_after_a_killed_worker_its_shard_is_computed_again(
-    make_models: Any, merge_flow: Any, cluster: Any, tmp_path: Path
+    make_models: Any, merge_flow: Any, pipeline: Any, cluster: Any, tmp_path: Path
 ) -> None:
-    models = make_models(num_experts=3, layers=6, hidden=256)
+    models = make_models(num_experts=3, layers=4, hidden=256)
     recipe, store = models.write_recipe("swudi_a"), tmp_path / "store"
     killed: list[int] = []
 
@@ -66,7 +66,7 @@ def test_after_a_killed_worker_its_shard_is_computed_again(
     )
     killer.join()
     assert killed
-    reference = merge_flow(recipe, tmp_path / "reference", store=str(tmp_path / "other"))
+    reference = pipeline(recipe, tmp_path / "reference", store=str(tmp_path / "other"))
     assert reference.decompositions_computed <= result.decompositions_computed + result.decompositions_reused
     for name in ("model.safetensors", "eigenmerge_manifest.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "reference" / name).read_bytes()

@@ -144,13 +144,13 @@ def test_an_error_in_one_shard_stops_the_others(
 def test_a_stopped_run_is_resumed(
     make_models: Any,
     eigenmerge: Callable[..., Any],
-    merge_flow: Callable[..., Any],
+    pipeline: Callable[..., Any],
     prefect_server: str,
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
     """On a cluster that the command starts. Ctrl-C reaches the workers too, as in a terminal."""
-    recipe = make_models(num_experts=3, layers=8, hidden=192).write_recipe("swudi_a")
+    recipe = make_models(num_experts=3, layers=4, hidden=192).write_recipe("swudi_a")
     store, out = tmp_path / "store", tmp_path / "out"
     arguments = ["merge", recipe, out, "--store", store, "--runner", "dask", "--workers", "2"]
     process = start(arguments, prefect_server, start_new_session=True)
@@ -180,6 +180,6 @@ def test_a_stopped_run_is_resumed(
     assert again.stderr == ""
     result = json.loads(again.stdout)
     assert result["shards_reused"] == finished and result["shards_done"] > 0
-    merge_flow(recipe, tmp_path / "threads", store=str(tmp_path / "other"))
+    pipeline(recipe, tmp_path / "threads", store=str(tmp_path / "other"))
     for name in ("model.safetensors", "eigenmerge_manifest.json"):
         assert (out / name).read_bytes() == (tmp_path / "threads" / name).read_bytes()

@@ -16,12 +16,12 @@ from .processes import COMMAND, num_parts, wait_until
 
 
 def test_a_killed_merge_is_resumed_by_the_same_command(
-    make_models: Any, command: Any, pipeline: Any, tmp_path: Path
+    make_models: Any, make_prefect_home: Any, command: Any, pipeline: Any, tmp_path: Path
 ) -> None:
-    models = make_models(num_experts=3, layers=6, hidden=256)
+    models = make_models(num_experts=3, layers=4, hidden=256)
     recipe = models.write_recipe("swudi_a")
     store = tmp_path / "killed"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PREFECT_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PREFECT_HOME": str(make_prefect_home(tmp_path / "home"))}
     environment.pop("PREFECT_API_URL", None)  # the command starts its own server, which must end with it
     started = [COMMAND, "merge", str(recipe), str(tmp_path / "out"), "--store", str(store), "--workers", "1"]
     process = subprocess.Popen(started, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
