@@ -15,9 +15,10 @@ export DO_NOT_TRACK = 1
 
 install: $(STAMP)
 
+# --no-compile: Python compiles a module when it is first imported; compiling all of them takes a minute.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)" -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)" -e ".[dev]"
 	@touch $@
 
 demo: $(STAMP)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from prefect import flow
-
 from ..core.cache.result import MergeResult
 from ..core.choices import RunnerName
 from ..core.recipe.recipe import Recipe
@@ -14,10 +12,11 @@ from ..core.steps.merge_run import merge_run
 from ..core.steps.read_recipe import read_recipe
 from .fan_out import PrefectMap
 from .prefect_report import PrefectReport
+from .recorded_flow import recorded_flow
 from .run_context import current_context
 
 
-@flow(name="merge", flow_run_name="merge into {destination}", validate_parameters=False, persist_result=False)
+@recorded_flow(name="merge", flow_run_name="merge into {destination}", validate_parameters=False)
 def merge(
     recipe: Recipe | str | Path,
     destination: str | Path,

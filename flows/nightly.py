@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from prefect import flow
 from prefect.logging import get_run_logger
 
 from ..core.cache.result import MergeResult
@@ -26,6 +25,7 @@ from ..core.steps.read_recipe import read_recipe_mapping
 from ..core.storage.checkpoints.list_model import list_model
 from ..core.storage.store import Store
 from .merge import merge
+from .recorded_flow import recorded_flow
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class NightlyResult:
     merged: MergeResult | None
 
 
-@flow(name="nightly", flow_run_name="nightly merge of {registry}", persist_result=False)
+@recorded_flow(name="nightly", flow_run_name="nightly merge of {registry}")
 def nightly(
     recipe: str,
     registry: str,

@@ -18,7 +18,7 @@ from .settings import parse_setting
 _SIZE_FORM = re.compile(r"\s*[0-9]*\.?[0-9]+\s*[A-Za-z]*\s*")
 _SIZE = TypeAdapter(pydantic.ByteSize)
 _LARGEST_SIZE = 2**63 - 1
-_CREDENTIALS = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@]*:[^/@]*@", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
 _SHORT_DTYPE_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 
 
@@ -39,14 +39,14 @@ def parse_bytes(value: Any) -> int:
     return size
 
 
-def refuse_credentials(address: str) -> None:
-    """Check that an address that is recorded or displayed contains no credentials.
+def refuse_credentials(text: str) -> None:
+    """Check that an address, or a text with addresses, that is recorded or displayed contains no credentials.
 
     Raises
     ------
-    ValueError : the address contains user:password@; the message does not repeat it
+    ValueError : an address contains user:password@; the message does not repeat it
     """
-    if _CREDENTIALS.match(address):
+    if _CREDENTIALS.search(text):
         raise ValueError("contains credentials; put them into storage_options or the environment")
 
 

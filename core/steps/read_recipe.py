@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import RecipeError
 from ..formats.redaction import find_secrets, redact
+from ..recipe.fields import refuse_credentials
 from ..recipe.recipe import Recipe, recipe_from_mapping
 from ..recipe.strict_yaml import parse_yaml_mapping
 from ..storage.addresses import is_local
@@ -50,6 +52,30 @@ def read_recipe_mapping(recipe: str | Path) -> dict[str, Any]:
     StoreError : the object at the URI cannot be read
     """
     return _read_mapping(recipe)[0]
+
+
+def check_recorded_argument(name: str, value: object) -> None:
+    """Check that an argument of a flow, which Prefect records and displays, contains no credentials.
+
+    Parameters
+    ----------
+    name, value : the argument; text with an address, a recipe as text or as a mapping, or any other value
+
+    Raises
+    ------
+    RecipeError : the value contains credentials, or is the text of a recipe that is not a YAML mapping
+    """
+    if isinstance(value, Mapping):
+        _refuse_credentials(cast("Mapping[str, Any]", value))
+        value = json.dumps(value, default=str)
+    if not isinstance(value, str):
+        return
+    try:
+        refuse_credentials(value)
+    except ValueError as error:
+        raise RecipeError(f"{name}: {error}") from None
+    if name == "recipe" and _is_yaml_text(value):
+        _refuse_credentials(parse_yaml_mapping(value, "recipe"))
 
 
 def _read_mapping(recipe: str | Path) -> tuple[dict[str, Any], str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from eigenmerge.core.errors import EigenmergeError
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
@@ -128,8 +129,21 @@ def test_credentials_in_an_address_are_refused_and_not_recorded(
     assert_clean_folder(prefect_home)
 
 
-def test_a_recipe_as_text_may_not_contain_them(s3_models: S3Models, merge_flow: Any) -> None:
+@pytest.mark.parametrize("form", ["text", "mapping", "address in text", "destination", "store"])
+def test_arguments_of_a_flow_may_not_contain_them(
+    s3_models: S3Models, merge_flow: Any, prefect_home: Path, form: str
+) -> None:
     """Prefect would record them with the parameters of the run."""
-    text = s3_models.write_recipe().read_text().replace(SECRET_KEY, "another-secret")
-    with pytest.raises(EigenmergeError, match="storage_options"):
-        merge_flow(text, f"{s3_models.uri}/out", store=f"{s3_models.uri}/store")
+    text = s3_models.write_recipe().read_text()
+    secret = f"s3://{ACCESS_KEY}:{SECRET_KEY}@bucket/prefix"
+    clean = text.replace(ACCESS_KEY, "").replace(SECRET_KEY, "")
+    recipe: Any = {
+        "mapping": yaml.safe_load(text),
+        "text": text,
+        "address in text": clean + f"tokenizer_source: {secret}",
+    }.get(form, clean)
+    out = secret if form == "destination" else f"{s3_models.uri}/out"
+    store = secret if form == "store" else f"{s3_models.uri}/store"
+    with pytest.raises(EigenmergeError, match="credentials"):
+        merge_flow(recipe, out, store=store)
+    assert_clean_folder(prefect_home)
