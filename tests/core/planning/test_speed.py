@@ -55,6 +55,6 @@ def test_time_grows_linearly_with_the_number_of_tensors(model: Any, plan_of: Any
 def test_torch_is_not_imported() -> None:
     code = (
         "import sys, eigenmerge.core.planning.planner; from eigenmerge.core.recipe.recipe import recipe_from_mapping;"
-        "recipe_from_mapping({'merge_method': 'swudi', 'models': ['a']}); sys.exit('torch._C' in sys.modules)"
+        "recipe_from_mapping({'merge_method': 'swudi', 'models': ['a']}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
