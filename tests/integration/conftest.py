@@ -126,9 +126,15 @@ def command(
 
 
 @pytest.fixture
-def s3_models(models: Models, s3_root: Any) -> S3Models:
-    """The small models on S3, below a new prefix."""
-    return upload(models, s3_root.uri, s3_root.storage_options)
+def uploaded_models(make_models: Callable[..., Models]) -> Models:
+    """The local copy of `s3_models`. Two layers: every object costs several requests to a server in Python."""
+    return make_models(layers=2)
+
+
+@pytest.fixture
+def s3_models(uploaded_models: Models, s3_root: Any) -> S3Models:
+    """Small models on S3, below a new prefix."""
+    return upload(uploaded_models, s3_root.uri, s3_root.storage_options)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def write_profile(folder: Path, name: str, options: dict[str, Any]) -> dict[str,
 
 @pytest.mark.parametrize("source", ["storage_options", "environment", "profile", "AWS_PROFILE", "none"])
 def test_a_merge_on_s3_gives_the_bytes_of_a_local_one(
-    models: Any,
+    uploaded_models: Any,
     s3_models: S3Models,
     faulty_s3: Any,
     pipeline: Any,
@@ -65,7 +65,7 @@ def test_a_merge_on_s3_gives_the_bytes_of_a_local_one(
     assert finished.code == 0, finished.output
     assert proxy.access_keys == {options["key"]}
     local = pipeline(
-        models.write_recipe("swudi_a", fingerprint="content"), tmp_path / "out", store=str(tmp_path / "store")
+        uploaded_models.write_recipe("swudi_a", fingerprint="content"), tmp_path / "out", store=str(tmp_path / "store")
     )
     target = s3_models.store("out")
     for name in WITHOUT_ADDRESSES:
@@ -112,7 +112,7 @@ def test_the_server_copies_the_weights(
 
 
 def test_a_server_that_ignores_conditional_writes(
-    models: Any, s3_models: S3Models, faulty_s3: Any, pipeline: Any, tmp_path: Path
+    uploaded_models: Any, s3_models: S3Models, faulty_s3: Any, pipeline: Any, tmp_path: Path
 ) -> None:
     from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
