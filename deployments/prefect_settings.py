@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
+
+from ..tasks.worker_process import silence_senders
 
 # Commands print what users need themselves; `merge --verbose` sets the level to INFO.
 QUIET = {
@@ -15,9 +16,6 @@ QUIET = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_CLI_PROMPT": "false",
 }
-# Prefect's background senders log below these names, which no setting of Prefect covers: a slow or ended server makes
-# them warn about events that were not sent. A merge does not depend on these events.
-_SENDERS = ("EventsWorker", "APILogWorker")
 
 
 def quiet_prefect() -> None:
@@ -27,6 +25,4 @@ def quiet_prefect() -> None:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    if os.environ["PREFECT_LOGGING_LEVEL"] == QUIET["PREFECT_LOGGING_LEVEL"]:
-        for sender in _SENDERS:
-            logging.getLogger(sender).setLevel(logging.CRITICAL)
+    silence_senders()

@@ -15,6 +15,7 @@ from prefect.tasks import Task
 from prefect_dask import DaskTaskRunner
 
 from ...core.errors import EigenmergeError, RecipeError, one_line
+from ..worker_process import prepare_worker
 from .runner import ShardRunner, workers_died_error
 
 # Python 3.11 deadlocks when a thread starts while another one lists all threads (python/cpython#106883). Dask's
@@ -23,8 +24,8 @@ from .runner import ShardRunner, workers_died_error
 _PROFILER_MAY_HANG = sys.version_info < (3, 12)
 _REACH_SECONDS = 10.0
 
-# A terminal sends Ctrl-C to all processes of the group. Workers ignore it: the run cancels its shards and ends them.
-_IGNORE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+# The code that a worker process of a local cluster runs first.
+_PREPARE_WORKER = f"from {prepare_worker.__module__} import prepare_worker; prepare_worker()"
 
 
 class StopProfiler(WorkerPlugin):
@@ -63,7 +64,7 @@ class DaskRunner(ShardRunner):
             "dashboard_address": "127.0.0.1:0",
             "silence_logs": logging.CRITICAL,
             "resources": {"GPU": 1} if self._on_gpu else {},
-            "preload": [_IGNORE_CTRL_C],
+            "preload": [_PREPARE_WORKER],
             "env": {
                 "OMP_NUM_THREADS": "1",
                 "MKL_NUM_THREADS": "1",

@@ -75,16 +75,23 @@ def test_the_installed_package_is_imported(python: Path) -> None:
     assert Path(file).is_relative_to(python.parents[2])
 
 
-def test_every_listed_name_can_be_imported(python: Path) -> None:
+def test_every_listed_name_can_be_imported_and_merge_is_the_flow(python: Path) -> None:
+    """`merge` is the flow also after imports of modules of that name."""
     found = run(
         python,
         "import eigenmerge\n"
-        "print(json.dumps([dir(eigenmerge), [n for n in dir(eigenmerge) if getattr(eigenmerge, n) is None],"
-        " eigenmerge.__doc__]))",
+        "names = dir(eigenmerge)\n"
+        "first = eigenmerge.merge\n"
+        "missing = [name for name in names if getattr(eigenmerge, name) is None]\n"
+        "import eigenmerge.flows.merge, eigenmerge.core.steps.merge_run\n"
+        "from eigenmerge import merge\n"
+        "kinds = [type(first).__name__, type(merge).__name__, first is merge]\n"
+        "print(json.dumps([names, missing, eigenmerge.__doc__, kinds]))",
     )
     assert set(found[0]) == stub_names() | {"__version__"} >= REQUIRED
     assert found[0] == sorted(found[0]) and found[1] == []
     assert found[2].startswith("Eigenmerge: merge many")
+    assert found[3] == ["RecordedFlow", "RecordedFlow", True]
 
 
 def test_the_import_loads_no_large_package(python: Path) -> None:
@@ -94,17 +101,6 @@ def test_the_import_loads_no_large_package(python: Path) -> None:
 def test_a_name_loads_only_what_it_needs(python: Path) -> None:
     loaded = run(python, f"from eigenmerge import Recipe, Store, plan, verify\n{LOADED}")
     assert not {"torch", "prefect", "pyarrow"} & set(loaded)
-
-
-def test_merge_is_the_flow_after_imports_of_modules_of_that_name(python: Path) -> None:
-    kinds = run(
-        python,
-        "import eigenmerge; first = eigenmerge.merge\n"
-        "import eigenmerge.flows.merge, eigenmerge.core.steps.merge_run\n"
-        "from eigenmerge import merge\n"
-        "print(json.dumps([type(first).__name__, type(merge).__name__, first is merge]))",
-    )
-    assert kinds == ["RecordedFlow", "RecordedFlow", True]
 
 
 def test_a_misspelled_name_is_an_attribute_error(python: Path) -> None:

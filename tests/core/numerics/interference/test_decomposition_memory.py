@@ -100,4 +100,5 @@ def test_peak_stays_below_the_projection(case: Case, measured: dict[Case, dict[s
 def test_peak_does_not_grow_with_the_number_of_experts(measured: dict[Case, dict[str, float]]) -> None:
     one_expert = 4096 * 512 * 4
     assert measured[FEW]["peak"] > one_expert
-    assert measured[MANY]["peak"] < measured[FEW]["peak"] + 3 * one_expert  # 18 experts more
+    # 18 experts more would be 18 * 8 MiB; freed blocks that the allocator keeps vary from run to run
+    assert measured[MANY]["peak"] < measured[FEW]["peak"] + ALLOCATOR_BYTES

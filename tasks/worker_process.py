@@ -1,0 +1,27 @@
+"""Settings of the processes that Eigenmerge starts: Prefect's senders are silent, and workers ignore Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+
+# Prefect's background senders log below these names, which no setting of Prefect covers: a slow or ended server makes
+# them warn about events that were not sent. A merge does not depend on these events.
+_SENDERS = ("EventsWorker", "APILogWorker")
+
+
+def silence_senders() -> None:
+    """Silence Prefect's background senders where Prefect's log is silent (PREFECT_LOGGING_LEVEL is CRITICAL)."""
+    if os.environ.get("PREFECT_LOGGING_LEVEL") == "CRITICAL":
+        for sender in _SENDERS:
+            logging.getLogger(sender).setLevel(logging.CRITICAL)
+
+
+def prepare_worker() -> None:
+    """Prepare a worker process of a local cluster.
+
+    A terminal sends Ctrl-C to all processes of the group. Workers ignore it: the run cancels its shards and ends them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    silence_senders()
