@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
+from pydantic import ByteSize
+
 from ...errors import BudgetError
 from ...formats.dtypes import element_bytes, safetensors_name, tensor_bytes
 from ...listing import TensorSource
@@ -133,7 +135,12 @@ def check_budget(tensors: Iterable[TensorPlan], max_memory: int | None) -> None:
     worst = max(tensors, key=lambda tensor: tensor.peak_bytes, default=None)
     if worst is not None and worst.peak_bytes > max_memory:
         raise BudgetError(
-            f"tensor {worst.name} {list(worst.shape)} needs {worst.peak_bytes} bytes ({worst.peak_bytes / 1e9:.2f} GB)"
-            f" at its peak, max_memory is {max_memory} ({max_memory / 1e9:.2f} GB); give it more memory, or keep the"
-            f" base's tensor with a rule {{match: {worst.name!r}, action: keep_base}}"
+            f"tensor {worst.name} {list(worst.shape)} needs {worst.peak_bytes} bytes ({_readable(worst.peak_bytes)}) at"
+            f" its peak, max_memory is {max_memory} ({_readable(max_memory)}); give it more memory, or keep the base's"
+            f" tensor with a rule {{match: {worst.name!r}, action: keep_base}}"
         )
+
+
+def _readable(num_bytes: int) -> str:
+    """Return a size such as "1.3GB", in units of 1000."""
+    return ByteSize(num_bytes).human_readable(decimal=True)
