@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,18 +59,29 @@ def test_memory_depends_only_on_the_largest_tensor(full: Plan) -> None:
     assert full.peak_bytes < 32e9
 
 
-def test_the_command_takes_two_seconds(synthetic_environment: dict[str, str], tmp_path: Path) -> None:
-    """CPU time of the whole command, so that other work on the machine does not count."""
+def processor_seconds(command: list[Any], environment: dict[str, str]) -> float:
+    """Return the CPU time of a command, the smaller of two runs."""
+    times = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(times)
+
+
+def test_the_command_takes_less_time_than_two_imports_of_torch(
+    synthetic_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """About a second of CPU time. The import is the unit of this machine at this moment."""
     (tmp_path / "recipe.yml").write_text(recipe_text("swudi_a", "expert"))
+    environment = {**synthetic_environment, "OMP_NUM_THREADS": "1"}
     command = [Path(sys.executable).parent / "eigenmerge", "plan", tmp_path / "recipe.yml", "--json"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        command, env={**synthetic_environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=60
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0, done.stderr
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds < 2.0, f"{seconds:.2f} s on {os.cpu_count()} cores"
+    unit = processor_seconds([sys.executable, "-c", "import torch"], environment)
+    seconds = processor_seconds(command, environment)
+    print(f"plan {seconds:.2f} s, import of torch {unit:.2f} s")
+    assert seconds < 2 * unit
 
 
 def test_the_plan_keeps_8_and_64_gpus_busy(full: Plan) -> None:
