@@ -3,9 +3,9 @@
 Importing torch takes a second, and recipes are validated and plans made without tensors. The files of `numerics`
 therefore use `from .lazy_torch import torch`; type checkers see the real module.
 
-`importlib.util.LazyLoader` is not used (nor `lazy_loader.load`, which uses it): it puts an unloaded module into
-`sys.modules`, where other packages find it, two threads must not load it at the same time on Python 3.11, and on
-Python 3.12.3 a module that imports itself, as torch does, fails to load (cpython#117178).
+`importlib.util.LazyLoader`, which `lazy_loader.load` uses, has three faults. Other packages find an unloaded module in
+`sys.modules`. On Python 3.11, two threads must not load the module at the same time. On Python 3.12.3, a module that
+imports itself, as torch does, cannot be loaded (cpython#117178).
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def read_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):
-        _refuse_credentials(recipe)
+        _refuse_secret_options(recipe)
         return recipe_from_mapping(recipe)
     return recipe_from_mapping(*_read_mapping(recipe))
 
@@ -66,7 +66,7 @@ def check_recorded_argument(name: str, value: object) -> None:
     RecipeError : the value contains credentials, or is the text of a recipe that is not a YAML mapping
     """
     if isinstance(value, Mapping):
-        _refuse_credentials(cast("Mapping[str, Any]", value))
+        _refuse_secret_options(cast("Mapping[str, Any]", value))
         value = json.dumps(value, default=str)
     if not isinstance(value, str):
         return
@@ -75,14 +75,14 @@ def check_recorded_argument(name: str, value: object) -> None:
     except ValueError as error:
         raise RecipeError(f"{name}: {error}") from None
     if name == "recipe" and _is_yaml_text(value):
-        _refuse_credentials(parse_yaml_mapping(value, "recipe"))
+        _refuse_secret_options(parse_yaml_mapping(value, "recipe"))
 
 
 def _read_mapping(recipe: str | Path) -> tuple[dict[str, Any], str]:
     """Return the mapping and its origin for error messages."""
     if isinstance(recipe, str) and _is_yaml_text(recipe):
         mapping = parse_yaml_mapping(recipe, "recipe")
-        _refuse_credentials(mapping)
+        _refuse_secret_options(mapping)
         return mapping, "recipe"
     origin = redact(str(recipe))
     try:
@@ -117,7 +117,7 @@ def _read_local_file(recipe: str | Path) -> str:
         raise RecipeError(f"{recipe}: recipe cannot be read: {reason}") from None
 
 
-def _refuse_credentials(recipe: Mapping[str, Any]) -> None:
+def _refuse_secret_options(recipe: Mapping[str, Any]) -> None:
     options = recipe.get("storage_options")
     if isinstance(options, Mapping) and find_secrets(options):
         raise RecipeError(

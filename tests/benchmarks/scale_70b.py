@@ -80,7 +80,7 @@ def work_table(plans: dict[str, Plan]) -> list[str]:
 
 def sensitivity_table(plan: Plan, machine: MachineModel) -> list[str]:
     changes = {
-        "as above": {},
+        "unchanged": {},
         "eigh twice as fast": {"eigh_flops": machine.eigh_flops * 2},
         "eigh half as fast": {"eigh_flops": machine.eigh_flops / 2},
         "products half as fast": {"matmul_flops": machine.matmul_flops / 2},

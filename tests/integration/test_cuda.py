@@ -13,26 +13,18 @@ import torch
 from eigenmerge import plan
 from eigenmerge.core import merge_task_vectors
 from eigenmerge.core.numerics.method import SpectralMethod
-from eigenmerge.core.numerics.registry import built_in_methods, get_method
+from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.task_vectors import LowRank
 
 from ..core.numerics.conditioning import merge_tolerance, rounding_bound
+from .test_every_method import DIRECT, NUM_EXPERTS, PARAMETERS, SPECTRAL, recipe_of
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
 ]
 
-METHODS = sorted(built_in_methods())
-SPECTRAL = [name for name in METHODS if isinstance(built_in_methods()[name], SpectralMethod)]
-PARAMETERS: dict[str, dict[str, Any]] = {
-    "wudi": {"iterations": 20},
-    "optmerge": {"iterations": 20},
-    "slerp": {"t": 0.4},
-    "nearswap": {"t": 0.01},
-    "sce": {"select_topk": 0.5},
-}
-NUM_EXPERTS = {"nuslerp": 2, "slerp": 1, "nearswap": 1, "arcee_fusion": 1, "passthrough": 1}
+METHODS = sorted((*SPECTRAL, *DIRECT))
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -57,7 +49,7 @@ def test_a_method_agrees_with_the_cpu(name: str, dtype: torch.dtype) -> None:
     found = merge_task_vectors([v.to("cuda", dtype) for v in vectors], name, base=base.to("cuda", dtype), **given)
     assert found.device.type == "cuda" and found.dtype == dtype
     if isinstance(get_method(name), SpectralMethod):
-        # every step of gradient descent rounds anew
+        # each step of gradient descent adds a rounding error
         tolerance = merge_tolerance(name, vectors, dtype=dtype, **given) * given.get("iterations", 1) ** 0.5
     else:
         tolerance = rounding_bound(40 * 56, 10.0, dtype)  # base plus delta minus base: the base is ten times as large
@@ -85,12 +77,7 @@ def test_a_merge_agrees_with_the_cpu_and_repeats_its_bytes(
     make_models: Callable[..., Any], pipeline: Callable[..., Any], tmp_path: Path, load_checkpoint: Any, name: str
 ) -> None:
     models = make_models(layers=1)
-    recipe = models.recipe(name, parameters=PARAMETERS.get(name, {}))
-    recipe["models"] = recipe["models"][: NUM_EXPERTS.get(name, 3)]
-    if not PARAMETERS.get(name):
-        del recipe["parameters"]
-    if name == "passthrough":
-        del recipe["base_model"]
+    recipe = recipe_of(models, name)
     for out, device in (("cpu", "cpu"), ("first", "cuda"), ("second", "cuda")):
         pipeline(recipe, tmp_path / out, store=tmp_path / f"store-{out}", device=device)
     assert digests(tmp_path / "first") == digests(tmp_path / "second")

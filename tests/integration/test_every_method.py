@@ -33,15 +33,19 @@ def deltas(models: Any, name: str, count: int) -> list[torch.Tensor]:
     return [expert[name] - models.base_tensors[name] for expert in models.expert_tensors[:count]]
 
 
-def merge(models: Any, pipeline: Pipeline, tmp_path: Path, method: str, **keys: Any) -> Any:
-    count = NUM_EXPERTS.get(method, 3)
+def recipe_of(models: Any, method: str, **keys: Any) -> dict[str, Any]:
+    """Return a recipe with the number of experts and the parameters that the method needs."""
     recipe = models.recipe(method, parameters=PARAMETERS.get(method, {}), **keys)
-    recipe["models"] = recipe["models"][:count]
+    recipe["models"] = recipe["models"][: NUM_EXPERTS.get(method, 3)]
     if not PARAMETERS.get(method):
         del recipe["parameters"]
     if method == "passthrough":
         del recipe["base_model"]
-    return pipeline(recipe, tmp_path / "out")
+    return recipe
+
+
+def merge(models: Any, pipeline: Pipeline, tmp_path: Path, method: str, **keys: Any) -> Any:
+    return pipeline(recipe_of(models, method, **keys), tmp_path / "out")
 
 
 @pytest.mark.parametrize("method", SPECTRAL)

@@ -92,7 +92,7 @@ def spectral_cost(
 
 
 def gpu_solver_bytes(directions: int, bytes_per_element: int) -> int:
-    """Return what an eigendecomposition needs on a GPU beyond `spectral_cost`, which counts LAPACK's work space.
+    """Return the bytes to add to those of `spectral_cost`, which counts LAPACK's work space, on a GPU.
 
     cuSOLVER uses 5 n^2 elements beyond the input for n from 1024 to 28672, LAPACK 4 n^2 (docs/scale.md).
     """

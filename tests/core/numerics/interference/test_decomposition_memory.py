@@ -85,7 +85,9 @@ def measured() -> dict[Case, dict[str, float]]:
     """Peak and projected bytes of every case, and its route."""
     cases = [*CASES, FEW, MANY]
     command = [sys.executable, "-c", PROGRAM, json.dumps([case[:-1] for case in cases])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # no threads before a fork
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # no threads before a fork
+    # glibc raises this threshold at run time, and then keeps some of the freed matrices; a fixed one returns them all.
+    environment = {**os.environ, **threads, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     finished = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240, env=environment)
     return dict(zip(cases, map(json.loads, finished.stdout.splitlines()), strict=True))
 
@@ -100,5 +102,4 @@ def test_peak_stays_below_the_projection(case: Case, measured: dict[Case, dict[s
 def test_peak_does_not_grow_with_the_number_of_experts(measured: dict[Case, dict[str, float]]) -> None:
     one_expert = 4096 * 512 * 4
     assert measured[FEW]["peak"] > one_expert
-    # 18 experts more would be 18 * 8 MiB; freed blocks that the allocator keeps vary from run to run
-    assert measured[MANY]["peak"] < measured[FEW]["peak"] + ALLOCATOR_BYTES
+    assert measured[MANY]["peak"] < measured[FEW]["peak"] + 3 * one_expert  # 18 experts more
