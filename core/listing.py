@@ -9,11 +9,15 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class TensorSource:
-    """Location of one stored tensor: bytes [start, stop) of the object at `uri`.
+    """Location of one tensor: bytes [start, stop) of the object at `uri`, or a view on other stored tensors.
 
-    uri : absolute, in the form of fsspec
+    `core/views.py` makes views and reads their pieces; it also cuts stored tensors.
+
+    uri : absolute, in the form of fsspec; of a view: that of its first piece, for messages
+    start, stop : of a view: 0 and the bytes that reading it takes, scales included
     dtype : safetensors name: F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 ... BOOL
     scale : of a float8 weight: the tensor that multiplies it (weight_scale or weight_scale_inv)
+    view : how the tensor is made of stored ones; None for a stored tensor
     """
 
     uri: str
@@ -22,11 +26,48 @@ class TensorSource:
     dtype: str
     shape: tuple[int, ...]
     scale: TensorSource | None = None
+    view: View | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Size of the tensor, without its scale."""
+        """Bytes that are read of the tensor, without its scale."""
         return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenation:
+    """Tensors joined along a dimension. They have equal sizes in all other dimensions."""
+
+    pieces: tuple[TensorSource, ...]
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The entries start, start + step, ..., before stop, along one dimension of a tensor."""
+
+    source: TensorSource
+    dim: int
+    start: int
+    stop: int
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Transposition:
+    """A tensor with its last two dimensions exchanged."""
+
+    source: TensorSource
+
+
+@dataclass(frozen=True, slots=True)
+class Reshaping:
+    """The numbers of a tensor, in the same order, in another shape."""
+
+    source: TensorSource
+
+
+View = Concatenation | Selection | Transposition | Reshaping
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from ..numerics.task_vectors import LowRank
 from ..planning.plan import ExpertTensor, MatrixView, TensorPlan
 from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.read_ahead import read_ahead
+from ..views import reshape, select
 from .row_placement import covered, fill_with_means, place_rows
 
 
@@ -194,23 +195,11 @@ class ExpertStream:
 
     def _read(self, source: TensorSource) -> torch.Tensor:
         """Return a stored tensor as a matrix, restricted to the view, in its stored dtype."""
-        matrix_shape = self.tensor.matrix_shape
-        if self.view is not None and self.view.axis == 0 and source.scale is None:
-            rows, columns = matrix_shape or self.tensor.shape
-            row_bytes = source.num_bytes // rows
-            cut = TensorSource(
-                source.uri,
-                source.start + self.view.start * row_bytes,
-                source.start + self.view.stop * row_bytes,
-                source.dtype,
-                (self.view.stop - self.view.start, columns),
-            )
-            return self.reader.read(cut)
-        stored = self.reader.read(source)
-        stored = stored if matrix_shape is None else stored.reshape(matrix_shape)
-        if self.view is None:
-            return stored
-        return stored.narrow(self.view.axis, self.view.start, self.view.stop - self.view.start)
+        if self.tensor.matrix_shape is not None:
+            source = reshape(source, self.tensor.matrix_shape)
+        if self.view is not None:
+            source = select(source, self.view.axis, self.view.start, self.view.stop)
+        return self.reader.read(source)
 
     def _checked(self, stored: torch.Tensor, source: TensorSource) -> torch.Tensor:
         """Return the tensor in the arithmetic dtype, after a check that all values are finite."""

@@ -16,6 +16,7 @@ from ...errors import BudgetError
 from ...formats.dtypes import element_bytes, safetensors_name, tensor_bytes
 from ...listing import TensorSource
 from ...numerics.method import DirectMethod, SpectralMethod
+from ...views import held_bytes
 from ..plan import ExpertTensor, RunSettings, TensorPlan
 
 # Columns of 8 bytes in a spectrum besides the vectors: the value and seven statistics; one more per expert.
@@ -58,8 +59,13 @@ def is_low_rank(expert: ExpertTensor) -> bool:
 
 
 def stored_working_set(base: TensorSource | None, experts: Iterable[ExpertTensor]) -> int:
-    """Return the stored bytes that are held at one time: those of the base or of the largest expert."""
-    return max([source_bytes(base), *(expert_bytes(expert) for expert in experts)])
+    """Return the bytes in stored dtypes that are held at one time: those of the base or of the largest expert."""
+    return max([held_bytes(base) if base is not None else 0, *map(_held_by_expert, experts)])
+
+
+def _held_by_expert(expert: ExpertTensor) -> int:
+    lora = source_bytes(expert.lora.up) + source_bytes(expert.lora.down) if expert.lora is not None else 0
+    return lora + (held_bytes(expert.full) if expert.full is not None else 0)
 
 
 def mean_cost(tensor_shape: tuple[int, ...], num_experts: int) -> float:

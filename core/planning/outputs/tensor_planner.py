@@ -14,6 +14,7 @@ from ...listing import TensorSource
 from ...numerics.method import AnyMethod, DirectMethod, SpectralMethod
 from ...recipe.precedence import Resolver, Resolvers, method_precedence, rule_scopes, source_precedence
 from ...recipe.recipe import Recipe
+from ...views import held_bytes
 from ..cost import projection as cost
 from ..inputs.checkpoint import UNCHANGED, Checkpoint
 from ..keys import SUM_VERSION, sums_key, tensor_identity
@@ -132,7 +133,7 @@ class TensorPlanner:
             reason=reason,
             base=reference,
             bytes_read=size,
-            peak_bytes=size + written + (4 * prod(reference.shape) if casts else 0),
+            peak_bytes=held_bytes(reference) + written + (4 * prod(reference.shape) if casts else 0),
         )
         return PlannedTensor(plan, tensor_identity(plan, target.identity, ()))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...listing import ModelListing, TensorSource
+from ...views import select
 from ..inputs.tokenizers import Vocabulary
 from ..plan import Rows
 
@@ -53,9 +54,8 @@ def count_rows(vocabulary: Vocabulary) -> int:
 
 
 def take_first_rows(source: TensorSource, num_rows: int) -> TensorSource:
-    """Return the first rows of a stored tensor: a shorter range of the same bytes."""
-    row_bytes = source.num_bytes // source.shape[0]
-    return replace(source, stop=source.start + num_rows * row_bytes, shape=(num_rows, *source.shape[1:]))
+    """Return the first rows of a tensor: of a stored one, a shorter range of the same bytes."""
+    return select(source, 0, 0, num_rows)
 
 
 def map_rows(output: Vocabulary, own: Vocabulary, output_rows: int, own_rows: int) -> Rows | None:

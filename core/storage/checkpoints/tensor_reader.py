@@ -12,7 +12,8 @@ import torch
 from ...errors import CheckpointError, CorruptObjectError, ObjectNotFoundError
 from ...formats.object_names import check_key
 from ...formats.redaction import redact
-from ...listing import TensorSource
+from ...listing import Concatenation, Reshaping, Selection, TensorSource
+from ...views import has_scale, select
 from ..addresses import absolute_uri, is_local
 from ..mapped_file import map_bytes, view_as
 from ..object_bytes import fetch_bytes
@@ -51,7 +52,7 @@ class TensorReader:
         return self._bytes_read
 
     def read(self, source: TensorSource, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """Read one tensor, or its rows [start, stop).
+        """Read one tensor, or its rows [start, stop). A view is made of the stored tensors that it consists of.
 
         Returns
         -------
@@ -63,6 +64,8 @@ class TensorReader:
         CheckpointError : the file is missing or shorter than when it was planned; a dtype that torch does not have
         StoreError : the store refused, or failed after all retries
         """
+        if source.view is not None:
+            return self._read_view(source if rows is None else select(source, 0, *rows))
         start, stop, shape = _byte_range(source, rows)
         dtype = torch_dtype(source.dtype)
         if start == stop:
@@ -76,6 +79,30 @@ class TensorReader:
         if source.scale is None:
             return stored
         return dequantize(stored, self.read(source.scale), source, rows)
+
+    def _read_view(self, source: TensorSource) -> torch.Tensor:
+        view = source.view
+        if view is None:  # rows of a concatenation, all of them in one stored tensor
+            return self.read(source)
+        if isinstance(view, Concatenation):
+            return self._join(source, view)
+        if isinstance(view, Selection):
+            if view.dim == 0 and view.step == 1 and view.source.view is None:
+                return self.read(view.source, (view.start, view.stop))
+            whole = self.read(view.source)
+            return whole[(slice(None),) * view.dim + (slice(view.start, view.stop, view.step),)]
+        inner = self.read(view.source)
+        return inner.reshape(source.shape) if isinstance(view, Reshaping) else inner.transpose(-1, -2).contiguous()
+
+    def _join(self, source: TensorSource, view: Concatenation) -> torch.Tensor:
+        """Read one piece after the other into the joined tensor, so that only one is in memory beside it."""
+        joined = torch.empty(source.shape, dtype=torch.float32 if has_scale(source) else torch_dtype(source.dtype))
+        position = 0
+        for piece in view.pieces:
+            length = piece.shape[view.dim]
+            joined.narrow(view.dim, position, length).copy_(self.read(piece))
+            position += length
+        return joined
 
     def _map(self, uri: str, start: int, stop: int) -> torch.Tensor:
         try:
