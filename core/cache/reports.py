@@ -23,6 +23,8 @@ class TensorReport:
     spectrum : origin of the decomposition
     truncation_error : of an adapter, the share of the merged delta that its rank leaves out (Frobenius norm); None for
         full checkpoints
+    error : of an adapter's factors as they are stored, rank and rounding, relative to the merged delta (Frobenius
+        norm); None where a result is only cast
     """
 
     name: str
@@ -36,6 +38,7 @@ class TensorReport:
     spectrum_key: str | None = None
     notes: tuple[str, ...] = ()
     truncation_error: float | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ class MergeResult:
     seconds : wall time
     truncation_error : of an adapter, the largest share of a weight's merged delta that its rank leaves out (Frobenius
         norm), in `truncated_tensor`; None for full checkpoints
+    error : the largest difference of what is stored from what was merged, relative (Frobenius norm), in `error_tensor`:
+        of an adapter's factors, rank and rounding; None where results are only cast
     """
 
     destination: str
@@ -42,6 +44,8 @@ class MergeResult:
     warnings: tuple[str, ...] = ()
     truncation_error: float | None = None
     truncated_tensor: str | None = None
+    error: float | None = None
+    error_tensor: str | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return the result as JSON content."""
@@ -66,7 +70,7 @@ def merge_result(
     decomposed : reports of shards that were decomposed before the merge, where layers are aligned
     warnings : of the run, besides those of the plan and of the shards
     """
-    worst = worst_truncation(reports)
+    worst, rounded = worst_truncation(reports), worst_error(reports)
     return MergeResult(
         destination=destination,
         run_key=plan.run_key,
@@ -80,6 +84,8 @@ def merge_result(
         warnings=plan.warnings + warnings + tuple(note for report in reports for note in _notes(report)),
         truncation_error=worst.truncation_error if worst else None,
         truncated_tensor=worst.name if worst else None,
+        error=rounded.error if rounded else None,
+        error_tensor=rounded.name if rounded else None,
         **count_shards(reports, decomposed),
     )
 
@@ -109,6 +115,12 @@ def worst_truncation(reports: Sequence[ShardReport]) -> TensorReport | None:
     """Return the tensor with the largest truncation error, None where the result is no adapter."""
     tensors = [tensor for report in reports for tensor in report.tensors if tensor.truncation_error is not None]
     return max(tensors, key=lambda tensor: tensor.truncation_error or 0.0, default=None)
+
+
+def worst_error(reports: Sequence[ShardReport]) -> TensorReport | None:
+    """Return the tensor whose stored form differs most from what was merged, None where results are only cast."""
+    tensors = [tensor for report in reports for tensor in report.tensors if tensor.error is not None]
+    return max(tensors, key=lambda tensor: tensor.error or 0.0, default=None)
 
 
 def _notes(report: ShardReport) -> list[str]:

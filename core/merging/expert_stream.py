@@ -13,7 +13,9 @@ from ..numerics.task_vectors import LowRank
 from ..planning.plan import ExpertTensor, MatrixView, TensorPlan
 from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.read_ahead import read_ahead
-from ..views import reshape, select
+from ..storage.torch_dtypes import torch_dtype
+from ..views import has_scale, reshape, select
+from .rounded_entries import clear_rounded_entries
 from .row_placement import covered, fill_with_means, place_rows
 
 
@@ -157,14 +159,35 @@ class ExpertStream:
             assert self.base is not None, "the planner requires a base for every adapter"
             delta = self._delta(stored)
             return self.base + (delta.dense() if isinstance(delta, LowRank) else delta)
-        assert stored.entry.full is not None
-        full = self._checked(stored.full, stored.entry.full)
-        if stored.entry.rows is not None:
-            full = place_rows(full, stored.entry.rows, self._rows_for_missing_tokens().clone())
+        full = self._without_adapter(stored)
         return full + self._low_rank(stored).dense() if stored.entry.lora else full
+
+    def _without_adapter(self, stored: _Stored) -> torch.Tensor:
+        """Return the expert's full tensor in the output's rows."""
+        assert stored.full is not None and stored.entry.full is not None
+        full = self._checked(stored.full, stored.entry.full)
+        if stored.entry.rows is None:
+            return full
+        return place_rows(full, stored.entry.rows, self._rows_for_missing_tokens().clone())
+
+    def _changed_delta(self, stored: _Stored, base: torch.Tensor) -> torch.Tensor:
+        """Return the dense delta without the rounding of the expert's stored dtype."""
+        source = stored.entry.full
+        assert source is not None
+        full = self._without_adapter(stored)
+        delta = full - base
+        scale = None
+        if has_scale(source):
+            scale = self.reader.read_scale(self._arranged(source))
+            if stored.entry.rows is not None:
+                scale = place_rows(scale, stored.entry.rows, scale.new_ones(delta.shape))
+        clear_rounded_entries(delta, full, base, torch_dtype(source.dtype), scale)
+        return delta.add_(self._low_rank(stored).dense()) if stored.entry.lora else delta
 
     def _delta(self, stored: _Stored) -> torch.Tensor | LowRank:
         if stored.full is not None:
+            if stored.entry.rounded and self.base is not None:
+                return self._changed_delta(stored, self.base)
             full = self._full(stored)
             return full if self.base is None else full - self.base
         if stored.entry.lora is not None:
@@ -195,11 +218,15 @@ class ExpertStream:
 
     def _read(self, source: TensorSource) -> torch.Tensor:
         """Return a stored tensor as a matrix, restricted to the view, in its stored dtype."""
+        return self.reader.read(self._arranged(source))
+
+    def _arranged(self, source: TensorSource) -> TensorSource:
+        """Return a tensor as a matrix, restricted to the view."""
         if self.tensor.matrix_shape is not None:
             source = reshape(source, self.tensor.matrix_shape)
         if self.view is not None:
             source = select(source, self.view.axis, self.view.start, self.view.stop)
-        return self.reader.read(source)
+        return source
 
     def _checked(self, stored: torch.Tensor, source: TensorSource) -> torch.Tensor:
         """Return the tensor in the arithmetic dtype, after a check that all values are finite."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,6 +38,16 @@ class _Merged:
     tensors: tuple[torch.Tensor, ...]
     spectral: SpectralFacts | None = None
     truncation_error: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    """What merges in one arithmetic dtype."""
+
+    dtype: torch.dtype
+    sums: KeptSums
+    spectral: SpectralMerger
 
 
 class TensorMerger:
@@ -47,26 +57,25 @@ class TensorMerger:
         self._settings = settings
         self._reader = reader
         self._device = torch.device(settings.device)
-        self._dtype = torch.float64 if settings.arithmetic == "float64" else torch.float32
-        self._sums = KeptSums(store, self._device, self._dtype)
-        self._spectral = SpectralMerger(settings, store, self._sums, self._device, self._dtype)
+        self._store = store
+        self._tools: dict[str, _Tools] = {}  # by arithmetic
         if self._device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = settings.allow_tf32
 
     @property
     def notes(self) -> list[str]:
         """Objects of the store that were damaged and have been computed again; they do not affect the result."""
-        return self._spectral.notes + self._sums.notes
+        return [note for tools in self._tools.values() for note in tools.spectral.notes + tools.sums.notes]
 
     @property
     def spectra_rows(self) -> list[TableRow]:
         """Values and statistics of all spectra so far."""
-        return self._spectral.rows
+        return [row for tools in self._tools.values() for row in tools.spectral.rows]
 
     @property
     def kept_bytes_read(self) -> int:
         """Bytes of kept sums that were read instead of experts."""
-        return self._sums.bytes_read
+        return sum(tools.sums.bytes_read for tools in self._tools.values())
 
     @torch.no_grad()  # not inference_mode: threads that read ahead fill tensors outside of it
     def merge(self, tensor: TensorPlan) -> tuple[memoryview, TensorReport]:
@@ -103,6 +112,7 @@ class TensorMerger:
             spectrum_key=spectral.spectrum_key if spectral else None,
             notes=notes + (spectral.notes if spectral else ()),
             truncation_error=merged.truncation_error,
+            error=merged.error,
         )
 
     @torch.no_grad()
@@ -113,7 +123,8 @@ class TensorMerger:
         ------
         as `SpectralMerger.largest_value`
         """
-        found = [self._spectral.largest_value(self._stream(tensor, view)) for view in tensor.views or (None,)]
+        spectral = self._of(tensor).spectral
+        found = [spectral.largest_value(self._stream(tensor, view)) for view in tensor.views or (None,)]
         origins = {origin for _, _, origin in found}
         return {key: value for key, value, _ in found}, "computed" if "computed" in origins else "reused"
 
@@ -138,7 +149,7 @@ class TensorMerger:
 
     def _merge_matrix(self, stream: ExpertStream) -> tuple[torch.Tensor, SpectralFacts]:
         """Return base + merged delta of one matrix."""
-        spectrum, factors, facts = self._spectral.filtered_spectrum(stream)
+        spectrum, factors, facts = self._of(stream.tensor).spectral.filtered_spectrum(stream)
         delta = apply_factors(spectrum, factors)
         return delta if stream.base is None else delta.add_(stream.base), facts
 
@@ -150,17 +161,17 @@ class TensorMerger:
         if tensor.action == "mean":
             delta = mean_factors(stream, _scale(tensor))
         else:
-            spectrum, factors, facts = self._spectral.filtered_spectrum(stream)
+            spectrum, factors, facts = self._of(tensor).spectral.filtered_spectrum(stream)
             delta = LowRank(*low_rank_form(spectrum, factors))
-        stored = stored_factors(delta, tensor.adapter)
-        return _Merged((stored.down, stored.up), facts, stored.truncation_error)
+        stored = stored_factors(delta, tensor.adapter, torch_dtype(tensor.out_dtype))
+        return _Merged((stored.down, stored.up), facts, stored.truncation_error, stored.error)
 
     def _unchanged(self, tensor: TensorPlan) -> _Merged:
         """Return what a tensor is where nothing can be merged: the base, or in an adapter factors of zero."""
         if tensor.base is None:
             assert tensor.adapter is not None
             rows, columns = tensor.shape
-            stored = zero_factors((rows, columns), tensor.adapter, self._dtype)
+            stored = zero_factors((rows, columns), tensor.adapter, self._of(tensor).dtype)
             return _Merged((stored.down, stored.up))
         base = self._reader.read(tensor.base)
         if tensor.base_rows is not None:
@@ -173,12 +184,24 @@ class TensorMerger:
         if tensor.sums_key is None:
             total = weighted_sum_of(stream)
         else:
-            total = self._sums.weighted_sum(stream, tensor.sums_key, tensor.members)
+            total = self._of(tensor).sums.weighted_sum(stream, tensor.sums_key, tensor.members)
         mean = total.mul_(_scale(tensor) / stream.num_experts)
         return mean if stream.base is None else stream.base + mean
 
+    def _of(self, tensor: TensorPlan) -> _Tools:
+        """Return what merges in the arithmetic of a tensor."""
+        arithmetic = tensor.arithmetic or self._settings.arithmetic
+        if arithmetic not in self._tools:
+            dtype = torch.float64 if arithmetic == "float64" else torch.float32
+            settings = replace(self._settings, arithmetic=arithmetic)
+            sums = KeptSums(self._store, self._device, dtype)
+            spectral = SpectralMerger(settings, self._store, sums, self._device, dtype)
+            self._tools[arithmetic] = _Tools(dtype, sums, spectral)
+        return self._tools[arithmetic]
+
     def _stream(self, tensor: TensorPlan, view: MatrixView | None = None) -> ExpertStream:
-        return ExpertStream(tensor, self._reader, self._dtype, self._device, self._settings.seed, view)
+        dtype = self._of(tensor).dtype
+        return ExpertStream(tensor, self._reader, dtype, self._device, self._settings.seed, view)
 
 
 def _scale(tensor: TensorPlan) -> float:

@@ -72,6 +72,8 @@ def _tensors(plan: Plan, reports: Mapping[int, ShardReport]) -> list[dict[str, A
                 "reason": planned.reason,
                 "sha256": done.sha256,
             }
+            if planned.arithmetic is not None:
+                row["arithmetic"] = planned.arithmetic
             if planned.method is not None:
                 row |= {"method": planned.method, "parameters": dict(planned.parameters)}
                 row |= {"method_package": planned.method_package} if planned.method_package is not None else {}
@@ -106,4 +108,5 @@ def _adapter_facts(planned: TensorPlan, done: TensorReport) -> dict[str, Any]:
     facts: dict[str, Any] = {"stored_as": [entry.name for entry in output_entries(planned)]}
     if done.truncation_error is not None:
         facts |= {"stored_rank": planned.adapter.rank, "truncation_error": done.truncation_error}
+        facts |= {"error": done.error} if done.error is not None else {}
     return facts

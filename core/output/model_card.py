@@ -96,6 +96,10 @@ def _truncation_lines(reports: Sequence[ShardReport]) -> list[str]:
     known = [error for error in errors if error is not None]
     if not known:
         return []
-    if max(known) < EXACT_BELOW:
-        return ["An adapter whose rank holds the merged deltas exactly.", ""]
-    return [f"The adapter's rank leaves out at most {max(known):.2%} of a weight's merged delta (Frobenius norm).", ""]
+    errors = [tensor.error for report in reports for tensor in report.tensors if tensor.error is not None]
+    text = "An adapter whose rank holds the merged deltas exactly."
+    if max(known) >= EXACT_BELOW:
+        text = f"The adapter's rank leaves out at most {max(known):.2%} of a weight's merged delta (Frobenius norm)."
+    if max(errors, default=0.0) >= EXACT_BELOW:
+        text += f" As stored, with the rounding of its factors, it differs by at most {max(errors):.2%} of one."
+    return [text, ""]

@@ -115,6 +115,8 @@ def tensor_identity(
         content["experts"] = [[name, expert.parameters, expert.is_base] for name, expert in pairs]
     if seed is not None:
         content |= {"name": tensor.name, "seed": seed}
+    if tensor.arithmetic is not None:
+        content["arithmetic"] = tensor.arithmetic
     if tensor.method_package is not None:
         content["package"] = tensor.method_package
     if algorithm_version != 1:

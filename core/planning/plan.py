@@ -32,6 +32,8 @@ class ExpertTensor:
     lora : adapter factors to add
     parameters : the expert's parameters for this tensor (weight, density)
     rows : where rows of `full` go, when its vocabulary differs from the output's; None: all rows keep their place
+    rounded : `full` is stored in a dtype that cannot hold the base's values: an entry that equals the base rounded to
+        that dtype did not change, so its task vector is zero there
     """
 
     expert: int
@@ -40,6 +42,7 @@ class ExpertTensor:
     parameters: Mapping[str, object] = field(default_factory=dict[str, object])
     is_base: bool = False
     rows: Rows | None = None
+    rounded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ class TensorPlan:
     adapter: AdapterFactors | None = None  # set if the output is an adapter; `out_dtype` is the dtype of the factors
     members: tuple[str, ...] = ()  # with `sums_key`: identifies each expert and its weight, in the order of `experts`
     base_rows: Rows | None = None  # where the base's rows go, when its vocabulary differs from the output's
+    arithmetic: Literal["float64"] | None = None  # where it differs from the run's: an input is stored in float64
 
 
 @dataclass(frozen=True, slots=True)

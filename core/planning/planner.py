@@ -241,6 +241,20 @@ def _collect_warnings(
     if planner.num_untouched:
         first = planner.first_untouched
         found.append(f"tensors in no expert stay the base's: {planner.num_untouched}, the first {first}")
+    by_dtype: dict[str, list[str]] = {}
+    for index, dtype in planner.rounded.items():
+        by_dtype.setdefault(dtype, []).append(experts[index].name)
+    for dtype, stored in by_dtype.items():
+        others = f" and {len(stored) - 1} more" if len(stored) > 1 else ""
+        found.append(
+            f"{stored[0]}{others}: stored in {dtype}, which rounds the"
+            f" base's values; where an entry equals the base rounded to {dtype}, it counts as unchanged"
+        )
+    if planner.num_rounded_float64:
+        found.append(
+            f"arithmetic: float32: {planner.num_rounded_float64} tensors have inputs in F64, and differences below 1e-7"
+            " of their size are lost; remove the key to merge these tensors in float64"
+        )
     extra = Counter[tuple[str, ...]]()
     for checkpoint in checkpoints:
         names = checkpoint.extra_names()

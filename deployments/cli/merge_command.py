@@ -148,9 +148,13 @@ def summary(result: MergeResult) -> str:
 def _describe_truncation(result: MergeResult) -> str:
     from ...core.cache.result import EXACT_BELOW
 
-    if result.truncation_error is None or result.truncation_error < EXACT_BELOW:
-        return "its rank represents the merged deltas exactly"
-    return f"largest error of its rank: {result.truncation_error:.2%} of the merged delta of {result.truncated_tensor}"
+    text = "its rank represents the merged deltas exactly"
+    if result.truncation_error is not None and result.truncation_error >= EXACT_BELOW:
+        share = f"{result.truncation_error:.2%} of the merged delta of {result.truncated_tensor}"
+        text = f"largest error of its rank: {share}"
+    if result.error is not None and result.error >= EXACT_BELOW:
+        text += f"; with the rounding of its factors {result.error:.2%} of {result.error_tensor}"
+    return text
 
 
 def stop_on_signals(stop: StopSignal) -> None:

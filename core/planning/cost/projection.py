@@ -16,16 +16,16 @@ from ...errors import BudgetError
 from ...formats.dtypes import element_bytes, safetensors_name, tensor_bytes
 from ...listing import TensorSource
 from ...numerics.method import DirectMethod, SpectralMethod
-from ...views import held_bytes
+from ...views import has_scale, held_bytes
 from ..plan import ExpertTensor, RunSettings, TensorPlan
 
 # Columns of 8 bytes in a spectrum besides the vectors: the value and seven statistics; one more per expert.
 _STATISTICS_PER_DIRECTION = 8
 
 
-def arithmetic_bytes(settings: RunSettings) -> int:
-    """Return the bytes of one element in the arithmetic dtype."""
-    return element_bytes(safetensors_name(settings.arithmetic))
+def arithmetic_bytes(settings: RunSettings, arithmetic: str | None = None) -> int:
+    """Return the bytes of one element in the arithmetic dtype: that of a tensor if it differs, or else the run's."""
+    return element_bytes(safetensors_name(arithmetic or settings.arithmetic))
 
 
 def source_bytes(source: TensorSource | None) -> int:
@@ -65,7 +65,11 @@ def stored_working_set(base: TensorSource | None, experts: Iterable[ExpertTensor
 
 def _held_by_expert(expert: ExpertTensor) -> int:
     lora = source_bytes(expert.lora.up) + source_bytes(expert.lora.down) if expert.lora is not None else 0
-    return lora + (held_bytes(expert.full) if expert.full is not None else 0)
+    held = lora + (held_bytes(expert.full) if expert.full is not None else 0)
+    if expert.rounded and expert.full is not None and has_scale(expert.full):
+        # the scale of every element, float32, the float8 ones it is made of, and a copy while it is spread or joined
+        held += 9 * prod(expert.full.shape)
+    return held
 
 
 def mean_cost(tensor_shape: tuple[int, ...], num_experts: int) -> float:

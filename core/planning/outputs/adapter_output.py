@@ -106,7 +106,7 @@ def _plan_factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, ad
     widest = max((one.down.dtype for one in loras), key=element_bytes)
     dtype = widest if recipe.out_dtype is None and recipe.dtype is None else plan.out_dtype
     stacked = sum(ranks)
-    held = _peak_elements(plan, (rows, columns), ranks) * cost.arithmetic_bytes(settings)
+    held = _peak_elements(plan, (rows, columns), ranks) * cost.arithmetic_bytes(settings, plan.arithmetic)
     if not stays_low_rank((rows, columns), ranks, True) or _is_iterated(plan):
         # The stacked factors are as large as the weight, or an optimizer works on the dense weight.
         held = max(held, plan.peak_bytes)

@@ -10,6 +10,7 @@ from ...errors import CheckpointError, ShapeError
 from ...formats.dtypes import MERGEABLE_DTYPES
 from ...listing import LoraSource, TensorSource
 from ..inputs.checkpoint import UNCHANGED, Checkpoint
+from ..inputs.storage_precision import rounds_values_of
 from ..plan import Rows
 from .slots import Slot
 from .token_rows import is_row_by_token
@@ -37,7 +38,7 @@ class Target:
 class ExpertSource:
     """One expert's data for a target, rows mapped to the output vocabulary.
 
-    full, lora : as in `ExpertTensor`
+    full, lora, rounded : as in `ExpertTensor`
     identity : identifies the data in keys
     """
 
@@ -45,7 +46,11 @@ class ExpertSource:
     lora: LoraSource | None
     identity: str
     rows: Rows | None = None
+    rounded: bool = False
 
+
+# Suffix of the identity, and so of keys, where entries that storage rounded count as unchanged. Increase with its rule.
+_ROUNDED = "#rounded-1"
 
 BASE_SOURCE = ExpertSource(None, None, UNCHANGED)  # an expert that lacks the tensor and counts as the base
 
@@ -109,7 +114,10 @@ class SourceFinder:
                 fitted = self._vocabulary.fit_expert(slot.name, member.expert, full, reference.shape[0])
                 if fitted.rows is not None or fitted.source is not full:
                     full, rows, identity = fitted.source, fitted.rows, identity + fitted.key_suffix
-            found.append(ExpertSource(full, contribution.lora, identity, rows))
+            rounded = self._base is not None and rounds_values_of(full, reference)
+            if rounded:
+                identity += _ROUNDED
+            found.append(ExpertSource(full, contribution.lora, identity, rows, rounded))
         return found
 
     def _shape_error(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, final
+from typing import Any, Literal, final
 
 from ...errors import CheckpointError
 from ...formats.digest import hash_json
@@ -17,6 +17,7 @@ from ...recipe.recipe import Recipe
 from ...views import held_bytes
 from ..cost import projection as cost
 from ..inputs.checkpoint import UNCHANGED, Checkpoint
+from ..inputs.storage_precision import is_float64
 from ..keys import SUM_VERSION, sums_key, tensor_identity
 from ..names import Kind, tensor_kind
 from ..plan import ExpertTensor, RunSettings, TensorPlan
@@ -56,6 +57,8 @@ class TensorPlanner:
 
     num_untouched, first_untouched : tensors that no expert has, and the name of the first
     num_split_qkv : fused QKV weights that are decomposed as q, k and v
+    rounded : experts with entries that their stored dtype may have rounded, and that dtype
+    num_rounded_float64 : tensors with float64 inputs that the recipe's arithmetic rounds to float32
     """
 
     def __init__(
@@ -78,15 +81,16 @@ class TensorPlanner:
         self._experts = experts
         self._config = config
         self._sources = SourceFinder(experts, base_fingerprint, vocabulary)
-        self._spectral = SpectralPlanner(recipe, settings)
+        self._planners: dict[str, SpectralPlanner] = {}
         self._resolvers = Resolvers()
         self._group_resolvers: dict[tuple[int, str, int | None], _GroupResolvers] = {}
         self._positions: dict[int, tuple[int, ...]] = {}
         self._rule_scopes = rule_scopes(recipe)
-        self._element_bytes = cost.arithmetic_bytes(settings)
         self.num_untouched = 0
         self.first_untouched = ""
         self.num_split_qkv = 0
+        self.num_rounded_float64 = 0
+        self.rounded: dict[int, str] = {}
 
     def plan(self, slot: Slot) -> PlannedTensor:
         """Plan one tensor.
@@ -168,6 +172,7 @@ class TensorPlanner:
         if not is_merge:
             parameters = {"scale": parameters.get("scale", 1.0) if scale is None else scale}
         experts, identities = self._order_experts(slot, method, resolvers, sources, only_weight=not is_merge)
+        arithmetic = self._arithmetic(reference, experts)
         plan = TensorPlan(
             name=slot.name,
             shape=target.shape,
@@ -180,6 +185,7 @@ class TensorPlanner:
             method_package=method.package if is_merge else None,
             parameters=parameters,
             base_rows=target.base_rows,
+            arithmetic=arithmetic,
         )
         base_identity = target.identity if self._has_base else None
         if not is_merge:
@@ -187,12 +193,37 @@ class TensorPlanner:
         elif isinstance(method, SpectralMethod):
             matrices = matrices_of(slot.template, target.shape, kind, choice.split_qkv, self._config)
             self.num_split_qkv += bool(matrices.cuts) and kind == "matrix"
-            plan = self._spectral.complete(plan, method, matrices, target.identity, identities)
+            plan = self._spectral(plan).complete(plan, method, matrices, target.identity, identities)
         else:
             plan = self._complete_direct(plan, method)
             seed, version = self._settings.seed, method.algorithm_version
             return PlannedTensor(plan, tensor_identity(plan, base_identity, identities, seed, version))
         return PlannedTensor(plan, tensor_identity(plan, base_identity, identities))
+
+    def _arithmetic(self, reference: TensorSource, experts: Sequence[ExpertTensor]) -> Literal["float64"] | None:
+        """Return the arithmetic of one tensor where it differs from the run's: float64 if any input is stored so."""
+        if self._settings.arithmetic == "float64":
+            return None
+        sources = [reference, *(expert.full for expert in experts)]
+        sources += [factor for expert in experts if expert.lora for factor in (expert.lora.up, expert.lora.down)]
+        if not any(map(is_float64, sources)):
+            return None
+        if self._recipe.arithmetic is not None:
+            self.num_rounded_float64 += 1
+            return None
+        return "float64"
+
+    def _settings_of(self, plan: TensorPlan) -> RunSettings:
+        return self._settings if plan.arithmetic is None else replace(self._settings, arithmetic=plan.arithmetic)
+
+    def _element_bytes(self, plan: TensorPlan) -> int:
+        return cost.arithmetic_bytes(self._settings, plan.arithmetic)
+
+    def _spectral(self, plan: TensorPlan) -> SpectralPlanner:
+        settings = self._settings_of(plan)
+        if settings.arithmetic not in self._planners:
+            self._planners[settings.arithmetic] = SpectralPlanner(self._recipe, settings)
+        return self._planners[settings.arithmetic]
 
     def _order_experts(
         self,
@@ -212,7 +243,11 @@ class TensorPlanner:
             if only_weight and set(own) != {"weight"}:
                 own = {"weight": own.get("weight", 1.0)}
             source = sources[position] or BASE_SOURCE
-            experts.append(ExpertTensor(member.expert, source.full, source.lora, own, member.is_base, source.rows))
+            experts.append(
+                ExpertTensor(member.expert, source.full, source.lora, own, member.is_base, source.rows, source.rounded)
+            )
+            if source.rounded and source.full is not None and needs_base(method):
+                self.rounded.setdefault(member.expert, source.full.dtype)
             identities.append(source.identity)
         return tuple(experts), identities
 
@@ -250,7 +285,7 @@ class TensorPlanner:
 
     def _complete_direct(self, plan: TensorPlan, method: DirectMethod[Any, Any]) -> TensorPlan:
         """Return the plan with the costs of a direct method."""
-        work = method.peak_elements(prod(plan.shape), len(plan.experts)) * self._element_bytes
+        work = method.peak_elements(prod(plan.shape), len(plan.experts)) * self._element_bytes(plan)
         return replace(
             plan,
             bytes_read=cost.bytes_read(plan.base, plan.experts, method.passes),
@@ -260,7 +295,8 @@ class TensorPlanner:
 
     def _complete_mean(self, plan: TensorPlan, target: Target, identities: Sequence[str]) -> TensorPlan:
         """Return the plan with the key of its sums and the costs of a mean."""
-        held = 4 * prod(plan.shape) * self._element_bytes  # base, sum, expert, task vector
+        element_bytes = self._element_bytes(plan)
+        held = 4 * prod(plan.shape) * element_bytes  # base, sum, expert, task vector
         stored = cost.stored_working_set(plan.base, plan.experts)
         if self._settings.keep_sums and can_keep_sums(plan):
             weighted = zip(identities, plan.experts, strict=True)
@@ -269,12 +305,12 @@ class TensorPlanner:
             plan = replace(
                 plan,
                 members=members,
-                sums_key=sums_key(SUM_VERSION, self._settings.arithmetic, target.identity, form, members),
-                sums_bytes=prod(plan.shape) * self._element_bytes,
+                sums_key=sums_key(SUM_VERSION, self._settings_of(plan).arithmetic, target.identity, form, members),
+                sums_bytes=prod(plan.shape) * element_bytes,
             )
         return replace(
             plan,
             bytes_read=cost.bytes_read(plan.base, plan.experts, 1),
             flops=cost.mean_cost(plan.shape, len(plan.experts)),
-            peak_bytes=held + stored + cost.cast_bytes(plan.shape, plan.out_dtype, self._element_bytes),
+            peak_bytes=held + stored + cost.cast_bytes(plan.shape, plan.out_dtype, element_bytes),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import final
 
@@ -65,7 +65,7 @@ class TensorReader:
         StoreError : the store refused, or failed after all retries
         """
         if source.view is not None:
-            return self._read_view(source if rows is None else select(source, 0, *rows))
+            return self._read_view(source if rows is None else select(source, 0, *rows), self.read)
         start, stop, shape = _byte_range(source, rows)
         dtype = torch_dtype(source.dtype)
         if start == stop:
@@ -80,29 +80,41 @@ class TensorReader:
             return stored
         return dequantize(stored, self.read(source.scale), source, rows)
 
-    def _read_view(self, source: TensorSource) -> torch.Tensor:
+    def _read_view(self, source: TensorSource, read: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Make a view of what `read` returns for its pieces."""
         view = source.view
         if view is None:  # rows of a concatenation, all of them in one stored tensor
-            return self.read(source)
+            return read(source)
         if isinstance(view, Concatenation):
-            return self._join(source, view)
+            return self._join(source, view, read)
         if isinstance(view, Selection):
             if view.dim == 0 and view.step == 1 and view.source.view is None:
-                return self.read(view.source, (view.start, view.stop))
-            whole = self.read(view.source)
+                return read(view.source, (view.start, view.stop))
+            whole = read(view.source)
             return whole[(slice(None),) * view.dim + (slice(view.start, view.stop, view.step),)]
-        inner = self.read(view.source)
+        inner = read(view.source)
         return inner.reshape(source.shape) if isinstance(view, Reshaping) else inner.transpose(-1, -2).contiguous()
 
-    def _join(self, source: TensorSource, view: Concatenation) -> torch.Tensor:
+    @staticmethod
+    def _join(source: TensorSource, view: Concatenation, read: Callable[..., torch.Tensor]) -> torch.Tensor:
         """Read one piece after the other into the joined tensor, so that only one is in memory beside it."""
         joined = torch.empty(source.shape, dtype=torch.float32 if has_scale(source) else torch_dtype(source.dtype))
         position = 0
         for piece in view.pieces:
             length = piece.shape[view.dim]
-            joined.narrow(view.dim, position, length).copy_(self.read(piece))
+            joined.narrow(view.dim, position, length).copy_(read(piece))
             position += length
         return joined
+
+    def read_scale(self, source: TensorSource, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        """Return what multiplies each stored number of a float8 tensor, of its shape or of these rows, float32."""
+        if source.view is not None:
+            return self._read_view(source if rows is None else select(source, 0, *rows), self.read_scale)
+        shape = source.shape if rows is None else (rows[1] - rows[0], *source.shape[1:])
+        ones = torch.ones(shape, dtype=torch_dtype(source.dtype))
+        if source.scale is None:
+            return ones.to(torch.float32)
+        return dequantize(ones, self.read(source.scale), source, rows)
 
     def _map(self, uri: str, start: int, stop: int) -> torch.Tensor:
         try:

@@ -28,7 +28,7 @@ def test_the_best_approximation_and_its_error(
     rows: int, columns: int, rank: int, kept: int, seed: int, transposed: bool
 ) -> None:
     delta = draw(rows, columns, rank, seed)
-    stored = stored_factors(delta, target(kept, transposed))
+    stored = stored_factors(delta, target(kept, transposed), torch.float64)
     assert stored.down.shape == (kept, rows if transposed else columns)
     assert stored.up.shape == (columns if transposed else rows, kept)
     made = stored.up @ stored.down
@@ -42,7 +42,7 @@ def test_the_best_approximation_and_its_error(
 
 def test_cutting_later_is_best_again_and_both_factors_share_the_scale() -> None:
     delta = draw(20, 30, 8, 0)
-    stored = stored_factors(delta, target(8))
+    stored = stored_factors(delta, target(8), torch.float64)
     values = torch.linalg.svdvals(delta.dense())
     rest = delta.dense() - stored.up[:, :3] @ stored.down[:3]
     torch.testing.assert_close(rest.norm(), values[3:].norm())
@@ -53,7 +53,7 @@ def test_cutting_later_is_best_again_and_both_factors_share_the_scale() -> None:
 def test_a_lower_rank_is_filled_up_with_zeros() -> None:
     one = draw(10, 12, 2, 1, torch.float32)
     twice = LowRank(torch.cat([one.left, one.left], dim=1), torch.cat([one.right, one.right]))
-    stored = stored_factors(twice, target(4))
+    stored = stored_factors(twice, target(4), torch.float32)
     assert stored.down.shape == (4, 12) and stored.truncation_error == 0.0
     torch.testing.assert_close(stored.up @ stored.down, 2 * one.dense(), rtol=1e-5, atol=1e-5)
     assert stored.down[2:].norm() < 1e-3 * stored.down.norm()
@@ -62,3 +62,19 @@ def test_a_lower_rank_is_filled_up_with_zeros() -> None:
 def test_nothing_is_zeros() -> None:
     stored = zero_factors((4, 6), target(2), torch.float32)
     assert not stored.down.any() and not stored.up.any() and stored.truncation_error == 0.0
+
+
+@pytest.mark.parametrize("kept", [3, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_error_includes_the_rounding_of_the_stored_factors(kept: int, dtype: torch.dtype) -> None:
+    delta = draw(40, 30, 8, 5)
+    stored = stored_factors(delta, target(kept), dtype)
+    assert stored.up.dtype == stored.down.dtype == dtype
+    full = delta.dense()
+    expected = (stored.up.double() @ stored.down.double() - full).norm() / full.norm()
+    assert stored.error == pytest.approx(float(expected), rel=1e-6)
+    assert stored.error > stored.truncation_error
+
+
+def test_a_delta_of_zero_has_no_error() -> None:
+    assert zero_factors((4, 6), target(2), torch.bfloat16).error == 0.0
