@@ -104,7 +104,10 @@ class ModelListing:
     tensors : location by stored name; empty for a bare adapter
     config : config.json, or None
     side_files : URI by name of small files beside the weights (tokenizer.json, tokenizer_config.json, vocab.txt,
-        merges.txt, *.model, generation_config.json, chat_template.jinja, preprocessor_config.json, ...)
+        merges.txt, *.model, generation_config.json, chat_template.jinja, preprocessor_config.json, ...); of a model
+        whose files are copied also those that its files name: 1_Pooling/config.json, modeling_x.py
+    tokenizer_code : names of the side files that hold code of the tokenizer alone
+    notes : what the plan says about its side files
     fingerprint : identifies the weights: hash of each file's name, header, size and etag or mtime, or of its content
     """
 
@@ -117,3 +120,5 @@ class ModelListing:
     fingerprint: str
     num_bytes: int
     adapter: AdapterListing | None = None
+    tokenizer_code: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()

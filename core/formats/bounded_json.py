@@ -12,7 +12,20 @@ LONGEST_INDEX_BYTES = 100 * 2**20  # model.safetensors.index.json: one line per 
 
 
 def parse_json_object(data: bytes, name: str, limit: int, *, finite: bool = True) -> dict[str, object]:
-    """Parse `data` as a JSON object.
+    """Parse `data` as a JSON object; parameters as `parse_json`.
+
+    Raises
+    ------
+    CheckpointError : as `parse_json`, or not an object
+    """
+    found = parse_json(data, name, limit, finite=finite)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{name}: expected a JSON object, found {type(found).__name__}")
+    return cast("dict[str, object]", found)
+
+
+def parse_json(data: bytes, name: str, limit: int, *, finite: bool = True) -> object:
+    """Parse `data` as JSON.
 
     Parameters
     ----------
@@ -26,7 +39,7 @@ def parse_json_object(data: bytes, name: str, limit: int, *, finite: bool = True
 
     Raises
     ------
-    CheckpointError : longer than `limit`, not UTF-8, not JSON, not an object, nested too deeply, or a duplicate key
+    CheckpointError : longer than `limit`, not UTF-8, not JSON, nested too deeply, or a duplicate key
     """
     if len(data) > limit:
         raise CheckpointError(f"{name}: {len(data)} bytes of JSON, expected at most {limit}")
@@ -43,7 +56,7 @@ def parse_json_object(data: bytes, name: str, limit: int, *, finite: bool = True
         raise CheckpointError(f"{name}: {text} is not JSON; expected a finite number")
 
     try:
-        found = json.loads(
+        return json.loads(
             data.decode(), object_pairs_hook=reject_duplicates, parse_constant=reject_constant if finite else None
         )
     except CheckpointError:
@@ -56,6 +69,3 @@ def parse_json_object(data: bytes, name: str, limit: int, *, finite: bool = True
         raise CheckpointError(f"{name}: JSON is nested too deeply") from None
     except ValueError as error:  # JSONDecodeError, and numbers with too many digits
         raise CheckpointError(f"{name}: not valid JSON ({str(error)[:200]})") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{name}: expected a JSON object, found {type(found).__name__}")
-    return cast("dict[str, object]", found)

@@ -30,6 +30,7 @@ from .outputs.side_files import plan_side_files
 from .outputs.slots import build_model_slots, build_slice_slots
 from .outputs.spectral import add_alignment, alignment_keys
 from .outputs.tensor_planner import PlannedTensor, TensorPlanner
+from .outputs.token_ids import TokenIds
 from .outputs.token_rows import is_row_by_token
 from .outputs.vocabulary import VocabularyPlanner
 from .plan import LayerShard, Plan, RunSettings, TensorPlan
@@ -136,7 +137,17 @@ def plan_merge(
         raise RecipeError("qkv: split: no fused QKV weight is merged by a spectral method; remove it")
     planned = _add_alignment(planned)
     changes = {**output.config_changes, **_vocabulary_changes(reference, planned, vocabulary)}
-    side_files = plan_side_files(recipe, reference, changes, vocabulary.tokenizer, vocabulary.tokenizer_json())
+    contents = side_file_contents or {}
+    ids = TokenIds(reference, tokenizer, vocabulary, contents)
+    side_files = plan_side_files(
+        recipe,
+        reference,
+        changes | ids.config_changes(),
+        vocabulary.tokenizer,
+        vocabulary.tokenizer_json(),
+        contents,
+        ids.generation_config(),
+    )
     file_name, file_bytes = WEIGHTS_NAME, recipe.output.max_shard_size
     if recipe.output.format == "adapter":
         if base is None:
@@ -144,6 +155,11 @@ def plan_merge(
         adapter = convert_to_adapter(recipe, settings, base.name, checkpoints, planned)
         planned, side_files = list(adapter.tensors), (adapter.config,)
         file_name, file_bytes = ADAPTER_WEIGHTS_NAME, sys.maxsize  # PEFT reads one file
+    else:
+        warnings += [*reference.notes, *ids.warnings]
+        if vocabulary.tokenizer is not reference and vocabulary.tokenizer.tokenizer_code:
+            code = ", ".join(sorted(vocabulary.tokenizer.tokenizer_code))
+            warnings.append(f"{vocabulary.tokenizer.name}: code of its tokenizer goes with the merged model: {code}")
     check_budget((item.plan for item in planned), max_memory if max_memory is not None else recipe.max_memory)
     packing = pack_tensors([item.plan for item in planned], file_bytes, shard_bytes, file_name)
     shards = _make_shards(planned, packing, settings)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from ..listing import ModelListing
+from ..planning.outputs.side_files import side_contents_needed
 from ..planning.outputs.vocabulary import tokenizer_files_needed
 from ..planning.plan import Plan
 from ..planning.planner import plan_merge, run_settings
 from ..recipe.recipe import Recipe
 from ..storage.checkpoints.list_model import list_model
+from ..storage.checkpoints.model_files import complete_side_files
 from ..storage.store import locate_object
 
 _PARALLEL_READS = 16
@@ -55,7 +57,11 @@ def make_plan(
         base = listings[recipe.base_model] if recipe.base_model else None
         experts = [listings[reference] for reference in recipe.expert_references]
         tokenizer = listings[tokenizer_model] if tokenizer_model is not None else None
+        reference = complete_side_files(base if base is not None else experts[0], recipe.storage_options)
+        base, experts = (reference, experts) if base is not None else (None, [reference, *experts[1:]])
+        tokenizer = complete_side_files(tokenizer, recipe.storage_options) if tokenizer is not None else None
         small = tokenizer_files_needed(recipe, base, experts, tokenizer)
+        small = list(dict.fromkeys([*small, *side_contents_needed(recipe, reference, tokenizer)]))
         contents = dict(zip(small, pool.map(read_object, small), strict=True))
     return plan_merge(
         recipe,

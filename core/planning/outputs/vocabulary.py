@@ -110,6 +110,16 @@ class VocabularyPlanner:
             self._vocabularies[listing.uri] = read_vocabulary(listing, self._contents)
         return self._vocabularies[listing.uri]
 
+    def moved_rows(self) -> dict[int, int | None] | None:
+        """Return the output's row of each row of the base whose token moves, None for a token that the output lacks.
+
+        None where no token moves.
+        """
+        if self._base is None or self._output is None or self._output is self._base:
+            return None
+        moved = {row: self._output.get(token) for token, row in self._base.items() if self._output.get(token) != row}
+        return moved or None
+
     def tokenizer_json(self) -> bytes | None:
         """Return the output's tokenizer.json, None where it equals that of `tokenizer`."""
         if self._union is None:

@@ -28,8 +28,13 @@ from .hub import HUB_RETRY, pin_revision
 _PICKLED_ADAPTER_NAME = "adapter_model.bin"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
-# Small files that belong to a model besides its weights. No Python files: a merge never carries code.
-_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.bpe")
+# Small files that belong to a model besides its weights. `model_files.py` adds those that these files name.
+_SIDE_FILES = (
+    "*.json",
+    "*.txt",
+    "*.jinja",
+    *("*.model", "*.model.v*", "*.tiktoken", "*.spm", "*.bpe", "*.codes", "*.vocab", "*.tokenizer"),
+)
 _NOT_SIDE_FILES = (
     CONFIG_NAME,
     "*.index.json",
@@ -77,7 +82,7 @@ class CheckpointFolder:
 
     def side_files(self) -> Mapping[str, str]:
         """Return name to URI of the small files that belong to the model."""
-        return {name: self.store.uri(name) for name, info in sorted(self.files.items()) if _is_side_file(info)}
+        return {name: self.store.uri(name) for name, info in sorted(self.files.items()) if is_side_file(info, name)}
 
 
 def open_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFolder:
@@ -196,11 +201,12 @@ def _check_shards(folder: CheckpointFolder, names: list[str]) -> None:
         raise CheckpointError(f"{folder.display('')} has {len(names)} of {count} weight files; download the others")
 
 
-def _is_side_file(info: ObjectInfo) -> bool:
+def is_side_file(info: ObjectInfo, name: str) -> bool:
+    """Return whether an object, by its name in its folder, is a small file that belongs to a model."""
     return (
         info.size <= _LARGEST_SIDE_FILE_BYTES
-        and any(fnmatchcase(info.key, pattern) for pattern in _SIDE_FILES)
-        and not any(fnmatchcase(info.key, pattern) for pattern in _NOT_SIDE_FILES)
+        and any(fnmatchcase(name, pattern) for pattern in _SIDE_FILES)
+        and not any(fnmatchcase(name, pattern) for pattern in _NOT_SIDE_FILES)
     )
 
 
