@@ -18,6 +18,7 @@ from ..numerics.registry import get_method
 from ..numerics.svd.svc import calibration_warning
 from ..recipe.recipe import Recipe
 from .cost.projection import check_budget
+from .inputs.architecture import check_architectures
 from .inputs.checkpoint import Checkpoint, MatchCache, reference_tensors, summarize
 from .keys import part_key, run_key
 from .names import natural_key
@@ -103,6 +104,10 @@ def plan_merge(
         raise RecipeError(f"base_model: {base.name} includes an adapter; merge it into the model first")
     tensors = reference_tensors(reference, role)
     _check_names(tensors, reference.name)
+    by_layers = recipe.output_slices is not None
+    warnings += check_architectures(
+        reference, experts, allow_mixed=recipe.allow_mixed_architectures, by_layers=by_layers
+    )
     shapes = {name: source.shape for name, source in tensors.items()}
     cache = MatchCache()
     checkpoints = [Checkpoint(listing, shapes, base, cache) for listing in experts]

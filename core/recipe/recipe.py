@@ -74,6 +74,11 @@ class Recipe(StrictModel):
     missing: Literal["error", "base"] = Field(
         default="error", description="an expert that lacks a tensor: an error, or the base's tensor is used"
     )
+    allow_mixed_architectures: bool = Field(
+        default=False,
+        description="merge models although their config.json differ in what the same weights compute (model type,"
+        " heads, rotary positions, activation); mergekit's --allow-crimes",
+    )
     arithmetic: Literal["float32", "float64"] | None = Field(
         default=None, description="float32 unless dtype is float64"
     )
