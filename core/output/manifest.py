@@ -12,6 +12,7 @@ from ..cache.reports import ShardReport, TensorReport
 from ..planning.outputs.matrices import is_fused_qkv
 from ..planning.plan import ModelSummary, Plan, TensorPlan
 from ..planning.shards import output_entries
+from ..planning.summary import arrival_row
 
 FORMAT_VERSION = 1
 
@@ -57,7 +58,8 @@ def build_manifest(plan: Plan, reports: Sequence[ShardReport], file_hashes: Mapp
 
 
 def _model(model: ModelSummary) -> dict[str, Any]:
-    return {"name": model.name, "kind": model.kind, "fingerprint": model.fingerprint, "num_tensors": model.num_tensors}
+    facts = {"name": model.name, "kind": model.kind, "fingerprint": model.fingerprint}
+    return facts | {"num_tensors": model.num_tensors} | arrival_row(model)
 
 
 def _tensors(plan: Plan, reports: Mapping[int, ShardReport]) -> list[dict[str, Any]]:

@@ -144,8 +144,27 @@ class OutputFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """How much of an expert has a place in the output.
+
+    num_tensors : tensors that have a place; of an adapter: weights that it changes
+    share : of the expert's parameters, 0 to 1
+    left_out : stored names without a place, the first 100
+    num_left_out : number of all names without a place
+    """
+
+    num_tensors: int
+    share: float
+    left_out: tuple[str, ...] = ()
+    num_left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """One input model, as it was when the plan was made."""
+    """One input model, as it was when the plan was made.
+
+    arrival : None for the base
+    """
 
     name: str  # as written in the recipe
     uri: str  # directory or file
@@ -153,6 +172,7 @@ class ModelSummary:
     num_tensors: int
     num_bytes: int
     kind: Literal["full", "adapter", "full+adapter"]
+    arrival: Arrival | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from ..numerics.svd.svc import calibration_warning
 from ..recipe.recipe import Recipe
 from .cost.projection import check_budget
 from .inputs.architecture import check_architectures
+from .inputs.arrival import check_arrival, check_untouched, measure_arrival
 from .inputs.checkpoint import Checkpoint, MatchCache, reference_tensors, summarize
 from .keys import part_key, run_key
 from .names import natural_key
@@ -111,6 +112,7 @@ def plan_merge(
     shapes = {name: source.shape for name, source in tensors.items()}
     cache = MatchCache()
     checkpoints = [Checkpoint(listing, shapes, base, cache) for listing in experts]
+    check_arrival(checkpoints, reference)
     groups, lengths = build_groups(recipe, method, base, experts, warnings)
     names = list(tensors)
     if lengths is None:
@@ -133,6 +135,8 @@ def plan_merge(
         config=reference.config,
     )
     planned = [planner.plan(slot) for slot in output.slots]
+    if recipe.missing == "error" and not by_layers:
+        check_untouched(checkpoints, reference, planner.untouched)
     warnings += vocabulary.warnings + _collect_warnings(planner, base, experts, checkpoints)
     if recipe.calibration is not None and recipe.calibration.svc is not None:
         warnings += [warning for warning in [calibration_warning(method.name)] if warning is not None]
@@ -174,7 +178,7 @@ def plan_merge(
         recipe=canonical,
         settings=settings,
         base=summarize(base) if base is not None else None,
-        experts=tuple(map(summarize, experts)),
+        experts=tuple(summarize(item.listing, measure_arrival(item)) for item in checkpoints),
         shards=shards,
         files=packing.files,
         side_files=side_files,
@@ -259,9 +263,9 @@ def _collect_warnings(
     checkpoints: Sequence[Checkpoint],
 ) -> list[str]:
     found = [warning for checkpoint in checkpoints for warning in checkpoint.warnings]
-    if planner.num_untouched:
-        first = planner.first_untouched
-        found.append(f"tensors in no expert stay the base's: {planner.num_untouched}, the first {first}")
+    if planner.untouched:
+        first = planner.untouched[0]
+        found.append(f"tensors in no expert stay the base's: {len(planner.untouched)}, the first {first}")
     by_dtype: dict[str, list[str]] = {}
     for index, dtype in planner.rounded.items():
         by_dtype.setdefault(dtype, []).append(experts[index].name)

@@ -96,8 +96,21 @@ def tensor_rows(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _model_row(model: ModelSummary) -> dict[str, Any]:
+def arrival_row(model: ModelSummary) -> dict[str, Any]:
+    """Return how much of an expert has a place in the output, as JSON data; empty for the base."""
+    if model.arrival is None:
+        return {}
+    arrival = model.arrival
     return {
+        "tensors_placed": arrival.num_tensors,
+        "share_placed": round(arrival.share, 6),
+        "num_left_out": arrival.num_left_out,
+        "left_out": list(arrival.left_out),
+    }
+
+
+def _model_row(model: ModelSummary) -> dict[str, Any]:
+    return arrival_row(model) | {
         "name": model.name,
         "uri": model.uri,
         "kind": model.kind,

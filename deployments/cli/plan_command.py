@@ -22,6 +22,7 @@ from .simulate_option import (
 from .table import table_lines
 
 _MOST_SHARDS_SHOWN = 40
+_MOST_EXPERTS_SHOWN = 20
 
 
 def plan(
@@ -75,9 +76,28 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
         f"  memory   at most {show_bytes(summary['peak_bytes'])} per worker"
         + (f", for {largest['name']} {'x'.join(map(str, largest['shape']))}" if largest else ""),
     ]
+    lines += _arrival_lines(summary["experts"])
     for row in summary["treatments"]:
         count = show_count(row["num_tensors"], "tensor")
         lines.append(f"  {count:>14}: {row['method'] or row['action']} ({row['reason']})")
+    return lines
+
+
+def _arrival_lines(experts: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each expert of which something is left out, and one for those that arrive whole."""
+    partial = [row for row in experts if row["num_left_out"]]
+    whole = len(experts) - len(partial)
+    lines = [f"  experts  {show_count(whole, 'expert')} with a place for every tensor"] if whole else []
+    for row in partial[:_MOST_EXPERTS_SHOWN]:
+        names = ", ".join(row["left_out"][:2]) + (", ..." if row["num_left_out"] > 2 else "")
+        lines.append(
+            f"  experts  {row['name']}: {show_count(row['tensors_placed'], 'tensor')} with a place"
+            f" ({row['share_placed']:.1%} of its parameters), {row['num_left_out']} left out: {names}"
+        )
+    if len(partial) > _MOST_EXPERTS_SHOWN:
+        lines.append(
+            f"  experts  and {len(partial) - _MOST_EXPERTS_SHOWN} more with tensors left out; --json lists all"
+        )
     return lines
 
 

@@ -60,6 +60,13 @@ class Adapter:
         shapes.update((name, delta_shape(lora)) for name, lora in self.lora.items())
         return shapes
 
+    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return one shape with as many elements as are stored for each changed weight, by weight name."""
+        shapes = {name: source.shape for name, source in self.full.items()}
+        for name, lora in self.lora.items():
+            shapes[name] = (lora.up.shape[1], lora.up.shape[0] + lora.down.shape[1])
+        return shapes
+
 
 def delta_shape(lora: LoraSource) -> tuple[int, int]:
     """Return the shape, as stored, of the weight that the factors belong to."""

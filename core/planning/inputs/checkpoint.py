@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import cast, final
 
 from ...errors import CheckpointError, RecipeError, ShapeError
 from ...listing import LoraSource, ModelListing, TensorSource
-from ..plan import ModelSummary
+from ..plan import Arrival, ModelSummary
 from .adapters import Adapter, correct_orientation, delta_shape, read_adapter
-from .matching import NameMap, find_tied_weight, match_names
+from .matching import NameMap, match_names
 from .quantized import select_weights
+from .tied import find_tied_weight
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -32,11 +34,13 @@ class Contribution:
     identity: str
 
 
-def summarize(listing: ModelListing) -> ModelSummary:
+def summarize(listing: ModelListing, arrival: Arrival | None = None) -> ModelSummary:
     """Return the description of a model that the plan contains."""
     adapter = listing.adapter
     num_tensors = len(listing.tensors) + (len(adapter.tensors) if adapter is not None else 0)
-    return ModelSummary(listing.name, listing.uri, listing.fingerprint, num_tensors, listing.num_bytes, listing.kind)
+    return ModelSummary(
+        listing.name, listing.uri, listing.fingerprint, num_tensors, listing.num_bytes, listing.kind, arrival
+    )
 
 
 def reference_tensors(listing: ModelListing, role: str) -> Mapping[str, TensorSource]:
@@ -94,18 +98,26 @@ class Checkpoint:
         self._names: NameMap | None = None
         self._used: set[str] = set()
         self._lora: Mapping[str, LoraSource] = {}
+        self._adapter_extra: list[str] = []
+        self._adapter_sizes: Mapping[str, int] = {}
         self._saved: Mapping[str, TensorSource] = {}  # whole tensors in the adapter (modules_to_save)
         if not self.on_base:
             self._tensors = select_weights(listing.tensors, listing.config, listing.name)
-            self._names = cache.match(reference, self._tensors)
+            self._names = self._match(lambda: cache.match(reference, self._tensors))
             if self._names.replacements:
                 self.warnings.append(f"{listing.name}: {self._names.describe()}")
         if listing.adapter is not None:
             self._attach_adapter(read_adapter(listing.adapter), reference)
 
+    def _match(self, match: Callable[[], NameMap]) -> NameMap:
+        try:
+            return match()
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.listing.name}: {error}") from None
+
     def _attach_adapter(self, adapter: Adapter, reference: Shapes) -> None:
         targets = adapter.target_shapes()
-        names = match_names(reference, targets)
+        names = self._match(lambda: match_names(reference, targets))
         reference_names = {stored: name for name, stored in names.stored.items()}
         unknown = [name for name in targets if name not in reference_names]
         unknown_factors = [name for name in unknown if name in adapter.lora]
@@ -115,6 +127,8 @@ class Checkpoint:
                 f" ({len(unknown_factors)} of {len(adapter.lora)} targets); set base_model to the model that it was"
                 " trained on"
             )
+        self._adapter_extra = unknown
+        self._adapter_sizes = {name: prod(shape) for name, shape in adapter.stored_shapes().items()}
         if unknown:
             self.warnings.append(
                 f"{self.listing.name}: {len(unknown)} tensors of the adapter are not in the base and are left out,"
@@ -169,6 +183,25 @@ class Checkpoint:
         parts = [config, cast("Mapping[str, object]", text)] if isinstance(text, Mapping) else [config]
         flags = [part.get("tie_word_embeddings") for part in parts]
         return "bias" in name or False not in flags or True in flags
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSource]:
+        """The stored tensors; empty for an adapter on the base."""
+        return self._tensors
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Stored names by reference name; empty for an adapter on the base."""
+        return self._names.stored if self._names is not None else {}
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Return the number of parameters by name: stored tensors, and weights that the adapter changes."""
+        own = {name: prod(source.shape) for name, source in self._tensors.items()}
+        return own | {f"adapter: {name}": size for name, size in self._adapter_sizes.items()}
+
+    def left_out(self) -> list[str]:
+        """Return the names of `parameter_counts` that have no place in the output."""
+        return [*self.extra_names(), *(f"adapter: {name}" for name in self._adapter_extra)]
 
     def extra_names(self) -> list[str]:
         """Return the stored names that the reference does not have and that no output tensor uses."""

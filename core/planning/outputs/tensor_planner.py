@@ -55,7 +55,7 @@ class _GroupResolvers:
 class TensorPlanner:
     """Plans the tensors of one output; what tensors share is computed once.
 
-    num_untouched, first_untouched : tensors that no expert has, and the name of the first
+    untouched : the reference's names of tensors that no expert has
     num_split_qkv : fused QKV weights that are decomposed as q, k and v
     rounded : experts with entries that their stored dtype may have rounded, and that dtype
     num_rounded_float64 : tensors with float64 inputs that the recipe's arithmetic rounds to float32
@@ -86,8 +86,7 @@ class TensorPlanner:
         self._group_resolvers: dict[tuple[int, str, int | None], _GroupResolvers] = {}
         self._positions: dict[int, tuple[int, ...]] = {}
         self._rule_scopes = rule_scopes(recipe)
-        self.num_untouched = 0
-        self.first_untouched = ""
+        self.untouched: list[str] = []
         self.num_split_qkv = 0
         self.num_rounded_float64 = 0
         self.rounded: dict[int, str] = {}
@@ -114,8 +113,7 @@ class TensorPlanner:
         if all(source is None for source in sources):
             if not self._has_base:
                 raise CheckpointError(f"{slot.name}: none of the models has it; remove it from the first model")
-            self.num_untouched += 1
-            self.first_untouched = self.first_untouched or slot.name
+            self.untouched.append(slot.template)
             return self._copy(target, "no expert has it: base kept")
         if needs_base(choice.method) and all(source is None or source.identity == UNCHANGED for source in sources):
             return self._copy(target, "no expert changes it: base kept")
