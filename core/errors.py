@@ -66,6 +66,10 @@ class CorruptObjectError(StoreError):
     """A stored object is truncated or fails its checksum. A corrupt cache object is computed again."""
 
 
+class ObjectChangedError(StoreError):
+    """An object or file is not the one that was seen earlier: it was replaced or rewritten since."""
+
+
 class WorkerError(EigenmergeError, RuntimeError):
     """Workers of a cluster died repeatedly on the same shard; the message explains how to resume."""
 

@@ -34,19 +34,26 @@ def read_object_bytes(store: Store, key: str, start: int, stop: int) -> torch.Te
         return map_bytes(path, start, stop)
 
 
-def fetch_bytes(store: Store, key: str, start: int, stop: int) -> torch.Tensor:
-    """Read bytes [start, stop) with parallel ranged reads into one tensor, (stop - start,), uint8."""
+def fetch_bytes(store: Store, key: str, start: int, stop: int, etag: str = "") -> torch.Tensor:
+    """Read bytes [start, stop) with parallel ranged reads into one tensor, (stop - start,), uint8.
+
+    Raises
+    ------
+    as `read_object_bytes`
+    ObjectChangedError : an etag is given and the object has another one
+    """
     data = torch.empty(stop - start, dtype=torch.uint8)
     target = memoryview(data.numpy().data)
 
     def fetch(position: int) -> None:
         end = min(position + _REQUEST_BYTES, stop)
-        target[position - start : end - start] = store.read_range(key, position, end)
+        target[position - start : end - start] = store.read_range(key, position, end, etag)
 
     positions = range(start, stop, _REQUEST_BYTES)
     if len(positions) == 1:
         fetch(start)
-        return data
-    with ThreadPoolExecutor(min(_PARALLEL_REQUESTS, len(positions)), thread_name_prefix="fetch") as pool:
-        list(pool.map(fetch, positions))
+    else:
+        with ThreadPoolExecutor(min(_PARALLEL_REQUESTS, len(positions)), thread_name_prefix="fetch") as pool:
+            list(pool.map(fetch, positions))
+    store.check_unchanged(key, etag)
     return data

@@ -13,20 +13,24 @@ _CHUNK_BYTES = 8 * 2**20
 _CHUNKS_AHEAD = 2
 
 
-def hash_object(store: Store, key: str, num_bytes: int) -> str:
+def hash_object(store: Store, key: str, num_bytes: int, etag: str = "") -> str:
     """Hash the first `num_bytes` bytes of an object.
 
     Memory: 24 MiB.
+
+    Parameters
+    ----------
+    etag : as for `Store.read_range`; the caller calls `Store.check_unchanged`
 
     Raises
     ------
     ObjectNotFoundError : no such object
     CorruptObjectError : the object is shorter
     """
-    return hash_ranges(store, [(key, 0, num_bytes)])
+    return hash_ranges(store, [(key, 0, num_bytes)], etag)
 
 
-def hash_ranges(store: Store, ranges: Iterable[ObjectRange]) -> str:
+def hash_ranges(store: Store, ranges: Iterable[ObjectRange], etag: str = "") -> str:
     """Hash ranges of objects as if they were one object.
 
     Raises
@@ -34,4 +38,4 @@ def hash_ranges(store: Store, ranges: Iterable[ObjectRange]) -> str:
     ObjectNotFoundError, CorruptObjectError : as `hash_object`
     """
     chunks = split_ranges(ranges, _CHUNK_BYTES)
-    return hash_chunks(read_ahead(lambda chunk: store.read_range(*chunk), chunks, _CHUNKS_AHEAD))
+    return hash_chunks(read_ahead(lambda chunk: store.read_range(*chunk, etag), chunks, _CHUNKS_AHEAD))

@@ -9,13 +9,14 @@ from .store import Store
 _FIRST_READ_BYTES = 64 * 2**10
 
 
-def read_header(store: Store, key: str, file_size: int | None = None) -> SafetensorsHeader:
+def read_header(store: Store, key: str, file_size: int | None = None, etag: str = "") -> SafetensorsHeader:
     """Read and check the header of a safetensors file; no tensor data is needed.
 
     Parameters
     ----------
     file_size : int, optional
         Size of the file in bytes where it is known from a listing; saves a request on stores other than S3
+    etag : as for `Store.read_range`; needs `file_size`, and the caller calls `Store.check_unchanged`
 
     Raises
     ------
@@ -27,8 +28,8 @@ def read_header(store: Store, key: str, file_size: int | None = None) -> Safeten
     if file_size is None:
         data, file_size = store.read_head(key, _FIRST_READ_BYTES)
     else:
-        data = store.read_range(key, 0, min(file_size, _FIRST_READ_BYTES))
+        data = store.read_range(key, 0, min(file_size, _FIRST_READ_BYTES), etag)
     needed = LENGTH_BYTES + header_length(data, file_size, name)
     if needed > len(data):
-        data += store.read_range(key, len(data), needed)
+        data += store.read_range(key, len(data), needed, etag)
     return parse_header(data, file_size, name)

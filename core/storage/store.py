@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, final
 
-from ..errors import ObjectNotFoundError, StoreError
+from ..errors import ObjectChangedError, ObjectNotFoundError, StoreError
 from ..formats.object_names import check_key
 from ..formats.redaction import find_secrets, redact
 from ..formats.store_folders import PROBES
@@ -167,19 +167,38 @@ class Store:
         check_key(key)
         return self._run_with_retries(lambda: self.backend.read_head(key, num_bytes), "reading the beginning of", key)
 
-    def read_range(self, key: str, start: int, stop: int) -> bytes:
+    def read_range(self, key: str, start: int, stop: int, etag: str = "") -> bytes:
         """Read bytes [start, stop).
+
+        Parameters
+        ----------
+        etag : of the object that is meant. S3 compares it in the same request. For other storages call
+            `check_unchanged` afterwards.
 
         Raises
         ------
         CorruptObjectError : the object is shorter than `stop`
+        ObjectChangedError : the object has another etag
         """
         assert 0 <= start <= stop, (start, stop)
         check_key(key)
         if start == stop:
             return b""
         what = f"reading bytes {start}-{stop} of"
-        return self._run_with_retries(lambda: self.backend.read_range(key, start, stop), what, key)
+        return self._run_with_retries(lambda: self.backend.read_range(key, start, stop, etag), what, key)
+
+    def check_unchanged(self, key: str, etag: str) -> None:
+        """Check that the object still has this etag, after ranges of it were read with that etag.
+
+        Does nothing on S3, where each read was checked, and for an empty etag.
+
+        Raises
+        ------
+        ObjectChangedError : the object has another etag
+        ObjectNotFoundError : no such object
+        """
+        if etag and not self.backend.checks_etag and self.info(key).etag != etag:
+            raise ObjectChangedError(f"{self.display(key)} was replaced by another object")
 
     def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """Write a complete object and replace an existing one."""

@@ -28,6 +28,8 @@ _TIME_FIELDS = ("mtime", "LastModified", "last_modified", "updated", "modified",
 class FsspecBackend:
     """Objects below one fsspec URL."""
 
+    checks_etag = False
+
     def __init__(self, uri: str, options: Mapping[str, object]) -> None:
         self._protocol = protocol_of(uri)
         try:
@@ -72,7 +74,7 @@ class FsspecBackend:
         size = self.info(key).size
         return self.read_range(key, 0, min(num_bytes, size)) if size else b"", size
 
-    def read_range(self, key: str, start: int, stop: int) -> bytes:
+    def read_range(self, key: str, start: int, stop: int, etag: str = "") -> bytes:
         data = self._fs.cat_file(self._path(key), start=start, end=stop, **self._no_read_ahead)
         if len(data) != stop - start:
             size = self.info(key).size
@@ -150,7 +152,7 @@ class FsspecBackend:
 
     def _object_info(self, found: Mapping[str, Any]) -> ObjectInfo:
         key = found["name"].removeprefix(self._root).lstrip("/")
-        return ObjectInfo(key, found["size"] or 0, _version(found), _modified(found))
+        return ObjectInfo(key, found["size"] or 0, _version(found), _modified(found), _content_hash(found))
 
 
 class SpooledWriter:
@@ -192,14 +194,22 @@ class SpooledWriter:
 
 def _version(found: Mapping[str, Any]) -> str:
     """Return a value that changes with the content: a hash where the file system has one, else a time."""
-    lfs = found.get("lfs")
-    if lfs:  # the Hub: hash of the content, not of the pointer file
-        return str(cast("Mapping[str, object]", lfs)["sha256"] if isinstance(lfs, Mapping) else lfs.sha256)
+    content_hash = _content_hash(found)
+    if content_hash:
+        return content_hash
     for name in _VERSION_FIELDS:
         value = found.get(name)
         if value:
             return str(value.timestamp() if isinstance(value, datetime) else value).strip('"')
     return ""
+
+
+def _content_hash(found: Mapping[str, Any]) -> str:
+    """Return the sha256 of a large file on the Hub, which is its address there; "" for other files."""
+    lfs = found.get("lfs")
+    if not lfs:
+        return ""
+    return str(cast("Mapping[str, object]", lfs)["sha256"] if isinstance(lfs, Mapping) else lfs.sha256)
 
 
 def _modified(found: Mapping[str, Any]) -> float:

@@ -19,12 +19,14 @@ class ObjectInfo:
     etag : changes with the content: ETag (S3, GCS), content hash (Hub), modification time in nanoseconds (local);
         "" if the backend has none
     modified : seconds since 1970, or 0.0 if the backend does not report it
+    sha256 : of the content, where the storage states it (large files on the Hub); "" elsewhere
     """
 
     key: str
     size: int
     etag: str
     modified: float
+    sha256: str = ""
 
 
 class BackendWriter(Protocol):
@@ -49,13 +51,18 @@ class Backend(Protocol):
 
     `create` writes an object if there is none with its key and returns whether it did. `writer_id` is unique to the
     call, and `first_attempt` is False in a retry: the attempt before may have succeeded although its response was lost.
+
+    `read_range` with an etag raises ObjectChangedError if the object has another one, where `checks_etag` is set: the
+    server compares it in the same request. The other backends ignore it.
     """
+
+    checks_etag: bool
 
     def info(self, key: str) -> ObjectInfo: ...
     def list(self, prefix: str, recursive: bool, run_request: RequestRunner) -> Iterator[ObjectInfo]: ...
     def read(self, key: str) -> bytes: ...
     def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]: ...
-    def read_range(self, key: str, start: int, stop: int) -> bytes: ...
+    def read_range(self, key: str, start: int, stop: int, etag: str = "") -> bytes: ...
     def write(self, key: str, data: bytes | memoryview) -> None: ...
     def create(self, key: str, data: bytes, writer_id: str, first_attempt: bool) -> bool: ...
     def open_write(self, key: str, run_request: RequestRunner) -> BackendWriter: ...

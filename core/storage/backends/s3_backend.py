@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from ...errors import CorruptObjectError
+from ...errors import CorruptObjectError, ObjectChangedError
 from ..fsspec_calls import open_s3_file_system, run_coroutine
 from ..retries import ShortReadError, http_status, s3_code
 from .protocol import ObjectInfo, RequestRunner
@@ -24,6 +24,8 @@ _WRITER_ID = "eigenmerge-writer"  # metadata of objects that `create` writes
 
 class S3Backend:
     """Objects below s3://bucket/prefix."""
+
+    checks_etag = True
 
     def __init__(self, uri: str, options: Mapping[str, object]) -> None:
         self.fs = open_s3_file_system(_s3fs_options(options))
@@ -81,12 +83,14 @@ class S3Backend:
             raise ShortReadError(f"asked for {min(num_bytes, size)} bytes, got {len(data)}")
         return data, size
 
-    def read_range(self, key: str, start: int, stop: int) -> bytes:
+    def read_range(self, key: str, start: int, stop: int, etag: str = "") -> bytes:
         try:
-            data, size = self._get_range(key, f"bytes={start}-{stop - 1}")
+            data, size = self._get_range(key, f"bytes={start}-{stop - 1}", etag)
         except Exception as error:
             if _is_beyond_end(error):
                 raise self._too_short(key, stop, self.info(key).size) from None
+            if etag and (http_status(error) == 412 or s3_code(error) == "PreconditionFailed"):
+                raise self._changed(key) from None
             raise
         if len(data) != stop - start:
             if size < stop:
@@ -152,14 +156,20 @@ class S3Backend:
             arguments["KeyMarker"] = page["NextKeyMarker"]
             arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
 
-    def _get_range(self, key: str, byte_range: str) -> tuple[bytes, int]:
-        """Return the bytes of an HTTP range, and the size of the whole object."""
+    def _get_range(self, key: str, byte_range: str, etag: str = "") -> tuple[bytes, int]:
+        """Return the bytes of an HTTP range, and the size of the whole object, which must have the etag if it is given.
+
+        The etag of the response is compared too, because some servers ignore If-Match.
+        """
+        arguments = {"Bucket": self.bucket, "Key": self.object_key(key), "Range": byte_range}
+        if etag and not etag.startswith("W/"):  # If-Match never matches a weak etag
+            arguments["IfMatch"] = f'"{etag}"'
 
         async def fetch() -> tuple[bytes, int]:
-            response = await self.fs._call_s3(
-                "get_object", Bucket=self.bucket, Key=self.object_key(key), Range=byte_range
-            )
+            response = await self.fs._call_s3("get_object", **arguments)
             try:
+                if etag and _etag(response) not in ("", etag):
+                    raise self._changed(key)
                 data = await response["Body"].read()
             finally:
                 response["Body"].close()
@@ -169,6 +179,9 @@ class S3Backend:
             return data, int(size) if size.isdigit() else len(data)
 
         return run_coroutine(self.fs, fetch)
+
+    def _changed(self, key: str) -> ObjectChangedError:
+        return ObjectChangedError(f"s3://{self.bucket}/{self.object_key(key)} was replaced by another object")
 
     def _too_short(self, key: str, stop: int, size: int) -> CorruptObjectError:
         return CorruptObjectError(
