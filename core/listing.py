@@ -8,6 +8,24 @@ from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
+class FileVersion:
+    """The state of a stored file when it was listed. What is read later must come from a file in the same state.
+
+    size : bytes
+    etag : of a remote file; "" where the storage has none, and for files that cannot change (a commit of the Hub)
+    stat : of a local file: (inode, time of the last write, time of the last change of content or inode), ns
+    machine : where `stat` was observed
+    digest : of the content, to compare a file that another machine has under this path; "" if none was computed
+    """
+
+    size: int
+    etag: str = ""
+    stat: tuple[int, int, int] | None = None
+    machine: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSource:
     """Location of one tensor: bytes [start, stop) of the object at `uri`, or a view on other stored tensors.
 
@@ -18,6 +36,7 @@ class TensorSource:
     dtype : safetensors name: F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 ... BOOL
     scale : of a float8 weight: the tensor that multiplies it (weight_scale or weight_scale_inv)
     view : how the tensor is made of stored ones; None for a stored tensor
+    file : the state of the file when it was listed; None is not checked
     """
 
     uri: str
@@ -27,6 +46,7 @@ class TensorSource:
     shape: tuple[int, ...]
     scale: TensorSource | None = None
     view: View | None = None
+    file: FileVersion | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -108,7 +128,7 @@ class ModelListing:
         whose files are copied also those that its files name: 1_Pooling/config.json, modeling_x.py
     tokenizer_code : names of the side files that hold code of the tokenizer alone
     notes : what the plan says about its side files
-    fingerprint : identifies the weights: hash of each file's name, header, size and etag or mtime, or of its content
+    fingerprint : identifies the weights (`core/storage/checkpoints/fingerprint.py`)
     """
 
     name: str

@@ -23,7 +23,8 @@ def plan(
     max_memory: int | None = None,
     allow_nonfinite: bool = False,
 ) -> Plan:
-    """Return what a merge would read, compute and write. Reads headers only, never a weight.
+    """Return what a merge would read, compute and write. Reads headers, and what identifies the models
+    (`core/storage/checkpoints/fingerprint.py`).
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..listing import LoraSource, TensorSource
+from ..listing import FileVersion, LoraSource, TensorSource
 
 # Runs of rows (first row in the output, first stored row, number of rows), where vocabularies differ. An output row
 # that no run of an expert covers is the base's; a row that the base lacks too is the mean of the experts that have it.
@@ -177,11 +177,15 @@ class ModelSummary:
 
 @dataclass(frozen=True, slots=True)
 class SideFile:
-    """A small file of the output (config.json, tokenizer files): copied from `source_uri`, or with given content."""
+    """A small file of the output (config.json, tokenizer files): copied from `source_uri`, or with given content.
+
+    version : the state of the file at `source_uri` when the plan was made; None is not checked
+    """
 
     name: str
     source_uri: str | None
     content: bytes | None = None
+    version: FileVersion | None = None
 
 
 @dataclass(frozen=True, slots=True)

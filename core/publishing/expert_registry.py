@@ -23,7 +23,7 @@ _EXPERT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 @dataclass(frozen=True, slots=True)
 class RegisteredExpert:
-    """One expert. `fingerprint` identifies its weights: header, size and etag of each file."""
+    """One expert. `fingerprint` identifies its weights."""
 
     name: str
     uri: str
@@ -48,12 +48,12 @@ class RegistryScan:
 
 
 def scan_registry(registry: Store, storage_options: Mapping[str, Any] | None = None) -> RegistryScan:
-    """List the experts of a registry without reading their weights.
+    """List the experts of a registry from their headers and fingerprints.
 
     An incomplete expert (no weights yet, an index without its files, a file that is too short) is skipped, because its
     upload may be in progress; the next scan includes it when it is complete.
 
-    Cost: one listing of the registry; one listing and one ranged read per weight file of each expert.
+    Cost: one listing of the registry; for each expert that of `list_model`: a few requests per weight file.
 
     Parameters
     ----------

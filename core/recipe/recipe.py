@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..errors import RecipeError, suggestion
 from ..numerics.method import AnyMethod, SpectralMethod
@@ -89,11 +89,11 @@ class Recipe(StrictModel):
     spectra_dtype: Literal["float32", "float64", "arithmetic"] = Field(
         default="arithmetic", description="dtype of kept spectra"
     )
-    fingerprint: Literal["stat", "content"] = Field(
-        default="stat",
-        description="how a model's files are identified: by header, size and etag (local files: time of the last"
-        " change), or by all bytes. With content, a copy of a model has the same keys as the original; planning then"
-        " reads all weights once",
+    fingerprint: Literal["sampled", "content"] = Field(
+        default="sampled",
+        description="how models are identified. sampled: by all bytes of a model of at most 1 GiB (64 MiB on remote"
+        " storage); larger ones by samples of every tensor and by etag, hash on the Hub or times of the file. content:"
+        " by all bytes, so that a copy of a large model has the same keys too; planning then reads all weights once",
     )
     keep_sums: bool = Field(
         default=False,
@@ -111,6 +111,11 @@ class Recipe(StrictModel):
     max_memory: ByteCount | None = Field(
         default=None, description="memory of all workers of a machine; a plan that exceeds it is refused"
     )
+
+    @field_validator("fingerprint", mode="before")
+    @classmethod
+    def _rename_fingerprint(cls, value: object) -> object:
+        return "sampled" if value == "stat" else value  # the name of the default in earlier recipes and manifests
 
     @model_validator(mode="before")
     @classmethod

@@ -20,7 +20,8 @@ from ..output.model_card import build_model_card
 from ..planning.plan import SideFile
 from ..run import Run
 from ..storage.assembly.assemble_file import assemble_file
-from ..storage.store import Store, locate_object
+from ..storage.checkpoints.file_version import read_unchanged
+from ..storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ def assemble(
     ------
     DestinationError : another recipe wrote to the destination after it was prepared
     InterruptedRunError : `stop` was set; the marker of an incomplete checkpoint remains, and the same run can take over
+    CheckpointError : a tokenizer file or another small file of a model has changed since the plan; the marker remains
     StoreError : a place cannot be read or written; the marker remains
     """
     claim = take_destination(destination, run.plan, stop)
@@ -111,8 +113,7 @@ def _content(side: SideFile, storage_options: Mapping[str, Any] | None) -> bytes
     if side.content is not None:
         return side.content
     assert side.source_uri is not None
-    source, key = locate_object(side.source_uri, storage_options)
-    return source.read(key)
+    return read_unchanged(side.source_uri, side.version, storage_options)
 
 
 def _write(target: Store, name: str, data: bytes) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from ..listing import ModelListing
 from ..planning.outputs.side_files import side_contents_needed
 from ..planning.outputs.vocabulary import tokenizer_files_needed
-from ..planning.plan import Plan
+from ..planning.plan import Plan, SideFile
 from ..planning.planner import plan_merge, run_settings
 from ..recipe.recipe import Recipe
+from ..storage.checkpoints.file_version import observe_small_file
 from ..storage.checkpoints.list_model import list_model
 from ..storage.checkpoints.model_files import complete_side_files
 from ..storage.store import locate_object
@@ -25,7 +28,8 @@ def make_plan(
     device: str = "cpu",
     allow_tf32: bool = False,
 ) -> Plan:
-    """Return the plan of a recipe. Reads headers, and tokenizers where vocabularies may differ, but no weights.
+    """Return the plan of a recipe. Reads headers, tokenizer files, and what fingerprints need: all weights of models of
+    at most 1 GiB (64 MiB on remote storage), samples of larger ones.
 
     Does not import torch.
 
@@ -63,12 +67,20 @@ def make_plan(
         small = tokenizer_files_needed(recipe, base, experts, tokenizer)
         small = list(dict.fromkeys([*small, *side_contents_needed(recipe, reference, tokenizer)]))
         contents = dict(zip(small, pool.map(read_object, small), strict=True))
-    return plan_merge(
-        recipe,
-        base,
-        experts,
-        run_settings(recipe, device=device, allow_tf32=allow_tf32, allow_nonfinite=allow_nonfinite),
-        max_memory=max_memory,
-        tokenizer=tokenizer,
-        side_file_contents=contents,
-    )
+        plan = plan_merge(
+            recipe,
+            base,
+            experts,
+            run_settings(recipe, device=device, allow_tf32=allow_tf32, allow_nonfinite=allow_nonfinite),
+            max_memory=max_memory,
+            tokenizer=tokenizer,
+            side_file_contents=contents,
+        )
+        side_files = pool.map(lambda side: _with_version(side, recipe.storage_options), plan.side_files)
+        return replace(plan, side_files=tuple(side_files))
+
+
+def _with_version(side: SideFile, storage_options: Mapping[str, object] | None) -> SideFile:
+    if side.source_uri is None:
+        return side
+    return replace(side, version=observe_small_file(side.source_uri, storage_options))

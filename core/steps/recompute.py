@@ -74,7 +74,8 @@ def plan_again(manifest: Manifest, storage_options: Mapping[str, Any] | None, de
         changed = changed or _changed(now, then)
     if changed:
         raise NotReachableError(
-            f"{changed} has changed since the merge (another fingerprint: size, etag or time of the last change)"
+            f"{changed} has changed since the merge: it has another fingerprint (a copy of a large model too;"
+            " docs/store.md says which models are the same)"
         )
     return plan
 

@@ -1,4 +1,4 @@
-"""`eigenmerge inspect`: print the content of a checkpoint or adapter, from its headers alone."""
+"""`eigenmerge inspect`: print the content of a checkpoint or adapter, from its headers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def inspect(
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors as well.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show size, dtypes, architecture and fingerprint of CHECKPOINT. Reads headers only, no weights."""
+    """Show size, dtypes, architecture and fingerprint of CHECKPOINT.
+
+    Reads headers, and what the fingerprint needs: models of at most 1 GiB, samples of larger ones.
+    """
     from ...core.storage.checkpoints.list_model import list_model
 
     listing = list_model(checkpoint, None)

@@ -1,4 +1,4 @@
-"""`eigenmerge plan`: print what a merge will read, compute, write and keep, from headers alone."""
+"""`eigenmerge plan`: print what a merge will read, compute, write and keep."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def plan(
     machine: MachineOption = DEFAULT_MACHINE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a merge of RECIPE reads, computes and writes. Reads headers only, no weights."""
+    """Show what a merge of RECIPE reads, computes and writes.
+
+    Reads headers, and what identifies the models: those of at most 1 GiB, samples of larger ones.
+    """
     from ...core.planning.summary import summarize_plan, tensor_rows
     from ...core.steps.make_plan import make_plan
     from ...core.steps.read_recipe import read_recipe

@@ -2,7 +2,7 @@
 
     import eigenmerge
 
-    plan = eigenmerge.plan("recipe.yml")                  # headers only
+    plan = eigenmerge.plan("recipe.yml")                  # large models are not read
     result = eigenmerge.merge("recipe.yml", "merged")     # the Prefect flow
     check = eigenmerge.verify("merged")
     delta = eigenmerge.merge_task_vectors([v1, v2, v3], method="swudi_a")

@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Literal
 
 from ...formats.digest import hash_json
-from ...formats.safetensors_header import SafetensorsHeader
-from ..backends.protocol import ObjectInfo
-from ..object_hash import hash_object
-from ..store import Store
+from ...listing import FileVersion
+from .samples import COMPLETE
 
-# "stat" hashes name, header, size and etag (locally the modification time); "content" hashes all bytes.
-FingerprintKind = Literal["stat", "content"]
+# "sampled" hashes all bytes of small models, and of large ones samples together with what tells two states of a file
+# apart (docs/decisions/100-identity-of-models.md); "content" hashes all bytes of every model.
+FingerprintKind = Literal["sampled", "content"]
+
+# Up to these sizes of a model all bytes are hashed: seconds on one core, and on a network.
+_COMPLETE_LOCAL_BYTES = 2**30
+_COMPLETE_REMOTE_BYTES = 64 * 2**20
+
+_HUB_BLOB = re.compile(r"[0-9a-f]{64}")
 
 
-def fingerprint_file(store: Store, info: ObjectInfo, header: SafetensorsHeader, kind: FingerprintKind) -> str:
-    """Return the fingerprint of one safetensors file. Cost: one read of the file for "content", else nothing."""
+def hashes_all_bytes(kind: FingerprintKind, files: Iterable[FileVersion]) -> bool:
+    """Return whether the files of a model are hashed completely."""
+    files = list(files)
     if kind == "content":
-        return hash_object(store, info.key, info.size)
-    tensors = [[name, entry.dtype, entry.shape, entry.start] for name, entry in sorted(header.tensors.items())]
-    return hash_json([info.key, info.size, info.etag, tensors, dict(header.metadata)])
+        return True
+    is_local = all(file.stat is not None for file in files)
+    return sum(file.size for file in files) <= (_COMPLETE_LOCAL_BYTES if is_local else _COMPLETE_REMOTE_BYTES)
 
 
-def fingerprint_model(file_fingerprints: Mapping[str, str]) -> str:
-    """Return the fingerprint of a model from those of its weight files, by file name."""
-    return hash_json([[name, file_fingerprints[name]] for name in sorted(file_fingerprints)])
+def fingerprint_file(file: FileVersion, path: Path | None) -> str:
+    """Return the fingerprint of one weight file from its state with digest.
+
+    A digest of all bytes is the fingerprint, wherever the file is. Samples do not see a change of a few entries, so
+    these are added: the etag of a remote file (where the storage has one), the name of a blob in the cache of the Hub
+    (the hash of its content), or else both times of a local file.
+
+    Parameters
+    ----------
+    path : of a local file
+    """
+    if file.digest.startswith(COMPLETE):
+        return file.digest.removeprefix(COMPLETE)
+    blob = _hub_blob(path) if path is not None else None
+    times = None if file.stat is None or blob is not None else file.stat[1:]
+    return hash_json(["sampled", file.digest, file.etag, blob, times])
+
+
+def fingerprint_model(file_fingerprints: Iterable[str]) -> str:
+    """Return the fingerprint of a model from those of its weight files, whatever their names and order."""
+    return hash_json(sorted(file_fingerprints))
 
 
 def fingerprint_adapter(weights: str, config: Mapping[str, object]) -> str:
@@ -36,3 +62,10 @@ def fingerprint_adapter(weights: str, config: Mapping[str, object]) -> str:
 def fingerprint_adapted_model(model: str, adapter: str) -> str:
     """Return the fingerprint of a model with an adapter from those of both."""
     return hash_json([model, adapter])
+
+
+def _hub_blob(path: Path) -> str | None:
+    """Return the sha256 that names a file in the cache of the Hub (snapshots/<commit>/<file> -> blobs/<sha256>)."""
+    target = path.resolve()
+    is_blob = target != path and target.parent.name == "blobs" and _HUB_BLOB.fullmatch(target.name)
+    return target.name if is_blob else None

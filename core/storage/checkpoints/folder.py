@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
@@ -16,6 +16,7 @@ from ...formats.file_names import (
     CONFIG_NAME,
     INDEX_NAME,
     MANIFEST_NAME,
+    MARKER_NAME,
     WEIGHTS_NAME,
 )
 from ...formats.object_names import find_key_problem
@@ -28,6 +29,7 @@ from .hub import HUB_RETRY, pin_revision
 _PICKLED_ADAPTER_NAME = "adapter_model.bin"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+_INDEXES = "*.safetensors.index.json"
 # Small files that belong to a model besides its weights. `model_files.py` adds those that these files name.
 _SIDE_FILES = (
     "*.json",
@@ -61,7 +63,7 @@ class CheckpointFolder:
     """The files of one directory.
 
     files : name to facts, without subdirectories
-    only_file : the one weight file to use, where the address names a file
+    only_file : the weight file to use, or the index of the weight files, where the address names one
     """
 
     uri: str
@@ -72,6 +74,12 @@ class CheckpointFolder:
     def display(self, name: str) -> str:
         """Return the address of a file, or of the directory for "", for messages."""
         return self.store.display(name)
+
+    @property
+    def index_name(self) -> str:
+        """The name of the index: the one that the address names, or the usual one."""
+        is_named = self.only_file is not None and fnmatchcase(self.only_file, _INDEXES)
+        return self.only_file if is_named and self.only_file is not None else INDEX_NAME
 
     def read_json(self, name: str, limit: int) -> dict[str, object]:
         """Read a JSON object of at most `limit` bytes."""
@@ -86,18 +94,28 @@ class CheckpointFolder:
 
 
 def open_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFolder:
-    """List the directory at `uri`, or the directory of the weight file at `uri`.
+    """List the directory at `uri`, or the directory of the weight file or index at `uri`.
 
     Raises
     ------
     NoModelError : nothing at this address
-    CheckpointError : a file that is not a weight file
+    CheckpointError : a file that is neither; a directory with an unfinished merge
     """
+    folder = _list_folder(uri, options)
+    if MARKER_NAME in folder.files:
+        raise CheckpointError(
+            f"{folder.display('')} holds an unfinished merge ({MARKER_NAME}) and is no model; run that merge again to"
+            " finish it"
+        )
+    return folder
+
+
+def _list_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFolder:
     retry = None
     if protocol_of(uri) == "hf":
         uri, retry = pin_revision(uri, options), HUB_RETRY
     last = uri.rpartition("/")[2]
-    if fnmatchcase(last, "*.safetensors") or _is_pickle(last):
+    if fnmatchcase(last, "*.safetensors") or fnmatchcase(last, _INDEXES) or _is_pickle(last):
         store, only_file = locate_object(uri, options, retry=retry)
         try:
             files = {info.key: info for info in store.list(recursive=False)}
@@ -127,12 +145,15 @@ def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, st
     CheckpointError : no weight files, more than one set of them, missing ones, or pickles
     """
     if folder.only_file is not None:
+        if fnmatchcase(folder.only_file, _INDEXES):
+            weight_map = _read_index(folder, folder.only_file)
+            return sorted(set(weight_map.values())), weight_map
         if folder.only_file.endswith(".safetensors"):
             return [folder.only_file], None
         raise _pickle_error(folder, folder.only_file)
     safetensors = sorted(name for name in folder.files if name.endswith(".safetensors"))
     if INDEX_NAME in folder.files:
-        weight_map = _read_index(folder)
+        weight_map = _read_index(folder, INDEX_NAME)
         names = sorted(set(weight_map.values()))
         if WEIGHTS_NAME in safetensors and WEIGHTS_NAME not in names:
             # transformers prefers the single file, mergekit the index. A guess could merge the wrong weights.
@@ -140,8 +161,10 @@ def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, st
                 f"{folder.display('')} has {WEIGHTS_NAME} and an index of other files; remove the stale one,"
                 f" or name the file: {folder.display(WEIGHTS_NAME)}"
             )
+        _check_one_set(folder, names, safetensors)
         return names, weight_map
     if WEIGHTS_NAME in safetensors:
+        _check_one_set(folder, [WEIGHTS_NAME], safetensors)
         return [WEIGHTS_NAME], None
     full = [name for name in safetensors if name != ADAPTER_WEIGHTS_NAME]
     if ADAPTER_CONFIG_NAME in folder.files and not full:
@@ -162,9 +185,32 @@ def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, st
     )
 
 
-def _read_index(folder: CheckpointFolder) -> Mapping[str, str]:
-    weight_map = folder.read_json(INDEX_NAME, LONGEST_INDEX_BYTES).get("weight_map")
-    where = folder.display(INDEX_NAME)
+def _check_one_set(folder: CheckpointFolder, chosen: Sequence[str], safetensors: Sequence[str]) -> None:
+    """Check that no other set of files has the name of the chosen ones: files of two merges in one directory.
+
+    Sets with another name (consolidated-00001-of-00010, model.fp16) are variants and do not matter.
+    """
+    first: dict[str, str] = {}
+    for name in chosen:
+        first.setdefault(_set_of(name)[0], name)
+    for name in safetensors:
+        stem, count = _set_of(name)
+        if stem in first and count != _set_of(first[stem])[1]:
+            raise CheckpointError(
+                f"{folder.display('')} has weight files of two models, {first[stem]} and {name}; remove the stale ones,"
+                f" or name the file or the index to use: {folder.display(INDEX_NAME)}"
+            )
+
+
+def _set_of(name: str) -> tuple[str, str]:
+    """Return the name and the number of files of the set that a weight file belongs to; "" if it is the only one."""
+    match = _SHARD_NAME.fullmatch(name)
+    return (match["stem"], match["count"]) if match else (name.removesuffix(".safetensors"), "")
+
+
+def _read_index(folder: CheckpointFolder, index: str) -> Mapping[str, str]:
+    weight_map = folder.read_json(index, LONGEST_INDEX_BYTES).get("weight_map")
+    where = folder.display(index)
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{where}: expected a weight_map of tensor names to file names")
     missing: list[str] = []

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from ...errors import CheckpointError, CorruptObjectError, ObjectNotFoundError
+from ...errors import CheckpointError, CorruptObjectError, ObjectChangedError, ObjectNotFoundError
 from ...formats.bounded_json import LONGEST_CONFIG_BYTES
-from ...formats.file_names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, CONFIG_NAME, INDEX_NAME
+from ...formats.file_names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, CONFIG_NAME
 from ...formats.redaction import redact
 from ...formats.safetensors_header import SafetensorsHeader
-from ...listing import AdapterListing, ModelListing, TensorSource
+from ...listing import AdapterListing, FileVersion, ModelListing, TensorSource
+from ..object_hash import hash_ranges
 from ..object_header import read_header
+from .file_version import check_unchanged, observe_file
 from .fingerprint import (
     FingerprintKind,
     fingerprint_adapted_model,
     fingerprint_adapter,
     fingerprint_file,
     fingerprint_model,
+    hashes_all_bytes,
 )
 from .float8_scales import pair_scales
 from .folder import CheckpointFolder, NoModelError, choose_weights, open_folder
 from .references import ParsedReference, locate_model, parse_reference
+from .samples import COMPLETE, digest_file
 
 Result = TypeVar("Result")
 
@@ -31,12 +35,14 @@ _PARALLEL_FILES = 16
 
 
 def list_model(
-    reference: str, storage_options: Mapping[str, object] | None = None, *, fingerprint: FingerprintKind = "stat"
+    reference: str, storage_options: Mapping[str, object] | None = None, *, fingerprint: FingerprintKind = "sampled"
 ) -> ModelListing:
     """List a model from its headers.
 
-    Cost: one listing of the directory and one read per file (two if a header is longer than 64 KiB), files in
-    parallel; all weights for `fingerprint="content"`.
+    Cost: one listing of the directory; for each file, in parallel, one read of its header (two if it is longer than
+    64 KiB) and what its fingerprint needs: all bytes of a model of at most 1 GiB (64 MiB on remote storage), otherwise
+    16 KiB of every tensor (at most 17 requests for each remote file). Nothing for large files on the Hub, which states
+    their hash. All weights for `fingerprint="content"`.
 
     Parameters
     ----------
@@ -45,12 +51,13 @@ def list_model(
         `hub_id@revision` selects a revision, `model+adapter` adds an adapter.
     storage_options : mapping, optional
         As for `Store`
-    fingerprint : "stat" | "content"
-        Hash name, header, size and etag (locally the modification time) of the files, or their bytes
+    fingerprint : "sampled" | "content"
+        Hash all bytes of small models only, or of every model (`hashes_all_bytes`)
 
     Raises
     ------
-    CheckpointError : no such model; pickled weights; a damaged header, index or config
+    CheckpointError : no such model; an unfinished merge or files of several models; pickled weights; a damaged header,
+        index or config
     StoreError : the store refused, or failed after all retries
     """
     alternatives = parse_reference(reference)
@@ -90,10 +97,12 @@ def _list_reference(
 def _list_location(uri: str, options: Mapping[str, object] | None, kind: FingerprintKind) -> ModelListing:
     folder = open_folder(uri, options)
     names, weight_map = choose_weights(folder)
-    headers = _map_in_parallel(lambda name: _read_header(folder, name), names)
-    tensors = _collect_tensors(folder, headers, weight_map)
+    states = _map_in_parallel(lambda name: observe_file(folder.store, name, folder.files[name]), names)
+    complete = hashes_all_bytes(kind, (states[name] for name in names if not folder.files[name].sha256))
+    read = _map_in_parallel(lambda name: _read_weight_file(folder, name, states[name], complete), names)
+    tensors = _collect_tensors(folder, read, weight_map)
     fingerprint = fingerprint_model(
-        _map_in_parallel(lambda name: fingerprint_file(folder.store, folder.files[name], headers[name], kind), names)
+        fingerprint_file(file.version, folder.store.local_path(name)) for name, file in read.items()
     )
     num_bytes = sum(source.num_bytes for source in tensors.values())
     is_adapter = names == [ADAPTER_WEIGHTS_NAME] and ADAPTER_CONFIG_NAME in folder.files
@@ -120,23 +129,42 @@ def _map_in_parallel(action: Callable[[str], Result], names: Sequence[str]) -> d
         return dict(zip(names, pool.map(action, names), strict=True))
 
 
-def _read_header(folder: CheckpointFolder, name: str) -> SafetensorsHeader:
+@dataclass(frozen=True, slots=True)
+class _WeightFile:
+    header: SafetensorsHeader
+    version: FileVersion
+
+
+def _read_weight_file(folder: CheckpointFolder, name: str, state: FileVersion, complete: bool) -> _WeightFile:
+    """Return the header of a weight file, and its state with a digest of the same bytes."""
+    store, stated_hash = folder.store, folder.files[name].sha256
     try:
-        return read_header(folder.store, name, folder.files[name].size)
-    except CorruptObjectError as error:
+        try:
+            header = read_header(store, name, state.size, state.etag)
+        except ObjectChangedError:  # since the listing, or the server lists another etag than it answers reads with
+            state = observe_file(store, name)
+            header = read_header(store, name, state.size, state.etag)
+        if stated_hash:
+            digest = COMPLETE + stated_hash
+        else:
+            digest = digest_file(store, name, header, state.etag, complete=complete)
+        check_unchanged(store, name, state)
+    except (CorruptObjectError, ObjectChangedError) as error:
         raise CheckpointError(f"{folder.display(name)} changed while it was read: {error}; try again") from None
+    return _WeightFile(header, replace(state, digest=digest))
 
 
 def _collect_tensors(
-    folder: CheckpointFolder, headers: Mapping[str, SafetensorsHeader], weight_map: Mapping[str, str] | None
+    folder: CheckpointFolder, files: Mapping[str, _WeightFile], weight_map: Mapping[str, str] | None
 ) -> dict[str, TensorSource]:
     """Return the tensors of all files. With an index, each tensor comes from the file that the index names."""
     tensors: dict[str, TensorSource] = {}
     found_in: dict[str, str] = {}
-    for file, header in headers.items():
+    for file, read in files.items():
         uri = folder.store.uri(file)
-        for name, entry in header.tensors.items():
+        for name, entry in read.header.tensors.items():
             if weight_map and weight_map.get(name, file) != file:
+                _check_equal_copy(folder, name, file, weight_map[name], files)
                 continue
             if name in tensors:
                 raise CheckpointError(
@@ -144,11 +172,37 @@ def _collect_tensors(
                     " remove the stale file"
                 )
             found_in[name] = file
-            tensors[name] = TensorSource(uri, entry.start, entry.stop, entry.dtype, entry.shape)
+            tensors[name] = TensorSource(uri, entry.start, entry.stop, entry.dtype, entry.shape, file=read.version)
     for name, file in (weight_map or {}).items():
         if found_in.get(name) != file:
             raise CheckpointError(
-                f"{folder.display(INDEX_NAME)} lists tensor {name!r} in {file}, which does not contain it; download"
-                " the file and the index again"
+                f"{folder.display(folder.index_name)} lists tensor {name!r} in {file}, which does not contain it;"
+                " download the file and the index again"
             )
     return tensors
+
+
+def _check_equal_copy(
+    folder: CheckpointFolder, name: str, file: str, chosen: str, files: Mapping[str, _WeightFile]
+) -> None:
+    """Check that a tensor, which the index has in the file `chosen`, is the same in `file`.
+
+    Cost: one read of both.
+
+    Raises
+    ------
+    CheckpointError : it differs, so the files come from different models
+    """
+    there = files[chosen].header.tensors.get(name) if chosen in files else None
+    if there is None:
+        return  # an index that names a file without the tensor is refused
+    here = files[file].header.tensors[name]
+    if (here.dtype, here.shape) == (there.dtype, there.shape):
+        copies = ((file, here), (chosen, there))
+        hashes = {hash_ranges(folder.store, [(key, entry.start, entry.stop)]) for key, entry in copies}
+        if len(hashes) == 1:
+            return
+    raise CheckpointError(
+        f"{folder.display('')}: tensor {name!r} differs in {chosen} and in {file}: the files come from different"
+        " models; download all of them again"
+    )

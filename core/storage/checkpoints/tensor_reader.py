@@ -1,4 +1,4 @@
-"""Read stored tensors, or some of their rows: memory-mapped if the file is local, else with parallel ranged reads."""
+"""Read stored tensors, or some of their rows, from files that must be in the state in which they were planned."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import final
 
 import torch
 
-from ...errors import CheckpointError, CorruptObjectError, ObjectNotFoundError
+from ...errors import CorruptObjectError, ObjectChangedError, ObjectNotFoundError
 from ...formats.object_names import check_key
-from ...formats.redaction import redact
-from ...listing import Concatenation, Reshaping, Selection, TensorSource
+from ...listing import Concatenation, FileVersion, Reshaping, Selection, TensorSource
 from ...views import has_scale, select
 from ..addresses import absolute_uri, is_local
-from ..mapped_file import map_bytes, view_as
+from ..file_bytes import read_file_bytes
 from ..object_bytes import fetch_bytes
 from ..retries import RetryPolicy
 from ..store import Store, locate_object
 from ..torch_dtypes import torch_dtype
+from .file_version import changed_error, open_unchanged
 from .float8_values import dequantize
 
 
@@ -27,9 +27,10 @@ from .float8_values import dequantize
 class TensorReader:
     """Reads tensors from any number of files, and counts the bytes.
 
-    Local files: the tensor is a private memory map. Pages are read when they are used, nothing is copied before a cast,
-    and writing to the tensor does not change the file. Remote files: parallel requests of 8 MiB, written directly into
-    the memory of the tensor. Thread-safe; not picklable, so each process makes its own.
+    Local files are read into memory and not mapped: a mapped file that is rewritten changes the tensor, and one that is
+    truncated ends the process with SIGBUS. The state of the file is compared before and after each read. Remote files:
+    parallel requests of 8 MiB, written directly into the memory of the tensor; S3 compares the etag in each request,
+    other storages after the last one. Thread-safe; not picklable, so each process makes its own.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ class TensorReader:
 
         Raises
         ------
-        CheckpointError : the file is missing or shorter than when it was planned; a dtype that torch does not have
+        CheckpointError : the file is missing or not the one that was planned; a dtype that torch does not have
         StoreError : the store refused, or failed after all retries
         """
         if source.view is not None:
@@ -70,10 +71,9 @@ class TensorReader:
         dtype = torch_dtype(source.dtype)
         if start == stop:
             stored = torch.empty(shape, dtype=dtype)
-        elif is_local(source.uri):
-            stored = view_as(self._map(source.uri, start, stop), dtype).reshape(shape)
         else:
-            stored = self._fetch(source.uri, start, stop).view(dtype).reshape(shape)
+            read = self._read_local if is_local(source.uri) else self._fetch
+            stored = read(source.uri, start, stop, source.file).view(dtype).reshape(shape)
         with self._lock:
             self._bytes_read += stop - start
         if source.scale is None:
@@ -116,18 +116,19 @@ class TensorReader:
             return ones.to(torch.float32)
         return dequantize(ones, self.read(source.scale), source, rows)
 
-    def _map(self, uri: str, start: int, stop: int) -> torch.Tensor:
+    def _read_local(self, uri: str, start: int, stop: int, version: FileVersion | None) -> torch.Tensor:
         try:
-            return map_bytes(Path(absolute_uri(uri)), start, stop)
-        except OSError as error:  # includes CorruptObjectError
-            raise _changed_error(uri, error.strerror or str(error)) from None
+            with open_unchanged(Path(absolute_uri(uri)), version) as descriptor:
+                return read_file_bytes(descriptor, start, stop)
+        except OSError as error:  # includes CorruptObjectError and ObjectChangedError
+            raise changed_error(uri, error.strerror or str(error)) from None
 
-    def _fetch(self, uri: str, start: int, stop: int) -> torch.Tensor:
+    def _fetch(self, uri: str, start: int, stop: int, version: FileVersion | None) -> torch.Tensor:
         store, key = self._locate(uri)
         try:
-            return fetch_bytes(store, key, start, stop)
-        except (CorruptObjectError, ObjectNotFoundError) as error:
-            raise _changed_error(uri, str(error)) from None
+            return fetch_bytes(store, key, start, stop, version.etag if version is not None else "")
+        except (CorruptObjectError, ObjectChangedError, ObjectNotFoundError) as error:
+            raise changed_error(uri, str(error)) from None
 
     def _locate(self, uri: str) -> tuple[Store, str]:
         # One store per directory: a new store for each tensor would open a new connection each time.
@@ -147,7 +148,3 @@ def _byte_range(source: TensorSource, rows: tuple[int, int] | None) -> tuple[int
     assert 0 <= first <= last <= source.shape[0], (rows, source.shape)
     row_bytes = source.num_bytes // source.shape[0] if source.shape[0] else 0
     return source.start + first * row_bytes, source.start + last * row_bytes, (last - first, *source.shape[1:])
-
-
-def _changed_error(uri: str, found: str) -> CheckpointError:
-    return CheckpointError(f"{redact(uri)} has changed since the plan was made: {found}; plan again")

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from eigenmerge.core.errors import CorruptObjectError, ObjectNotFoundError, StoreError
+from eigenmerge.core.errors import CorruptObjectError, ObjectChangedError, ObjectNotFoundError, StoreError
+from eigenmerge.core.listing import FileVersion
 from eigenmerge.core.storage.assembly.assemble_file import assemble_file
 from eigenmerge.core.storage.backends import s3_backend
 from eigenmerge.core.storage.backends.s3_backend import S3Backend
-from eigenmerge.core.storage.checkpoints.list_model import list_model
+from eigenmerge.core.storage.checkpoints.folder import open_folder
+from eigenmerge.core.storage.checkpoints.list_model import _read_weight_file, list_model
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
 from eigenmerge.core.storage.retries import RetryPolicy
 from eigenmerge.core.storage.store import Store
@@ -172,14 +174,44 @@ class TestServersThatIgnoreIfNoneMatch:
         assert not fallback.create("x", b"2")
 
 
+class TestEtags:
+    """Ranged reads of one state of an object, on two servers, and on one that ignores If-Match."""
+
+    @pytest.mark.parametrize("root", ["s3_root", "moto_root", "faulty_s3"])
+    def test_a_replaced_object_is_not_read(self, root: str, request: pytest.FixtureRequest) -> None:
+        found = request.getfixturevalue(root)
+        if isinstance(found, tuple):
+            proxy, found = found
+            proxy.faults = Faults(dropped_headers=frozenset({"if-match"}))
+        store = Store(found.uri, found.storage_options, retry=QUICK)
+        store.write("x", bytes(1000))
+        etag = store.info("x").etag
+        assert store.read_range("x", 10, 20, etag) == bytes(10)
+        store.write("x", bytes(999) + b"1")
+        with pytest.raises(ObjectChangedError, match="was replaced by another object"):
+            store.read_range("x", 10, 20, etag)
+        assert store.read_range("x", 10, 20, store.info("x").etag) == bytes(10)
+
+    def test_a_model_that_is_replaced_after_it_was_listed(self, s3_root: S3Root) -> None:
+        store = Store(s3_root.uri, s3_root.storage_options)
+        write_model(store, tensors_of(1))
+        folder = open_folder(store.root_uri, store._options)
+        listed = folder.files["model.safetensors"]
+        write_model(store, tensors_of(1, seed=1))
+        listing = list_model(store.root_uri, store._options)
+        # As when the server lists another etag than it answers reads with: the etag of the reads counts.
+        stale = _read_weight_file(folder, "model.safetensors", FileVersion(listed.size, listed.etag), complete=True)
+        assert {source.file for source in listing.tensors.values()} == {stale.version}
+
+
 class TestFewRequests:
     def test_a_sharded_model(self, faulty_s3: Faulty, store: Store) -> None:
         proxy, _ = faulty_s3
         write_model(store, tensors_of(6), files=6)
         proxy.requests.clear()
         listing = list_model(store.root_uri, store._options)
-        # One listing, the index, the config, and one header per file.
-        assert len(proxy.requests) == 1 + 1 + 1 + 6
+        # One listing, the index, the config; for each file its header, and its content for the fingerprint.
+        assert len(proxy.requests) == 1 + 1 + 1 + 6 + 6
         proxy.requests.clear()
         reader = TensorReader(store._options)
         for source in listing.tensors.values():

@@ -23,6 +23,14 @@ def folder_of(path: Path, *names: str, index: dict[str, str] | None = None):
     return open_folder(str(path), None)
 
 
+def shards(count: int, stem: str = "model") -> list[str]:
+    return [f"{stem}-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
+
+
+def enumerate_tensors(names: list[str]) -> list[tuple[str, str]]:
+    return [(f"t{number}", name) for number, name in enumerate(names)]
+
+
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [
@@ -58,6 +66,11 @@ def test_the_index_decides(tmp_path: Path) -> None:
         (["m-00001-of-00001.safetensors", "n-00001-of-00001.safetensors"], None, "name the file to use"),
         (["adapter_model.bin", "adapter_config.json"], None, "adapter_model.bin is a pickle"),
         (["config.json"], None, "has no safetensors file"),
+        ([*shards(2), *shards(3)], dict(enumerate_tensors(shards(2))), "files of two models, model-00001-of-00002"),
+        ([*shards(2), *shards(3)], dict(enumerate_tensors([*shards(2), *shards(3)])), "files of two models"),
+        ([*shards(2), shards(3)[0]], dict(enumerate_tensors(shards(2))), "remove the stale ones"),
+        ([MODEL, *shards(2)], None, "files of two models, model.safetensors and model-00001-of-00002"),
+        ([MODEL, *shards(2)], {"a": MODEL}, "files of two models"),
     ],
 )
 def test_ambiguous_and_incomplete_directories(
@@ -66,6 +79,40 @@ def test_ambiguous_and_incomplete_directories(
     folder = folder_of(tmp_path, *names, index=index)
     with pytest.raises(CheckpointError, match=message):
         choose_weights(folder)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ["consolidated.safetensors"],  # Mistral's own format beside that of transformers
+        [*shards(4, "consolidated"), "consolidated.safetensors.index.json"],
+        ["model.fp16.safetensors", "optimizer.safetensors", "adapter_model.safetensors"],
+        [*shards(3, "model.fp16"), *shards(3, "pytorch_model")],
+    ],
+)
+def test_variants_beside_the_model(tmp_path: Path, others: list[str]) -> None:
+    assert choose_weights(folder_of(tmp_path / "one", MODEL, *others)) == ([MODEL], None)
+    index = dict(enumerate_tensors(shards(2)))
+    assert choose_weights(folder_of(tmp_path / "two", *shards(2), *others, index=index)) == (shards(2), index)
+
+
+def test_a_named_index_chooses_one_of_two_models(tmp_path: Path) -> None:
+    index = dict(enumerate_tensors(shards(2)))
+    folder_of(tmp_path, MODEL, *shards(2), *shards(3), index=index)
+    assert choose_weights(open_folder(f"{tmp_path}/{INDEX}", None)) == (shards(2), index)
+    (tmp_path / INDEX).rename(tmp_path / "old.safetensors.index.json")
+    assert choose_weights(open_folder(f"{tmp_path}/old.safetensors.index.json", None)) == (shards(2), index)
+    with pytest.raises(NoModelError, match="does not exist"):
+        open_folder(f"{tmp_path}/{INDEX}", None)
+
+
+@pytest.mark.parametrize("reference", ["", "/model.safetensors"])
+def test_an_unfinished_merge_is_no_model(tmp_path: Path, reference: str) -> None:
+    folder_of(tmp_path, MODEL, "config.json")
+    (tmp_path / ".eigenmerge-incomplete.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds an unfinished merge .* run that merge again") as caught:
+        open_folder(f"{tmp_path}{reference}", None)
+    assert not isinstance(caught.value, NoModelError)  # the reference has no other meaning
 
 
 def test_a_named_file_is_the_only_one(tmp_path: Path) -> None:

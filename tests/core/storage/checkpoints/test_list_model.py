@@ -148,7 +148,7 @@ class TestFingerprints:
         first, second = (list_model(store.root_uri, store._options) for _ in range(2))
         assert first.fingerprint == second.fingerprint
 
-    @pytest.mark.parametrize("kind", ["stat", "content"])
+    @pytest.mark.parametrize("kind", ["sampled", "content"])
     def test_other_weights_give_another(self, place: Place, kind: str) -> None:
         store = place("model")
         prints = set()
@@ -251,6 +251,16 @@ class TestBadInput:
         for number in (1, 2):
             store.write(f"model-0000{number}-of-00002.safetensors", save({"a": torch.ones(2)}))
         self.refused(store, "'a' is in")
+
+    def test_a_tensor_that_differs_in_two_files_of_an_index(self, place: Place) -> None:
+        store, first, second = place("model"), "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+        index = {"weight_map": {"a": first, "b": second}}
+        store.write("model.safetensors.index.json", json.dumps(index).encode())
+        store.write(first, save({"a": torch.ones(2)}))
+        store.write(second, save({"a": torch.ones(2), "b": torch.ones(2)}))
+        assert set(list_model(store.root_uri, store._options).tensors) == {"a", "b"}  # equal copies do not matter
+        store.write(second, save({"a": torch.zeros(2), "b": torch.ones(2)}))
+        self.refused(store, f"'a' differs in {first} and in {second}: the files come from different models")
 
     def test_a_single_file_beside_a_stale_index(self, place: Place) -> None:
         store = place("model")

@@ -1,7 +1,8 @@
-"""Reading stored tensors: dtypes, rows, float8 with scales, memory maps, and large remote tensors."""
+"""Reading stored tensors: dtypes, rows, float8 with scales, memory, and large remote tensors."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,7 +91,7 @@ class TestReading:
             TensorReader(store._options).read(source)
 
 
-class TestLocalMaps:
+class TestLocalFiles:
     def test_writing_to_a_tensor_does_not_change_the_file(self, tmp_path: Path) -> None:
         source = stored(Store(str(tmp_path)), {"a": torch.ones(10)})["a"]
         TensorReader().read(source).fill_(7)
@@ -99,11 +100,13 @@ class TestLocalMaps:
     def test_memory_is_released_with_the_tensor(self, tmp_path: Path) -> None:
         size = 64 * 2**20
         sources = stored(Store(str(tmp_path)), {str(number): torch.ones(size // 4) for number in range(3)})
-        reader, process, before = TensorReader(), psutil.Process(), psutil.Process().memory_info().rss
+        reader, process = TensorReader(), psutil.Process()
+        gc.collect()
+        before = process.memory_info().rss
         for source in sources.values():
             tensor = reader.read(source)
-            assert process.memory_info().rss - before < size // 2  # pages are read when they are used
             assert tensor.sum() > 0
+            assert process.memory_info().rss - before < size * 3 // 2
             del tensor
         assert process.memory_info().rss - before < size // 2
 
