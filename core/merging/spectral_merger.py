@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -18,9 +18,10 @@ from ..numerics.apply_filter import Factors
 from ..numerics.method import SpectralMethod
 from ..numerics.registry import get_planned_method
 from ..numerics.spectrum import Spectrum
-from ..numerics.svd.svc import calibration_warning, default_alpha, flat_spectrum_warning, svc_factors, svc_of_filtered
+from ..numerics.svd.svc import calibration_warning, flat_spectrum_warning, svc_factors, svc_of_filtered
 from ..numerics.task_vectors import TaskVectors
 from ..planning.plan import MatrixView, RunSettings, TensorPlan
+from ..recipe.parts import SvcCalibration
 from ..storage.store import Store
 from .expert_stream import ExpertStream
 from .kept_sums import KeptSums
@@ -144,13 +145,11 @@ class SpectralMerger:
         tensor, view = stream.tensor, stream.view
         key = tensor.calibration_key if view is None else view.calibration_key
         assert key is not None, "the planner sets a key for every calibration"
-        alpha = _svc_alpha(tensor)
-        if alpha is None:
-            alpha = default_alpha(method.name, stream.num_experts)
+        svc = SvcCalibration.model_validate(tensor.calibration["svc"])
         found, calibrated, _ = self._spectra.factored(
             key,
             lambda: svc_of_filtered(spectrum, factors, self._second_pass(stream)),
-            lambda one: svc_factors(one, alpha),
+            lambda one: svc_factors(one, svc.alpha, svc.count, method.name),
             {"tensor": tensor.name, "part": view.label if view else None, "after": method.name},
         )
         warning = flat_spectrum_warning(found)
@@ -184,15 +183,6 @@ def planned_method(tensor: TensorPlan) -> tuple[SpectralMethod[Any, Any], Any]:
     method = get_planned_method(tensor.method, tensor.method_package)
     assert isinstance(method, SpectralMethod), f"{tensor.method} has no spectrum"
     return method, method.Parameters.model_validate(dict(tensor.parameters))
-
-
-def _svc_alpha(tensor: TensorPlan) -> float | None:
-    """Return the parameter `alpha` of the planned SVC calibration; None if the recipe does not set it."""
-    svc = tensor.calibration["svc"]
-    assert isinstance(svc, Mapping)
-    alpha = cast("Mapping[str, object]", svc).get("alpha")
-    assert alpha is None or isinstance(alpha, (int, float)), "the recipe allows only a number"
-    return None if alpha is None else float(alpha)
 
 
 def _energy(values: torch.Tensor, rank: int) -> float:

@@ -15,10 +15,10 @@ from .lazy_torch import torch
 from .method import AnyMethod, DirectMethod, ExpertParameters, MethodParameters, SpectralMethod
 from .parameters import parse_parameters
 from .registry import get_method
-from .svd.svc import apply_svc, default_alpha, svc_factors, svc_of_filtered
+from .svd.svc import Count, apply_svc, svc_factors, svc_of_filtered
 from .task_vectors import InMemoryTaskVectors, LowRank
 
-_CALIBRATIONS = {"svc": ("alpha",)}
+_CALIBRATIONS = {"svc": ("alpha", "count")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class _Svc:
     """An SVC calibration; `alpha` None: the default after the method."""
 
     alpha: float | None
+    count: Count
 
 
 def merge_task_vectors(
@@ -93,15 +94,12 @@ def merge_task_vectors(
     with torch.no_grad():
         if 0 in shape:
             return torch.zeros(shape, dtype=result_dtype, device=_device_of(vectors[0]))
-        alpha = None
-        if svc is not None:
-            alpha = default_alpha(chosen.name, len(given)) if svc.alpha is None else svc.alpha
         if isinstance(chosen, SpectralMethod):
-            merged = _merge_spectral(chosen, settings, experts, stacked, alpha)
+            merged = _merge_spectral(chosen, settings, experts, stacked, svc)
         else:
             merged = _merge_direct(chosen, settings, experts, _InMemoryInputs(stacked, base, seed))
-            if alpha is not None:
-                merged = apply_svc(merged, stacked, alpha)
+            if svc is not None:
+                merged = apply_svc(merged, stacked, svc.alpha, svc.count)
         return merged.to(result_dtype)
 
 
@@ -110,16 +108,19 @@ def _merge_spectral(
     settings: MethodParameters,
     experts: Sequence[MethodParameters],
     stacked: InMemoryTaskVectors,
-    alpha: float | None,
+    svc: _Svc | None,
 ) -> torch.Tensor:
-    """Return the merged delta; with alpha calibrated on the directions of the method, as the pipeline does."""
+    """Return the merged delta; with SVC calibrated on the directions of the method, as the pipeline does."""
     weights = [expert.weight for expert in experts if isinstance(expert, ExpertParameters)]
-    weighted = InMemoryTaskVectors(_multiply(vector, weight) for vector, weight in zip(stacked, weights, strict=True))
-    spectrum = method.decompose(weighted, settings)
+    weighted = [_multiply(vector, weight) for vector, weight in zip(stacked, weights, strict=True) if weight != 0]
+    if not weighted:
+        return torch.zeros_like(_to_dense(next(iter(stacked))))
+    vectors = InMemoryTaskVectors(weighted)
+    spectrum = method.decompose(vectors, settings)
     factors = method.factors(spectrum, settings)
-    if alpha is not None:
-        spectrum = svc_of_filtered(spectrum, factors, weighted)
-        factors = svc_factors(spectrum, alpha)
+    if svc is not None:
+        spectrum = svc_of_filtered(spectrum, factors, vectors)
+        factors = svc_factors(spectrum, svc.alpha, svc.count, method.name)
     return apply_factors(spectrum, factors)
 
 
@@ -207,7 +208,10 @@ def _parse_calibration(calibration: Mapping[str, Mapping[str, Any]] | None) -> _
     alpha = (calibration["svc"] or {}).get("alpha")
     if alpha is not None and not (isinstance(alpha, (int, float)) and alpha > 0):
         raise RecipeError(f"calibration svc: alpha is {alpha!r}; expected a number above 0")
-    return _Svc(alpha)
+    count = (calibration["svc"] or {}).get("count", "changing")
+    if count not in ("changing", "all"):
+        raise RecipeError(f"calibration svc: count is {count!r}; expected changing or all")
+    return _Svc(alpha, count)
 
 
 def _multiply(vector: torch.Tensor | LowRank, weight: float) -> torch.Tensor | LowRank:

@@ -117,6 +117,10 @@ class SvcCalibration(StrictModel):
     alpha: float | None = Field(
         default=None, description="lower bound of the projections; by default 1/N for N experts, 1.0 after tsv_m", gt=0
     )
+    count: Literal["changing", "all"] = Field(
+        default="changing",
+        description="which experts N counts in a layer: those that change it, or all, as the published code does",
+    )
 
 
 class Calibration(StrictModel):

@@ -9,7 +9,8 @@ from ..method import DirectMethod, ExpertParameters, SpectralParameters, TensorI
 
 
 class Average(DirectMethod[SpectralParameters, ExpertParameters]):
-    """base + scale * (1/N) sum_i weight_i v_i; the weights are not normalized.
+    """base + scale * (1/N) sum_i weight_i v_i; the weights are not normalized. N counts the experts
+    whose weight is not 0.
 
     Cost: one pass, two operations per entry and expert.
 
@@ -21,6 +22,7 @@ class Average(DirectMethod[SpectralParameters, ExpertParameters]):
     name = "average"
     summary = "base + scale * mean of the task vectors"
     source = "Model soups, arXiv:2203.05482"
+    algorithm_version = 2
     Parameters = SpectralParameters
     Expert = ExpertParameters
 
@@ -32,7 +34,8 @@ class Average(DirectMethod[SpectralParameters, ExpertParameters]):
         total = torch.zeros_like(base)
         for task_vector, expert in zip(inputs.task_vectors(), experts, strict=True):
             total.add_(task_vector, alpha=expert.weight)
-        return base + total * (parameters.scale / inputs.num_experts)
+        count = sum(expert.weight != 0 for expert in experts)
+        return base + total * (parameters.scale / max(1, count))
 
     def peak_tensors(self, num_experts: int) -> float:
         return 5.0

@@ -53,6 +53,7 @@ class CoreSpace(SpectralMethod[CoreSpaceParameters, ExpertParameters]):
     name = "core_space"
     summary = "LoRA experts merged in the small space that their factors span (sum, TIES, TSV-M, CART; Iso-C on top)"
     source = "arXiv:2509.17786"
+    algorithm_version = 2
     Parameters = CoreSpaceParameters
 
     def decomposition(self, parameters: CoreSpaceParameters) -> Mapping[str, object]:

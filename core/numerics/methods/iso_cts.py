@@ -11,7 +11,6 @@ from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod
 from ..spectrum import Spectrum
 from ..svd.compact_svd import (
-    POLAR_CUT,
     CompactSVD,
     compact_svd,
     relative_cut,
@@ -23,6 +22,9 @@ from ..svd.compact_svd import (
 from ..svd.delta_sum import sum_task_vectors
 from ..svd.singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
 from ..task_vectors import LowRank, TaskVectors
+
+# A residual below this fraction of its expert is rounding of float32 data, where all directions of the sum are common.
+_MIN_RESIDUAL_CUT = 1e-4
 
 
 class IsoCtsParameters(CollectingParameters):
@@ -49,6 +51,7 @@ class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
     name = "iso_cts"
     summary = "Iso-C with its weakest common directions replaced by task-specific ones"
     source = "arXiv:2502.04959"
+    algorithm_version = 2
     Parameters = IsoCtsParameters
 
     def decomposition(self, parameters: IsoCtsParameters) -> Mapping[str, object]:
@@ -124,7 +127,7 @@ def _find_residual_cut(common: CompactSVD, shape: tuple[int, int]) -> float:
     cut = relative_cut(shape)
     full_rank = min(shape)
     if 0 < common.rank <= common.num_directions < full_rank:
-        return max(POLAR_CUT, cut * (common.values[0] / common.values[-1]).item())
+        return max(_MIN_RESIDUAL_CUT, cut * (common.values[0] / common.values[-1]).item())
     return cut
 
 

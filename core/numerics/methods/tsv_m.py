@@ -30,6 +30,7 @@ class TsvM(SpectralMethod[CollectingParameters, ExpertParameters]):
     name = "tsv_m"
     summary = "Leading singular triplets of each expert, orthonormalized across experts (TSV-Merge)"
     source = "arXiv:2412.00081"
+    algorithm_version = 2
     aliases = ("tsvm",)
     Parameters = CollectingParameters
 

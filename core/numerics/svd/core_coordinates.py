@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..lazy_torch import torch
-from ..linear_algebra import eigh, qr, svd
+from ..linear_algebra import eigh, frobenius, qr, svd
 from ..task_vectors import LowRank, TaskVectors
 from .compact_svd import gram, relative_cut, stays_low_rank
+
+_TINY = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,8 @@ def core_task_vectors(task_vectors: TaskVectors) -> CoreTaskVectors:
     shape = task_vectors.shape
     if stays_low_rank(shape, task_vectors.max_ranks, task_vectors.all_low_rank):
         stack = [vector for vector in task_vectors if isinstance(vector, LowRank)]
-        left = _row_space(torch.cat([vector.left for vector in stack], dim=1).T)
-        right = _row_space(torch.cat([vector.right for vector in stack], dim=0))
+        left = _common_row_space([vector.left.T for vector in stack])
+        right = _common_row_space([vector.right for vector in stack])
         return CoreTaskVectors(left, right, task_vectors)
     left, dtype = stacked_basis(task_vectors, by_rows=False)
     right, _ = stacked_basis(task_vectors, by_rows=True)
@@ -101,12 +103,29 @@ def stacked_basis(task_vectors: TaskVectors, *, by_rows: bool) -> tuple[torch.Te
     return _above_cut(eigenvalues, vectors, task_vectors.shape), dtype
 
 
-def _row_space(rows: torch.Tensor) -> torch.Tensor:
-    """Return the right singular vectors of a wide matrix as rows, above the relative cut, in the dtype of the input."""
-    basis, core = qr(rows.double().T)
+def _common_row_space(factors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return an orthonormal basis of the rows of all factors, in their dtype.
+
+    First the right singular vectors of the stacked factors, as in the paper. A factor much smaller than the others, as
+    the B of one adapter beside others with a B a million times as large, lies below their cut: the directions that the
+    factors add when each has norm 1 follow.
+    """
+    stacked = torch.cat(list(factors)).double()
+    basis = _right_singular_vectors(stacked, None)
+    unit = torch.cat([factor.double() / max(frobenius(factor, torch.float64), _TINY) for factor in factors])
+    rest = unit - (unit @ basis.T) @ basis
+    rest -= (rest @ basis.T) @ basis
+    added = _right_singular_vectors(rest, frobenius(unit, torch.float64))
+    return torch.cat([basis, added]).to(factors[0].dtype)
+
+
+def _right_singular_vectors(rows: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """Return the right singular vectors as rows, above the cut relative to `scale` (None: to the largest value)."""
+    basis, core = qr(rows.T)
     left, values, _ = svd(core)
-    keep = values > relative_cut((rows.shape[0], rows.shape[1])) * values[:1]
-    return (basis @ left[:, keep]).T.to(rows.dtype).contiguous()
+    largest = values[:1] if scale is None else scale
+    keep = values > relative_cut((rows.shape[0], rows.shape[1])) * largest
+    return (basis @ left[:, keep]).T.contiguous()
 
 
 def _above_cut(eigenvalues: torch.Tensor, vectors: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:

@@ -22,9 +22,9 @@ class CollectingParameters(SpectralParameters):
     """Parameters of the methods that collect directions of each expert."""
 
     zero_experts: ZeroExperts = Field(
-        "axes",
-        description="directions of a full expert whose delta is exactly zero: axes = the first coordinate axes, as in"
-        " the published code (the SVD of a zero matrix), or nothing",
+        "nothing",
+        description="directions of a full expert whose delta is exactly zero: nothing, or axes = the first coordinate"
+        " axes, as in the published code (the SVD of a zero matrix)",
     )
 
 

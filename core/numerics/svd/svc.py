@@ -2,17 +2,18 @@
 
 A merge counts a direction that experts share several times. Along each left singular vector u_r of the merged delta,
 SVC measures the ratio s_ri of the merged response to the response of each expert, and divides the singular value by the
-mean ratio.
+mean ratio. Experts whose task vector is 0 do not count: they share nothing.
 
 The SVD and the ratios s_ri are expensive and do not depend on alpha: `svc_decompose` returns them as a spectrum, which
 can be cached, and `svc_factors` is cheap.
 
-Shapes: M = out features, K = in features, R = number of directions, N = experts.
+Shapes: M = out features, K = in features, R = number of directions, N = experts whose task vector is not 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, cast
 
 from ..apply_filter import Factors, apply_factors, low_rank_form
 from ..lazy_torch import torch
@@ -21,12 +22,15 @@ from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
 from .compact_svd import compact_svd, gram, svd_elements, svd_flops, task_vector_norm
 
+Count = Literal["changing", "all"]
+
 _KIND = "svc"
 #: Part of the keys: increase it when the results of `svc_decompose` change.
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 #: s_ri is 0 where an expert has less than this fraction of its norm along u_r. That is rounding of float32 data, and
-#: s_ri, a quotient of noise and squared noise, would be arbitrary (measured: a result of 0.90 instead of 3.08).
-RESPONSE_CUT = 1e-4
+#: s_ri, a quotient of noise and squared noise, would be arbitrary (measured: a result of 0.90 instead of 3.08). A
+#: larger cut takes weak directions that experts share for rounding and multiplies them by N^2 (measured with 1e-4: 64).
+RESPONSE_CUT = 1e-5
 #: Singular values closer than this, relative to the largest, have no definite directions in float32 data.
 _TIE = 2e-6
 #: Methods that make singular values equal: SVC after them is ill-posed.
@@ -36,7 +40,7 @@ _BLOCK = 1024  # rows or columns converted to float64 at a time
 
 def default_alpha(method: str | None, num_experts: int) -> float:
     """Return 1.0 after TSV-M, as in the published results of SVC, and 1/N after other methods."""
-    return 1.0 if method in ("tsv_m", "tsvm") else 1.0 / num_experts
+    return 1.0 if method in ("tsv_m", "tsvm") else 1.0 / max(1, num_experts)
 
 
 def svc_decompose(merged_delta: torch.Tensor | LowRank, task_vectors: TaskVectors) -> Spectrum:
@@ -51,7 +55,8 @@ def svc_decompose(merged_delta: torch.Tensor | LowRank, task_vectors: TaskVector
 
     Returns
     -------
-    Spectrum of kind "svc": values sigma_r, right v_r, block "left" u_r, statistics["projection"] (R, N)
+    Spectrum of kind "svc": values sigma_r, right v_r, block "left" u_r, statistics["projection"] (R, N);
+    `num_experts` is N
 
     References
     ----------
@@ -85,29 +90,40 @@ def svc_of_filtered(spectrum: Spectrum, factors: Factors, task_vectors: TaskVect
     )
 
 
-def svc_factors(spectrum: Spectrum, alpha: float | None = None) -> Factors:
+def svc_factors(
+    spectrum: Spectrum, alpha: float | None = None, count: Count = "changing", after: str | None = None
+) -> Factors:
     """Return the factors gamma_r sigma_r, gamma_r = N / sum_i max(alpha, s_ri).
 
     Parameters
     ----------
     spectrum : of `svc_decompose`
-    alpha : lower bound of the ratios, above 0; None for 1/N
+    alpha : lower bound of the ratios, above 0; None for `default_alpha`
+    count : "changing": N and the sum are over the experts whose task vector is not 0; "all": those whose task vector is
+        0 count in N, and with alpha in the sum, as in the published code
+    after : the method that made the delta, for the default of alpha
     """
-    num_experts = spectrum.num_experts
-    floor = default_alpha(None, num_experts) if alpha is None else alpha
+    unchanged = cast("int", spectrum.info["num_unchanged"]) if count == "all" else 0
+    num_experts = spectrum.num_experts + unchanged
+    if spectrum.num_experts == 0:
+        return Factors({"left": spectrum.values}, spectrum.num_directions)
+    floor = default_alpha(after, num_experts) if alpha is None else alpha
     assert floor > 0, "alpha must be positive"
     projection = spectrum.statistics["projection"].double()
-    gamma = num_experts / projection.clamp_min(floor).sum(dim=1)
+    gamma = num_experts / (projection.clamp_min(floor).sum(dim=1) + unchanged * floor)
     calibrated = (gamma * spectrum.values.double()).to(spectrum.values.dtype)
     return Factors({"left": calibrated}, spectrum.num_directions)
 
 
 def apply_svc(
-    merged_delta: torch.Tensor | LowRank, task_vectors: TaskVectors, alpha: float | None = None
+    merged_delta: torch.Tensor | LowRank,
+    task_vectors: TaskVectors,
+    alpha: float | None = None,
+    count: Count = "changing",
 ) -> torch.Tensor:
     """Return the calibrated delta, (M, K); parameters as for `svc_decompose` and `svc_factors`."""
     spectrum = svc_decompose(merged_delta, task_vectors)
-    return apply_factors(spectrum, svc_factors(spectrum, alpha))
+    return apply_factors(spectrum, svc_factors(spectrum, alpha, count))
 
 
 def calibration_warning(method: str) -> str | None:
@@ -173,11 +189,13 @@ def svc_elements(
 def _calibrated_spectrum(
     values: torch.Tensor, left: torch.Tensor, right: torch.Tensor, task_vectors: TaskVectors
 ) -> Spectrum:
-    responses = [_responses(left, values, right, vector) for vector in task_vectors]
+    found = [_responses(left, values, right, vector) for vector in task_vectors]
+    responses = [response for response in found if response is not None]
     shape = (left.shape[1], right.shape[1])
-    statistics = {"projection": torch.stack(responses, dim=1).to(values.dtype)}
-    info = {"rank": values.shape[0], "full_rank": min(shape)}
-    return Spectrum(_KIND, shape, task_vectors.num_experts, values, right, {"left": left}, statistics, info)
+    projection = torch.stack(responses, dim=1) if responses else values.new_zeros((len(values), 0))
+    statistics = {"projection": projection.to(values.dtype)}
+    info = {"rank": values.shape[0], "full_rank": min(shape), "num_unchanged": len(found) - len(responses)}
+    return Spectrum(_KIND, shape, len(responses), values, right, {"left": left}, statistics, info)
 
 
 def _are_orthonormal(spectrum: Spectrum) -> bool:
@@ -193,11 +211,14 @@ def _are_orthonormal(spectrum: Spectrum) -> bool:
 
 def _responses(
     left: torch.Tensor, values: torch.Tensor, right: torch.Tensor, vector: torch.Tensor | LowRank
-) -> torch.Tensor:
-    """Return the ratios s_r of one expert, (R,) float64.
+) -> torch.Tensor | None:
+    """Return the ratios s_r of one expert, (R,) float64; None where it is 0.
 
     u_r^T M = sigma_r v_r, so s_r = sigma_r <v_r, a_r> / ||a_r||^2 with a_r = u_r^T v.
     """
+    norm = task_vector_norm(vector)
+    if norm == 0:
+        return None
     if isinstance(vector, LowRank):
         coefficients = left.double() @ vector.left.double()  # a_r = coefficients_r A
         down = vector.right.double()
@@ -213,5 +234,5 @@ def _responses(
         for start in range(0, vector.shape[1], _BLOCK):
             span = slice(start, start + _BLOCK)
             inner += (projected[:, span] * right[:, span]).sum(dim=1)
-    responds = squares.sqrt() > RESPONSE_CUT * task_vector_norm(vector)
+    responds = squares.sqrt() > RESPONSE_CUT * norm
     return torch.where(responds, values.double() * inner / squares.where(responds, 1.0), 0.0)

@@ -31,7 +31,7 @@ class SpectralPlanner:
         self._settings = settings
         self._element_bytes = cost.arithmetic_bytes(settings)
         self._calibration: Mapping[str, object] = (
-            recipe.calibration.model_dump(mode="json", exclude_none=True) if recipe.calibration is not None else {}
+            recipe.calibration.model_dump(mode="json", exclude_defaults=True) if recipe.calibration is not None else {}
         )
         self._decompositions: dict[tuple[str, int], tuple[Mapping[str, object], Mapping[str, object]]] = {}
         self._costs: dict[object, tuple[float, int, int, int]] = {}

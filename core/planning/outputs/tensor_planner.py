@@ -170,6 +170,10 @@ class TensorPlanner:
         if not is_merge:
             parameters = {"scale": parameters.get("scale", 1.0) if scale is None else scale}
         experts, identities = self._order_experts(slot, method, resolvers, sources, only_weight=not is_merge)
+        if self._has_base and (not is_merge or isinstance(method, SpectralMethod)):
+            experts, identities = _without_weight_zero(experts, identities)
+            if not experts and target.base_rows is None:
+                return self._copy(target, "every expert has weight 0: base kept")
         arithmetic = self._arithmetic(reference, experts)
         plan = TensorPlan(
             name=slot.name,
@@ -312,3 +316,11 @@ class TensorPlanner:
             flops=cost.mean_cost(plan.shape, len(plan.experts)),
             peak_bytes=held + stored + cost.cast_bytes(plan.shape, plan.out_dtype, element_bytes),
         )
+
+
+def _without_weight_zero(
+    experts: tuple[ExpertTensor, ...], identities: Sequence[str]
+) -> tuple[tuple[ExpertTensor, ...], list[str]]:
+    """Return the experts whose weight is not 0, and their identities: one of weight 0 is no expert of this tensor."""
+    kept = [index for index, expert in enumerate(experts) if expert.parameters.get("weight", 1.0) != 0]
+    return tuple(experts[index] for index in kept), [identities[index] for index in kept]

@@ -11,6 +11,8 @@ import torch
 
 import eigenmerge.core
 from eigenmerge.core.errors import CheckpointError, NonFiniteError, RecipeError, ShapeError
+from eigenmerge.core.numerics.method import ExpertParameters
+from eigenmerge.core.numerics.registry import all_methods, get_method
 from eigenmerge.core.numerics.task_vectors import LowRank
 from eigenmerge.core.numerics.tensor_level import merge_task_vectors
 
@@ -169,3 +171,22 @@ def test_listing_methods_does_not_load_torch() -> None:
         "all_methods()['swudi_a'].Parameters(rank_rule='cumvar_0.9'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    "name", [name for name in all_methods() if get_method(name).Expert is ExpertParameters and name != "ace"]
+)
+def test_an_expert_of_weight_zero_is_no_expert(name: str, first: bool) -> None:
+    method = get_method(name)
+    count = min(4, method.max_experts or 4)
+    if count < 2 or count - 1 < method.min_experts or method.other_experts is not None:
+        pytest.skip("the number of experts is fixed")
+    generator = torch.Generator().manual_seed(0)
+    experts = [torch.randn(12, 16, generator=generator, dtype=torch.float64) for _ in range(count)]
+    weights = [1.0, 0.5, 2.0][: count - 1]
+    base = torch.randn(12, 16, generator=generator, dtype=torch.float64)
+    expected = merge_task_vectors(experts[1:], name, base=base, weight=weights)
+    own, other = ([0.0, *weights], experts) if first else ([*weights, 0.0], [*experts[1:], experts[0]])
+    found = merge_task_vectors(other, name, base=base, weight=own)
+    assert (found - expected).norm() <= 1e-9 * expected.norm()

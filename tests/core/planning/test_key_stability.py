@@ -20,18 +20,18 @@ from eigenmerge.core.planning.plan import MatrixView, Plan, TensorPlan, spectrum
 NEEDED = {"slerp": {"t": 0.5}, "nearswap": {"t": 0.1}}
 KEYS: dict[str, str] = {
     "ace": "452bfca8eea78c30",
-    "arcee_fusion": "826ed8c355381f14",
-    "average": "021689e5c0876076",
+    "arcee_fusion": "5246c5cbf2bc7364",
+    "average": "e207f8475cf88504",
     "breadcrumbs": "6318fab47a1eb4a5",
     "breadcrumbs_ties": "aeba015ccdac91f6",
     "cart": "0d5622a97daaee9c",
-    "core_space": "4f18e0ed9825084a",
+    "core_space": "46e581e65f89a2f6",
     "dare_linear": "0bdcac409d3e7bf1",
     "dare_ties": "46551760213d15f1",
     "della": "5e0f044d892e85e4",
     "della_linear": "e97a9aa40918d956",
     "iso_c": "ed30ff4fc823b137",
-    "iso_cts": "b425885227ef0ff6",
+    "iso_cts": "fccf673e282c73dc",
     "karcher": "855455f22bae7d69",
     "knots": "397ca613e29a7c0a",
     "linear": "515a114cb645f9dd",
@@ -52,7 +52,7 @@ KEYS: dict[str, str] = {
     "swudi_soft": "341a402f0bb2802e",
     "task_arithmetic": "a8d0d9ea448188ff",
     "ties": "34aa4e11f05979c4",
-    "tsv_m": "7f9a18693ceeba7a",
+    "tsv_m": "41fe7f49139c8cc0",
     "wudi": "781ce7b8c18c228e",
     "wudi_pinv": "b61b106d68bd6e3e",
 }
@@ -138,12 +138,12 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "average": (
         "llama",
         "merge_method: average\nparameters: {scale: 0.5}",
-        FrozenKeys("8209a7ecd8492f7f", "f5b6fdb12c83548e", "bb45d92a89f3927d", "a438d70c4a7d436b"),
+        FrozenKeys("8bd8286a07b4967a", "fa296dded9836c22", "bb45d92a89f3927d", "a438d70c4a7d436b"),
     ),
     "calibration": (
         "llama",
         "merge_method: swudi\ncalibration: {svc: {alpha: 1}}",
-        FrozenKeys("5437ebeb44e7f7a3", "cd002ebfa1cff9cf", "8eb7d1a916350654", "edd32f6f62a48632"),
+        FrozenKeys("5437ebeb44e7f7a3", "cd002ebfa1cff9cf", "8eb7d1a916350654", "c9f4a38650846f40"),
     ),
     "kept sums": (
         "llama",
@@ -153,14 +153,14 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "alignment": (
         "llama",
         "merge_method: swudi\nparameters: {alignment_rho: 1}\ncalibration: {svc: }",
-        FrozenKeys("744abc109e6792bd", "bba16ed8858e8744", "8eb7d1a916350654", "9e90c27e4f8764f7"),
+        FrozenKeys("744abc109e6792bd", "bba16ed8858e8744", "8eb7d1a916350654", "496d1e891806b5d3"),
     ),
     "rules": (
         "llama",
         "merge_method: tsv_m\nembeddings: merge\nvectors: base\nrules:\n"
         "  - {match: 're:layers.0.mlp', method: ties, parameters: {density: 0.2}}\n"
         "  - {match: '*.q_proj.weight', action: mean}\n  - {match: '*.k_proj.weight', action: keep_base}",
-        FrozenKeys("0358a691483fc6c2", "098ba89efd84d084", "b910924cd0161a39", "a438d70c4a7d436b"),
+        FrozenKeys("e76335a382dd51d2", "a79127d98d1f6c86", "b910924cd0161a39", "a438d70c4a7d436b"),
     ),
     "slices": (
         "llama",

@@ -7,6 +7,7 @@ import torch
 
 from eigenmerge.core.numerics.svd.core_coordinates import core_task_vectors, stacked_basis
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
+from eigenmerge.core.numerics.tensor_level import merge_task_vectors
 
 from ..conditioning import rounding_bound
 
@@ -57,3 +58,15 @@ def test_bases_are_singular_vectors_of_the_stack_in_descending_order(by_rows: bo
     energies = (stack @ basis.T).square().sum(dim=0)
     assert (energies[:-1] >= energies[1:]).all()
     torch.testing.assert_close(energies.sqrt(), torch.linalg.svdvals(stack), rtol=1e-6, atol=0)  # experts in float32
+
+
+@pytest.mark.parametrize("merge_cores", ["sum", "tsv_m", "cart"])
+def test_factors_of_very_different_sizes_keep_every_expert(merge_cores: str) -> None:
+    """v = (t B) (A / t) is one expert for every t, also where its B is a million times as large as the others'."""
+    generator = torch.Generator().manual_seed(0)
+    factors = [(torch.randn(24, 3, generator=generator), torch.randn(3, 32, generator=generator)) for _ in range(4)]
+    expected = merge_task_vectors([LowRank(*pair) for pair in factors], "core_space", merge=merge_cores)
+    sizes = (1.0, 1e6, 1e-6, 1.0)
+    unbalanced = [LowRank(up * size, down / size) for (up, down), size in zip(factors, sizes, strict=True)]
+    found = merge_task_vectors(unbalanced, "core_space", merge=merge_cores)
+    assert (found - expected).norm() < 1e-5 * expected.norm()

@@ -129,11 +129,33 @@ def test_one_expert_is_the_result():
     assert (found - vector).norm() < rounding_bound(14) * vector.norm()
 
 
-def test_an_expert_without_response_counts_with_alpha():
-    vectors = [*experts(2, 10, 12), torch.zeros(10, 12, dtype=torch.float64)]
-    spectrum = svc_decompose(sum(vectors), InMemoryTaskVectors(vectors))
-    assert not spectrum.statistics["projection"][:, 2].any()
-    assert apply_svc(sum(vectors), InMemoryTaskVectors(vectors)).isfinite().all()
+def test_an_expert_that_changes_nothing_does_not_count():
+    changing = experts(2, 10, 12)
+    vectors = [*changing, torch.zeros(10, 12, dtype=torch.float64)]
+    expected = apply_svc(sum(changing), InMemoryTaskVectors(changing))
+    assert torch.equal(apply_svc(sum(vectors), InMemoryTaskVectors(vectors)), expected)
+
+    published = svc_factors(svc_decompose(sum(vectors), InMemoryTaskVectors(vectors)), 0.1, "all")
+    spectrum = svc_decompose(sum(changing), InMemoryTaskVectors(changing))
+    gamma = 3 / (spectrum.statistics["projection"].clamp_min(0.1).sum(dim=1) + 0.1)
+    assert torch.allclose(published.weights["left"], gamma * spectrum.values)
+
+
+def test_a_layer_that_one_of_eight_adapters_touches_keeps_its_size():
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(shape, generator=generator) for shape in ((20, 4), (4, 24)))
+    empty = LowRank(torch.zeros(20, 0), torch.zeros(0, 24))
+    vectors = InMemoryTaskVectors([LowRank(left, right), *[empty] * 7])
+    assert torch.allclose(apply_svc(left @ right, vectors), left @ right, atol=1e-4)
+
+
+def test_weak_directions_that_experts_share_are_not_enlarged():
+    """Eight equal experts give the expert back, also along directions of 1e-4 of its norm."""
+    generator = torch.Generator().manual_seed(3)
+    left, right = (torch.linalg.qr(torch.randn(64, 64, generator=generator, dtype=torch.float64)).Q for _ in range(2))
+    expert = left * torch.logspace(0, -4, 64, dtype=torch.float64) @ right
+    found = apply_svc(8 * expert, InMemoryTaskVectors([expert] * 8))
+    assert (left.T @ (found - expert) @ right.T).abs().max() < 1e-9
 
 
 def test_a_zero_delta_stays_zero():

@@ -106,3 +106,16 @@ def test_tensors_share_the_mapping_of_equal_parameters(
     merged = [tensor for tensor in found.values() if tensor.action == "merge"]
     assert len(merged) == 3 * 7
     assert len({id(tensor.parameters) for tensor in merged}) == 1
+
+
+def test_an_expert_of_weight_zero_is_left_out(model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any) -> None:
+    models = [model(name, llama_tensors(3)) for name in ("base", "a", "b")]
+    text = "models:\n  - model: a\n    parameters: {weight: [0, 0.5, 1]}\n  - model: b\n"
+    found = tensors_of(plan_of("merge_method: tsv_m\nbase_model: base\n" + text, *models))
+    counts = [len(found[f"model.layers.{index}.mlp.up_proj.weight"].experts) for index in range(3)]
+    assert counts == [1, 2, 2]
+    assert len(found["model.layers.0.input_layernorm.weight"].experts) == 1
+
+    both = "models:\n" + "".join(f"  - model: {name}\n    parameters: {{weight: 0}}\n" for name in "ab")
+    found = tensors_of(plan_of("merge_method: tsv_m\nbase_model: base\n" + both, *models))
+    assert {tensor.action for tensor in found.values()} == {"copy"}
