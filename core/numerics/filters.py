@@ -105,7 +105,7 @@ def heavy_ball(values: torch.Tensor, learning_rate: float, momentum: float, num_
     return FilterValues(values * gain, gain)
 
 
-def wiener(values: torch.Tensor, rank: int, num_columns: int) -> FilterValues:
+def wiener(values: torch.Tensor, rank: int, num_columns: int, resolved: torch.Tensor) -> FilterValues:
     """Return f = lambda^2 / (lambda^2 + nu), nu = mean of the eigenvalues after the first `rank` (none: median of all).
 
     Parameters
@@ -115,13 +115,16 @@ def wiener(values: torch.Tensor, rank: int, num_columns: int) -> FilterValues:
         Number of directions kept, 1 to num_columns. The caller sets the others to 0.
     num_columns : int
         K. The K - R eigenvalues that the spectrum does not hold count as 0.
+    resolved : Tensor, (R,), bool
+        False where an eigenvalue is rounding noise: it counts as 0 too, or the noise level would be that of float32.
 
     References
     ----------
     "ASWUDI" filter "wiener" with noise floor "tail_mean", published code of arXiv:2606.07289
     """
     values = values.double()
-    floored = pad_with_zeros(values, num_columns).clamp(min=EIGENVALUE_FLOOR)
+    known = torch.where(resolved, values, 0.0)
+    floored = pad_with_zeros(known, num_columns).clamp(min=EIGENVALUE_FLOOR)
     noise = float(floored[rank:].mean() if rank < num_columns else floored.median())
     noise = max(noise, EIGENVALUE_FLOOR)
     gain = values / (values**2 + noise)

@@ -104,6 +104,13 @@ class SpectralMethod(Method[P, E]):
         read later, and only those with a factor other than 0.
         """
 
+    def needs_float64(self, parameters: P) -> bool:
+        """Return True where the filter multiplies the rounding of float32 so much that the result would be wrong.
+
+        The weight is then read, decomposed and filtered in float64, whatever the recipe's arithmetic.
+        """
+        return False
+
     def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
         """Return the projected floating point operations of `decompose`; override it where this default is far off.
 

@@ -60,7 +60,8 @@ def merge_task_vectors(
 
     Returns
     -------
-    Tensor, (M, K), in the dtype of the inputs; computed in float64 for float64 inputs, else in float32 and cast once
+    Tensor, (M, K), in the dtype of the inputs; computed in float64 for float64 inputs and where the
+    filter needs it (`SpectralMethod.needs_float64`), else in float32, and cast once
 
     Raises
     ------
@@ -78,8 +79,9 @@ def merge_task_vectors(
     given = list(task_vectors)
     _check_count(chosen, len(given))
     result_dtype = _find_common_dtype(given)
-    arithmetic = torch.float64 if result_dtype == torch.float64 else torch.float32
     settings, experts = parse_parameters(chosen, parameters, len(given))
+    precise = isinstance(chosen, SpectralMethod) and chosen.needs_float64(settings)
+    arithmetic = torch.float64 if precise or result_dtype == torch.float64 else torch.float32
     svc = _parse_calibration(calibration)
     vectors = [vector.to(_device_of(vector), arithmetic) for vector in given]
     stacked = InMemoryTaskVectors(vectors)

@@ -275,6 +275,11 @@ def _collect_warnings(
             f"{stored[0]}{others}: stored in {dtype}, which rounds the"
             f" base's values; where an entry equals the base rounded to {dtype}, it counts as unchanged"
         )
+    found += [
+        f"arithmetic: {count} tensors are merged in float64, because {name} with these parameters multiplies the"
+        " rounding of float32 until it is visible"
+        for name, count in planner.amplifying.items()
+    ]
     if planner.num_rounded_float64:
         found.append(
             f"arithmetic: float32: {planner.num_rounded_float64} tensors have inputs in F64, and differences below 1e-7"

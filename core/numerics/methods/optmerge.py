@@ -15,6 +15,7 @@ from ..interference.wudi_family import (
     Anchor,
     FilterParameters,
     InterferenceMethod,
+    amplifies_rounding,
     anchor_factor,
     evaluate_filter,
     factors_of_filter,
@@ -75,6 +76,9 @@ class OptMerge(InterferenceMethod[OptMergeParameters]):
     source = "OptMerge, ICLR 2026"
     Parameters = OptMergeParameters
     passes = 2  # the mean, then the experts relative to it
+
+    def needs_float64(self, parameters: OptMergeParameters) -> bool:
+        return parameters.solver == "closed_form" and amplifies_rounding(parameters)
 
     def decomposition(self, parameters: OptMergeParameters) -> Mapping[str, object]:
         if not _uses_adam(parameters):

@@ -12,6 +12,7 @@ from ..interference.output_filter import filter_outputs
 from ..interference.wudi_family import (
     FilterParameters,
     InterferenceMethod,
+    amplifies_rounding,
     evaluate_filter,
     factors_of_filter,
     rank_by_ratio,
@@ -68,6 +69,9 @@ class SwudiSoft(InterferenceMethod[SwudiSoftParameters]):
     source = "arXiv:2606.07289"
     Parameters = SwudiSoftParameters
 
+    def needs_float64(self, parameters: SwudiSoftParameters) -> bool:
+        return amplifies_rounding(parameters)
+
     def factors(self, spectrum: Spectrum, parameters: SwudiSoftParameters) -> Factors:
         rank = spectrum.shape[1]
         return factors_of_filter(
@@ -91,6 +95,9 @@ class Swudi(InterferenceMethod[SwudiParameters]):
     summary = "WUDI in closed form under an exponential filter on the top fraction of directions"
     source = "arXiv:2606.07289"
     Parameters = SwudiParameters
+
+    def needs_float64(self, parameters: SwudiParameters) -> bool:
+        return amplifies_rounding(parameters)
 
     def decomposition(self, parameters: SwudiParameters) -> Mapping[str, object]:
         identity: dict[str, object] = {"kind": "interference"}

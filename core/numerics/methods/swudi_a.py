@@ -11,12 +11,22 @@ from ..filters import FilterName
 from ..interference.wudi_family import (
     FilterParameters,
     InterferenceMethod,
+    amplifies_rounding,
     anchor_factor,
     evaluate_filter,
     factors_of_filter,
 )
 from ..rank_rules import find_rule, select_rank
 from ..spectrum import Spectrum
+
+_RULES_OF_LARGE_VALUES = (
+    "stable_rank",
+    "entropy",
+    "participation",
+    "gavish_donoho",
+    "d_aware_participation",
+    "d_aware_entropy",
+)
 
 
 def _check_rule(rule: str) -> str:
@@ -53,6 +63,13 @@ class SwudiA(InterferenceMethod[SwudiAParameters]):
     summary = "WUDI's closed form on the top directions, their number from a rank rule per layer"
     source = "arXiv:2606.07289"
     Parameters = SwudiAParameters
+
+    def needs_float64(self, parameters: SwudiAParameters) -> bool:
+        # with the filter none, the gain is bounded by the rank rule: those below end where the spectrum becomes flat
+        keeps_large_values = parameters.rank_rule.startswith(_RULES_OF_LARGE_VALUES) and parameters.rank_scale <= 2.0
+        if parameters.filter == "none" and parameters.gamma == 1.0 and keeps_large_values:
+            return False
+        return amplifies_rounding(parameters)
 
     def factors(self, spectrum: Spectrum, parameters: SwudiAParameters) -> Factors:
         rank = select_rank(

@@ -23,6 +23,9 @@ class WudiPinv(InterferenceMethod[AnchorParameters]):
     source = "arXiv:2503.08099, solved as in arXiv:2606.07289"
     Parameters = AnchorParameters
 
+    def needs_float64(self, parameters: AnchorParameters) -> bool:
+        return True
+
     def factors(self, spectrum: Spectrum, parameters: AnchorParameters) -> Factors:
         chosen = no_filter(spectrum.values, resolved_directions(spectrum))
         return factors_of_filter(spectrum, chosen, spectrum.shape[1], parameters.anchor, parameters.scale)

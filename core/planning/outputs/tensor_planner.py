@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -58,6 +59,7 @@ class TensorPlanner:
     untouched : the reference's names of tensors that no expert has
     num_split_qkv : fused QKV weights that are decomposed as q, k and v
     rounded : experts with entries that their stored dtype may have rounded, and that dtype
+    amplifying : number of tensors by method whose filter needs float64
     num_rounded_float64 : tensors with float64 inputs that the recipe's arithmetic rounds to float32
     """
 
@@ -89,6 +91,8 @@ class TensorPlanner:
         self.untouched: list[str] = []
         self.num_split_qkv = 0
         self.num_rounded_float64 = 0
+        self.amplifying = Counter[str]()
+        self._precise: dict[tuple[str, int], tuple[bool, Mapping[str, object]]] = {}
         self.rounded: dict[int, str] = {}
 
     def plan(self, slot: Slot) -> PlannedTensor:
@@ -171,10 +175,15 @@ class TensorPlanner:
             parameters = {"scale": parameters.get("scale", 1.0) if scale is None else scale}
         experts, identities = self._order_experts(slot, method, resolvers, sources, only_weight=not is_merge)
         if self._has_base and (not is_merge or isinstance(method, SpectralMethod)):
-            experts, identities = _without_weight_zero(experts, identities)
-            if not experts and target.base_rows is None:
+            kept, kept_identities = _without_weight_zero(experts, identities)
+            if kept:
+                experts, identities = kept, kept_identities
+            elif target.base_rows is None:
                 return self._copy(target, "every expert has weight 0: base kept")
         arithmetic = self._arithmetic(reference, experts)
+        if arithmetic is None and is_merge and self._needs_float64(method, parameters):
+            arithmetic = "float64"
+            self.amplifying[method.name] += 1
         plan = TensorPlan(
             name=slot.name,
             shape=target.shape,
@@ -214,6 +223,16 @@ class TensorPlanner:
             self.num_rounded_float64 += 1
             return None
         return "float64"
+
+    def _needs_float64(self, method: AnyMethod, parameters: Mapping[str, object]) -> bool:
+        """Return whether the method's filter needs more than the run's arithmetic."""
+        if self._settings.arithmetic == "float64" or not isinstance(method, SpectralMethod):
+            return False
+        # By id, because a resolver returns one mapping for equal parameters; the entry keeps the mapping alive.
+        key = (method.name, id(parameters))
+        if key not in self._precise:
+            self._precise[key] = (method.needs_float64(method.Parameters.model_validate(dict(parameters))), parameters)
+        return self._precise[key][0]
 
     def _settings_of(self, plan: TensorPlan) -> RunSettings:
         return self._settings if plan.arithmetic is None else replace(self._settings, arithmetic=plan.arithmetic)

@@ -20,7 +20,7 @@ BOUNDED = {
     "tikhonov": filters.tikhonov(VALUES, 0.01),
     "landweber": filters.landweber(VALUES, 0.9 / 1.7, 150),
     "heavy_ball": filters.heavy_ball(VALUES, 1e-3, 0.9, 12),  # few enough steps for f <= 1
-    "wiener": filters.wiener(VALUES, 3, 10),
+    "wiener": filters.wiener(VALUES, 3, 10, VALUES > 0),
 }
 
 
@@ -41,12 +41,12 @@ def test_formulas() -> None:
     torch.testing.assert_close(filters.landweber(t, 0.5, 150).passed, 1 - (1 - 0.5 * t) ** 150)
     floored = torch.tensor([1e-4, 1e-8, 1e-8, 1e-8, 1e-8, 1e-8, 1e-8]).double()  # eigenvalues 4 to 10 of 10
     noise = floored.mean()
-    torch.testing.assert_close(filters.wiener(VALUES, 3, 10).passed, VALUES**2 / (VALUES**2 + noise))
+    torch.testing.assert_close(filters.wiener(VALUES, 3, 10, VALUES > 0).passed, VALUES**2 / (VALUES**2 + noise))
 
 
 def test_wiener_without_a_tail_takes_the_median() -> None:
     values = torch.tensor([2.0, 0.5, 0.1]).double()
-    torch.testing.assert_close(filters.wiener(values, 3, 3).passed, values**2 / (values**2 + 0.5))
+    torch.testing.assert_close(filters.wiener(values, 3, 3, values > 0).passed, values**2 / (values**2 + 0.5))
 
 
 def test_limits_at_zero_are_slopes() -> None:

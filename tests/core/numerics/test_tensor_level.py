@@ -190,3 +190,31 @@ def test_an_expert_of_weight_zero_is_no_expert(name: str, first: bool) -> None:
     own, other = ([0.0, *weights], experts) if first else ([*weights, 0.0], [*experts[1:], experts[0]])
     found = merge_task_vectors(other, name, base=base, weight=own)
     assert (found - expected).norm() <= 1e-9 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("swudi", {"exp_time": 1e5}),
+        ("swudi", {"exp_time": 1e10}),
+        ("swudi", {"filter": "tikhonov", "tikhonov_alpha": 1e-8}),
+        ("swudi", {"filter": "landweber", "landweber_steps": 10**8}),
+        ("swudi_soft", {"gamma": 0.3}),
+        ("swudi_a", {"rank_rule": "none"}),
+        ("wudi_pinv", {}),
+        ("optmerge", {"solver": "closed_form", "filter": "none"}),
+    ],
+)
+def test_filters_do_not_amplify_the_rounding_of_float32(name: str, parameters: dict[str, Any]) -> None:
+    """Experts of rank 12 whose singular values fall by four decades, against the same merge in float64."""
+    generator = torch.Generator().manual_seed(1)
+
+    def expert() -> torch.Tensor:
+        left, right = (torch.linalg.qr(torch.randn(64, 12, generator=generator, dtype=torch.float64)).Q for _ in "lr")
+        return (left * torch.logspace(0, -4, 12, dtype=torch.float64) @ right.T).float()
+
+    vectors = [expert() for _ in range(4)]
+    expected = merge_task_vectors([vector.double() for vector in vectors], name, **parameters)
+    found = merge_task_vectors(vectors, name, **parameters)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 1e-5 * expected.norm()

@@ -54,7 +54,7 @@ KEYS: dict[str, str] = {
     "ties": "34aa4e11f05979c4",
     "tsv_m": "41fe7f49139c8cc0",
     "wudi": "781ce7b8c18c228e",
-    "wudi_pinv": "b61b106d68bd6e3e",
+    "wudi_pinv": "e577b8f3831977ac",
 }
 
 
@@ -160,7 +160,7 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
         "merge_method: tsv_m\nembeddings: merge\nvectors: base\nrules:\n"
         "  - {match: 're:layers.0.mlp', method: ties, parameters: {density: 0.2}}\n"
         "  - {match: '*.q_proj.weight', action: mean}\n  - {match: '*.k_proj.weight', action: keep_base}",
-        FrozenKeys("e76335a382dd51d2", "a79127d98d1f6c86", "b910924cd0161a39", "a438d70c4a7d436b"),
+        FrozenKeys("e76335a382dd51d2", "a79127d98d1f6c86", "51bf2190d75be1f8", "a438d70c4a7d436b"),
     ),
     "slices": (
         "llama",

@@ -119,3 +119,21 @@ def test_an_expert_of_weight_zero_is_left_out(model: Any, llama_tensors: Any, pl
     both = "models:\n" + "".join(f"  - model: {name}\n    parameters: {{weight: 0}}\n" for name in "ab")
     found = tensors_of(plan_of("merge_method: tsv_m\nbase_model: base\n" + both, *models))
     assert {tensor.action for tensor in found.values()} == {"copy"}
+
+
+def test_filters_that_amplify_rounding_are_planned_in_float64(
+    model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any
+) -> None:
+    models = [model(name, llama_tensors()) for name in ("base", "a", "b")]
+
+    def arithmetic(text: str) -> Any:
+        plan = plan_of(f"base_model: base\nmodels: [a, b]\n{text}", *models)
+        found = tensors_of(plan)["model.layers.0.mlp.up_proj.weight"].arithmetic
+        assert any("merged in float64" in warning for warning in plan.warnings) == (found is not None)
+        return found
+
+    assert arithmetic("merge_method: wudi_pinv") == "float64"
+    assert arithmetic("merge_method: swudi\nparameters: {exp_time: 1000000}") == "float64"
+    assert arithmetic("merge_method: swudi_a\nparameters: {rank_rule: none}") == "float64"
+    assert arithmetic("merge_method: swudi_a") is None
+    assert arithmetic("merge_method: swudi\nparameters: {exp_time: 1800, rank_ratio: 0.65}") is None
