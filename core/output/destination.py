@@ -22,7 +22,7 @@ _PROBE_PREFIX = ".eigenmerge-probe-"
 # Files of an earlier merge, by any tool, that must not remain: a checkpoint with a stale weight file or index loads
 # wrong weights.
 _CHECKPOINT_FILE = re.compile(
-    r"(model|adapter_model)(-\d{5}-of-\d{5})?\.safetensors|(model|adapter_model)\.safetensors\.index\.json|pytorch_model.*\.bin(\.index\.json)?"
+    r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors|(model|adapter_model)\.safetensors\.index\.json|pytorch_model.*\.bin(\.index\.json)?"
     r"|adapter_config\.json|config\.json"
 )
 

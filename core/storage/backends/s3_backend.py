@@ -31,6 +31,7 @@ class S3Backend:
         self.fs = open_s3_file_system(_s3fs_options(options))
         self.fs.retries = 1  # retries are made in `retries.py` only
         self.bucket, prefix, _ = cast("tuple[str, str, object]", self.fs.split_path(uri.rstrip("/")))
+        self._sends_if_match = True
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
 
     def object_key(self, key: str) -> str:
@@ -89,9 +90,12 @@ class S3Backend:
         except Exception as error:
             if _is_beyond_end(error):
                 raise self._too_short(key, stop, self.info(key).size) from None
-            if etag and (http_status(error) == 412 or s3_code(error) == "PreconditionFailed"):
+            if not etag or not _is_precondition(error):
+                raise
+            if self.info(key).etag != etag:
                 raise self._changed(key) from None
-            raise
+            self._sends_if_match = False  # the server compares the header wrongly
+            return self.read_range(key, start, stop, etag)
         if len(data) != stop - start:
             if size < stop:
                 raise self._too_short(key, stop, size)
@@ -108,7 +112,7 @@ class S3Backend:
         try:
             self.call("put_object", Key=name, Body=data, IfNoneMatch="*", Metadata=metadata)
         except Exception as error:
-            if http_status(error) != 412 and s3_code(error) != "PreconditionFailed":
+            if not _is_precondition(error):
                 raise
             try:
                 return self.call("head_object", Key=name).get("Metadata", {}).get(_WRITER_ID) == writer_id
@@ -162,7 +166,7 @@ class S3Backend:
         The etag of the response is compared too, because some servers ignore If-Match.
         """
         arguments = {"Bucket": self.bucket, "Key": self.object_key(key), "Range": byte_range}
-        if etag and not etag.startswith("W/"):  # If-Match never matches a weak etag
+        if etag and self._sends_if_match and not etag.startswith("W/"):  # If-Match never matches a weak etag
             arguments["IfMatch"] = f'"{etag}"'
 
         async def fetch() -> tuple[bytes, int]:
@@ -191,6 +195,10 @@ class S3Backend:
 
 def _is_beyond_end(error: Exception) -> bool:
     return http_status(error) == 416 or s3_code(error) == "InvalidRange"
+
+
+def _is_precondition(error: Exception) -> bool:
+    return http_status(error) == 412 or s3_code(error) == "PreconditionFailed"
 
 
 def _s3fs_options(options: Mapping[str, object]) -> dict[str, Any]:

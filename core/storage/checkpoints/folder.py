@@ -28,7 +28,7 @@ from .hub import HUB_RETRY, pin_revision
 
 _PICKLED_ADAPTER_NAME = "adapter_model.bin"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+_SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
 _INDEXES = "*.safetensors.index.json"
 # Small files that belong to a model besides its weights. `model_files.py` adds those that these files name.
 _SIDE_FILES = (

@@ -51,13 +51,15 @@ def test_unfinished_uploads_wait_with_a_reason(tmp_path: Path) -> None:
     half = add_expert(tmp_path, "half")
     content = (half / "model.safetensors").read_bytes()
     (half / "model.safetensors").write_bytes(content[:-5])
+    merging = add_expert(tmp_path, "merging")
+    (merging / ".eigenmerge-incomplete.json").write_text("{}")
     index = tmp_path / "index-first"
     index.mkdir()
     index_content = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
     (index / "model.safetensors.index.json").write_text(json.dumps(index_content))
     scan = scan_registry(Store(str(tmp_path)))
     assert [expert.name for expert in scan.experts] == ["whole"]
-    assert set(scan.skipped) == {"only-config", "half", "index-first"}
+    assert set(scan.skipped) == {"only-config", "half", "index-first", "merging"}
     assert all(scan.skipped.values())
 
 

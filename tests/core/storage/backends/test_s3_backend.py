@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from botocore.exceptions import ClientError
 
 from eigenmerge.core.errors import CorruptObjectError, ObjectChangedError, ObjectNotFoundError, StoreError
 from eigenmerge.core.listing import FileVersion
@@ -191,6 +192,23 @@ class TestEtags:
         with pytest.raises(ObjectChangedError, match="was replaced by another object"):
             store.read_range("x", 10, 20, etag)
         assert store.read_range("x", 10, 20, store.info("x").etag) == bytes(10)
+
+    def test_a_server_that_refuses_every_if_match(self, s3_root: S3Root, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = Store(s3_root.uri, s3_root.storage_options)
+        store.write("x", b"before")
+        etag, files = store.info("x").etag, store.backend.fs  # type: ignore[attr-defined]
+        send = files._call_s3
+
+        async def call(method: str, **arguments: Any) -> Any:
+            if "IfMatch" in arguments:
+                raise ClientError({"Error": {"Code": "PreconditionFailed"}}, method)
+            return await send(method, **arguments)
+
+        monkeypatch.setattr(files, "_call_s3", call)
+        assert store.read_range("x", 0, 6, etag) == b"before"
+        store.write("x", b"after!")
+        with pytest.raises(ObjectChangedError):
+            store.read_range("x", 0, 6, etag)
 
     def test_a_model_that_is_replaced_after_it_was_listed(self, s3_root: S3Root) -> None:
         store = Store(s3_root.uri, s3_root.storage_options)

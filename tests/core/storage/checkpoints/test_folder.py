@@ -71,6 +71,7 @@ def test_the_index_decides(tmp_path: Path) -> None:
         ([*shards(2), shards(3)[0]], dict(enumerate_tensors(shards(2))), "remove the stale ones"),
         ([MODEL, *shards(2)], None, "files of two models, model.safetensors and model-00001-of-00002"),
         ([MODEL, *shards(2)], {"a": MODEL}, "files of two models"),
+        (["m-00001-of-000002.safetensors"], None, "1 of 2 weight files"),  # six digits, as DeepSeek's
     ],
 )
 def test_ambiguous_and_incomplete_directories(
