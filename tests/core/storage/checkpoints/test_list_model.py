@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from eigenmerge.core.errors import CheckpointError, EigenmergeError, StoreError
+from eigenmerge.core.storage.checkpoints import fingerprint
 from eigenmerge.core.storage.checkpoints.list_model import list_model
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
 from eigenmerge.core.storage.store import Store
@@ -157,6 +158,19 @@ class TestFingerprints:
             write_model(store, tensors_of(seed=seed))
             prints.add(list_model(store.root_uri, store._options, fingerprint=kind).fingerprint)  # type: ignore[arg-type]
         assert len(prints) == 2
+
+    def test_large_models_are_sampled(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        for limit in ("_COMPLETE_LOCAL_BYTES", "_COMPLETE_REMOTE_BYTES"):
+            monkeypatch.setattr(fingerprint, limit, 0)
+        store, prints = place("model"), []
+        for seed in (0, 1):
+            write_model(store, tensors_of(seed=seed), files=2)
+            listing = list_model(store.root_uri, store._options)
+            assert list_model(store.root_uri, store._options).fingerprint == listing.fingerprint
+            files = {source.file for source in listing.tensors.values() if source.file is not None}
+            assert len(files) == 2 and all(file.digest.startswith("samples:") for file in files)
+            prints.append((listing.fingerprint, *sorted(file.digest for file in files)))
+        assert not set(prints[0]) & set(prints[1])
 
     def test_content_fingerprints_ignore_time_and_location(self, place: Place) -> None:
         prints = set()
