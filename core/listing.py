@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,24 @@ class Reshaping:
 View = Concatenation | Selection | Transposition | Reshaping
 
 
+class Region(Protocol):
+    """Part of a tensor: of matrix `index` of a stack, or of a 2-D tensor, some rows (axis 0) or columns (axis 1).
+
+    These are start, start + step, ..., before stop.
+    """
+
+    @property
+    def index(self) -> int | None: ...
+    @property
+    def axis(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class LoraSource:
     """The factors of one adapted weight: delta = scaling * up @ down, transposed when fan_in_fan_out."""
@@ -98,6 +116,69 @@ class LoraSource:
     down: TensorSource  # lora_A, (R, K)
     scaling: float
     fan_in_fan_out: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight, as stored."""
+        rows, columns = self.up.shape[0], self.down.shape[1]
+        return (columns, rows) if self.fan_in_fan_out else (rows, columns)
+
+    @property
+    def sources(self) -> tuple[TensorSource, ...]:
+        """All stored factors."""
+        return self.up, self.down
+
+    def rank_in(self, region: Region | None) -> int:
+        """Return an upper bound on the rank of the delta in a part of the weight; None: the whole."""
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPart:
+    """Factors that change a part of a stack; the delta has the shape of this part, as stored."""
+
+    lora: LoraSource
+    index: int
+    start: int
+    stop: int
+    axis: int = 0
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StackedLora:
+    """The factors of the matrices of a stack (E, M, K), each with a delta of its own. What no part changes is zero.
+
+    An adapter on single experts of a mixture has this form where the base stores the experts stacked; so has one whose
+    factors contain a slice for every expert (`target_parameters` of PEFT).
+    """
+
+    parts: tuple[LoraPart, ...]
+    shape: tuple[int, ...]  # of the stack, as stored
+
+    @property
+    def sources(self) -> tuple[TensorSource, ...]:
+        """All stored factors."""
+        return tuple(source for part in self.parts for source in part.lora.sources)
+
+    def parts_in(self, region: Region | None) -> tuple[LoraPart, ...]:
+        """Return the parts that change some entry of a region; None: all."""
+        return self.parts if region is None else tuple(part for part in self.parts if _overlap(part, region))
+
+    def rank_in(self, region: Region | None) -> int:
+        """Return an upper bound on the rank of the delta in one matrix of the stack or a part of it."""
+        return sum(part.lora.rank_in(None) for part in self.parts_in(region))
+
+
+def _overlap(one: Region, other: Region) -> bool:
+    """Return whether two parts of a stack have entries in common."""
+    if one.index != other.index:
+        return False
+    if one.axis != other.axis:
+        return True
+    if one.stop <= other.start or other.stop <= one.start:
+        return False
+    return one.step != other.step or (one.start - other.start) % one.step == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,3 +186,19 @@ def _without_first_dimension(view: View) -> TensorSource:
         one = select(view.source, 0, view.start, view.stop, view.step)
         return _view(Reshaping(one), one.shape[1:], one.dtype, [one])
     return select(drop(view.source), view.dim - 1, view.start, view.stop, view.step)
+
+
+def describe(source: TensorSource) -> list[object]:
+    """Return how a tensor is made of ranges of stored files, as JSON data without the location of the files.
+
+    Two tensors of one model with equal descriptions hold the same numbers.
+    """
+    view = source.view
+    if view is None:
+        return [source.uri.rpartition("/")[2], source.start, source.stop, list(source.shape)]
+    if isinstance(view, Concatenation):
+        return ["concatenate", view.dim, [describe(piece) for piece in view.pieces]]
+    inner = describe(view.source)
+    if isinstance(view, Selection):
+        return ["select", view.dim, view.start, view.stop, view.step, inner]
+    return ["transpose" if isinstance(view, Transposition) else "reshape", list(source.shape), inner]

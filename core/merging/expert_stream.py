@@ -8,25 +8,28 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import NonFiniteError
-from ..listing import LoraSource, TensorSource
+from ..listing import LoraSource, StackedLora, TensorSource
 from ..numerics.task_vectors import LowRank
-from ..planning.plan import ExpertTensor, MatrixView, TensorPlan
+from ..planning.plan import ExpertTensor, MatrixView, TensorPlan, matrix_shape_of
 from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.read_ahead import read_ahead
 from ..storage.torch_dtypes import torch_dtype
-from ..views import has_scale, reshape, select
+from ..views import has_scale, reshape, select, select_index, transpose
 from .rounded_entries import clear_rounded_entries
 from .row_placement import covered, fill_with_means, place_rows
+from .stacked_factors import ReadPart, dense_delta, factors_in, oriented
 
 
 @dataclass(slots=True)
 class _Stored:
-    """One expert's tensors in their stored dtypes."""
+    """One expert's tensors in their stored dtypes.
+
+    factors : lora_B and lora_A of each adapted part; one pair for a weight that is no stack
+    """
 
     entry: ExpertTensor
     full: torch.Tensor | None
-    up: torch.Tensor | None
-    down: torch.Tensor | None
+    factors: list[tuple[LoraSource, torch.Tensor, torch.Tensor]]
 
 
 @dataclass(slots=True)
@@ -93,19 +96,15 @@ class ExpertStream:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix: of the view, or of the whole tensor in its 2-D form."""
-        rows, columns = self.tensor.matrix_shape or self.tensor.shape
-        if self.view is None:
-            return rows, columns
-        length = self.view.stop - self.view.start
-        return (length, columns) if self.view.axis == 0 else (rows, length)
+        """Of the matrix, (out, in): of the view, or of the whole tensor in its 2-D form."""
+        return matrix_shape_of(self.tensor.matrix_shape or self.tensor.shape, self.view, self.tensor.in_out)
 
     @property
     def max_ranks(self) -> Sequence[int]:
         """The largest rank that each expert's delta can have."""
         full = min(self.shape)
         return [
-            full if expert.full is not None else min(full, expert.lora.down.shape[0]) if expert.lora else 0
+            full if expert.full is not None else min(full, expert.lora.rank_in(self.view)) if expert.lora else 0
             for expert in self.tensor.experts
         ]
 
@@ -130,7 +129,7 @@ class ExpertStream:
         for stored in self._read_experts():
             delta = self._delta(stored)
             del stored
-            yield delta.dense() if isinstance(delta, LowRank) else delta
+            yield _dense(delta)
             del delta
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
@@ -150,17 +149,18 @@ class ExpertStream:
 
     def _read_expert(self, expert: ExpertTensor) -> _Stored:
         full = self._read(expert.full) if expert.full is not None else None
-        if expert.lora is None:
-            return _Stored(expert, full, None, None)
-        return _Stored(expert, full, self.reader.read(expert.lora.up), self.reader.read(expert.lora.down))
+        if isinstance(expert.lora, StackedLora):
+            loras = [part.lora for part in expert.lora.parts_in(self.view)]
+        else:
+            loras = [expert.lora] if expert.lora is not None else []
+        return _Stored(expert, full, [(one, self.reader.read(one.up), self.reader.read(one.down)) for one in loras])
 
     def _full(self, stored: _Stored) -> torch.Tensor:
         if stored.full is None:
             assert self.base is not None, "the planner requires a base for every adapter"
-            delta = self._delta(stored)
-            return self.base + (delta.dense() if isinstance(delta, LowRank) else delta)
+            return self.base + _dense(self._delta(stored))
         full = self._without_adapter(stored)
-        return full + self._low_rank(stored).dense() if stored.entry.lora else full
+        return full + _dense(self._adapter_delta(stored)) if stored.entry.lora else full
 
     def _without_adapter(self, stored: _Stored) -> torch.Tensor:
         """Return the expert's full tensor in the output's rows."""
@@ -182,7 +182,7 @@ class ExpertStream:
             if stored.entry.rows is not None:
                 scale = place_rows(scale, stored.entry.rows, scale.new_ones(delta.shape))
         clear_rounded_entries(delta, full, base, torch_dtype(source.dtype), scale)
-        return delta.add_(self._low_rank(stored).dense()) if stored.entry.lora else delta
+        return delta.add_(_dense(self._adapter_delta(stored))) if stored.entry.lora else delta
 
     def _delta(self, stored: _Stored) -> torch.Tensor | LowRank:
         if stored.full is not None:
@@ -191,42 +191,52 @@ class ExpertStream:
             full = self._full(stored)
             return full if self.base is None else full - self.base
         if stored.entry.lora is not None:
-            return self._low_rank(stored)
-        if len(self.tensor.matrix_shape or self.tensor.shape) == 2:  # an adapter without factors for this weight
+            return self._adapter_delta(stored)
+        return self._no_delta()
+
+    def _no_delta(self) -> torch.Tensor | LowRank:
+        if (
+            self.view is not None or len(self.tensor.matrix_shape or self.tensor.shape) == 2
+        ):  # an adapter without factors for this weight
             rows, columns = self.shape
             left = torch.zeros((rows, 0), dtype=self.dtype, device=self.device)
             return LowRank(left, torch.zeros((0, columns), dtype=self.dtype, device=self.device))
         assert self.base is not None, "the planner requires a base for every adapter"
         return torch.zeros_like(self.base)
 
-    def _low_rank(self, stored: _Stored) -> LowRank:
+    def _adapter_delta(self, stored: _Stored) -> torch.Tensor | LowRank:
+        """Return the delta of an adapter: factors of a matrix, the dense delta of a stack where no view is cut."""
         lora = stored.entry.lora
-        assert lora is not None and stored.up is not None and stored.down is not None
-        up, down = self._checked(stored.up, lora.up), self._checked(stored.down, lora.down)
-        left, right = self._oriented(up, down, lora)
-        if self.view is not None and self.view.axis == 0:
-            left = left[self.view.start : self.view.stop]
-        elif self.view is not None:
-            right = right[:, self.view.start : self.view.stop]
-        return LowRank(left, right)
-
-    @staticmethod
-    def _oriented(up: torch.Tensor, down: torch.Tensor, lora: LoraSource) -> tuple[torch.Tensor, torch.Tensor]:
-        if lora.fan_in_fan_out:  # the weight is stored (in, out), its adapter (out, in)
-            return down.T * lora.scaling, up.T
-        return up * lora.scaling, down
+        read: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for one, up, down in stored.factors:
+            read.append(oriented(self._checked(up, one.up), self._checked(down, one.down), one))
+        if isinstance(lora, StackedLora):
+            parts = [ReadPart(p, *pair) for p, pair in zip(lora.parts_in(self.view), read, strict=True)]
+            if self.view is None:
+                assert self.base is not None, "the planner requires a base for every adapter"
+                return dense_delta(parts, self.base)
+            if not parts:
+                return self._no_delta()
+            left, right = factors_in(parts, self.tensor.shape, self.view)
+        else:
+            ((left, right),) = read
+            if self.view is not None:
+                entries = slice(self.view.start, self.view.stop, self.view.step)
+                left, right = (left[entries], right) if self.view.axis == 0 else (left, right[:, entries])
+        return LowRank(right.T, left.T) if self.tensor.in_out else LowRank(left, right)
 
     def _read(self, source: TensorSource) -> torch.Tensor:
-        """Return a stored tensor as a matrix, restricted to the view, in its stored dtype."""
+        """Return a stored tensor as a matrix (out, in), restricted to the view, in its stored dtype."""
         return self.reader.read(self._arranged(source))
 
     def _arranged(self, source: TensorSource) -> TensorSource:
-        """Return a tensor as a matrix, restricted to the view."""
+        """Return a tensor as a matrix (out, in), restricted to the view."""
         if self.tensor.matrix_shape is not None:
             source = reshape(source, self.tensor.matrix_shape)
         if self.view is not None:
-            source = select(source, self.view.axis, self.view.start, self.view.stop)
-        return source
+            matrix = source if self.view.index is None else select_index(source, self.view.index)
+            source = select(matrix, self.view.axis, self.view.start, self.view.stop, self.view.step)
+        return transpose(source) if self.tensor.in_out else source
 
     def _checked(self, stored: torch.Tensor, source: TensorSource) -> torch.Tensor:
         """Return the tensor in the arithmetic dtype, after a check that all values are finite."""
@@ -240,3 +250,7 @@ class ExpertStream:
                     " remove this expert, or pass --allow-nonfinite to keep the base's tensor there"
                 )
         return tensor
+
+
+def _dense(delta: torch.Tensor | LowRank) -> torch.Tensor:
+    return delta.dense() if isinstance(delta, LowRank) else delta

@@ -142,10 +142,21 @@ class TensorMerger:
             parameters = method.Parameters.model_validate(dict(tensor.parameters))
             experts = [method.Expert.model_validate(dict(expert.parameters)) for expert in tensor.experts]
             return _Merged((method.merge(self._stream(tensor), parameters, experts),))
-        matrices = [self._merge_matrix(self._stream(tensor, view)) for view in tensor.views or (None,)]
-        pieces = [piece for piece, _ in matrices]
-        result = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=tensor.views[0].axis)
-        return _Merged((result.reshape(tensor.shape),), combine_facts([facts for _, facts in matrices]))
+        if not tensor.views:
+            result, one = self._merge_matrix(self._stream(tensor))
+            result = result.T if tensor.in_out else result
+            return _Merged((result.reshape(tensor.shape),), one)
+        joined: torch.Tensor | None = None
+        facts: list[SpectralFacts] = []
+        for view in tensor.views:
+            result, one = self._merge_matrix(self._stream(tensor, view))
+            entries = slice(view.start, view.stop, view.step)
+            joined = result.new_empty(tensor.matrix_shape or tensor.shape) if joined is None else joined
+            matrix = joined if view.index is None else joined[view.index]
+            (matrix[entries] if view.axis == 0 else matrix[:, entries]).copy_(result.T if tensor.in_out else result)
+            facts.append(one)
+        assert joined is not None
+        return _Merged((joined.reshape(tensor.shape),), combine_facts(facts))
 
     def _merge_matrix(self, stream: ExpertStream) -> tuple[torch.Tensor, SpectralFacts]:
         """Return base + merged delta of one matrix."""
@@ -163,6 +174,7 @@ class TensorMerger:
         else:
             spectrum, factors, facts = self._of(tensor).spectral.filtered_spectrum(stream)
             delta = LowRank(*low_rank_form(spectrum, factors))
+            delta = LowRank(delta.right.T, delta.left.T) if tensor.in_out else delta
         stored = stored_factors(delta, tensor.adapter, torch_dtype(tensor.out_dtype))
         return _Merged((stored.down, stored.up), facts, stored.truncation_error, stored.error)
 

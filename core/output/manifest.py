@@ -93,7 +93,7 @@ def _matrices(planned: TensorPlan) -> dict[str, Any]:
     """Return how a spectral method divided the tensor into matrices, where its shape does not show it."""
     if planned.spectrum_key is None and not planned.views:
         return {}
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"orientation": "in_out" if planned.in_out else "out_in"}
     if is_fused_qkv(planned.name):
         facts["qkv"] = "split" if planned.views else "stored"
     if planned.matrix_shape is not None:

@@ -12,6 +12,8 @@ from ..formats.dtypes import MERGEABLE_DTYPES
 Kind = Literal[
     "matrix",  # 2-D weight
     "expert_stack",  # 3-D, one matrix per expert of a mixture
+    "router",  # 2-D, chooses the experts of a mixture
+    "router_vector",  # its bias and corrections
     "conv",  # convolution kernel, 3-D and more
     "embedding",  # rows indexed by tokens or positions
     "lm_head",  # output projection, rows indexed by tokens

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..listing import FileVersion, LoraSource, TensorSource
+from ..listing import FileVersion, LoraSource, StackedLora, TensorSource
 
 # Runs of rows (first row in the output, first stored row, number of rows), where vocabularies differ. An output row
 # that no run of an expert covers is the base's; a row that the base lacks too is the mean of the experts that have it.
@@ -38,7 +38,7 @@ class ExpertTensor:
 
     expert: int
     full: TensorSource | None
-    lora: LoraSource | None = None
+    lora: LoraSource | StackedLora | None = None
     parameters: Mapping[str, object] = field(default_factory=dict[str, object])
     is_base: bool = False
     rows: Rows | None = None
@@ -46,20 +46,34 @@ class ExpertTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class MatrixView:
-    """One matrix inside a stored tensor: q of a fused QKV weight, one expert of a mixture.
+class Cut:
+    """One matrix inside a tensor: q of a fused QKV weight, the gate projection of one expert of a mixture.
 
-    The tensor is reshaped to `TensorPlan.matrix_shape`, if that is set, then cut to rows (axis 0) or columns (axis 1)
-    [start, stop).
+    From matrix `index` of a stack, or from the tensor in its 2-D form, the rows (axis 0) or columns (axis 1) start,
+    start + step, ..., before stop.
     """
 
-    label: str  # "q", "expert 3"
+    label: str  # "q", "expert 3", "expert 3 gate"
+    start: int
+    stop: int
+    axis: int = 0
+    index: int | None = None
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixView:
+    """A `Cut` whose matrix is decomposed, with its keys. A tensor is first reshaped to `TensorPlan.matrix_shape`."""
+
+    label: str
     start: int
     stop: int
     spectrum_key: str
     axis: int = 0
     calibration_key: str | None = None  # as in TensorPlan
     sums_key: str | None = None
+    index: int | None = None
+    step: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +127,8 @@ class TensorPlan:
     members: tuple[str, ...] = ()  # with `sums_key`: identifies each expert and its weight, in the order of `experts`
     base_rows: Rows | None = None  # where the base's rows go, when its vocabulary differs from the output's
     arithmetic: Literal["float64"] | None = None  # where it differs from the run's: an input is stored in float64
+    # Matrices are stored (in, out). They are transposed before they are decomposed, and the result is transposed back.
+    in_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,3 +270,19 @@ def spectrum_keys(tensor: TensorPlan) -> list[str]:
     """Return the keys of all decompositions of one tensor, in the order of its views."""
     own = [tensor.spectrum_key] if tensor.spectrum_key is not None else []
     return own + [view.spectrum_key for view in tensor.views]
+
+
+def matrix_shape_of(shape: tuple[int, ...], cut: Cut | MatrixView | None, in_out: bool = False) -> tuple[int, int]:
+    """Return the shape (out, in) of a matrix of a tensor.
+
+    Parameters
+    ----------
+    shape : of the tensor in its 2-D form, or of a stack of matrices
+    cut : the part of it; None for the whole
+    in_out : the matrix is stored (in, out)
+    """
+    rows, columns = shape[-2:]
+    if cut is not None:
+        length = len(range(cut.start, cut.stop, cut.step))
+        rows, columns = (length, columns) if cut.axis == 0 else (rows, length)
+    return (columns, rows) if in_out else (rows, columns)

@@ -21,6 +21,7 @@ from .cost.projection import check_budget
 from .inputs.architecture import check_architectures
 from .inputs.arrival import check_arrival, check_untouched, measure_arrival
 from .inputs.checkpoint import Checkpoint, MatchCache, reference_tensors, summarize
+from .inputs.layouts.layout import Layout
 from .keys import part_key, run_key
 from .names import natural_key
 from .outputs.adapter_output import convert_to_adapter
@@ -110,8 +111,11 @@ def plan_merge(
         reference, experts, allow_mixed=recipe.allow_mixed_architectures, by_layers=by_layers
     )
     shapes = {name: source.shape for name, source in tensors.items()}
+    layout = Layout(shapes, reference.config)
     cache = MatchCache()
-    checkpoints = [Checkpoint(listing, shapes, base, cache) for listing in experts]
+    checkpoints = [Checkpoint(listing, layout, base, cache) for listing in experts]
+    for checkpoint in checkpoints:
+        layout.learn(checkpoint.in_out)
     check_arrival(checkpoints, reference)
     groups, lengths = build_groups(recipe, method, base, experts, warnings)
     names = list(tensors)
@@ -133,6 +137,7 @@ def plan_merge(
         experts=checkpoints,
         vocabulary=vocabulary,
         config=reference.config,
+        layout=layout,
     )
     planned = [planner.plan(slot) for slot in output.slots]
     if recipe.missing == "error" and not by_layers:

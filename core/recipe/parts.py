@@ -88,6 +88,9 @@ class Rule(StrictModel):
     conv: Literal["mean", "matrix", "base"] | None = Field(
         default=None, description="convolution kernels: mean delta, one matrix (out, in * kernel), or the base's"
     )
+    orientation: Literal["out_in", "in_out"] | None = Field(
+        default=None, description="how matrices are stored, where the architecture and the shapes do not show it"
+    )
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -98,8 +101,9 @@ class Rule(StrictModel):
     def _check_settings_and_patterns(self) -> Rule:
         if self.action in ("keep_base", "mean") and self.method is not None:
             raise ValueError(f"has both action {self.action!r} and a method; a method requires action merge")
-        if all(part is None for part in (self.action, self.method, self.parameters, self.qkv, self.conv)):
-            raise ValueError("sets nothing; expected action, method, parameters, qkv or conv")
+        settings = (self.action, self.method, self.parameters, self.qkv, self.conv, self.orientation)
+        if all(part is None for part in settings):
+            raise ValueError("sets nothing; expected action, method, parameters, qkv, conv or orientation")
         if not self.patterns or not all(self.patterns):
             raise ValueError("has an empty pattern; expected a glob or re:REGEX")
         for pattern in self.patterns:

@@ -17,7 +17,7 @@ from ...formats.dtypes import element_bytes, safetensors_name, tensor_bytes
 from ...listing import TensorSource
 from ...numerics.method import DirectMethod, SpectralMethod
 from ...views import has_scale, held_bytes
-from ..plan import ExpertTensor, RunSettings, TensorPlan
+from ..plan import Cut, ExpertTensor, MatrixView, RunSettings, TensorPlan
 
 # Columns of 8 bytes in a spectrum besides the vectors: the value and seven statistics; one more per expert.
 _STATISTICS_PER_DIRECTION = 8
@@ -37,8 +37,11 @@ def source_bytes(source: TensorSource | None) -> int:
 
 def expert_bytes(expert: ExpertTensor) -> int:
     """Return the bytes to read of one expert's tensor."""
-    lora = source_bytes(expert.lora.up) + source_bytes(expert.lora.down) if expert.lora is not None else 0
-    return source_bytes(expert.full) + lora
+    return source_bytes(expert.full) + _lora_bytes(expert)
+
+
+def _lora_bytes(expert: ExpertTensor) -> int:
+    return sum(map(source_bytes, expert.lora.sources)) if expert.lora is not None else 0
 
 
 def bytes_read(base: TensorSource | None, experts: Iterable[ExpertTensor], passes: int) -> int:
@@ -46,11 +49,11 @@ def bytes_read(base: TensorSource | None, experts: Iterable[ExpertTensor], passe
     return source_bytes(base) + passes * sum(map(expert_bytes, experts))
 
 
-def max_rank(expert: ExpertTensor, shape: tuple[int, int]) -> int:
-    """Return an upper bound on the rank of one expert's task vector."""
+def max_rank(expert: ExpertTensor, shape: tuple[int, int], cut: Cut | MatrixView | None = None) -> int:
+    """Return an upper bound on the rank of one expert's task vector in one matrix of the tensor."""
     if expert.full is not None:
         return min(shape)
-    return min(*shape, expert.lora.down.shape[0]) if expert.lora is not None else 0
+    return min(*shape, expert.lora.rank_in(cut)) if expert.lora is not None else 0
 
 
 def is_low_rank(expert: ExpertTensor) -> bool:
@@ -64,8 +67,7 @@ def stored_working_set(base: TensorSource | None, experts: Iterable[ExpertTensor
 
 
 def _held_by_expert(expert: ExpertTensor) -> int:
-    lora = source_bytes(expert.lora.up) + source_bytes(expert.lora.down) if expert.lora is not None else 0
-    held = lora + (held_bytes(expert.full) if expert.full is not None else 0)
+    held = _lora_bytes(expert) + (held_bytes(expert.full) if expert.full is not None else 0)
     if expert.rounded and expert.full is not None and has_scale(expert.full):
         # the scale of every element, float32, the float8 ones it is made of, and a copy while it is spread or joined
         held += 9 * prod(expert.full.shape)

@@ -16,7 +16,7 @@ from ...numerics.interference.decompose import choose_route
 from ...numerics.interference.stored_form import stored_form
 from ...numerics.method import SpectralMethod
 from ...numerics.registry import get_method
-from ..plan import LayerShard, Plan, TensorPlan
+from ..plan import LayerShard, Plan, TensorPlan, matrix_shape_of
 from .machines import EIGH_FLOPS_PER_CUBE, SVD_FLOPS_PER_CUBE, MachineModel
 from .projection import max_rank
 
@@ -100,15 +100,6 @@ class Simulation:
         return asdict(self)
 
 
-def _matrix_shapes(tensor: TensorPlan) -> list[tuple[int, int]]:
-    rows, columns = tensor.matrix_shape or (tensor.shape[0], tensor.shape[1])
-    if not tensor.views:
-        return [(rows, columns)]
-    return [
-        (view.stop - view.start, columns) if view.axis == 0 else (rows, view.stop - view.start) for view in tensor.views
-    ]
-
-
 def split_work(tensor: TensorPlan) -> WorkSplit:
     """Divide the plan's operations of one tensor among eigendecomposition, SVD, products and elementwise work."""
     if tensor.action != "merge" or tensor.method is None:
@@ -120,8 +111,9 @@ def split_work(tensor: TensorPlan) -> WorkSplit:
     eigh_sides: list[int] = []
     svd_sides: list[int] = []
     uses_operator = _uses_operator(tensor)
-    for shape in _matrix_shapes(tensor):
-        ranks = [max_rank(expert, shape) for expert in tensor.experts]
+    for view in tensor.views or (None,):
+        shape = matrix_shape_of(tensor.matrix_shape or tensor.shape, view, tensor.in_out)
+        ranks = [max_rank(expert, shape, view) for expert in tensor.experts]
         kept = tensor.members and stored_form(shape, ranks, all(expert.full is None for expert in tensor.experts))
         if uses_operator and (kept == "operator" or choose_route(shape, ranks) == "gram"):
             eigh_sides.append(shape[1])

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
+from math import prod
 from typing import cast
 
 from ...errors import CheckpointError, ShapeError
-from ...listing import AdapterListing, LoraSource, TensorSource
+from ...listing import AdapterListing, LoraSource, StackedLora, TensorSource
+from .layouts.align import align_tensors
+from .layouts.align_lora import align_lora
+from .layouts.layout import Layout
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight$")
@@ -51,52 +55,67 @@ class Adapter:
     full : whole tensors (modules_to_save)
     """
 
-    lora: Mapping[str, LoraSource]
+    lora: Mapping[str, LoraSource | StackedLora]
     full: Mapping[str, TensorSource]
 
     def target_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape that each changed weight must have in the base, by weight name."""
         shapes = {name: source.shape for name, source in self.full.items()}
-        shapes.update((name, delta_shape(lora)) for name, lora in self.lora.items())
+        shapes.update((name, lora.shape) for name, lora in self.lora.items())
         return shapes
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return one shape with as many elements as are stored for each changed weight, by weight name."""
         shapes = {name: source.shape for name, source in self.full.items()}
         for name, lora in self.lora.items():
-            shapes[name] = (lora.up.shape[1], lora.up.shape[0] + lora.down.shape[1])
+            shapes[name] = (sum(prod(source.shape) for source in lora.sources),)
         return shapes
 
 
-def delta_shape(lora: LoraSource) -> tuple[int, int]:
-    """Return the shape, as stored, of the weight that the factors belong to."""
-    rows, columns = lora.up.shape[0], lora.down.shape[1]
-    return (columns, rows) if lora.fan_in_fan_out else (rows, columns)
+def align_adapter(reference: Layout, adapter: Adapter, model: str) -> Adapter:
+    """Return the adapter with the experts of mixtures in the reference's form, stacked or not.
+
+    Raises
+    ------
+    as `align_lora`, `align_tensors`
+    """
+    full = align_tensors(reference, adapter.full, None, model).tensors
+    return Adapter(align_lora(reference, adapter.lora, model), full)
 
 
-def correct_orientation(lora: Mapping[str, LoraSource], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LoraSource]:
+def correct_orientation(
+    lora: Mapping[str, LoraSource | StackedLora],
+    shapes: Mapping[str, tuple[int, ...]],
+    in_out: Set[str] = frozenset(),
+) -> dict[str, LoraSource | StackedLora]:
     """Return the factors with `fan_in_fan_out` set to how each weight is stored.
 
     PEFT keeps one option for all modules and sets it for the last module it processed. With GPT-2's Conv1D layers,
     stored as (in, out), and a Linear lm_head, either value occurs. The shape of the weight decides; for a square
-    weight, the other weights of the same module name decide.
+    weight, the layout of the base or the other weights of the same module name decide.
 
     Parameters
     ----------
     shapes : shapes of the base's weights, by the adapter's names
+    in_out : names of the weights that the base stores (in, out)
     """
     transposed = {
         name
         for name, factors in lora.items()
-        if delta_shape(factors) != shapes[name] and delta_shape(factors)[::-1] == shapes[name]
+        if isinstance(factors, LoraSource) and factors.shape != shapes[name] and factors.shape[::-1] == shapes[name]
     }
     modules = {_module_name(name) for name in transposed}
     if modules & _CONV1D:
         modules |= _CONV1D
-    corrected: dict[str, LoraSource] = {}
+    corrected: dict[str, LoraSource | StackedLora] = {}
     for name, factors in lora.items():
+        if isinstance(factors, StackedLora):
+            corrected[name] = factors
+            continue
         is_square = factors.up.shape[0] == factors.down.shape[1]
-        if name in transposed or (is_square and _module_name(name) in modules):
+        if is_square and name in in_out:
+            corrected[name] = replace(factors, fan_in_fan_out=True)
+        elif name in transposed or (is_square and _module_name(name) in modules):
             corrected[name] = replace(factors, fan_in_fan_out=not factors.fan_in_fan_out)
         else:
             corrected[name] = factors

@@ -8,9 +8,11 @@ from math import prod
 from typing import cast, final
 
 from ...errors import CheckpointError, RecipeError, ShapeError
-from ...listing import LoraSource, ModelListing, TensorSource
+from ...listing import LoraSource, ModelListing, StackedLora, TensorSource
 from ..plan import Arrival, ModelSummary
-from .adapters import Adapter, correct_orientation, delta_shape, read_adapter
+from .adapters import Adapter, align_adapter, correct_orientation, read_adapter
+from .layouts.align import align_tensors
+from .layouts.layout import Layout
 from .matching import NameMap, match_names
 from .quantized import select_weights
 from .tied import find_tied_weight
@@ -30,7 +32,7 @@ class Contribution:
     """
 
     full: TensorSource | None
-    lora: LoraSource | None
+    lora: LoraSource | StackedLora | None
     identity: str
 
 
@@ -69,12 +71,13 @@ class Checkpoint:
     """One expert. Its names are matched to the reference's at construction.
 
     on_base : the expert is an adapter on the base itself, without tensors of its own
+    in_out : weights that the base stores (in, out), as the adapter's factors show; with its embeddings
     adapter_names : the adapter's name of each weight that it changes, by reference name
     warnings : about names that were matched by prefix or do not occur in the base
 
     Parameters
     ----------
-    reference : shapes of the reference's tensors by name
+    reference : the layout of the reference, with the shapes of its tensors by name
     cache : matches of the other experts, most of which have the same names
 
     Raises
@@ -84,7 +87,7 @@ class Checkpoint:
     ShapeError : the adapter's factors do not fit the base
     """
 
-    def __init__(self, listing: ModelListing, reference: Shapes, base: ModelListing | None, cache: MatchCache) -> None:
+    def __init__(self, listing: ModelListing, reference: Layout, base: ModelListing | None, cache: MatchCache) -> None:
         self.listing = listing
         self.fingerprint = listing.fingerprint
         self.on_base = listing.kind == "adapter" or (
@@ -94,16 +97,22 @@ class Checkpoint:
             raise RecipeError(f"{listing.name} is a LoRA adapter; set base_model to the model that it was trained on")
         self.warnings: list[str] = []
         self.adapter_names: Mapping[str, str] = {}
+        self.in_out: frozenset[str] = frozenset()
         self._tensors: Mapping[str, TensorSource] = {}
         self._names: NameMap | None = None
         self._used: set[str] = set()
-        self._lora: Mapping[str, LoraSource] = {}
+        self._derived: Mapping[str, str] = {}  # identities of tensors that are views on the stored ones
+        self._lora: Mapping[str, LoraSource | StackedLora] = {}
         self._adapter_extra: list[str] = []
         self._adapter_sizes: Mapping[str, int] = {}
         self._saved: Mapping[str, TensorSource] = {}  # whole tensors in the adapter (modules_to_save)
         if not self.on_base:
-            self._tensors = select_weights(listing.tensors, listing.config, listing.name)
-            self._names = self._match(lambda: cache.match(reference, self._tensors))
+            stored = select_weights(listing.tensors, listing.config, listing.name)
+            aligned = align_tensors(reference, stored, listing.config, listing.name)
+            self._tensors, self._derived = aligned.tensors, aligned.derived
+            if aligned.derived:
+                self.warnings.append(f"{listing.name}: stores the experts of mixtures in another form than the base")
+            self._names = self._match(lambda: cache.match(reference.shapes, self._tensors))
             if self._names.replacements:
                 self.warnings.append(f"{listing.name}: {self._names.describe()}")
         if listing.adapter is not None:
@@ -115,7 +124,9 @@ class Checkpoint:
         except CheckpointError as error:
             raise CheckpointError(f"{self.listing.name}: {error}") from None
 
-    def _attach_adapter(self, adapter: Adapter, reference: Shapes) -> None:
+    def _attach_adapter(self, adapter: Adapter, layout: Layout) -> None:
+        reference = layout.shapes
+        adapter = align_adapter(layout, adapter, self.listing.name)
         targets = adapter.target_shapes()
         names = self._match(lambda: match_names(reference, targets))
         reference_names = {stored: name for name, stored in names.stored.items()}
@@ -134,9 +145,11 @@ class Checkpoint:
                 f"{self.listing.name}: {len(unknown)} tensors of the adapter are not in the base and are left out,"
                 f" the first {unknown[0]}"
             )
-        lora = correct_orientation(adapter.lora, {stored: reference[name] for name, stored in names.stored.items()})
+        stored_shapes = {stored: reference[name] for name, stored in names.stored.items()}
+        in_out = frozenset(stored for name, stored in names.stored.items() if layout.in_out(name))
+        lora = correct_orientation(adapter.lora, stored_shapes, in_out)
         for name, stored in names.stored.items():
-            if stored in lora and delta_shape(lora[stored]) != reference[name]:
+            if stored in lora and lora[stored].shape != reference[name]:
                 raise ShapeError(
                     f"{name}: {self.listing.name} adapts a weight of {list(targets[stored])}, the base has"
                     f" {list(reference[name])}; set base_model to the model that it was trained on"
@@ -146,6 +159,9 @@ class Checkpoint:
             reference_names[name]: source for name, source in adapter.full.items() if name in reference_names
         }
         self.adapter_names = names.stored
+        self.in_out = frozenset(
+            name for name, one in self._lora.items() if isinstance(one, LoraSource) and one.fan_in_fan_out
+        )
 
     @property
     def name(self) -> str:
@@ -170,7 +186,8 @@ class Checkpoint:
         stored = self._names.find(name, self._tensors)
         if stored is not None:
             self._used.add(stored)
-            return Contribution(self._tensors[stored], lora, f"{self.fingerprint}/{stored}")
+            identity = f"{self.fingerprint}/{stored}" + (f"#{self._derived[stored]}" if stored in self._derived else "")
+            return Contribution(self._tensors[stored], lora, identity)
         tied = find_tied_weight(name, reference.shape, self._tensors) if self._may_be_tied(name) else None
         if tied is not None:
             return Contribution(self._tensors[tied], lora, f"{self.fingerprint}/{tied}")

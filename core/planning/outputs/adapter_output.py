@@ -18,6 +18,7 @@ from ...errors import RecipeError
 from ...formats.digest import hash_json
 from ...formats.dtypes import element_bytes
 from ...formats.file_names import ADAPTER_CONFIG_NAME
+from ...listing import LoraSource, StackedLora
 from ...numerics.method import SpectralMethod
 from ...numerics.registry import get_method
 from ...numerics.svd.compact_svd import stays_low_rank
@@ -90,19 +91,21 @@ def _plan_factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, ad
     adapter_name : the weight's name in the experts' adapters
     """
     plan = _rewrite_as_mean(item.plan)
+    if any(isinstance(expert.lora, StackedLora) for expert in plan.experts):
+        raise RecipeError(f"output: adapter: {plan.name} holds several experts' matrices; write a checkpoint")
     if plan.views or plan.matrix_shape is not None:
         raise RecipeError(f"output: adapter: {plan.name} is cut into matrices; use qkv: stored")
     if plan.base_rows is not None:
         raise RecipeError(f"output: adapter: {plan.name} changes its rows with tokenizer_source; write a checkpoint")
     rows, columns = plan.shape
-    ranks = [expert.lora.down.shape[0] for expert in plan.experts if expert.lora is not None]
+    loras = [expert.lora for expert in plan.experts if isinstance(expert.lora, LoraSource)]
+    ranks = [lora.down.shape[0] for lora in loras]
     rank = min(sum(ranks), rows, columns, recipe.output.rank or rows)
-    lora = next(expert.lora for expert in plan.experts if expert.lora is not None)
+    lora = loras[0]
     module = adapter_name.removesuffix(".weight")
     is_embedding = lora.fan_in_fan_out and "embed" in module.rpartition(".")[2]
     stem = f"{_PREFIX}{module}.lora_" + ("embedding_{}" if is_embedding else "{}.weight")
     factors = AdapterFactors(rank, stem.format("A"), stem.format("B"), None, lora.fan_in_fan_out)
-    loras = [expert.lora for expert in plan.experts if expert.lora is not None]
     widest = max((one.down.dtype for one in loras), key=element_bytes)
     dtype = widest if recipe.out_dtype is None and recipe.dtype is None else plan.out_dtype
     stacked = sum(ranks)

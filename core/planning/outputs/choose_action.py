@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ...numerics.method import AnyMethod, DirectMethod
@@ -15,8 +15,8 @@ from ..plan import Action
 from .name_patterns import match_rule
 
 # The groups of settings of a rule. For each, the first matching rule that sets it wins.
-_Topic = Literal["action", "conv", "qkv"]
-_TOPICS: tuple[_Topic, ...] = ("action", "conv", "qkv")
+_Topic = Literal["action", "conv", "qkv", "orientation"]
+_TOPICS: tuple[_Topic, ...] = ("action", "conv", "qkv", "orientation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class ActionChoice:
 
     rule : index of the rule whose parameters apply, or None
     split_qkv : a spectral method decomposes q, k and v separately
+    orientation : how a rule says that the matrix is stored, "in_out" or "out_in"; None where no rule does
     """
 
     action: Action
@@ -32,6 +33,7 @@ class ActionChoice:
     reason: str
     rule: int | None = None
     split_qkv: bool = False
+    orientation: str | None = None
 
 
 class ActionChooser:
@@ -72,6 +74,7 @@ class ActionChooser:
         index: int | None = None
         conv: str | None = None
         qkv: str | None = None
+        orientation: str | None = None
         for number, candidate in enumerate(self._recipe.rules):
             if name not in self._matched[number]:
                 continue
@@ -79,6 +82,7 @@ class ActionChooser:
                 rule, index = candidate, number
             conv = conv or candidate.conv
             qkv = qkv or candidate.qkv
+            orientation = orientation or candidate.orientation
         if kind == "empty":
             return ActionChoice("copy", None, "no elements")
         if rule is not None and rule.action == "keep_base":
@@ -93,7 +97,8 @@ class ActionChooser:
             return ActionChoice("merge", method, rule_reason or f"{method.name} merges every tensor", index)
         forced = rule is not None and (rule.action == "merge" or rule.method is not None)
         conv, qkv = conv or self._recipe.conv, qkv or self._recipe.qkv
-        return self._choose_spectral(kind, method, rule_reason, index, forced=forced, conv=conv, qkv=qkv)
+        choice = self._choose_spectral(kind, method, rule_reason, index, forced=forced, conv=conv, qkv=qkv)
+        return replace(choice, orientation=orientation)
 
     def _choose_spectral(
         self, kind: Kind, method: AnyMethod, rule_reason: str, rule: int | None, *, forced: bool, conv: str, qkv: str
@@ -108,6 +113,13 @@ class ActionChooser:
         if kind in ("matrix", "expert_stack"):
             reason = "2-D weight" if kind == "matrix" else "one matrix for each expert of the mixture"
             return ActionChoice("merge", method, rule_reason or reason, rule, split_qkv=qkv == "split")
+        if kind in ("router", "router_vector"):
+            # The merged experts replace the base's one by one, so the base's router still chooses the right ones.
+            if not forced:
+                return ActionChoice("copy", None, "router: base kept")
+            if kind == "router":
+                return ActionChoice("merge", method, rule_reason, rule)
+            return _mean_or_base(self._recipe.vectors, method, "1-D", rule)
         if kind == "conv":
             if conv == "matrix":
                 return ActionChoice("merge", method, "convolution as a matrix (out, in * kernel)", rule)

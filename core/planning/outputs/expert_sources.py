@@ -8,7 +8,7 @@ from typing import final
 
 from ...errors import CheckpointError, ShapeError
 from ...formats.dtypes import MERGEABLE_DTYPES
-from ...listing import LoraSource, TensorSource
+from ...listing import LoraSource, StackedLora, TensorSource
 from ..inputs.checkpoint import UNCHANGED, Checkpoint
 from ..inputs.storage_precision import rounds_values_of
 from ..plan import Rows
@@ -43,7 +43,7 @@ class ExpertSource:
     """
 
     full: TensorSource | None
-    lora: LoraSource | None
+    lora: LoraSource | StackedLora | None
     identity: str
     rows: Rows | None = None
     rounded: bool = False

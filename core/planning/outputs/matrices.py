@@ -1,8 +1,8 @@
 """The matrices of one stored tensor that a spectral method decomposes.
 
-A 2-D weight is one matrix. A stack (E, M, K) of a mixture is E matrices, a convolution kernel can be one matrix
-(out, in * kernel), and a fused QKV weight can be cut into q, k and v. All of these are reshapes and cuts of the stored
-tensor. A weight in which q, k and v alternate head by head is refused, because no cut separates them.
+A 2-D weight is one matrix. A stack (E, M, K) of a mixture is E matrices, or twice as many if gate and up projection are
+stored together. A convolution kernel can be one matrix (out, in * kernel), and a fused QKV weight can be cut into q, k
+and v. A weight in which q, k and v alternate head by head is refused, because no cut separates them.
 """
 
 from __future__ import annotations
@@ -14,20 +14,12 @@ from math import prod
 from typing import cast
 
 from ...errors import RecipeError
+from ..inputs.layouts.stacks import Stack
 from ..names import Kind
+from ..plan import Cut, matrix_shape_of
 
 _FUSED_QKV = re.compile(r"(^|\.)(qkv|qkv_proj|Wqkv|c_attn|query_key_value|wqkv)\.weight$|(^|\.)in_proj_weight$")
 _INTERLEAVED = re.compile(r"(^|\.)(query_key_value|wqkv)\.weight$")  # GPT-NeoX, Bloom, Falcon; InternLM2
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """One matrix: rows (axis 0) or columns (axis 1) [start, stop) of the tensor in its 2-D form."""
-
-    label: str
-    start: int
-    stop: int
-    axis: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +28,17 @@ class Matrices:
 
     matrix_shape : shape that the tensor is reshaped to, None for its own shape
     cuts : the matrices; empty where the 2-D form is one matrix
+    in_out : each matrix is stored (in, out)
     """
 
     matrix_shape: tuple[int, int] | None
     cuts: tuple[Cut, ...] = ()
+    in_out: bool = False
 
     def shapes(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-        """Return the shape of each matrix of a tensor of this shape."""
-        rows, columns = self.matrix_shape or (shape[0], shape[1])
-        if not self.cuts:
-            return [(rows, columns)]
-        return [(cut.stop - cut.start, columns) if cut.axis == 0 else (rows, cut.stop - cut.start) for cut in self.cuts]
-
-
-AS_STORED = Matrices(None)
+        """Return the shape (out, in) of each matrix of a tensor of this shape."""
+        form = self.matrix_shape or shape
+        return [matrix_shape_of(form, cut, self.in_out) for cut in self.cuts or (None,)]
 
 
 def is_fused_qkv(name: str) -> bool:
@@ -58,35 +47,57 @@ def is_fused_qkv(name: str) -> bool:
 
 
 def matrices_of(
-    name: str, shape: tuple[int, ...], kind: Kind, split_qkv: bool, config: Mapping[str, object] | None
+    name: str,
+    shape: tuple[int, ...],
+    kind: Kind,
+    split_qkv: bool,
+    config: Mapping[str, object] | None,
+    *,
+    in_out: bool = False,
+    stack: Stack | None = None,
 ) -> Matrices:
     """Return the matrices of a tensor.
 
     Parameters
     ----------
     config : config.json of the reference, for the numbers of heads
+    in_out : matrices are stored (in, out)
+    stack : how a stack is divided into matrices
 
     Raises
     ------
     RecipeError : q, k and v are to be split, and cannot be
     """
     if kind == "expert_stack":
-        count, rows, columns = shape
-        cuts = tuple(Cut(f"expert {index}", index * rows, (index + 1) * rows) for index in range(count))
-        return Matrices((count * rows, columns), cuts)
+        return _stack_matrices(shape, stack or Stack(shape[0]), in_out)
     if len(shape) > 2:
         return Matrices((shape[0], prod(shape[1:])))
     if split_qkv and is_fused_qkv(name):
-        return Matrices(None, _qkv_cuts(name, shape, config or {}))
-    return AS_STORED
+        return Matrices(None, _qkv_cuts(name, shape, config or {}, axis=1 if in_out else 0), in_out)
+    return Matrices(None, (), in_out)
 
 
-def _qkv_cuts(name: str, shape: tuple[int, ...], config: Mapping[str, object]) -> tuple[Cut, ...]:
+def _stack_matrices(shape: tuple[int, ...], stack: Stack, in_out: bool) -> Matrices:
+    """Return one matrix for each expert, or its gate and up projection separately, as a split checkpoint has them."""
+    axis = 1 if in_out else 0
+    in_rows = len(shape) == 2  # (experts * rows, columns)
+    length = shape[0] // stack.count if in_rows else shape[1 + axis]
+    cuts: list[Cut] = []
+    for number in range(stack.count):
+        for part, start, stop, step in stack.parts(length):
+            label = f"expert {number}{part}"
+            if in_rows:
+                cuts.append(Cut(label, number * length + start, number * length + stop))
+            else:
+                cuts.append(Cut(label, start, stop, axis, number, step))
+    return Matrices(None, tuple(cuts), in_out)
+
+
+def _qkv_cuts(name: str, shape: tuple[int, ...], config: Mapping[str, object], axis: int) -> tuple[Cut, ...]:
     if _INTERLEAVED.search(name):
         raise RecipeError(
             f"qkv: split: {name} stores q, k and v head by head and cannot be cut; use qkv: stored for it"
         )
-    axis = 1 if shape[1] == 3 * shape[0] else 0  # GPT-2 stores (in, out)
     total = shape[axis]
     text = config.get("text_config")
     sizes = _qkv_sizes(cast("Mapping[str, object]", text) if isinstance(text, Mapping) else config)

@@ -16,7 +16,7 @@ from ...numerics.svd.svc import svc_elements, svc_flops
 from ...recipe.recipe import Recipe
 from ..cost import projection as cost
 from ..keys import alignment_key, calibration_key, spectrum_key, sums_key
-from ..plan import ExpertTensor, MatrixView, RunSettings, TensorPlan, spectrum_keys
+from ..plan import Cut, MatrixView, RunSettings, TensorPlan, spectrum_keys
 from .incremental import can_keep_sums
 from .matrices import Matrices
 
@@ -57,7 +57,7 @@ class SpectralPlanner:
         filter_hash = hash_json([method.name, plan.parameters, SVC_VERSION]) if self._calibration else ""
         keeps = self._settings.keep_sums and decomposition.get("kind") == _INTERFERENCE and can_keep_sums(plan)
         members = tuple(hash_json(expert) for expert in experts) if keeps else ()
-        form = f"{list(matrices.matrix_shape or plan.shape)}"
+        form = matrices.matrix_shape or plan.shape
 
         def keys(matrix: str) -> tuple[str, str | None, str | None]:
             arithmetic = self._settings.arithmetic
@@ -77,19 +77,23 @@ class SpectralPlanner:
             return own, calibrated, sums
 
         views = tuple(
-            MatrixView(cut.label, cut.start, cut.stop, own, cut.axis, calibrated, sums)
+            MatrixView(cut.label, cut.start, cut.stop, own, cut.axis, calibrated, sums, cut.index, cut.step)
             for cut in matrices.cuts
-            for own, calibrated, sums in [keys(f"{form}/{cut.axis}:{cut.start}:{cut.stop}")]
+            for own, calibrated, sums in [keys(_describe(form, cut, matrices.in_out))]
         )
-        whole = (None, None, None) if views else keys(form)
+        whole = (None, None, None) if views else keys(_describe(form, None, matrices.in_out))
         flops, work, spectrum_bytes, sums_bytes = 0.0, 0, 0, 0
-        for shape in matrices.shapes(plan.shape):
-            one_flops, one_work, one_spectrum, one_sums = self._cost(method, decomposition, shape, plan.experts, keeps)
+        for cut, shape in zip(matrices.cuts or (None,), matrices.shapes(plan.shape), strict=True):
+            ranks = tuple(cost.max_rank(expert, shape, cut) for expert in plan.experts)
+            low_rank = all(cost.is_low_rank(expert) for expert in plan.experts)
+            one_flops, one_work, one_spectrum, one_sums = self._cost(
+                method, decomposition, shape, ranks, low_rank=low_rank, keeps=keeps
+            )
             flops += one_flops
             work = max(work, one_work)
             spectrum_bytes += one_spectrum
             sums_bytes += one_sums
-        stored = cost.stored_working_set(plan.base, plan.experts)
+        stored = cost.stored_working_set(plan.base, plan.experts) * (2 if matrices.in_out else 1)  # and its transpose
         held = prod(plan.shape) * self._element_bytes  # the base; the method's work space includes the task vectors
         passes = getattr(method, "passes", 1) + bool(self._calibration)
         return replace(
@@ -101,6 +105,7 @@ class SpectralPlanner:
             members=members,
             matrix_shape=matrices.matrix_shape,
             views=views,
+            in_out=matrices.in_out,
             bytes_read=cost.bytes_read(plan.base, plan.experts, passes),
             flops=flops,
             peak_bytes=work + held + stored + tensor_bytes(plan.out_dtype, plan.shape),
@@ -125,12 +130,12 @@ class SpectralPlanner:
         method: SpectralMethod[Any, Any],
         decomposition: Mapping[str, object],
         shape: tuple[int, int],
-        experts: Sequence[ExpertTensor],
+        ranks: tuple[int, ...],
+        *,
+        low_rank: bool,
         keeps: bool,
     ) -> tuple[float, int, int, int]:
         """Return operations, peak bytes of the work space, and kept bytes of spectra and of sums, for one matrix."""
-        ranks = tuple(cost.max_rank(expert, shape) for expert in experts)
-        low_rank = all(cost.is_low_rank(expert) for expert in experts)
         # The WUDI family keeps two sets of left vectors, the target's and the sum's; other methods keep one.
         blocks = 2 if decomposition.get("kind") == _INTERFERENCE else 1
         key = (method.name, blocks, shape, ranks, low_rank, keeps)
@@ -155,6 +160,19 @@ class SpectralPlanner:
                 work += cost.gpu_solver_bytes(directions, self._element_bytes)
             costs = self._costs[key] = (flops, work + held, kept, sums)
         return costs
+
+
+def _describe(form: tuple[int, ...], cut: Cut | None, in_out: bool) -> str:
+    """Return the shape and the cut of a matrix, for its keys."""
+    if cut is None:
+        return f"{list(form)}" + ("/in_out" if in_out else "")
+    if cut.axis == 0 and cut.step == 1 and not in_out:  # rows of a stack are rows of its 2-D form
+        first = (cut.index or 0) * form[-2]
+        flat = [form[0] * form[1], form[2]] if len(form) == 3 else list(form)
+        return f"{flat}/0:{first + cut.start}:{first + cut.stop}"
+    at = f"{cut.index}/" if cut.index is not None else ""
+    suffix = (f":{cut.step}" if cut.step > 1 else "") + ("/in_out" if in_out else "")
+    return f"{list(form)}/{at}{cut.axis}:{cut.start}:{cut.stop}{suffix}"
 
 
 def alignment_keys(tensors: Iterable[TensorPlan]) -> dict[str, str]:

@@ -18,14 +18,15 @@ from ...recipe.recipe import Recipe
 from ...views import held_bytes
 from ..cost import projection as cost
 from ..inputs.checkpoint import UNCHANGED, Checkpoint
+from ..inputs.layouts.layout import Layout
 from ..inputs.storage_precision import is_float64
 from ..keys import SUM_VERSION, sums_key, tensor_identity
-from ..names import Kind, tensor_kind
+from ..names import Kind
 from ..plan import ExpertTensor, RunSettings, TensorPlan
 from .choose_action import ActionChoice, ActionChooser
 from .expert_sources import BASE_SOURCE, ExpertSource, SourceFinder, Target
 from .incremental import can_keep_sums
-from .matrices import matrices_of
+from .matrices import Matrices, matrices_of
 from .members import needs_base
 from .slots import Group, Slot
 from .spectral import SpectralPlanner
@@ -74,6 +75,7 @@ class TensorPlanner:
         experts: Sequence[Checkpoint],
         vocabulary: VocabularyPlanner,
         config: Mapping[str, object] | None,
+        layout: Layout,
     ) -> None:
         self._recipe = recipe
         self._settings = settings
@@ -82,6 +84,7 @@ class TensorPlanner:
         self._has_base = base_fingerprint is not None
         self._experts = experts
         self._config = config
+        self._layout = layout
         self._sources = SourceFinder(experts, base_fingerprint, vocabulary)
         self._planners: dict[str, SpectralPlanner] = {}
         self._resolvers = Resolvers()
@@ -104,7 +107,7 @@ class TensorPlanner:
         RecipeError : the parameters are invalid for this tensor
         """
         reference = self._reference[slot.template]
-        kind = tensor_kind(slot.template, reference.shape, reference.dtype)
+        kind = self._layout.kind(slot.template, reference.shape, reference.dtype)
         choice = self._actions.choose(slot.name, kind)
         target = self._sources.make_target(slot, reference)
         if choice.action == "copy":
@@ -202,7 +205,7 @@ class TensorPlanner:
         if not is_merge:
             plan = self._complete_mean(plan, target, identities)
         elif isinstance(method, SpectralMethod):
-            matrices = matrices_of(slot.template, target.shape, kind, choice.split_qkv, self._config)
+            matrices = self._matrices(slot.template, target.shape, kind, choice)
             self.num_split_qkv += bool(matrices.cuts) and kind == "matrix"
             plan = self._spectral(plan).complete(plan, method, matrices, target.identity, identities)
         else:
@@ -211,12 +214,21 @@ class TensorPlanner:
             return PlannedTensor(plan, tensor_identity(plan, base_identity, identities, seed, version))
         return PlannedTensor(plan, tensor_identity(plan, base_identity, identities))
 
+    def _matrices(self, name: str, shape: tuple[int, ...], kind: Kind, choice: ActionChoice) -> Matrices:
+        """Return the matrices of a tensor, oriented as a rule says, or else as the model stores them."""
+        has_orientation = kind in ("matrix", "expert_stack", "router")
+        in_out = has_orientation and self._layout.in_out(name)
+        if choice.orientation is not None and has_orientation:
+            in_out = choice.orientation == "in_out"
+        stack = self._layout.stack(name)
+        return matrices_of(name, shape, kind, choice.split_qkv, self._config, in_out=in_out, stack=stack)
+
     def _arithmetic(self, reference: TensorSource, experts: Sequence[ExpertTensor]) -> Literal["float64"] | None:
         """Return the arithmetic of one tensor where it differs from the run's: float64 if any input is stored so."""
         if self._settings.arithmetic == "float64":
             return None
         sources = [reference, *(expert.full for expert in experts)]
-        sources += [factor for expert in experts if expert.lora for factor in (expert.lora.up, expert.lora.down)]
+        sources += [factor for expert in experts if expert.lora for factor in expert.lora.sources]
         if not any(map(is_float64, sources)):
             return None
         if self._recipe.arithmetic is not None:

@@ -89,6 +89,7 @@ def test_a_tensor_that_a_spectral_method_merged() -> None:
         "rank": 2,
         "energy": 0.75,
         "spectrum": "spectra/w.arrow",
+        "orientation": "out_in",
     }
 
 

@@ -192,12 +192,12 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "mixture, qkv, convolution": (
         "mixture",
         "merge_method: swudi\nqkv: split\nconv: matrix",
-        FrozenKeys("3557da85a31319f5", "02cbe0a34afc895b", "1f2c781c4b1e337a", "777374a9e829b2f9"),
+        FrozenKeys("b42b50754f08982f", "1d233e849174d020", "046b582d5de2ed48", "68e23d9a8278b21e"),
     ),
     "mixture, kept sums": (
         "mixture",
         "merge_method: swudi\nkeep_sums: true\narithmetic: float64",
-        FrozenKeys("e7f2a365025c42f4", "f1426c7d43c0a006", "bc5c6fff655d91ca", "87414254acd88e01"),
+        FrozenKeys("fd179e31cf990404", "239c0f86ff0b2908", "6f4269f582c15ad0", "08d10a2259485769"),
     ),
     "union": (
         "vocabularies",

@@ -23,7 +23,7 @@ def test_short_forms() -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({"match": "x"}, "sets nothing; expected action, method, parameters, qkv or conv"),
+        ({"match": "x"}, "sets nothing; expected action, method, parameters, qkv, conv or orientation"),
         ({"match": "x", "action": "keep_base", "method": "ties"}, "has both action 'keep_base' and a method"),
         ({"match": "", "action": "mean"}, "has an empty pattern"),
         ({"match": [], "action": "mean"}, "has an empty pattern"),

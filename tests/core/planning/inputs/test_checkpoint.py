@@ -11,6 +11,7 @@ import pytest
 from eigenmerge.core.errors import CheckpointError, EigenmergeError, RecipeError, ShapeError
 from eigenmerge.core.listing import ModelListing
 from eigenmerge.core.planning.inputs.checkpoint import UNCHANGED, Checkpoint, Contribution, MatchCache, summarize
+from eigenmerge.core.planning.inputs.layouts.layout import Layout
 
 SWUDI = "merge_method: swudi\nbase_model: base\n"
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -69,14 +70,14 @@ def shapes(listing: ModelListing) -> dict[str, tuple[int, ...]]:
 def test_contributions_of_a_full_model_and_of_adapters(model: Any, adapter: Any) -> None:
     base = model("base", {"l.0.w.weight": (4, 6), "l.0.v.weight": (4, 6), "score.weight": (2, 4)})
     reference = base.tensors["l.0.w.weight"]
-    full = Checkpoint(model("a", shapes(base)), shapes(base), base, MatchCache())
+    full = Checkpoint(model("a", shapes(base)), Layout(shapes(base), None), base, MatchCache())
     whole = full.contribution("l.0.w.weight", reference)
     assert whole == Contribution(full.listing.tensors["l.0.w.weight"], None, f"{full.fingerprint}/l.0.w.weight")
     assert full.contribution("l.0.missing.weight", reference) is None
 
     at = "base_model.model.l.0.w"
     factors = {f"{at}.lora_A.weight": (2, 6), f"{at}.lora_B.weight": (4, 2), "base_model.model.score.weight": (2, 4)}
-    lora = Checkpoint(adapter("b", factors), shapes(base), base, MatchCache())
+    lora = Checkpoint(adapter("b", factors), Layout(shapes(base), None), base, MatchCache())
     assert lora.on_base
     touched, untouched = lora.contribution("l.0.w.weight", reference), lora.contribution("l.0.v.weight", reference)
     assert touched is not None
@@ -95,7 +96,7 @@ def test_an_adapter_on_another_model_adds_to_the_models_own_weights(model: Any, 
     base = model("base", {"w.weight": (4, 6)})
     part = adapter("b", {"base_model.model.w.lora_A.weight": (2, 6), "base_model.model.w.lora_B.weight": (4, 2)})
     other = model("other", {"w.weight": (4, 6)}, adapter=part.adapter)
-    checkpoint = Checkpoint(other, shapes(base), base, MatchCache())
+    checkpoint = Checkpoint(other, Layout(shapes(base), None), base, MatchCache())
     found = checkpoint.contribution("w.weight", base.tensors["w.weight"])
     assert not checkpoint.on_base
     assert found is not None
@@ -107,17 +108,17 @@ def test_an_adapter_that_does_not_fit_the_base_is_refused(model: Any, adapter: A
     base = model("base", {"w.weight": (4, 5)})
     part = adapter("b", {"base_model.model.w.lora_A.weight": (2, 6), "base_model.model.w.lora_B.weight": (4, 2)})
     with pytest.raises(ShapeError, match=r"w.weight: b adapts a weight of \[4, 6\], the base has \[4, 5\]"):
-        Checkpoint(part, shapes(base), base, MatchCache())
+        Checkpoint(part, Layout(shapes(base), None), base, MatchCache())
     with pytest.raises(CheckpointError, match=r"b: adapter targets w.weight, which the base does not have"):
-        Checkpoint(part, {"layers.0.v.weight": (4, 6)}, base, MatchCache())
+        Checkpoint(part, Layout({"layers.0.v.weight": (4, 6)}, None), base, MatchCache())
     with pytest.raises(RecipeError, match="b is a LoRA adapter; set base_model"):
-        Checkpoint(part, shapes(base), None, MatchCache())
+        Checkpoint(part, Layout(shapes(base), None), None, MatchCache())
 
 
 def test_tied_biases_are_found_without_tied_embeddings(model: Any) -> None:
     base = model("base", {"cls.predictions.bias": (8,), "cls.predictions.decoder.bias": (8,)})
     expert = model("a", {"cls.predictions.bias": (8,)}, config={"tie_word_embeddings": False})
-    checkpoint = Checkpoint(expert, shapes(base), base, MatchCache())
+    checkpoint = Checkpoint(expert, Layout(shapes(base), None), base, MatchCache())
     found = checkpoint.contribution("cls.predictions.decoder.bias", base.tensors["cls.predictions.decoder.bias"])
     assert found is not None
     assert found.full == expert.tensors["cls.predictions.bias"]
@@ -132,9 +133,8 @@ def test_names_are_matched_once_for_experts_with_equal_names(model: Any) -> None
 
 def test_extra_names_are_those_that_no_output_uses(model: Any) -> None:
     base = model("base", {"layers.0.w": (2, 2)})
-    expert = Checkpoint(
-        model("a", {"layers.0.w": (2, 2), "layers.1.w": (2, 2), "x": (1,)}), shapes(base), base, MatchCache()
-    )
+    listing = model("a", {"layers.0.w": (2, 2), "layers.1.w": (2, 2), "x": (1,)})
+    expert = Checkpoint(listing, Layout(shapes(base), None), base, MatchCache())
     assert expert.extra_names() == ["layers.1.w", "x"]
     expert.contribution("layers.1.w", base.tensors["layers.0.w"])  # a slice may use a layer that the base lacks
     assert expert.extra_names() == ["x"]

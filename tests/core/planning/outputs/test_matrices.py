@@ -18,8 +18,8 @@ def test_a_2d_weight_is_one_matrix() -> None:
 
 def test_a_stack_is_one_matrix_per_expert() -> None:
     found = matrices_of("mlp.experts.down_proj", (3, 4, 5), "expert_stack", False, None)
-    assert found.matrix_shape == (12, 5)
-    assert [(cut.start, cut.stop) for cut in found.cuts] == [(0, 4), (4, 8), (8, 12)]
+    assert found.matrix_shape is None
+    assert [(cut.index, cut.start, cut.stop) for cut in found.cuts] == [(0, 0, 4), (1, 0, 4), (2, 0, 4)]
     assert found.shapes((3, 4, 5)) == [(4, 5)] * 3
 
 
@@ -33,13 +33,14 @@ def test_a_convolution_kernel_is_one_matrix_out_by_in_times_kernel() -> None:
         ("visual.blocks.0.attn.qkv.weight", (24, 8), None, [("q", 0, 8, 0), ("k", 8, 16, 0), ("v", 16, 24, 0)]),
         ("attn.in_proj_weight", (24, 8), None, [("q", 0, 8, 0), ("k", 8, 16, 0), ("v", 16, 24, 0)]),
         ("self_attn.qkv_proj.weight", (16, 8), HEADS, [("q", 0, 8, 0), ("k", 8, 12, 0), ("v", 12, 16, 0)]),
-        ("h.0.attn.c_attn.weight", (8, 24), None, [("q", 0, 8, 1), ("k", 8, 16, 1), ("v", 16, 24, 1)]),
+        ("h.0.attn.c_attn.weight", (8, 24), "in_out", [("q", 0, 8, 1), ("k", 8, 16, 1), ("v", 16, 24, 1)]),
     ],
 )
 def test_fused_qkv_is_cut(
-    name: str, shape: tuple[int, int], config: dict[str, object] | None, cuts: list[tuple[str, int, int, int]]
+    name: str, shape: tuple[int, int], config: dict[str, object] | str | None, cuts: list[tuple[str, int, int, int]]
 ) -> None:
-    found = matrices_of(name, shape, "matrix", True, config)
+    in_out, config = config == "in_out", config if isinstance(config, dict) else None
+    found = matrices_of(name, shape, "matrix", True, config, in_out=in_out)
     assert [(cut.label, cut.start, cut.stop, cut.axis) for cut in found.cuts] == cuts
     assert sum(rows * columns for rows, columns in found.shapes(shape)) == shape[0] * shape[1]
     assert matrices_of(name, shape, "matrix", False, config).cuts == ()
