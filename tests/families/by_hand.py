@@ -53,7 +53,7 @@ def merge_matrices(base: Any, experts: Sequence[Any], merge: Merge) -> Any:
 
 def _is_router(place: str, module: torch.nn.Module) -> bool:
     kind = type(module).__name__
-    return "Router" in kind or "Gating" in kind or place.endswith((".gate", ".router"))
+    return "Router" in kind or "Gating" in kind or place.endswith((".gate", ".router", ".router.layer"))
 
 
 def _linear_maps(module: torch.nn.Module, name: str) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
@@ -63,19 +63,36 @@ def _linear_maps(module: torch.nn.Module, name: str) -> Iterator[Callable[[torch
         yield lambda value: value
     elif type(module).__name__ == "Conv1D" and name == "weight":
         yield lambda value: value.T
+    elif type(module).__name__ == "Llama4TextExperts":  # as its forward pass multiplies; it has no switches
+        yield from _expert_maps(module, name, is_transposed=True, has_gate=True, is_concatenated=True)
+    elif type(module).__name__ == "DbrxExpertGLU":
+        yield from _dbrx_maps(module, name)
     elif hasattr(module, "is_transposed") and getattr(module, name).ndim == 3:
-        yield from _expert_maps(module, name)
+        yield from _expert_maps(module, name, module.is_transposed, module.has_gate, module.is_concatenated)
 
 
-def _expert_maps(module: Any, name: str) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+def _dbrx_maps(module: Any, name: str) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """The rows of all experts lie one after the other; w2 is multiplied from the right."""
+    rows = module.ffn_hidden_size
+    for start in range(0, getattr(module, name).shape[0], rows):
+
+        def matrix(value: torch.Tensor, start: int = start) -> torch.Tensor:
+            return value[start : start + rows].T if name == "w2" else value[start : start + rows]
+
+        yield matrix
+
+
+def _expert_maps(
+    module: Any, name: str, is_transposed: bool, has_gate: bool, is_concatenated: bool
+) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
     for expert in range(getattr(module, name).shape[0]):
 
         def matrix(value: torch.Tensor, expert: int = expert) -> torch.Tensor:
-            return value[expert].T if module.is_transposed else value[expert]
+            return value[expert].T if is_transposed else value[expert]
 
-        if not (name.startswith("gate_up") and module.has_gate):
+        if not (name.startswith("gate_up") and has_gate):
             yield matrix
-        elif module.is_concatenated:
+        elif is_concatenated:
             half = matrix(getattr(module, name)).shape[0] // 2
             yield lambda value, matrix=matrix, half=half: matrix(value)[:half]
             yield lambda value, matrix=matrix, half=half: matrix(value)[half:]
