@@ -156,6 +156,7 @@ def merge(
             tensors = FORMS[form][0](weights.tuned(seed))
             places.append(save_model(tmp_path / f"expert{number}-{seed}", tensors, config))
         recipe = {"merge_method": method, "base_model": str(places[0]), "models": [str(p) for p in places[1:]], **keys}
+        recipe["allow_mixed_architectures"] = True  # the families stand for their forms here
         pipeline(recipe, tmp_path / f"out{number}")
         return load_checkpoint(tmp_path / f"out{number}")
 
