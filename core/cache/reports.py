@@ -23,8 +23,8 @@ class TensorReport:
     spectrum : origin of the decomposition
     truncation_error : of an adapter, the share of the merged delta that its rank leaves out (Frobenius norm); None for
         full checkpoints
-    error : of an adapter's factors as they are stored, rank and rounding, relative to the merged delta (Frobenius
-        norm); None where a result is only cast
+    error : difference of what is stored from what was merged, relative to it (Frobenius norm): of an adapter's factors,
+        by rank and rounding, from the merged delta; of a float8 weight, by rounding; None where a result is only cast
     """
 
     name: str

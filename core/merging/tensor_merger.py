@@ -16,12 +16,13 @@ from ..numerics.method import DirectMethod
 from ..numerics.registry import get_planned_method
 from ..numerics.task_vectors import LowRank
 from ..planning.plan import MatrixView, RunSettings, TensorPlan
-from ..planning.shards import output_entries
+from ..planning.shards import OutputEntry, output_entries
 from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.store import Store
 from ..storage.torch_dtypes import torch_dtype
 from .adapter_factors import mean_factors, stored_factors, zero_factors
 from .expert_stream import ExpertStream
+from .float8_output import quantize
 from .kept_sums import KeptSums, weighted_sum_of
 from .row_placement import place_rows
 from .spectral_merger import SpectralFacts, SpectralMerger, combine_facts
@@ -96,9 +97,12 @@ class TensorMerger:
             merged = self._unchanged(tensor)
             action, method = "copy", None
             notes = (f"kept the base: {error}",)
+        if tensor.float8 is not None:
+            weight = quantize(merged.tensors[0], tensor.float8, tensor.name)
+            merged = replace(merged, tensors=(weight.stored, weight.scale), error=weight.error)
         spectral = merged.spectral
         entries = zip(merged.tensors, output_entries(tensor), strict=True)
-        pieces = [_bytes_of(_cast(result, tensor, entry.shape, action != "copy")) for result, entry in entries]
+        pieces = [_bytes_of(_cast(result, entry, tensor.name, action != "copy")) for result, entry in entries]
         data = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
         return data, TensorReport(
             name=tensor.name,
@@ -222,21 +226,21 @@ def _scale(tensor: TensorPlan) -> float:
     return scale
 
 
-def _cast(result: torch.Tensor, tensor: TensorPlan, shape: tuple[int, ...], check: bool) -> torch.Tensor:
+def _cast(result: torch.Tensor, entry: OutputEntry, name: str, check: bool) -> torch.Tensor:
     """Return the result in the output dtype: the only cast of a merge.
 
     Raises
     ------
     NonFiniteError : a merged value does not fit the output dtype
     """
-    assert tuple(result.shape) == shape, (tensor.name, result.shape, shape)
-    merged = result.to(torch_dtype(tensor.out_dtype))
+    assert tuple(result.shape) == entry.shape, (entry.name, result.shape, entry.shape)
+    merged = result.to(torch_dtype(entry.dtype))
     if check and merged.numel() and merged.is_floating_point() and not bool(torch.isfinite(merged.float().sum())):
         bad = int(merged.numel() - torch.isfinite(merged).sum())
         if bad:
             largest = float(result.abs().max())
             raise NonFiniteError(
-                f"merged tensor {tensor.name!r} has {bad} values that do not fit {tensor.out_dtype}"
+                f"merged tensor {name!r} has {bad} values that do not fit {entry.dtype}"
                 f" (largest {largest:.3g}); set out_dtype to float32 or bfloat16, or lower the scale"
             )
     return merged

@@ -82,7 +82,7 @@ def _tensors(plan: Plan, reports: Mapping[int, ShardReport]) -> list[dict[str, A
                 row |= {"weights": [expert.parameters.get("weight", 1.0) for expert in planned.experts]}
             if done.rank is not None:
                 row |= {"rank": done.rank, "energy": done.energy, "spectrum": done.spectrum_key}
-            row |= _matrices(planned) | _adapter_facts(planned, done)
+            row |= _matrices(planned) | _adapter_facts(planned, done) | _float8_facts(planned, done)
             if done.notes:
                 row["notes"] = list(done.notes)
             rows.append(row)
@@ -112,3 +112,10 @@ def _adapter_facts(planned: TensorPlan, done: TensorReport) -> dict[str, Any]:
         facts |= {"stored_rank": planned.adapter.rank, "truncation_error": done.truncation_error}
         facts |= {"error": done.error} if done.error is not None else {}
     return facts
+
+
+def _float8_facts(planned: TensorPlan, done: TensorReport) -> dict[str, Any]:
+    """Return the names of a float8 weight and its scale, and the error of storing it so."""
+    if planned.float8 is None:
+        return {}
+    return {"stored_as": [entry.name for entry in output_entries(planned)], "error": done.error}

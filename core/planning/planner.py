@@ -26,6 +26,7 @@ from .keys import part_key, run_key
 from .names import natural_key
 from .outputs.adapter_output import convert_to_adapter
 from .outputs.choose_action import ActionChooser
+from .outputs.float8_output import convert_to_float8
 from .outputs.incremental import incremental_warnings
 from .outputs.members import averages_unlisted_base, build_groups, check_needs_base, is_same_model
 from .outputs.name_patterns import check_filters
@@ -150,6 +151,10 @@ def plan_merge(
     if not planner.num_split_qkv and "split" in (recipe.qkv, *(rule.qkv for rule in recipe.rules)):
         raise RecipeError("qkv: split: no fused QKV weight is merged by a spectral method; remove it")
     planned = _add_alignment(planned)
+    float8: dict[str, object] | None = None
+    if recipe.output.float8 is not None:
+        planned, float8, notes = convert_to_float8(planned, recipe.output.float8, reference.config)
+        warnings += notes
     changes = {**output.config_changes, **_vocabulary_changes(reference, planned, vocabulary)}
     contents = side_file_contents or {}
     ids = TokenIds(reference, tokenizer, vocabulary, contents)
@@ -161,6 +166,7 @@ def plan_merge(
         vocabulary.tokenizer_json(),
         contents,
         ids.generation_config(),
+        float8,
     )
     file_name, file_bytes = WEIGHTS_NAME, recipe.output.max_shard_size
     if recipe.output.format == "adapter":

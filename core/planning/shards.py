@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..formats.dtypes import element_bytes, tensor_bytes
+from ..formats.dtypes import SCALE_BLOCK_SIZE, element_bytes, tensor_bytes
 from ..formats.file_names import WEIGHTS_NAME
 from ..formats.safetensors_header import build_header
 from .names import natural_key
-from .plan import OutputFile, TensorPlan
+from .plan import Float8Form, OutputFile, TensorPlan
 
 _TARGET_NUM_SHARDS = 200  # Prefect records a few hundred tasks of a flow reliably
 _SMALLEST_SHARD_BYTES = 4 * 2**20
@@ -44,8 +44,12 @@ class Packing:
 
 
 def output_entries(tensor: TensorPlan) -> tuple[OutputEntry, ...]:
-    """Return the stored tensors of one planned tensor: itself, or the two factors of an adapter."""
+    """Return the stored tensors of one planned tensor: itself, a float8 weight and its scale, or the two factors
+    of an adapter.
+    """
     adapter = tensor.adapter
+    if tensor.float8 is not None:
+        return _float8_entries(tensor, tensor.float8)
     if adapter is None or adapter.full is not None:
         name = tensor.name if adapter is None or adapter.full is None else adapter.full
         return (OutputEntry(name, tensor.out_dtype, tensor.shape, tensor_bytes(tensor.out_dtype, tensor.shape)),)
@@ -54,6 +58,14 @@ def output_entries(tensor: TensorPlan) -> tuple[OutputEntry, ...]:
     shapes = {adapter.down: (adapter.rank, columns), adapter.up: (rows, adapter.rank)}
     dtype = tensor.out_dtype
     return tuple(OutputEntry(name, dtype, shape, tensor_bytes(dtype, shape)) for name, shape in shapes.items())
+
+
+def _float8_entries(tensor: TensorPlan, form: Float8Form) -> tuple[OutputEntry, ...]:
+    *stack, rows, columns = tensor.shape
+    scales = (-(-rows // SCALE_BLOCK_SIZE), -(-columns // SCALE_BLOCK_SIZE)) if form == "block" else (rows, 1)
+    name = tensor.name + ("_scale_inv" if form == "block" else "_scale")
+    shapes = {tensor.name: (tensor.out_dtype, tensor.shape), name: ("F32", (*stack, *scales))}
+    return tuple(OutputEntry(name, dtype, shape, tensor_bytes(dtype, shape)) for name, (dtype, shape) in shapes.items())
 
 
 def written_bytes(tensor: TensorPlan) -> int:
@@ -127,7 +139,8 @@ def _split_by_bytes(tensors: Sequence[TensorPlan], limit: int) -> Iterator[list[
 
 
 def _sort_by_element_size(group: list[TensorPlan]) -> list[TensorPlan]:
-    return sorted(group, key=lambda tensor: -element_bytes(tensor.out_dtype))
+    # float8 weights have multiples of 4 bytes, so their scales, which follow them, start at one too
+    return sorted(group, key=lambda tensor: -max(element_bytes(entry.dtype) for entry in output_entries(tensor)))
 
 
 def _pack(

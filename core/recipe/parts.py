@@ -160,11 +160,21 @@ class OutputOptions(StrictModel):
     rank: int | None = Field(
         default=None, description="rank of the adapter; by default the sum of the experts' ranks", gt=0
     )
+    float8: Literal["block", "channel"] | None = Field(
+        default=None,
+        description="store the linear layers as float8 E4M3, with a scale for each block of 128 x 128 or each row",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _from_word(cls, data: Any) -> Any:
         return {"format": data} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _check_float8(self) -> OutputOptions:
+        if self.float8 is not None and self.format == "adapter":
+            raise ValueError("float8 is for checkpoints; an adapter keeps the dtype of its factors")
+        return self
 
 
 class RunnerOptions(StrictModel):

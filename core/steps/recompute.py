@@ -16,6 +16,7 @@ import torch
 
 from ..coordination.threads import one_thread
 from ..errors import CheckpointError, EigenmergeError, RecipeError
+from ..merging.float8_output import spread_scale
 from ..merging.tensor_merger import TensorMerger
 from ..output.read_manifest import Manifest, ManifestModel, ManifestTensor
 from ..planning.plan import ModelSummary, Plan, TensorPlan
@@ -130,7 +131,7 @@ def _compare(tensor: TensorPlan, found: bytes, stored: bytes) -> Recomputed:
     dtype = torch_dtype(tensor.out_dtype)
     if not dtype.is_floating_point:
         return Recomputed(tensor.name, "differs", float("inf"), "other integers")
-    ours, theirs = _values(tensor, found, dtype), _values(tensor, stored, dtype)
+    ours, theirs = _values(tensor, found), _values(tensor, stored)
     largest = float(theirs.abs().max())
     difference = (ours - theirs).abs()
     # A tiny difference may change how the cast rounds: allow one rounding step of the output dtype.
@@ -140,13 +141,15 @@ def _compare(tensor: TensorPlan, found: bytes, stored: bytes) -> Recomputed:
     return Recomputed(tensor.name, "within tolerance" if within else "differs", relative)
 
 
-def _values(tensor: TensorPlan, data: bytes, dtype: torch.dtype) -> torch.Tensor:
+def _values(tensor: TensorPlan, data: bytes) -> torch.Tensor:
     """Return the values in float64. For factors their product, because the signs of singular vectors are arbitrary."""
     pieces, position = [], 0
     for entry in output_entries(tensor):
-        flat = torch.frombuffer(bytearray(data[position : position + entry.num_bytes]), dtype=dtype)
+        flat = torch.frombuffer(bytearray(data[position : position + entry.num_bytes]), dtype=torch_dtype(entry.dtype))
         pieces.append(flat.reshape(entry.shape).double())
         position += entry.num_bytes
+    if tensor.float8 is not None:
+        return pieces[0] * spread_scale(pieces[1], tensor.shape)
     return pieces[0] if len(pieces) == 1 else pieces[1] @ pieces[0]
 
 

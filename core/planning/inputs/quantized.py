@@ -71,8 +71,9 @@ def select_weights(
 def _check_scale(weight: TensorSource, scale: TensorSource, place: str) -> None:
     rows = weight.shape[0] if weight.shape else 1
     allowed: list[tuple[int, ...]] = [(), (1,), (rows,), (rows, 1)]
-    if len(weight.shape) == 2:
-        allowed.append((-(-rows // SCALE_BLOCK_SIZE), -(-weight.shape[1] // SCALE_BLOCK_SIZE)))
+    if len(weight.shape) in (2, 3):  # 3: a stack of experts
+        blocks = tuple(-(-size // SCALE_BLOCK_SIZE) for size in weight.shape[-2:])
+        allowed.append((*weight.shape[:-2], *blocks))
     if scale.shape not in allowed or scale.dtype not in _SCALE_DTYPES:
         raise CheckpointError(
             f"{place}: float8 {list(weight.shape)} has a scale {scale.dtype} {list(scale.shape)}; expected one number,"

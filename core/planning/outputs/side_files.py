@@ -65,6 +65,7 @@ def plan_side_files(
     tokenizer_json: bytes | None = None,
     contents: Mapping[str, bytes] | None = None,
     generation_config: bytes | None = None,
+    quantization: Mapping[str, object] | None = None,
 ) -> tuple[SideFile, ...]:
     """Return the files of the output other than weights, sorted by name.
 
@@ -77,6 +78,7 @@ def plan_side_files(
     tokenizer_json : content of tokenizer.json, where it differs from the copied one
     contents : content by URI of the files that `side_contents_needed` returns
     generation_config : content of generation_config.json, where it differs from the reference's
+    quantization : quantization_config of the output's config.json, where weights are stored as float8
 
     Raises
     ------
@@ -96,6 +98,8 @@ def plan_side_files(
         config = {key: value for key, value in config.items() if value is not None or key not in config_changes}
         if is_quantized(config):
             config = remove_quantization(config)
+        if quantization is not None:
+            config["quantization_config"] = dict(quantization)
         dtype = recipe.out_dtype or recipe.dtype or ("bfloat16" if is_quantized(reference.config) else None)
         if dtype is not None:
             # transformers 5 writes `dtype`, earlier versions `torch_dtype`; keep the key that is present

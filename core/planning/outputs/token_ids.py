@@ -67,7 +67,7 @@ class TokenIds:
         for key, value in config.items():
             theirs = other.get(key)
             if isinstance(value, Mapping):
-                inner = cast("Mapping[str, object]", theirs) if isinstance(theirs, Mapping) else {}
+                inner = cast("Mapping[str, object]", theirs if isinstance(theirs, Mapping) else {})
                 part = self._moved(cast("Mapping[str, object]", value), inner, file)
                 known = cast("Mapping[str, object]", value)
                 moved[key] = {name: one for name, one in part.items() if one is not None or known[name] is None}
@@ -81,7 +81,7 @@ class TokenIds:
         assert self._rows is not None
         ids = cast("list[object]", value) if isinstance(value, list) else [value]
         if not all(type(one) is int for one in ids):
-            return value
+            return cast("object", value)
         rows = [self._rows.get(cast("int", one), cast("int", one)) for one in ids]
         if None in rows:
             if theirs is None:

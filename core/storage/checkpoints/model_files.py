@@ -124,7 +124,7 @@ def _add_code(
         kind.rpartition(".")[0] for kind in types if "." in kind and not kind.startswith("sentence_transformers.")
     }
     of_tokenizer = _with_imports(store, named.pop(TOKENIZER_CONFIG_NAME, set()))
-    of_model = _with_imports(store, set().union(*named.values()))
+    of_model = _with_imports(store, set[str]().union(*named.values()))
     found = {**of_tokenizer, **of_model}
     missing = sorted(name for name, is_there in found.items() if not is_there)
     present = sorted(name for name, is_there in found.items() if is_there)
