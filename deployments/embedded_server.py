@@ -16,25 +16,38 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from ..core.errors import DeployError
+from ..core.formats.redaction import redact
 
 STARTUP_SECONDS = 120.0
+_REACH_SECONDS = 5.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class EmbeddedServer:
-    """A server process. The constructor starts it in the background; `url` waits until it answers."""
+    """A server process. The constructor starts it in the background; `url` waits until it answers.
+
+    Raises
+    ------
+    OSError : Prefect's home, where the server has its database, cannot be written
+    """
 
     def __init__(self) -> None:
+        _check_home()
         environment = {
             **os.environ,
             "PREFECT_UI_ENABLED": "0",
             "PREFECT__SERVER_EPHEMERAL": "1",
             "PREFECT__SERVER_FINAL": "1",
+            **loopback_without_proxy(),
         }
         # The server inherits the bound socket, because another process could take a port that was only found free.
         with socket.socket() as bound:
@@ -50,6 +63,10 @@ class EmbeddedServer:
                 pass_fds=(bound.fileno(),),
             )
 
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def url(self) -> str:
         """Wait until the server is healthy and return the address of its API.
 
@@ -61,20 +78,24 @@ class EmbeddedServer:
 
         deadline = time.monotonic() + STARTUP_SECONDS
         address = f"http://127.0.0.1:{self.port}/api"
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{address}/health", timeout=5).status_code == 200:
-                    return address
-            time.sleep(0.05)
+        with httpx.Client(trust_env=False, timeout=5) as client:  # no proxy
+            while time.monotonic() < deadline and self._process.poll() is None:
+                with contextlib.suppress(httpx.HTTPError):
+                    if client.get(f"{address}/health").status_code == 200:
+                        return address
+                time.sleep(0.05)
+        ended = self._process.poll()
+        how = f"did not start within {STARTUP_SECONDS:.0f} s" if ended is None else f"ended with exit code {ended}"
         raise RuntimeError(
-            f"the embedded Prefect server did not start within {STARTUP_SECONDS:.0f} s; `prefect server start` shows"
-            " the reason. To use a running server, set PREFECT_API_URL"
+            f"the embedded Prefect server {how}; `prefect server start` shows the reason. To use a running server, set"
+            " PREFECT_API_URL"
         )
 
     def close(self) -> None:
         """End the server and wait until it has ended."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -83,51 +104,138 @@ class EmbeddedServer:
 
 
 @contextlib.contextmanager
-def prefect_api(server: EmbeddedServer | None = None) -> Generator[None]:
-    """Make flows inside the block report to the server that the user configured, else to an embedded one.
+def start_embedded_server() -> Generator[EmbeddedServer]:
+    """Start a server in the background and end it after the block."""
+    server = EmbeddedServer()
+    try:
+        yield server
+    finally:
+        server.close()
 
-    Parameters
-    ----------
-    server : an embedded server that is already starting; closed in any case
+
+def configured_api() -> str:
+    """Return the API address of the Prefect server that the environment or a profile names, or ""."""
+    if address := os.environ.get("PREFECT_API_URL"):
+        return address
+    if "prefect" not in sys.modules and not _may_have_profile():
+        return ""
+    from prefect.settings import PREFECT_API_URL
+
+    return PREFECT_API_URL.value() or ""
+
+
+def _may_have_profile() -> bool:
+    """Return whether a profile of Prefect may exist, whose reading takes the seconds of importing Prefect."""
+    with contextlib.suppress(OSError, RuntimeError):
+        return (_prefect_home() / "profiles.toml").exists()
+    return False
+
+
+def _prefect_home() -> Path:
+    return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+
+
+def _check_home() -> None:
+    """Check that the server can write its database, which it would otherwise report after seconds."""
+    try:
+        home = _prefect_home()
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home
+        raise OSError(f"Prefect's home cannot be written: {error}") from None
+
+
+@contextlib.contextmanager
+def prefect_api(server: EmbeddedServer | None = None) -> Generator[None]:
+    """Make flows inside the block report to `server`, or to the server that the user has configured if it is None.
 
     Raises
     ------
     DeployError : the server that the user configured does not answer
+    RuntimeError : `server` does not start
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    if PREFECT_API_URL.value():
-        if server is not None:
-            server.close()
-        _check_reachable(PREFECT_API_URL.value() or "")
-        yield
+    if server is None:
+        with _changed_environment(loopback_without_proxy()):
+            _check_reachable(PREFECT_API_URL.value() or "")
+            yield
         return
-    server = server or EmbeddedServer()
+    address = server.url()
+    # Also set in the environment, where worker processes of Dask and Ray read it; without it each would start a
+    # server of its own. No heartbeat: the server ends with the run, and at its end a flow waits up to a second for
+    # the thread that sends heartbeats.
+    environment = {**loopback_without_proxy(), "PREFECT_API_URL": address}
+    with (
+        _changed_environment(environment),
+        temporary_settings({PREFECT_API_URL: address, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
+
+
+def loopback_without_proxy() -> dict[str, str]:
+    """Return NO_PROXY in both spellings, so that no proxy of the environment receives requests to this machine."""
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [host for host in (part.strip() for part in given.split(",")) if host]
+    if "*" in hosts:
+        return {}
+    value = ",".join(hosts + [host for host in _LOOPBACK if host not in hosts])
+    return {"NO_PROXY": value, "no_proxy": value}
+
+
+@contextlib.contextmanager
+def _changed_environment(changes: Mapping[str, str]) -> Generator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
-        # Also set in the environment, where worker processes of Dask and Ray read it; without it each would start a
-        # server of its own. No heartbeat: the server ends with the run, and at its end a flow waits up to a second for
-        # the thread that sends heartbeats.
-        with temporary_settings({PREFECT_API_URL: server.url(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            os.environ["PREFECT_API_URL"] = PREFECT_API_URL.value() or ""
-            try:
-                yield
-            finally:
-                del os.environ["PREFECT_API_URL"]
+        yield
     finally:
-        server.close()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def check_listens(api_url: str) -> None:
+    """Check that a process listens where the user's server should be, without the seconds that Prefect's client takes.
+
+    Raises
+    ------
+    DeployError : no connection
+    """
+    parts = urlsplit(api_url)
+    try:
+        host, port = parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (ValueError, KeyError):
+        raise _no_server(api_url, "not an address; expected one such as http://host:4200/api") from None
+    if not host:
+        raise _no_server(api_url, "not an address; expected one such as http://host:4200/api")
+    if proxy_bypass(host) or not getproxies():
+        try:
+            socket.create_connection((host, port), timeout=_REACH_SECONDS).close()
+        except OSError as error:
+            raise _no_server(api_url, error) from None
+
+
+def _no_server(api_url: str, error: object) -> DeployError:
+    return DeployError(
+        f"no Prefect server answers at {redact(api_url)} ({error}); start it, correct PREFECT_API_URL, or unset"
+        " PREFECT_API_URL to use an embedded server"
+    )
 
 
 def _check_reachable(api_url: str) -> None:
     import httpx
     from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    with get_client(sync_client=True) as client:
+    patience = {PREFECT_CLIENT_MAX_RETRIES: 1, PREFECT_API_REQUEST_TIMEOUT: _REACH_SECONDS}
+    with temporary_settings(patience), get_client(sync_client=True) as client:
         error = client.api_healthcheck()
-    if isinstance(error, httpx.TransportError):  # any answer, such as 401, is one of a server
-        raise DeployError(
-            f"no Prefect server answers at {api_url} ({error}); start it, correct PREFECT_API_URL, or unset"
-            " PREFECT_API_URL to use an embedded server"
-        )
+    if isinstance(error, httpx.TransportError | httpx.InvalidURL | httpx.UnsupportedProtocol):
+        raise _no_server(api_url, error)  # any answer, such as 401, is one of a server
 
 
 def _serve(descriptor: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 
-from ..tasks.worker_process import silence_senders
+from ..tasks.worker_process import remove_terminal_handlers, silence_senders
 
 # Commands print what users need themselves; `merge --verbose` sets the level to INFO.
 QUIET = {
@@ -26,3 +27,16 @@ def quiet_prefect() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     silence_senders()
+
+
+def keep_terminal_clean() -> None:
+    """Import Prefect and remove its log handlers that write to the terminal, if its log is silent.
+
+    Levels are not enough: loggers outside Prefect's settings, such as those of its services, of asyncio or of a client
+    library, reach the terminal through the handlers that Prefect attaches to the root logger.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Prefect warns about a home that it cannot create
+        import prefect.context  # pyright: ignore[reportUnusedImport]  # noqa: F401  (it attaches the handlers)
+
+    remove_terminal_handlers()

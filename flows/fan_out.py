@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -16,9 +16,11 @@ from ..core.choices import RunnerName
 from ..core.coordination.stop import StopSignal
 from ..core.planning.cost.simulate import schedule_order
 from ..core.run import ShardJob
+from ..core.steps.map_in_threads import map_in_threads
 from ..core.steps.shard_steps import OnTensor, ShardStep
 from ..tasks.runners.runner import ShardRunner, make_runner
 from ..tasks.shard_task import SHARD_TASKS
+from .server_health import ServerHealth, is_failure_of_prefect
 
 _POLL_SECONDS = 0.2
 
@@ -29,11 +31,15 @@ ReportT = TypeVar("ReportT")
 class PrefectMap:
     """`core.steps.shard_steps.MapShards` on a Prefect runner.
 
+    Where Prefect itself fails, because its server ended, the remaining shards are computed in threads of this process:
+    what a shard needs and leaves is in the store.
+
     address : of a running Dask or Ray cluster
     """
 
     runner: RunnerName
     address: str | None = None
+    server: ServerHealth = field(default_factory=ServerHealth)
 
     def __call__(
         self,
@@ -52,8 +58,36 @@ class PrefectMap:
         """
         if not jobs:
             return []
-        task = SHARD_TASKS[step]
         reports: dict[int, ReportT] = {}
+
+        def keep(report: ReportT, job: ShardJob) -> None:
+            reports[job.shard.index] = report
+            if on_report is not None:
+                on_report(report)
+
+        try:
+            self._map(SHARD_TASKS[step], jobs, reports, keep, workers=workers, stop=stop, on_tensor=on_tensor)
+        except Exception as error:
+            if stop.is_set or not is_failure_of_prefect(error):
+                raise
+            self.server.failed(error)
+            left = [job for job in jobs if job.shard.index not in reports]
+            rest = map_in_threads(step, left, workers=workers, stop=stop, on_report=on_report, on_tensor=on_tensor)
+            reports |= {job.shard.index: report for job, report in zip(left, rest, strict=True)}
+        return [reports[job.shard.index] for job in jobs]
+
+    def _map(
+        self,
+        task: Task[..., Any],
+        jobs: Sequence[ShardJob],
+        reports: Mapping[int, Any],
+        keep: Callable[[Any, ShardJob], None],
+        *,
+        workers: int,
+        stop: StopSignal,
+        on_tensor: OnTensor | None,
+    ) -> None:
+        """Compute the jobs in Prefect tasks. `keep` adds to `reports` what is finished, also before an error."""
         failure: BaseException | None = None
         common: dict[str, Any] = {}
         if self.runner == "threads":
@@ -67,20 +101,18 @@ class PrefectMap:
                     try:
                         report = future.result()
                     except Exception as error:
+                        if is_failure_of_prefect(error) and not stop.is_set and failure is None:
+                            raise
                         if failure is None:
                             failure = stop.error() if stop.is_set else runner.explain(error) or error
                             stop.stop("an error in another shard")
                         continue
-                    if report is None:
-                        continue
-                    reports[job.shard.index] = report
-                    if on_report is not None:
-                        on_report(report)
+                    if report is not None:
+                        keep(report, job)
                 if failure is None and len(reports) < len(jobs) and stop.is_set:
                     failure = stop.error()
                 if failure is not None:
                     raise failure
-        return [reports[job.shard.index] for job in jobs]
 
 
 def _as_completed(

@@ -8,7 +8,8 @@ from pathlib import Path
 from ..core.cache.result import MergeResult
 from ..core.choices import RunnerName
 from ..core.recipe.recipe import Recipe
-from ..core.steps.merge_run import merge_run
+from ..core.steps.merge_run import run_prepared
+from ..core.steps.prepare_run import prepare_run
 from ..core.steps.read_recipe import read_recipe
 from .fan_out import PrefectMap
 from .prefect_report import PrefectReport
@@ -50,20 +51,30 @@ def merge(
     """
     context = current_context()
     context.on_begin()
-    if time_limit is not None:
+    if time_limit is not None and context.stop.deadline is None:
         context.stop.deadline = time.monotonic() + time_limit
-    recipe = read_recipe(recipe)
-    report = (PrefectReport(),) if context.on_prefect_page else ()
-    return merge_run(
-        recipe,
-        str(destination),
-        store=store,
-        device=device,
-        max_memory=max_memory,
-        workers=workers,
-        overwrite=overwrite,
-        allow_nonfinite=allow_nonfinite,
-        stop=context.stop,
-        listeners=(*context.listeners, *report),
-        map_shards=PrefectMap(runner or recipe.runner.kind, runner_address or recipe.runner.address),
-    )
+    try:
+        recipe = read_recipe(recipe)
+        prepared = context.prepared or prepare_run(
+            recipe,
+            str(destination),
+            store=store,
+            device=device,
+            max_memory=max_memory,
+            workers=workers,
+            overwrite=overwrite,
+            allow_nonfinite=allow_nonfinite,
+        )
+        report = (PrefectReport(context.server),) if context.on_prefect_page else ()
+        context.outcome.result = run_prepared(
+            prepared,
+            stop=context.stop,
+            listeners=(*context.listeners, *report),
+            map_shards=PrefectMap(
+                runner or recipe.runner.kind, runner_address or recipe.runner.address, server=context.server
+            ),
+        )
+    except BaseException as error:
+        context.outcome.error = error
+        raise
+    return context.outcome.result

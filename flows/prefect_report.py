@@ -1,14 +1,12 @@
 """Write what Prefect's pages show of a merge: name, tags, progress, a table of the layers, their spectra, links.
 
-Errors, such as a slow or unreachable server, are logged and never fail a merge.
+A slow or unreachable server never fails a merge, and never delays it by more than one request (`server_health.py`).
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -28,8 +26,7 @@ from ..core.planning.plan import Plan
 from ..core.run import Run
 from ..core.steps.listener import Listener
 from ..core.steps.plot_spectra import plot_spectra
-
-logger = logging.getLogger(__name__)
+from .server_health import ServerHealth
 
 _SECONDS_BETWEEN_UPDATES = 1.0
 _MOST_ROWS = 2000  # more rows would take megabytes in the server's database
@@ -38,7 +35,8 @@ _MOST_ROWS = 2000  # more rows would take megabytes in the server's database
 class PrefectReport(Listener):
     """Writes the artifacts of the current flow run."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: ServerHealth) -> None:
+        self._server = server
         self._progress: UUID | None = None
         self._run: Run | None = None
         self._done = 0
@@ -47,14 +45,13 @@ class PrefectReport(Listener):
 
     def planned(self, run: Run, workers: int) -> None:
         self._run = run
-        self._try(self._name_run, run.plan)
-        to_do = f"{len(run.plan.shards)} shards to do"
-        self._progress = self._try(create_progress_artifact, 0.0, "shards", to_do)
+        self._server.report(self._name_run, run.plan)
+        self._show_progress()
 
     def shard_done(self, report: ShardReport) -> None:
         self._reports.append(report)
         self._done += 1
-        if self._progress is not None and time.monotonic() - self._updated > _SECONDS_BETWEEN_UPDATES:
+        if time.monotonic() - self._updated > _SECONDS_BETWEEN_UPDATES:
             self._updated = time.monotonic()
             self._show_progress()
 
@@ -62,11 +59,13 @@ class PrefectReport(Listener):
         self._show_progress()
 
     def finished(self, result: MergeResult) -> None:
-        self._try(create_table_artifact, self._rows(), "layers", "How each tensor was merged")
-        self._try(create_markdown_artifact, _summary(result), "result", "Location of the result")
-        image = self._try(plot_spectra, self._run)
-        if image is not None:
-            self._try(create_image_artifact, image, "spectra", "Eigenvalues of every layer, largest first")
+        self._server.try_again()
+        report = self._server.report
+        self._show_progress()
+        report(create_table_artifact, self._rows(), "layers", "How each tensor was merged")
+        report(create_markdown_artifact, _summary(result), "result", "Location of the result")
+        if self._server.answers and self._run is not None and (image := self._plot(self._run)) is not None:
+            report(create_image_artifact, image, "spectra", "Eigenvalues of every layer, largest first")
 
     def _name_run(self, plan: Plan) -> None:
         method = str(plan.recipe.get("merge_method"))
@@ -83,10 +82,15 @@ class PrefectReport(Listener):
             )
 
     def _show_progress(self) -> None:
-        if self._progress is not None and self._run is not None:
-            total = len(self._run.plan.shards)
-            text = f"{self._done} of {total} shards"
-            self._try(update_progress_artifact, self._progress, 100.0 * self._done / max(1, total), text)
+        if self._run is None:
+            return
+        total = len(self._run.plan.shards)
+        share, text = 100.0 * self._done / max(1, total), f"{self._done} of {total} shards"
+        if self._progress is None:  # the server did not answer before
+            created = self._server.report(create_progress_artifact, share, "shards", text)
+            self._progress = cast("UUID | None", created)
+        else:
+            self._server.report(update_progress_artifact, self._progress, share, text)
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
@@ -105,11 +109,10 @@ class PrefectReport(Listener):
         return rows[:_MOST_ROWS]
 
     @staticmethod
-    def _try(action: Callable[..., Any], *arguments: Any) -> Any:
+    def _plot(run: Run) -> str | None:
         try:
-            return action(*arguments)
-        except Exception as error:
-            logger.warning("Prefect's page of this run is incomplete: %s", error)
+            return plot_spectra(run)
+        except Exception:  # the picture is no part of the result
             return None
 
 

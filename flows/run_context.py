@@ -10,18 +10,32 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from ..core.cache.result import MergeResult
 from ..core.coordination.stop import StopSignal
 from ..core.steps.listener import Listener
+from ..core.steps.prepare_run import PreparedRun
+from .server_health import ServerHealth
 
 
 def _nothing() -> None:
     return None
 
 
+@dataclass(slots=True)
+class Outcome:
+    """How the body of a flow ended, whatever Prefect makes of it afterwards. Both are None while it has not ended."""
+
+    result: MergeResult | None = None
+    error: BaseException | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class RunContext:
     """Listeners and the stop signal of one run.
 
+    prepared : the run, where the caller has already planned it
+    outcome : set by the flow
+    server : whether the Prefect server answers
     on_prefect_page : write artifacts to the Prefect server; off for an embedded server, which no one opens
     on_begin : called at the beginning of the flow, in its thread. By then Prefect has replaced the caller's handler of
         SIGTERM by its own, which ends the run at any point; the caller may restore the handler here
@@ -29,6 +43,9 @@ class RunContext:
 
     listeners: tuple[Listener, ...] = ()
     stop: StopSignal = field(default_factory=StopSignal)
+    prepared: PreparedRun | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    server: ServerHealth = field(default_factory=ServerHealth)
     on_prefect_page: bool = True
     on_begin: Callable[[], None] = _nothing
 

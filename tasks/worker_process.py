@@ -18,6 +18,18 @@ def silence_senders() -> None:
             logging.getLogger(sender).setLevel(logging.CRITICAL)
 
 
+def remove_terminal_handlers() -> None:
+    """Remove the handlers that Prefect has attached to loggers and that write to the terminal, if its log is silent."""
+    if os.environ.get("PREFECT_LOGGING_LEVEL") != "CRITICAL":
+        return
+    loggers = [logging.root, *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
+    for logger in loggers:
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("prefect."):
+                logger.removeHandler(handler)
+                logger.addHandler(logging.NullHandler())  # otherwise Python prints warnings itself
+
+
 def prepare_worker() -> None:
     """Prepare a worker process of a local cluster.
 
@@ -25,3 +37,4 @@ def prepare_worker() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence_senders()
+    remove_terminal_handlers()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -65,13 +64,7 @@ def prepare_destination(plan: Plan, uri: str, store: Store, *, overwrite: bool) 
     present = list(_objects(store))
     if present and not overwrite and _run_key_in(store, MARKER_NAME) != plan.run_key:
         raise DestinationError(_not_empty(store, uri, present, plan))
-    if store.is_local:
-        probe = f"{_PROBE_PREFIX}{uuid.uuid4().hex}"
-        store.write(probe, b"")
-        store.delete([probe])
-    else:
-        store = store.with_probed_writes(_PROBE_PREFIX)
-    return Destination(uri, store, overwrite)
+    return Destination(uri, store.with_probed_writes(_PROBE_PREFIX), overwrite)
 
 
 def take_destination(destination: Destination, plan: Plan, stop: StopSignal | None = None) -> Claim | None:

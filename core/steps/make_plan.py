@@ -15,6 +15,7 @@ from ..recipe.recipe import Recipe
 from ..storage.checkpoints.file_version import observe_small_file
 from ..storage.checkpoints.list_model import list_model
 from ..storage.checkpoints.model_files import complete_side_files
+from ..storage.reachable import check_reachable
 from ..storage.store import locate_object
 
 _PARALLEL_READS = 16
@@ -48,6 +49,7 @@ def make_plan(
     tokenizer_model = source if source not in (None, "base", "union") else None
     used = [recipe.base_model, *recipe.expert_references, tokenizer_model]
     references = list(dict.fromkeys(reference for reference in used if reference is not None))
+    check_reachable((reference for reference in references if "://" in reference), recipe.storage_options)
 
     def list_reference(reference: str) -> ModelListing:
         return list_model(reference, recipe.storage_options, fingerprint=recipe.fingerprint)

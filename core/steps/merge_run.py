@@ -10,21 +10,21 @@ from ..cache.reports import ShardReport
 from ..cache.result import MergeResult, merge_result
 from ..cache.runs import recorded_run
 from ..cache.spectra.table import write_spectra_table
+from ..choices import RunnerName
 from ..coordination.stop import StopSignal
 from ..coordination.threads import one_thread
-from ..coordination.worker_count import choose_worker_count
-from ..formats.store_folders import DEFAULT_STORE
-from ..output.destination import Destination, prepare_destination
+from ..errors import RecipeError
+from ..output.destination import Destination
 from ..output.file_hashes import FileHashes
 from ..recipe.recipe import Recipe
 from ..run import Run
-from ..storage.store import Store
 from .align_layers import align_layers
 from .assemble import assemble
 from .listener import Listener, notify
-from .make_plan import make_plan
+from .map_in_threads import map_in_threads
 from .merge_shard import merge_shard
-from .open_run import open_run, store_warnings
+from .open_run import store_warnings
+from .prepare_run import PreparedRun, prepare_run
 from .shard_steps import MapShards, map_in_turn
 
 
@@ -59,17 +59,63 @@ def merge_run(
     ------
     EigenmergeError : for every error that a user can correct
     """
-    started = time.monotonic()
-    stop = stop or StopSignal()
-    options = recipe.storage_options
-    max_memory = max_memory or recipe.max_memory
+    prepared = prepare_run(
+        recipe,
+        destination,
+        store=store,
+        device=device,
+        max_memory=max_memory,
+        workers=workers,
+        overwrite=overwrite,
+        allow_nonfinite=allow_nonfinite,
+    )
+    return run_prepared(prepared, stop=stop, listeners=listeners, map_shards=map_shards)
 
-    plan = make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
-    target = prepare_destination(plan, destination, Store(destination, options), overwrite=overwrite)
-    run = open_run(plan, Store(store or recipe.store or DEFAULT_STORE, options), options)
-    count = choose_worker_count(plan, workers or recipe.runner.workers, max_memory, device)
-    notify(listeners, Listener.planned, run, count)
-    return run_plan(run, target, workers=count, stop=stop, listeners=listeners, map_shards=map_shards, started=started)
+
+def run_prepared(
+    prepared: PreparedRun,
+    *,
+    stop: StopSignal | None = None,
+    listeners: Sequence[Listener] = (),
+    map_shards: MapShards = map_in_turn,
+) -> MergeResult:
+    """Compute what `prepare_run` has prepared. Parameters and errors as `merge_run`."""
+    notify(listeners, Listener.planned, prepared.run, prepared.workers)
+    return run_plan(
+        prepared.run,
+        prepared.destination,
+        workers=prepared.workers,
+        stop=stop,
+        listeners=listeners,
+        map_shards=map_shards,
+        started=prepared.started,
+    )
+
+
+def run_in_threads(
+    prepared: PreparedRun,
+    *,
+    runner: RunnerName = "threads",
+    stop: StopSignal | None = None,
+    listeners: Sequence[Listener] = (),
+) -> MergeResult:
+    """Compute a prepared run in `prepared.workers` threads of this process.
+
+    Parameters
+    ----------
+    runner : that the recipe or the user chose
+
+    Raises
+    ------
+    RecipeError : the runner is a cluster
+    EigenmergeError : as `merge_run`
+    """
+    if runner != "threads":
+        raise RecipeError(
+            f"runner {runner!r} works through a Prefect server; set PREFECT_API_URL to one that answers, or choose"
+            " runner 'threads'"
+        )
+    return run_prepared(prepared, stop=stop, listeners=listeners, map_shards=map_in_threads)
 
 
 def run_plan(

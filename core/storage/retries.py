@@ -205,6 +205,8 @@ def _to_store_error(error: Exception, what: str, attempts: int, secrets: tuple[s
         return StoreError(f"{what}: no such bucket; create it or correct the address")
     if code == "NoSuchUpload":
         return StoreError(f"{what}: the unfinished upload was removed, by another process or by the server; resume")
+    if isinstance(error, FileNotFoundError) and what.startswith(("creating ", "writing ")) and code is None:
+        return StoreError(f"{what}: its folder cannot be created ({detail}); choose another location")
     if isinstance(error, FileNotFoundError) or code in {"NoSuchKey", "404"} or status == 404:
         return ObjectNotFoundError(f"{what}: no such object")
     if isinstance(error, PermissionError) or code in _DENIED_CODES or status in {401, 403} or number == errno.EROFS:

@@ -106,13 +106,13 @@ class Store:
     def with_probed_writes(self, prefix: str = PROBES) -> Store:
         """Return this store, with `conditional_writes` off if the server ignores If-None-Match.
 
-        A local disk creates files exclusively and needs no probe.
+        Writes, lists and deletes one small object, because a run needs these permissions only after hours of work.
 
         Raises
         ------
-        StoreError : the store is not writable
+        StoreError : the store does not allow one of these; the message names it
         """
-        if self.is_local or self.probe_conditional_writes(prefix):
+        if self.probe_conditional_writes(prefix):
             return self
         return Store(self._uri, self._options, conditional_writes=False, retry=self._retry)
 
@@ -268,21 +268,36 @@ class Store:
             return self.backend.remove_abandoned(older_than_seconds, self.request_runner(""))
 
     def probe_conditional_writes(self, prefix: str = PROBES) -> bool:
-        """Return whether `create` is exclusive on this server. Also checks that the store is writable.
+        """Return whether `create` is exclusive on this server. Also checks that objects can be listed and deleted.
 
         Three of six S3-compatible servers that were tried ignore If-None-Match and overwrite. Callers warn and continue
         with `Store(..., conditional_writes=False)`, which is safe because keys are hashes of the content.
         """
         key = f"{prefix}{uuid.uuid4().hex}"
+        folder = prefix if prefix.endswith("/") else ""
         try:
-            return self.create(key, b"first") and not self.create(key, b"second")
-        except StoreError as error:
-            if "NotImplemented" in str(error) or "not implemented" in str(error).lower():
-                return False  # servers that refuse the header instead of ignoring it
-            raise
-        finally:
+            exclusive = self._creates_exclusively(key)
+            next(iter(self.list(folder, recursive=False)), None)
+        except StoreError:
             with contextlib.suppress(StoreError):
                 self.delete([key])
+            raise
+        try:
+            self.delete([key])
+        except StoreError as error:
+            raise StoreError(
+                f"{self.display(key)}: the probe was written and cannot be deleted, which a merge has to do ({error})"
+            ) from None
+        return exclusive
+
+    def _creates_exclusively(self, key: str) -> bool:
+        try:
+            return self.create(key, b"first") and (self.is_local or not self.create(key, b"second"))
+        except StoreError as error:
+            if "NotImplemented" not in str(error) and "not implemented" not in str(error).lower():
+                raise
+            self.write(key, b"first")  # servers that refuse the header instead of ignoring it
+            return False
 
     def request_runner(self, key: str) -> RequestRunner:
         """Return a function that runs single requests with retries, for operations that take several requests."""

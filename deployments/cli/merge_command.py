@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -60,6 +61,10 @@ def merge(
         float | None,
         typer.Option("--time-limit", min=0, metavar="SECONDS", help="Stop after this time; the same command resumes."),
     ] = None,
+    no_prefect: Annotated[
+        bool,
+        typer.Option("--no-prefect", help="Compute in threads of this process, without a Prefect server."),
+    ] = False,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the log of Prefect as well.")] = False,
@@ -68,59 +73,59 @@ def merge(
     import os
 
     from ...core.coordination.stop import StopSignal
+    from ...core.steps.prepare_run import prepare_run
     from ...core.steps.read_recipe import read_recipe
 
     stop = StopSignal()
     stop_on_signals(stop)  # importing and starting Prefect takes seconds
+    if time_limit is not None:
+        stop.deadline = time.monotonic() + time_limit
     if verbose:
         os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
     check_addresses(OUT=destination, store=store)
     loaded = read_recipe(recipe)
-    budget = parse_size(max_memory)
-
+    # Before Prefect is imported and its server awaited: errors come first.
+    prepared = prepare_run(
+        loaded,
+        destination,
+        store=store,
+        device=device,
+        max_memory=parse_size(max_memory),
+        workers=workers,
+        overwrite=overwrite,
+        allow_nonfinite=allow_nonfinite,
+    )
     stop.check()
 
-    from ..embedded_server import EmbeddedServer, prefect_api
-    from ..prefect_settings import quiet_prefect
+    from ..reported_merge import reported_merge
+    from .progress import make_listener
 
-    quiet_prefect()
-    # The server starts while Prefect is imported. A server that the user configured is used instead.
-    server = None if os.environ.get("PREFECT_API_URL") else EmbeddedServer()
+    parameters = {
+        "recipe": loaded,
+        "destination": destination,
+        "store": store,
+        "device": device,
+        "max_memory": parse_size(max_memory),
+        "workers": workers,
+        "runner": runner,
+        "runner_address": runner_address,
+        "overwrite": overwrite,
+        "allow_nonfinite": allow_nonfinite,
+        "time_limit": time_limit,
+    }
+    listener = make_listener(quiet=quiet or as_json, terminal=sys.stderr.isatty())
     try:
-        from prefect.exceptions import TerminationSignal
-
-        from ...flows import merge as merge_flow
-        from ...flows.run_context import RUN_CONTEXT, RunContext
-        from .progress import make_listener
-
-        listener = make_listener(quiet=quiet or as_json, terminal=sys.stderr.isatty())
-        context = RunContext((listener,), stop, on_prefect_page=server is None, on_begin=partial(stop_on_signals, stop))
-        token = RUN_CONTEXT.set(context)
-        try:
-            stop.check()
-            with prefect_api(server):
-                result = merge_flow(
-                    loaded,
-                    destination,
-                    store=store,
-                    device=device,
-                    max_memory=budget,
-                    workers=workers,
-                    runner=runner,
-                    runner_address=runner_address,
-                    overwrite=overwrite,
-                    allow_nonfinite=allow_nonfinite,
-                    time_limit=time_limit,
-                )
-        except TerminationSignal:  # SIGTERM before the flow began, while the handler of Prefect was set
-            stop.stop("SIGTERM")
-            raise stop.error() from None
-        finally:
-            RUN_CONTEXT.reset(token)
-            listener.close()
+        result = reported_merge(
+            prepared,
+            parameters,
+            runner=runner or loaded.runner.kind,
+            listeners=(listener,),
+            stop=stop,
+            on_begin=partial(stop_on_signals, stop),
+            use_prefect=not no_prefect,
+        )
     finally:
-        if server is not None:
-            server.close()
+        listener.close()
     if as_json:
         print(json.dumps(result.to_dict()))
     elif not quiet:

@@ -3,7 +3,7 @@
     import eigenmerge
 
     plan = eigenmerge.plan("recipe.yml")                  # large models are not read
-    result = eigenmerge.merge("recipe.yml", "merged")     # the Prefect flow
+    result = eigenmerge.merge("recipe.yml", "merged")     # with Prefect, if it is there
     check = eigenmerge.verify("merged")
     delta = eigenmerge.merge_task_vectors([v1, v2, v3], method="swudi_a")
 

@@ -40,6 +40,6 @@ from .core.steps.verify_checkpoint import Verification as Verification
 from .core.storage.store import Store as Store
 from .deployments.python_calls import plan as plan
 from .deployments.python_calls import verify as verify
-from .flows import merge as merge
+from .deployments.python_merge import merge as merge
 
 __version__: str

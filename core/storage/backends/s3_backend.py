@@ -19,6 +19,7 @@ from .s3_writer import S3Writer
 
 _DELETE_BATCH = 1000  # limit of the API
 _CONNECTIONS = 32
+_CONNECT_SECONDS = 5  # botocore waits a minute; a lost connection is retried by `retries.py`
 _WRITER_ID = "eigenmerge-writer"  # metadata of objects that `create` writes
 
 
@@ -211,6 +212,7 @@ def _s3fs_options(options: Mapping[str, object]) -> dict[str, Any]:
     config: dict[str, Any] = dict(chosen.pop("config_kwargs", None) or {})
     config["retries"] = {"total_max_attempts": 1, "mode": "standard"}
     config.setdefault("max_pool_connections", _CONNECTIONS)
+    config.setdefault("connect_timeout", _CONNECT_SECONDS)
     return {**chosen, "client_kwargs": client, "config_kwargs": config, "use_listings_cache": False}
 
 

@@ -1,0 +1,57 @@
+"""Prepare a run: plan, check destination and store, choose the number of workers. Finds every error that needs no weights."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from ..coordination.worker_count import choose_worker_count
+from ..formats.store_folders import DEFAULT_STORE
+from ..output.destination import Destination, prepare_destination
+from ..recipe.recipe import Recipe
+from ..run import Run
+from ..storage.reachable import check_reachable
+from ..storage.store import Store
+from .make_plan import make_plan
+from .open_run import open_run
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRun:
+    """A run whose plan is valid and whose destination and store can be written; no weight has been read.
+
+    workers : shards to compute at the same time
+    started : `time.monotonic()` at the beginning of the run
+    """
+
+    run: Run
+    destination: Destination
+    workers: int
+    started: float = field(default_factory=time.monotonic)
+
+
+def prepare_run(
+    recipe: Recipe,
+    destination: str,
+    *,
+    store: str | None = None,
+    device: str = "cpu",
+    max_memory: int | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+) -> PreparedRun:
+    """Plan a merge and check the places that it writes to. Parameters and errors as `merge_run`.
+
+    Does not import torch for device "cpu", nor Prefect: a command that fails here has not waited for either.
+    """
+    started = time.monotonic()
+    options = recipe.storage_options
+    max_memory = max_memory or recipe.max_memory
+    place = store or recipe.store or DEFAULT_STORE
+    check_reachable([destination, place], options)
+    plan = make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
+    target = prepare_destination(plan, destination, Store(destination, options), overwrite=overwrite)
+    run = open_run(plan, Store(place, options), options)
+    count = choose_worker_count(plan, workers or recipe.runner.workers, max_memory, device)
+    return PreparedRun(run, target, count, started)

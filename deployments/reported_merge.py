@@ -1,0 +1,117 @@
+"""Run a prepared merge: with the user's Prefect server, else with an embedded one, else without Prefect."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..core.choices import RunnerName
+from ..core.coordination.stop import StopSignal
+from ..core.errors import EigenmergeError, one_line
+from ..core.steps.listener import Listener
+from ..core.steps.prepare_run import PreparedRun
+from .embedded_server import EmbeddedServer, check_listens, configured_api, prefect_api, start_embedded_server
+from .prefect_settings import keep_terminal_clean, quiet_prefect
+
+if TYPE_CHECKING:
+    from ..core.cache.result import MergeResult
+
+_PATIENCE_SECONDS = 10.0
+
+
+def _nothing() -> None:
+    return None
+
+
+def reported_merge(
+    prepared: PreparedRun,
+    parameters: Mapping[str, Any],
+    *,
+    runner: RunnerName,
+    listeners: Sequence[Listener] = (),
+    stop: StopSignal | None = None,
+    on_begin: Callable[[], None] = _nothing,
+    use_prefect: bool = True,
+    server: EmbeddedServer | None = None,
+    quiet: bool = True,
+) -> MergeResult:
+    """Compute a run that is planned, and report it to a Prefect server if there is one.
+
+    A server that the user has configured must answer. An embedded server is a convenience: where it cannot start, for
+    example without a writable home, the run is computed without Prefect and its result has a warning.
+
+    Parameters
+    ----------
+    parameters : of the flow "merge"
+    runner : where the shards are computed, by the parameters or else the recipe
+    on_begin : called at the beginning of the flow (`flows.run_context.RunContext`)
+    server : an embedded server to use, which is not closed; None starts one where none is configured
+    quiet : keep Prefect's log from the terminal, and its telemetry off
+
+    Raises
+    ------
+    DeployError : the server that the user configured does not answer
+    EigenmergeError : for every error that a user can correct
+    """
+    stop = stop or StopSignal()
+    unavailable = ""
+    if use_prefect:
+        with contextlib.ExitStack() as stack:
+            if quiet:
+                quiet_prefect()
+            try:
+                api_url = "" if server is not None else configured_api()
+                is_ours = not api_url
+                if api_url:
+                    check_listens(api_url)
+                elif server is None:
+                    server = stack.enter_context(start_embedded_server())
+                if quiet:
+                    keep_terminal_clean()
+                merge = _import_flow()
+                stack.enter_context(prefect_api(server))
+            except EigenmergeError:
+                raise
+            except Exception as error:  # Prefect cannot be imported, or its server cannot start
+                unavailable = one_line(error) or type(error).__name__
+            else:
+                return merge(prepared, parameters, runner, listeners, stop, on_begin, not is_ours)
+    from ..core.steps.merge_run import run_in_threads
+
+    result = run_in_threads(prepared, runner=runner, stop=stop, listeners=listeners)
+    if not unavailable:
+        return result
+    warning = f"computed without Prefect, which could not be started ({unavailable[:300]}); --no-prefect skips it"
+    return replace(result, warnings=(*result.warnings, warning))
+
+
+def _import_flow() -> Callable[..., MergeResult]:
+    from prefect.exceptions import TerminationSignal
+
+    from ..flows.merge_with_reports import merge_with_reports
+    from ..flows.run_context import RunContext
+    from ..flows.server_health import end_senders
+
+    def run(  # the parameters of `reported_merge`
+        prepared: PreparedRun,
+        parameters: Mapping[str, Any],
+        runner: RunnerName,
+        listeners: Sequence[Listener],
+        stop: StopSignal,
+        on_begin: Callable[[], None],
+        on_prefect_page: bool,
+    ) -> MergeResult:
+        context = RunContext(tuple(listeners), stop, on_prefect_page=on_prefect_page, on_begin=on_begin)
+        try:
+            stop.check()
+            return merge_with_reports(prepared, context, parameters, runner)
+        except TerminationSignal:  # SIGTERM before the flow began, while the handler of Prefect was set
+            stop.stop("SIGTERM")
+            raise stop.error() from None
+        finally:
+            # An embedded server ends now, and nobody reads its events.
+            end_senders(_PATIENCE_SECONDS if on_prefect_page and not context.server.failure else 0)
+
+    return run
