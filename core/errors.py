@@ -17,9 +17,13 @@ def one_line(error: BaseException) -> str:
 
 
 class EigenmergeError(Exception):
-    """Base class of all errors that a user can cause or fix."""
+    """Base class of all errors that a user can cause or fix.
+
+    source : address of the input file in which the cause was found, where that is known; "" otherwise
+    """
 
     exit_code = 1
+    source = ""
 
 
 class RecipeError(EigenmergeError, ValueError):

@@ -7,9 +7,28 @@ from prefect.client.orchestration import get_client
 from prefect.events import Event, Resource
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from ..core.errors import DeployError
+from ..core.errors import DeployError, suggestion
+from ..core.publishing.expert_registry import list_folders
+from ..core.storage.reachable import check_reachable
+from ..core.storage.store import Store
 
 EXPERT_REGISTERED = "eigenmerge.expert.registered"
+
+
+def check_registered(registry: str, name: str) -> None:
+    """Check that the registry has a folder of this name.
+
+    Raises
+    ------
+    DeployError : no such folder
+    StoreError : the registry cannot be listed
+    """
+    check_reachable([registry])
+    known = list_folders(Store(registry))
+    if name not in known:
+        raise DeployError(
+            f"{registry} has no expert {name!r}{suggestion(name, known)}; upload it before it is announced"
+        )
 
 
 def announce_expert(registry: str, name: str, *, api_url: str) -> None:

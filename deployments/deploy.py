@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..core.errors import DeployError, suggestion
+from .dead_runs import apply_watch
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -33,6 +34,7 @@ class DeployOptions:
     store : directory or URI that keeps spectra and parts; every worker must reach it
     image : versioned image of the containers; None for a process pool
     recipe, registry, publish : of the nightly merge; all three or none of them
+    keep : number of published merges that the nightly merge keeps; None keeps all
     pool : name of the work pool; None: eigenmerge-<target>
     limit : maximum number of flow runs of this pool at the same time; None keeps an existing pool's limit, and is 1 for
         a new pool
@@ -46,6 +48,7 @@ class DeployOptions:
     recipe: str | None = None
     registry: str | None = None
     publish: str | None = None
+    keep: int | None = None
     pool: str | None = None
     limit: int | None = None
     cron: str | None = None
@@ -82,6 +85,8 @@ def deployment_settings(target: Target, options: DeployOptions) -> list[dict[str
         }
         if options.cron is not None and settings.get("schedules"):
             settings["schedules"] = [{**settings["schedules"][0], "cron": options.cron}]
+        if kind == "nightly" and options.keep is not None:
+            settings["parameters"] = {**settings["parameters"], "keep": options.keep}
         chosen.append(settings)
     return chosen
 
@@ -104,6 +109,7 @@ def deploy(target: Target, options: DeployOptions, *, api_url: str) -> str:
             with get_client(sync_client=True) as client:
                 pool = settings[0]["work_pool"]["name"]
                 pool_line = _apply_pool(client, target, replace(options, pool=pool))
+                apply_watch(client)
             names = [_apply_deployment(entry) for entry in settings]
         except httpx.ConnectError as error:
             raise DeployError(

@@ -89,15 +89,16 @@ class PrefectMap:
     ) -> None:
         """Compute the jobs in Prefect tasks. `keep` adds to `reports` what is finished, also before an error."""
         failure: BaseException | None = None
+        shards = stop.child()
         common: dict[str, Any] = {}
         if self.runner == "threads":
-            common |= {"stop": quote(stop), "on_tensor": quote(on_tensor) if on_tensor is not None else None}
+            common |= {"stop": quote(shards), "on_tensor": quote(on_tensor) if on_tensor is not None else None}
         device = jobs[0].settings.device
         with make_runner(self.runner, workers=workers, address=self.address, device=device) as runner:
             for wait in (False, True):
                 order = schedule_order([job.shard for job in jobs])
                 left = [jobs[position] for position in order if jobs[position].shard.index not in reports]
-                for job, future in _as_completed(runner, task, left, common | {"wait": wait}, stop):
+                for job, future in _as_completed(runner, task, left, common | {"wait": wait}, shards):
                     try:
                         report = future.result()
                     except Exception as error:
@@ -105,7 +106,7 @@ class PrefectMap:
                             raise
                         if failure is None:
                             failure = stop.error() if stop.is_set else runner.explain(error) or error
-                            stop.stop("an error in another shard")
+                            shards.stop("an error in another shard")
                         continue
                     if report is not None:
                         keep(report, job)

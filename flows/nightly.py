@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from typing import Any
 
+from prefect import State
+from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
+from prefect.states import Completed
 
 from ..core.cache.result import MergeResult
 from ..core.choices import RunnerName
-from ..core.publishing.expert_registry import scan_registry
-from ..core.publishing.publication import (
-    MergeInputs,
-    Publication,
-    UpdateOutcome,
-    decide_update,
-    folder_name,
-    read_publication,
-    write_publication,
-)
-from ..core.publishing.scheduled_recipe import complete_recipe, template_digest
+from ..core.planning.plan import Plan
+from ..core.recipe.recipe import Recipe
+from ..core.steps.prepare_run import prepare_run
 from ..core.steps.read_recipe import read_recipe_mapping
-from ..core.storage.checkpoints.list_model import list_model
-from ..core.storage.store import Store
-from .merge import merge
+from ..core.steps.scheduled_merge import NightlyResult, Schedule, scheduled_merge
+from .merge_with_reports import merge_with_reports
+from .queued_runs import cancel_queued_runs
 from .recorded_flow import recorded_flow
+from .run_context import RunContext
+from .server_health import ServerHealth
 
-
-@dataclass(frozen=True, slots=True)
-class NightlyResult:
-    """The result of a scheduled run.
-
-    destination : what is published after the run; None if nothing is
-    merged : the result of the merge; None if nothing had changed
-    """
-
-    outcome: UpdateOutcome
-    reason: str
-    destination: str | None
-    merged: MergeResult | None
+#: Name of the final state of a run that left experts out, for automations.
+WITH_SKIPPED = "CompletedWithSkippedExperts"
 
 
 @recorded_flow(name="nightly", flow_run_name="nightly merge of {registry}")
@@ -54,8 +38,13 @@ def nightly(
     workers: int | None = None,
     runner: RunnerName | None = None,
     runner_address: str | None = None,
-) -> NightlyResult:
+    keep: int | None = None,
+    strict: bool = False,
+) -> NightlyResult | State[NightlyResult]:
     """Merge the registered experts if anything changed since the last published merge.
+
+    A run that leaves out an expert ends in the state `CompletedWithSkippedExperts`, whose message names them. Calling
+    the flow returns a NightlyResult in any case.
 
     Parameters
     ----------
@@ -63,45 +52,35 @@ def nightly(
     registry : prefix with one folder per expert
     publish : prefix that receives a dated folder per merge and the pointer `latest.json`
     store, device, max_memory, workers, runner, runner_address : as for `merge`
+    keep : number of published merges to keep; None keeps all
+    strict : fail where an expert cannot be merged, instead of leaving it out
     """
+    server = ServerHealth()
     log = get_run_logger()
-    template = read_recipe_mapping(recipe)
-    options = template.get("storage_options")
-    scan = scan_registry(Store(registry, options), options)
-    for name, reason in scan.skipped.items():
-        log.warning("skipped %s: %s", name, reason)
-    if not scan.experts:
-        return NightlyResult("nothing new", "no expert is registered", None, None)
+    server.report(cancel_queued_runs)
 
-    completed = complete_recipe(template, scan)
-    published = Store(publish, options)
-    last = read_publication(published)
-    inputs = MergeInputs(
-        recipe=template_digest(template, completed),
-        base=list_model(completed.base_model, options).fingerprint if completed.base_model else "",
-        version=version("eigenmerge"),
-        experts=scan.fingerprints,
-    )
-    decision = decide_update(inputs, last)
-    log.info("%s: %s", decision.outcome, decision.reason)
-    place = publish.rstrip("/")
-    if decision.outcome == "nothing new":
-        assert last is not None
-        return NightlyResult(decision.outcome, decision.reason, f"{place}/{last.folder}", None)
+    def merge(completed: Recipe, destination: str, plan: Plan) -> MergeResult:
+        # overwrite: the folder is named after its inputs, so a killed run can only have left the same merge
+        places: dict[str, Any] = {"store": store, "device": device, "max_memory": max_memory, "workers": workers}
+        prepared = prepare_run(completed, destination, overwrite=True, plan=plan, **places)
+        parameters = {
+            "recipe": completed,
+            "destination": destination,
+            "runner": runner,
+            "runner_address": runner_address,
+            "overwrite": True,
+            **places,
+        }
+        kind = runner or completed.runner.kind
+        return merge_with_reports(prepared, RunContext(server=server), parameters, kind)
 
-    folder = folder_name(datetime.now(UTC), inputs)
-    destination = f"{place}/{folder}"
-    # overwrite: the folder is named after its inputs, so a killed run can only have left the same merge
-    merged = merge(
-        completed,
-        destination,
-        store=store,
-        device=device,
-        max_memory=max_memory,
-        workers=workers,
-        runner=runner,
-        runner_address=runner_address,
-        overwrite=True,
+    schedule = Schedule(
+        read_recipe_mapping(recipe), registry, publish, device=device, max_memory=max_memory, keep=keep, strict=strict
     )
-    write_publication(published, Publication(folder, inputs))
-    return NightlyResult(decision.outcome, decision.reason, destination, merged)
+    result = scheduled_merge(schedule, merge, log.info)
+    if not result.skipped:
+        return result
+    rows = [{"expert": name, "reason": reason} for name, reason in result.skipped.items()]
+    server.report(create_table_artifact, rows, "skipped-experts", "Registered experts that are not in the result")
+    message = "; ".join(f"skipped {name}: {reason}" for name, reason in result.skipped.items())
+    return Completed(name=WITH_SKIPPED, message=message[:2000], data=result)

@@ -15,10 +15,12 @@ class StopSignal:
 
     deadline : on the clock of `time.monotonic`, in seconds, or None
     reason : of the first `stop`, for the error message
+    parent : stops this signal too
     """
 
     deadline: float | None = None
     reason: str = ""
+    parent: StopSignal | None = field(default=None, repr=False)
     _event: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def stop(self, reason: str) -> None:
@@ -30,7 +32,13 @@ class StopSignal:
     def is_set(self) -> bool:
         if not self._event.is_set() and self.deadline is not None and time.monotonic() > self.deadline:
             self.stop("its time limit")
+        if not self._event.is_set() and self.parent is not None and self.parent.is_set:
+            self.stop(self.parent.reason)
         return self._event.is_set()
+
+    def child(self) -> StopSignal:
+        """Return a signal that this one stops, and that does not stop this one: for a part of a run that may fail."""
+        return StopSignal(parent=self)
 
     def check(self) -> None:
         """Raise InterruptedRunError if the run has to stop."""

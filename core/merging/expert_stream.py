@@ -245,10 +245,12 @@ class ExpertStream:
         if tensor.numel() and not bool(torch.isfinite(tensor.sum())):
             bad = int(tensor.numel() - torch.isfinite(tensor).sum())
             if bad:
-                raise NonFiniteError(
+                error = NonFiniteError(
                     f"{source.uri}: tensor {self.tensor.name!r} has {bad} NaN or Inf among {tensor.numel()} values;"
                     " remove this expert, or pass --allow-nonfinite to keep the base's tensor there"
                 )
+                error.source = source.uri
+                raise error
         return tensor
 
 

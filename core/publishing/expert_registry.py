@@ -7,12 +7,12 @@ removed is found by the next scan.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import EigenmergeError, one_line
 from ..storage.checkpoints.list_model import list_model
 from ..storage.store import Store
 
@@ -42,6 +42,15 @@ class RegistryScan:
     experts: tuple[RegisteredExpert, ...]
     skipped: Mapping[str, str]
 
+    def without(self, names: Collection[str]) -> RegistryScan:
+        """Return the scan without these experts."""
+        kept = tuple(expert for expert in self.experts if expert.name not in names)
+        return replace(self, experts=kept)
+
+    def owner_of(self, uri: str) -> str | None:
+        """Return the name of the expert to which a file belongs."""
+        return next((one.name for one in self.experts if uri.startswith(one.uri.rstrip("/") + "/")), None)
+
     @property
     def fingerprints(self) -> dict[str, str]:
         return {expert.name: expert.fingerprint for expert in self.experts}
@@ -64,7 +73,7 @@ def scan_registry(registry: Store, storage_options: Mapping[str, Any] | None = N
     ------
     StoreError : the registry cannot be listed
     """
-    folders = _list_folders(registry)
+    folders = list_folders(registry)
     skipped = {
         name: "its name may contain letters, digits, '.', '_' and '-' only; rename the folder"
         for name in folders
@@ -76,8 +85,10 @@ def scan_registry(registry: Store, storage_options: Mapping[str, Any] | None = N
         uri = registry.uri(name)
         try:
             return RegisteredExpert(name, uri, list_model(uri, storage_options).fingerprint)
-        except CheckpointError as error:
+        except EigenmergeError as error:
             return str(error)
+        except Exception as error:  # one expert must not cost the night, whatever its files hold
+            return f"cannot be listed ({type(error).__name__}: {one_line(error)[:200]})"
 
     with ThreadPoolExecutor(_PARALLEL_EXPERTS, thread_name_prefix="registry") as pool:
         listed = dict(zip(names, pool.map(list_expert, names), strict=True))
@@ -86,6 +97,7 @@ def scan_registry(registry: Store, storage_options: Mapping[str, Any] | None = N
     return RegistryScan(registry.root_uri, experts, dict(sorted(skipped.items())))
 
 
-def _list_folders(store: Store) -> list[str]:
+def list_folders(store: Store) -> list[str]:
+    """Return the names of the folders of a registry, sorted, without hidden ones (".x", "_x")."""
     names = {info.key.partition("/")[0] for info in store.list("") if "/" in info.key}
     return sorted(name for name in names if not name.startswith((".", "_")))

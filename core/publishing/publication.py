@@ -10,8 +10,8 @@ complete checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from ..storage.store import Store
 LATEST = "latest.json"
 _LAYOUT = 1
 
-UpdateOutcome = Literal["nothing new", "incremental", "full"]
+UpdateOutcome = Literal["nothing new", "incremental", "full", "superseded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +33,53 @@ class MergeInputs:
     recipe : `template_digest`, which leaves the registered experts out
     base : fingerprint of the base model, "" without one
     version : of eigenmerge, because another version may compute other numbers
-    experts : fingerprint of each registered expert, by name
+    experts : fingerprint of each registered expert that is merged, by name
+    run_key : of the plan, and with it everything else that decides the numbers: experts that the template names, the
+        vocabularies, the layout of the files
+    side_files : hash of the files beside the weights, such as the tokenizer, its template and the configuration
     """
 
     recipe: str
     base: str
     version: str
     experts: Mapping[str, str]
+    run_key: str = ""
+    side_files: str = ""
 
     @property
     def digest(self) -> str:
-        return hash_json([self.recipe, self.base, self.version, dict(self.experts)])
+        return hash_json([self.recipe, self.base, self.version, dict(self.experts), self.run_key, self.side_files])
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedExpert:
+    """An expert that is registered and not merged.
+
+    fingerprint : of its weights, "" where they could not be listed
+    found_in_weights : the cause was found when weights were read; with the same weights it is not tried again
+    """
+
+    reason: str
+    fingerprint: str = ""
+    found_in_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """Content of `latest.json`."""
+    """Content of `latest.json`.
+
+    sequence : number of the run that published, in the order in which runs looked at the registry
+    skipped : experts that were registered and could not be merged
+    etags : version of each file of the folder, by name, to notice later changes; empty where it is not known
+    history : folders published so far, the newest first, as far as they are kept
+    """
 
     folder: str
     inputs: MergeInputs
+    sequence: int = 0
+    skipped: Mapping[str, SkippedExpert] = field(default_factory=dict[str, SkippedExpert])
+    etags: Mapping[str, str] = field(default_factory=dict[str, str])
+    history: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +97,13 @@ class UpdateDecision:
     removed: tuple[str, ...] = ()
 
 
-def decide_update(now: MergeInputs, last: Publication | None) -> UpdateDecision:
-    """Compare the inputs with those of the last publication."""
+def decide_update(now: MergeInputs, last: Publication | None, damage: str = "") -> UpdateDecision:
+    """Compare the inputs with those of the last publication.
+
+    Parameters
+    ----------
+    damage : what is wrong with the published folder; "" if nothing is
+    """
     if not now.experts:
         return UpdateDecision("nothing new", "no expert is registered")
     if last is None:
@@ -89,8 +122,14 @@ def decide_update(now: MergeInputs, last: Publication | None) -> UpdateDecision:
     if causes:
         causes += [f"added {_join_names(added)}"] if added else []
         return UpdateDecision("full", "; ".join(causes), added, changed, removed)
+    if damage:
+        return UpdateDecision("full", damage, added)
     if added:
         return UpdateDecision("incremental", f"added {_join_names(added)}", added)
+    if now.side_files != last.inputs.side_files:
+        return UpdateDecision("full", "the tokenizer, its template or another file beside the weights changed")
+    if now.run_key != last.inputs.run_key:
+        return UpdateDecision("full", "an expert that the recipe names, or the layout of the files, changed")
     return UpdateDecision("nothing new", f"the {len(before)} experts of {last.folder}")
 
 
@@ -108,16 +147,68 @@ def read_publication(store: Store) -> Publication | None:
 
     Raises
     ------
-    CorruptObjectError : latest.json was not written by `write_publication`, or is damaged
+    CorruptObjectError : latest.json was not written by `publish`, or is damaged
     """
+    content = _read_latest(store)
+    return None if content is None else _parse(content, store)
+
+
+def publish(store: Store, publication: Publication) -> Publication | None:
+    """Replace latest.json, unless a run that looked at the registry later has published already.
+
+    Two runs may publish at the same time: each replaces only the pointer that it has read.
+
+    Returns
+    -------
+    Publication or None
+        None : published. Otherwise what the later run published, which stays
+
+    Raises
+    ------
+    CorruptObjectError : as `read_publication`
+    """
+    data = _encode(publication)
+    while True:
+        content = _read_latest(store)
+        if content is None:
+            if store.create(LATEST, data):
+                return None
+            continue
+        if content == data:  # an attempt before succeeded, and its response was lost
+            return None
+        current = _parse(content, store)
+        if current.sequence > publication.sequence:
+            return current
+        kept = tuple(folder for folder in current.history if folder not in publication.history)
+        data = _encode(replace(publication, history=publication.history + kept))
+        if content == data or store.replace(LATEST, data, content):
+            return None
+
+
+def forget_folders(store: Store, folders: Collection[str]) -> None:
+    """Take folders that were deleted out of the history of latest.json."""
+    while True:
+        content = _read_latest(store)
+        if content is None:
+            return
+        current = _parse(content, store)
+        left = tuple(folder for folder in current.history if folder not in folders)
+        if left == current.history or store.replace(LATEST, _encode(replace(current, history=left)), content):
+            return
+
+
+def _read_latest(store: Store) -> bytes | None:
     try:
-        content = store.read(LATEST)
+        return store.read(LATEST)
     except ObjectNotFoundError:
         return None
+
+
+def _parse(content: bytes, store: Store) -> Publication:
     try:
         data = parse_json_object(content, store.display(LATEST), LONGEST_INDEX_BYTES)
         return _parse_publication(data)
-    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+    except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptObjectError(
             f"{store.display(LATEST)}: was not written by eigenmerge ({error}); delete it to publish again"
         ) from None
@@ -126,19 +217,52 @@ def read_publication(store: Store) -> Publication | None:
 def _parse_publication(data: Mapping[str, Any]) -> Publication:
     if data["layout"] != _LAYOUT:
         raise ValueError(f"layout {data['layout']!r}, expected {_LAYOUT}")
-    experts = {str(name): str(fingerprint) for name, fingerprint in dict(data["experts"]).items()}
-    inputs = MergeInputs(str(data["recipe"]), str(data["base"]), str(data["version"]), experts)
-    return Publication(str(data["folder"]), inputs)
+    inputs = MergeInputs(
+        recipe=str(data["recipe"]),
+        base=str(data["base"]),
+        version=str(data["version"]),
+        experts=_texts(data["experts"]),
+        run_key=str(data.get("run_key", "")),  # "" in pointers of earlier versions
+        side_files=str(data.get("side_files", "")),
+    )
+    skipped = {
+        str(name): SkippedExpert(str(entry["reason"]), str(entry["fingerprint"]), bool(entry["found_in_weights"]))
+        for name, entry in dict(data.get("skipped", {})).items()
+    }
+    return Publication(
+        folder=_folder(data["folder"]),
+        inputs=inputs,
+        sequence=int(data.get("sequence", 0)),
+        skipped=skipped,
+        etags=_texts(data.get("etags", {})),
+        history=tuple(_folder(name) for name in data.get("history", [data["folder"]])),
+    )
 
 
-def write_publication(store: Store, publication: Publication) -> None:
-    """Replace latest.json."""
+def _texts(value: Any) -> dict[str, str]:
+    return {str(name): str(text) for name, text in dict(value).items()}
+
+
+def _folder(value: object) -> str:
+    if not isinstance(value, str) or not value or "/" in value or value in (".", ".."):
+        raise ValueError(f"{value!r} is not the name of a folder")
+    return value
+
+
+def _encode(publication: Publication) -> bytes:
+    inputs = publication.inputs
     content = {
         "layout": _LAYOUT,
         "folder": publication.folder,
-        "recipe": publication.inputs.recipe,
-        "base": publication.inputs.base,
-        "version": publication.inputs.version,
-        "experts": dict(sorted(publication.inputs.experts.items())),
+        "recipe": inputs.recipe,
+        "base": inputs.base,
+        "version": inputs.version,
+        "experts": dict(sorted(inputs.experts.items())),
+        "run_key": inputs.run_key,
+        "side_files": inputs.side_files,
+        "sequence": publication.sequence,
+        "skipped": {name: asdict(entry) for name, entry in sorted(publication.skipped.items())},
+        "etags": dict(sorted(publication.etags.items())),
+        "history": list(publication.history),
     }
-    store.write(LATEST, (json.dumps(content, indent=2) + "\n").encode())
+    return (json.dumps(content, indent=2) + "\n").encode()

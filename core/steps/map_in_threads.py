@@ -31,12 +31,13 @@ def map_in_threads(
     """
     reports: dict[int, ReportT] = {}
     failure: BaseException | None = None
+    shards = stop.child()
 
     def compute(job: ShardJob, wait: bool) -> ReportT | None:
-        if stop.is_set:
+        if shards.is_set:
             return None
         try:
-            return step(job, stop=stop, on_tensor=on_tensor, wait=wait)
+            return step(job, stop=shards, on_tensor=on_tensor, wait=wait)
         except ClaimedElsewhere:
             return None
 
@@ -51,7 +52,7 @@ def map_in_threads(
                 except Exception as error:
                     if failure is None:
                         failure = stop.error() if stop.is_set else error
-                        stop.stop("an error in another shard")
+                        shards.stop("an error in another shard")
                     continue
                 if report is None:
                     continue

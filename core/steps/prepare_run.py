@@ -1,4 +1,4 @@
-"""Prepare a run: plan, check destination and store, choose the number of workers. Finds every error that needs no weights."""
+"""Prepare a run: plan, probe destination and store. Finds every error that can be found without weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..coordination.worker_count import choose_worker_count
 from ..formats.store_folders import DEFAULT_STORE
 from ..output.destination import Destination, prepare_destination
+from ..planning.plan import Plan
 from ..recipe.recipe import Recipe
 from ..run import Run
 from ..storage.reachable import check_reachable
@@ -40,8 +41,11 @@ def prepare_run(
     workers: int | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
+    plan: Plan | None = None,
 ) -> PreparedRun:
     """Plan a merge and check the places that it writes to. Parameters and errors as `merge_run`.
+
+    `plan` is the plan of this recipe with these options, where it is made already.
 
     Does not import torch for device "cpu", nor Prefect: a command that fails here has not waited for either.
     """
@@ -50,7 +54,7 @@ def prepare_run(
     max_memory = max_memory or recipe.max_memory
     place = store or recipe.store or DEFAULT_STORE
     check_reachable([destination, place], options)
-    plan = make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
+    plan = plan or make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
     target = prepare_destination(plan, destination, Store(destination, options), overwrite=overwrite)
     run = open_run(plan, Store(place, options), options)
     count = choose_worker_count(plan, workers or recipe.runner.workers, max_memory, device)

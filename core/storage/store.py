@@ -231,6 +231,16 @@ class Store:
 
         return self._run_with_retries(create_once, "creating", key)
 
+    def replace(self, key: str, data: bytes, expected: bytes) -> bool:
+        """Replace a small object if its content is still `expected`, and return whether it was replaced.
+
+        Of several simultaneous writers exactly one gets True, except on a server that ignores If-Match, or an fsspec
+        file system that checks first and writes then. A repeated attempt may return False although an attempt before
+        succeeded, so a caller that gets False reads the object again.
+        """
+        check_key(key)
+        return self._run_with_retries(lambda: self.backend.replace(key, data, expected), "replacing", key)
+
     @contextlib.contextmanager
     def open_write(self, key: str) -> Generator[ObjectWriter]:
         """Write an object in chunks. It appears when the block ends; after an exception nothing is left.

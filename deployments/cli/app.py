@@ -16,6 +16,7 @@ from . import (
     inspect_command,
     merge_command,
     methods_command,
+    nightly_command,
     plan_command,
     verify_command,
 )
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("merge")(merge_command.merge)
+app.command("nightly")(nightly_command.nightly)
 app.command("plan")(plan_command.plan)
 app.command("inspect")(inspect_command.inspect)
 app.command("methods")(methods_command.methods)

@@ -43,6 +43,10 @@ def deploy(
     publish: Annotated[
         str | None, typer.Option("--publish", metavar="URI", help="Prefix that receives the nightly merges.")
     ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option("--keep", min=1, metavar="N", help="Nightly merges to keep. Default: all."),
+    ] = None,
     pool: Annotated[
         str | None, typer.Option("--pool", metavar="NAME", help="Work pool. Default: eigenmerge-TARGET.")
     ] = None,
@@ -70,6 +74,7 @@ def deploy(
         recipe=recipe,
         registry=registry,
         publish=publish,
+        keep=keep,
         pool=pool,
         limit=limit,
         cron=cron,
@@ -85,12 +90,18 @@ def announce(
     ],
     expert: Annotated[str, typer.Argument(metavar="EXPERT", help="Name of its folder.", show_default=False)],
     api_url: ApiOption = None,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Do not look into REGISTRY, which this machine cannot read.")
+    ] = False,
 ) -> None:
-    """Start the nightly merge now, after EXPERT was added to REGISTRY."""
+    """Start the nightly merge after EXPERT was added to REGISTRY: now, or when the run in progress has ended."""
     quiet_prefect()
     url = _require_api_url(api_url)
-    from ..announce import announce_expert
+    check_addresses(REGISTRY=registry)
+    from ..announce import announce_expert, check_registered
 
+    if not unchecked:
+        check_registered(registry, expert)
     announce_expert(registry, expert, api_url=url)
     print(f"announced {expert} in {registry}")
 

@@ -104,6 +104,12 @@ class FsspecBackend:
             self.write(key, data)
         return True
 
+    def replace(self, key: str, data: bytes, expected: bytes) -> bool:
+        if self.read(key) != expected:
+            return False
+        self.write(key, data)
+        return True
+
     def open_write(self, key: str, run_request: RequestRunner) -> SpooledWriter:
         return SpooledWriter(self, key, run_request)
 

@@ -86,6 +86,13 @@ class LocalBackend:
             raise
         return writer.commit_if_absent()
 
+    def replace(self, key: str, data: bytes, expected: bytes) -> bool:
+        with _locked_folder(self.path(key).parent):
+            if self.read(key) != expected:
+                return False
+            self.write(key, data)
+            return True
+
     def open_write(self, key: str, run_request: RequestRunner) -> LocalWriter:
         return LocalWriter(self.path(key))
 
@@ -186,6 +193,18 @@ class LocalWriter:
             yield
         finally:
             self.abort()  # after a rename, closes the file only
+
+
+@contextlib.contextmanager
+def _locked_folder(folder: Path) -> Generator[None]:
+    """Hold a lock on a folder, which one process at a time can hold; nothing on file systems without locks."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _create_locked(folder: Path) -> tuple[int, Path]:

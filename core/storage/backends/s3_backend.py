@@ -123,6 +123,19 @@ class S3Backend:
                 return False  # another process created it and has deleted it since, as with claims
         return True
 
+    def replace(self, key: str, data: bytes, expected: bytes) -> bool:
+        # The ETag is taken before the content: a change in between makes the condition fail.
+        etag = self.info(key).etag
+        if self.read(key) != expected:
+            return False
+        try:
+            self.call("put_object", Key=self.object_key(key), Body=data, IfMatch=f'"{etag}"')
+        except Exception as error:
+            if http_status(error) in {404, 412} or s3_code(error) in {"PreconditionFailed", "NoSuchKey"}:
+                return False
+            raise
+        return True
+
     def open_write(self, key: str, run_request: RequestRunner) -> S3Writer:
         return S3Writer(self.call, self.object_key(key), run_request)
 

@@ -9,7 +9,7 @@ from typing import final
 
 import torch
 
-from ...errors import CorruptObjectError, ObjectChangedError, ObjectNotFoundError
+from ...errors import CorruptObjectError, EigenmergeError, ObjectChangedError, ObjectNotFoundError
 from ...formats.object_names import check_key
 from ...listing import Concatenation, FileVersion, Reshaping, Selection, TensorSource
 from ...views import has_scale, select
@@ -65,6 +65,13 @@ class TensorReader:
         CheckpointError : the file is missing or not the one that was planned; a dtype that torch does not have
         StoreError : the store refused, or failed after all retries
         """
+        try:
+            return self._read(source, rows)
+        except EigenmergeError as error:
+            error.source = error.source or source.uri
+            raise
+
+    def _read(self, source: TensorSource, rows: tuple[int, int] | None) -> torch.Tensor:
         if source.view is not None:
             return self._read_view(source if rows is None else select(source, 0, *rows), self.read)
         start, stop, shape = _byte_range(source, rows)

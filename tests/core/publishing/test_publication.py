@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,11 +17,14 @@ from eigenmerge.core.publishing.publication import (
     LATEST,
     MergeInputs,
     Publication,
+    SkippedExpert,
     decide_update,
     folder_name,
+    forget_folders,
+    publish,
     read_publication,
-    write_publication,
 )
+from eigenmerge.core.publishing.run_order import forget_numbers, take_number
 from eigenmerge.core.storage.store import Store
 
 INPUTS = MergeInputs(recipe="r", base="b", version="0.1.0", experts={"a": "1", "b": "2"})
@@ -93,10 +98,18 @@ def test_the_folder_depends_on_the_day_and_the_inputs() -> None:
 def test_a_publication_is_read_as_it_was_written(place: Callable[[str], Store]) -> None:
     store = place("published")
     assert read_publication(store) is None
-    write_publication(store, LAST)
-    assert read_publication(store) == LAST
-    later = Publication("2026-11-22-89abcdef", with_experts({"c": "3"}))
-    write_publication(store, later)
+    first = dataclasses.replace(
+        LAST, sequence=1, skipped={"x": SkippedExpert("NaN", "7", True)}, history=(LAST.folder,)
+    )
+    assert publish(store, first) is None
+    assert read_publication(store) == first
+    later = Publication(
+        "2026-11-22-89abcdef", with_experts({"c": "3"}), 2, etags={"a": "1"}, history=("2026-11-22-89abcdef",)
+    )
+    assert publish(store, later) is None
+    found = read_publication(store)
+    assert found == dataclasses.replace(later, history=(later.folder, LAST.folder))
+    forget_folders(store, [LAST.folder])
     assert read_publication(store) == later
     assert [info.key for info in store.list("")] == [LATEST]
 
@@ -114,7 +127,56 @@ def test_a_damaged_publication_is_refused(place: Callable[[str], Store], content
 @pytest.mark.parametrize("cut", [1, 30, -3])
 def test_a_truncated_publication_is_refused(place: Callable[[str], Store], cut: int) -> None:
     store = place("published")
-    write_publication(store, LAST)
+    publish(store, LAST)
     store.write(LATEST, store.read(LATEST)[:cut])
     with pytest.raises(CorruptObjectError, match=r"latest\.json.*delete it"):
         read_publication(store)
+
+
+def test_a_pointer_of_an_earlier_version_is_read(place: Callable[[str], Store]) -> None:
+    store = place("published")
+    old = {"layout": 1, "folder": "f", "recipe": "r", "base": "b", "version": "0.1.0", "experts": {"a": "1"}}
+    store.write(LATEST, json.dumps(old).encode())
+    found = read_publication(store)
+    assert found is not None and (found.folder, found.sequence, found.history) == ("f", 0, ("f",))
+    assert decide_update(dataclasses.replace(found.inputs, run_key="k"), found).outcome == "full"
+
+
+@pytest.mark.parametrize("field", ["run_key", "side_files", "recipe", "base"])
+def test_everything_that_decides_the_result_decides_the_update(field: str) -> None:
+    assert decide_update(dataclasses.replace(INPUTS, **{field: "other"}), LAST).outcome == "full"
+    assert folder_name(datetime(2026, 1, 1), dataclasses.replace(INPUTS, **{field: "other"})) != folder_name(
+        datetime(2026, 1, 1), INPUTS
+    )
+
+
+def test_a_damaged_folder_is_published_again() -> None:
+    decision = decide_update(INPUTS, LAST, "the published folder is gone")
+    assert (decision.outcome, decision.reason) == ("full", "the published folder is gone")
+
+
+def test_the_pointer_never_goes_back(place: Callable[[str], Store]) -> None:
+    store = place("published")
+    newer = dataclasses.replace(LAST, folder="newer", sequence=7, history=("newer",))
+    assert publish(store, newer) is None
+    assert publish(store, dataclasses.replace(LAST, folder="older", sequence=6)) == newer
+    assert read_publication(store) == newer
+
+
+def test_of_runs_that_publish_together_the_last_planned_one_stays(place: Callable[[str], Store]) -> None:
+    store = place("published")
+    runs = [dataclasses.replace(LAST, folder=f"f{n}", sequence=n, history=(f"f{n}",)) for n in range(1, 9)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda run: publish(store, run), reversed(runs)))
+    found = read_publication(store)
+    assert found is not None and found.folder == "f8"
+
+
+def test_numbers_rise_and_are_never_given_twice(place: Callable[[str], Store]) -> None:
+    store = place("published")
+    with ThreadPoolExecutor(4) as pool:
+        numbers = list(pool.map(lambda _: take_number(store, 0), range(8)))
+    assert sorted(numbers) == list(range(1, 9))
+    forget_numbers(store, 8)
+    assert not list(store.list("runs/"))
+    assert take_number(store, 8) == 9

@@ -258,6 +258,15 @@ class StoreContract:
             winners = [name for name, success in zip(names, won, strict=True) if success]
             assert store.read(f"claims/{round_number}") in winners
 
+    def test_replace_needs_the_expected_content(self, store: Store) -> None:
+        store.write("pointer", b"one")
+        assert not store.replace("pointer", b"three", b"two")
+        assert store.read("pointer") == b"one"
+        assert store.replace("pointer", b"two", b"one")
+        assert store.read("pointer") == b"two"
+        with pytest.raises(ObjectNotFoundError):
+            store.replace("absent", b"x", b"y")
+
     def test_probing_conditional_writes_leaves_no_object(self, store: Store) -> None:
         assert store.probe_conditional_writes()
         assert keys(store) == []

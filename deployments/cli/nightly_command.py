@@ -1,0 +1,108 @@
+"""`eigenmerge nightly`: one scheduled merge of a registry, for cron and for retry loops."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...core.choices import RunnerName
+from .merge_command import stop_on_signals, summary
+from .options import (
+    DeviceOption,
+    JsonOption,
+    MaxMemoryOption,
+    StoreOption,
+    WorkersOption,
+    check_addresses,
+    parse_size,
+)
+
+if TYPE_CHECKING:
+    from ...core.cache.result import MergeResult
+    from ...core.planning.plan import Plan
+    from ...core.recipe.recipe import Recipe
+
+#: Published, but experts were left out.
+EXIT_SKIPPED = 3
+
+
+def nightly(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Path or URI of a recipe without experts.", show_default=False)
+    ],
+    registry: Annotated[
+        str, typer.Argument(metavar="REGISTRY", help="Prefix with one folder per expert.", show_default=False)
+    ],
+    publish: Annotated[
+        str,
+        typer.Argument(metavar="PUBLISH", help="Prefix for dated folders and latest.json.", show_default=False),
+    ],
+    store: StoreOption = None,
+    device: DeviceOption = "cpu",
+    max_memory: MaxMemoryOption = None,
+    workers: WorkersOption = None,
+    runner: Annotated[
+        RunnerName | None,
+        typer.Option("--runner", help="Where to compute shards. Default: `runner` of the recipe, else threads."),
+    ] = None,
+    runner_address: Annotated[
+        str | None, typer.Option("--runner-address", metavar="URL", help="Dask scheduler or Ray head.")
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=1, metavar="N", help="Delete published merges but the newest N.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail where an expert cannot be merged, instead of skipping it.")
+    ] = False,
+    no_prefect: Annotated[
+        bool, typer.Option("--no-prefect", help="Compute in threads of this process, without a Prefect server.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> int:
+    """Merge the experts of REGISTRY if anything changed, and publish the result. Exit code 3: experts were skipped."""
+    from ...core.coordination.stop import StopSignal
+    from ...core.steps.prepare_run import prepare_run
+    from ...core.steps.read_recipe import read_recipe_mapping
+    from ...core.steps.scheduled_merge import Schedule, scheduled_merge
+    from ..reported_merge import reported_merge
+
+    stop = StopSignal()
+    stop_on_signals(stop)
+    check_addresses(REGISTRY=registry, PUBLISH=publish, store=store)
+    budget = parse_size(max_memory)
+
+    def merge(completed: Recipe, destination: str, plan: Plan) -> MergeResult:
+        # overwrite: the folder is named after its inputs, so a killed run can only have left the same merge
+        places: dict[str, Any] = {"store": store, "device": device, "max_memory": budget, "workers": workers}
+        prepared = prepare_run(completed, destination, overwrite=True, plan=plan, **places)
+        parameters = {
+            "recipe": completed,
+            "destination": destination,
+            "runner": runner,
+            "runner_address": runner_address,
+            "overwrite": True,
+            **places,
+        }
+        kind = runner or completed.runner.kind
+        begin = partial(stop_on_signals, stop)
+        return reported_merge(prepared, parameters, runner=kind, stop=stop, on_begin=begin, use_prefect=not no_prefect)
+
+    def log(line: str) -> None:
+        if not quiet:
+            print(f"eigenmerge: {line}", file=sys.stderr)
+
+    template = read_recipe_mapping(recipe)
+    schedule = Schedule(template, registry, publish, device=device, max_memory=budget, keep=keep, strict=strict)
+    result = scheduled_merge(schedule, merge, log)
+    if as_json:
+        print(json.dumps(result.to_dict()))
+    elif not quiet:
+        print(summary(result.merged) if result.merged else f"Nothing to merge: {result.reason}")
+        if result.destination:
+            print(f"  published: {result.destination}")
+    return EXIT_SKIPPED if result.skipped else 0
