@@ -40,17 +40,17 @@ def apply_watch(client: SyncPrefectClient, silent_seconds: float = SILENT_SECOND
         threshold=1,
         within=timedelta(seconds=silent_seconds),
     )
+    action: Any = ChangeFlowRunState(
+        name="Crashed",
+        state=StateType.CRASHED,
+        message=f"no heartbeat for {silent_seconds:.0f} s; the same run again resumes",
+        force=False,
+    )
     wanted = AutomationCore(
         name=NAME,
         description="Created by `eigenmerge deploy`.",
         trigger=trigger,
-        actions=[
-            ChangeFlowRunState(
-                name="Crashed",
-                state=StateType.CRASHED,
-                message=f"no heartbeat for {silent_seconds:.0f} s; the same run again resumes",
-            )
-        ],
+        actions=[action],
     )
     found = client.read_automations_by_name(NAME)
     if not found:

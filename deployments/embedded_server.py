@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -231,7 +232,7 @@ def _check_reachable(api_url: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    patience = {PREFECT_CLIENT_MAX_RETRIES: 1, PREFECT_API_REQUEST_TIMEOUT: _REACH_SECONDS}
+    patience: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 1, PREFECT_API_REQUEST_TIMEOUT: _REACH_SECONDS}
     with temporary_settings(patience), get_client(sync_client=True) as client:
         error = client.api_healthcheck()
     if isinstance(error, httpx.TransportError | httpx.InvalidURL | httpx.UnsupportedProtocol):

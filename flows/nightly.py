@@ -59,25 +59,25 @@ def nightly(
     log = get_run_logger()
     server.report(cancel_queued_runs)
 
-    def merge(completed: Recipe, destination: str, plan: Plan) -> MergeResult:
+    def merge_one(recipe: Recipe, destination: str, plan: Plan) -> MergeResult:
         # overwrite: the folder is named after its inputs, so a killed run can only have left the same merge
         places: dict[str, Any] = {"store": store, "device": device, "max_memory": max_memory, "workers": workers}
-        prepared = prepare_run(completed, destination, overwrite=True, plan=plan, **places)
+        prepared = prepare_run(recipe, destination, overwrite=True, plan=plan, **places)
         parameters = {
-            "recipe": completed,
+            "recipe": recipe,
             "destination": destination,
             "runner": runner,
             "runner_address": runner_address,
             "overwrite": True,
             **places,
         }
-        kind = runner or completed.runner.kind
-        return merge_with_reports(prepared, RunContext(server=server), parameters, kind)
+        chosen_runner = runner or recipe.runner.kind
+        return merge_with_reports(prepared, RunContext(server=server), parameters, chosen_runner)
 
     schedule = Schedule(
         read_recipe_mapping(recipe), registry, publish, device=device, max_memory=max_memory, keep=keep, strict=strict
     )
-    result = scheduled_merge(schedule, merge, log.info)
+    result = scheduled_merge(schedule, merge_one, log.info)
     if not result.skipped:
         return result
     rows = [{"expert": name, "reason": reason} for name, reason in result.skipped.items()]

@@ -106,8 +106,8 @@ def _boot_and_namespace() -> str:
 def _start_time(pid: int) -> float | None:
     """Return when a process started, None where that cannot be seen.
 
-    On Linux in the kernel's ticks since the boot, which no correction of the system clock moves: psutil adds the time
-    of the boot as it was when psutil was imported, so two processes may disagree about a third one.
+    On Linux in the kernel's ticks since the boot, which no correction of the system clock moves. psutil has it as a
+    time of the day only.
     """
     if sys.platform == "linux":
         fields = _stat(pid)

@@ -76,21 +76,23 @@ def nightly(
     check_addresses(REGISTRY=registry, PUBLISH=publish, store=store)
     budget = parse_size(max_memory)
 
-    def merge(completed: Recipe, destination: str, plan: Plan) -> MergeResult:
+    def merge_one(recipe: Recipe, destination: str, plan: Plan) -> MergeResult:
         # overwrite: the folder is named after its inputs, so a killed run can only have left the same merge
         places: dict[str, Any] = {"store": store, "device": device, "max_memory": budget, "workers": workers}
-        prepared = prepare_run(completed, destination, overwrite=True, plan=plan, **places)
+        prepared = prepare_run(recipe, destination, overwrite=True, plan=plan, **places)
         parameters = {
-            "recipe": completed,
+            "recipe": recipe,
             "destination": destination,
             "runner": runner,
             "runner_address": runner_address,
             "overwrite": True,
             **places,
         }
-        kind = runner or completed.runner.kind
+        chosen_runner = runner or recipe.runner.kind
         begin = partial(stop_on_signals, stop)
-        return reported_merge(prepared, parameters, runner=kind, stop=stop, on_begin=begin, use_prefect=not no_prefect)
+        return reported_merge(
+            prepared, parameters, runner=chosen_runner, stop=stop, on_begin=begin, use_prefect=not no_prefect
+        )
 
     def log(line: str) -> None:
         if not quiet:
@@ -98,7 +100,7 @@ def nightly(
 
     template = read_recipe_mapping(recipe)
     schedule = Schedule(template, registry, publish, device=device, max_memory=budget, keep=keep, strict=strict)
-    result = scheduled_merge(schedule, merge, log)
+    result = scheduled_merge(schedule, merge_one, log)
     if as_json:
         print(json.dumps(result.to_dict()))
     elif not quiet:

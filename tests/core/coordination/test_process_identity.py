@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from eigenmerge.core.coordination import process_identity
 from eigenmerge.core.coordination.process_identity import (
     OWNER_FIELDS,
     is_certainly_dead,
@@ -129,3 +130,39 @@ def test_on_other_systems_the_time_of_the_boot_identifies_it(monkeypatch: pytest
     assert owner["boot"] == f"darwin {psutil.boot_time():.0f}" and owner["pid"] == os.getpid()
     assert is_this_process(owner)
     assert is_certainly_dead(owner | {"pid": 2**22 + 1})
+
+
+def hide(pid: int) -> Callable[[int], list[str]]:
+    real = process_identity._stat
+    return lambda asked: [] if asked == pid else real(asked)
+
+
+def test_a_process_that_this_user_may_not_see_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A /proc mounted with hidepid shows nothing of it, and a signal to it is refused."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        owner = this_process() | {"pid": process.pid, "started": process_identity._start_time(process.pid)}
+        monkeypatch.setattr(process_identity, "_stat", hide(process.pid))
+
+        def refuse(pid: int, number: int) -> None:
+            raise PermissionError
+
+        assert not is_certainly_dead(owner)
+        monkeypatch.setattr(os, "kill", refuse)
+        assert not is_certainly_dead(owner)
+        process.communicate()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")
+def test_a_process_of_another_user_is_alive() -> None:
+    code = """
+import json, os, sys
+from eigenmerge.core.coordination.process_identity import is_certainly_dead
+owner = json.loads(sys.argv[1])
+os.setuid(65534)
+try:
+    os.kill(owner["pid"], 0)
+except PermissionError:
+    sys.exit(is_certainly_dead(owner))
+"""
+    owner = json.dumps(this_process())
+    assert subprocess.run([sys.executable, "-c", code, owner], timeout=60).returncode == 0
