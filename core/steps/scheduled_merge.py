@@ -23,7 +23,7 @@ from ..publishing.publication import (
     publish,
     read_publication,
 )
-from ..publishing.run_order import forget_numbers, take_number
+from ..publishing.run_order import RUNS, return_number, take_number
 from ..publishing.scheduled_recipe import template_digest
 from ..recipe.recipe import Recipe
 from ..storage.reachable import check_reachable
@@ -101,9 +101,20 @@ def scheduled_merge(schedule: Schedule, merge: Merge, log: Callable[[str], None]
     if not list_folders(registry):
         return NightlyResult("nothing new", "no expert is registered", None, None)
     last = read_publication(published)
-    number = take_number(published.with_probed_writes("runs/probe-"), last.sequence if last else 0)
-    scan = scan_registry(registry, options)
-    night = _Night(schedule, scan, last, log)
+    number = take_number(published.with_probed_writes(f"{RUNS}probe-"), last.sequence if last else 0)
+    try:
+        return _merge_and_publish(schedule, merge, log, number, last)
+    finally:
+        current = read_publication(published)
+        return_number(published, number, current.sequence if current else 0)
+
+
+def _merge_and_publish(
+    schedule: Schedule, merge: Merge, log: Callable[[str], None], number: int, last: Publication | None
+) -> NightlyResult:
+    options = schedule.template.get("storage_options")
+    published = Store(schedule.publish, options)
+    night = _Night(schedule, scan_registry(Store(schedule.registry, options), options), last, log)
     while True:
         chosen = night.choose()
         inputs = night.inputs(chosen)
@@ -135,7 +146,6 @@ def scheduled_merge(schedule: Schedule, merge: Merge, log: Callable[[str], None]
         history=(folder,),
     )
     later = publish(published, publication)
-    forget_numbers(published, later.sequence if later else number)
     if later is not None:
         reason = f"a later run has published {later.folder}; this merge is in {folder}"
         log(reason)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from eigenmerge.core.errors import DeployError
-from eigenmerge.deployments.announce import EXPERT_REGISTERED, announce_expert
+from eigenmerge.deployments.announce import EXPERT_REGISTERED, announce_expert, check_registered
 
 
 def test_the_server_records_the_event(prefect_server: str) -> None:
@@ -31,3 +32,13 @@ def test_the_server_records_the_event(prefect_server: str) -> None:
 def test_no_server() -> None:
     with pytest.raises(DeployError, match="not sent to the Prefect server at http://127"):
         announce_expert("/experts", "math", api_url="http://127.0.0.1:9/api")
+
+
+def test_an_expert_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "math").mkdir()
+    (tmp_path / "math" / "model.safetensors").touch()
+    check_registered(str(tmp_path), "math")
+    with pytest.raises(DeployError, match="has no expert 'maths'; did you mean 'math'"):
+        check_registered(str(tmp_path), "maths")
+    with pytest.raises(DeployError, match="has no expert 'math'; none is known"):
+        check_registered(str(tmp_path / "empty"), "math")

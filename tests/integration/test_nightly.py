@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from eigenmerge.core.errors import NonFiniteError
-
 
 @pytest.fixture
 def nightly(prefect_server: str, tmp_path: Path) -> Iterator[Callable[[], Any]]:
@@ -20,11 +18,11 @@ def nightly(prefect_server: str, tmp_path: Path) -> Iterator[Callable[[], Any]]:
 
     (tmp_path / "recipe.yml").write_text(f"merge_method: swudi\nbase_model: {tmp_path / 'base'}\n")
 
-    def run() -> Any:
+    def run(**options: Any) -> Any:
         from eigenmerge.flows.nightly import nightly as flow
 
         places = {name: str(tmp_path / name) for name in ("registry", "store")}
-        return flow(str(tmp_path / "recipe.yml"), publish=str(tmp_path / "published"), workers=1, **places)
+        return flow(str(tmp_path / "recipe.yml"), publish=str(tmp_path / "published"), workers=1, **places, **options)
 
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         yield run
@@ -89,21 +87,22 @@ def test_several_nights_of_one_registry(
     assert nightly().outcome == "nothing new"
 
 
-def test_after_a_failed_merge_the_pointer_stays(
-    nightly: Callable[[], Any], make_models: Callable[..., Any], save_model: Callable[..., Path], tmp_path: Path
+def test_a_bad_expert_is_named_in_the_state_of_the_run(
+    nightly: Callable[..., Any], make_models: Callable[..., Any], save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
+    from eigenmerge.flows.nightly import WITH_SKIPPED
+
     models = make_models(num_experts=2, layers=1)
     registry = tmp_path / "registry"
     save_model(registry / "good", models.expert_tensors[0])
-    nightly()
-    before = latest(tmp_path)
     broken = {name: value.clone() for name, value in models.expert_tensors[1].items()}
     broken["model.layers.0.self_attn.q_proj.weight"][3, 4] = float("nan")
     save_model(registry / "bad", broken)
-    with pytest.raises(NonFiniteError, match="q_proj"):
-        nightly()
-    assert latest(tmp_path) == before
-    # after a correction the next run resumes and updates the pointer
+    state = nightly(return_state=True)
+    assert state.is_completed() and state.name == WITH_SKIPPED and "skipped bad" in state.message
+    assert set(state.result().skipped) == {"bad"}
+    assert set(latest(tmp_path)["experts"]) == {"good"}
+    # after a correction the next run merges it
     save_model(registry / "bad", models.expert_tensors[1])
     assert nightly().outcome == "incremental"
     assert set(latest(tmp_path)["experts"]) == {"good", "bad"}

@@ -204,7 +204,8 @@ def test_retention_keeps_the_newest_and_what_is_not_ours(night: Night, tmp_path:
     (published / names[0] / "notes.txt").write_text("of the user")
     found = night(keep=2)
     assert found.outcome == "nothing new"
-    assert {path.name for path in published.iterdir() if path.is_dir() and path.name != "runs"} == {
+    assert not (published / ".eigenmerge-runs").exists()
+    assert {path.name for path in published.iterdir() if path.is_dir()} == {
         *names[2:], names[0], "2020-01-01-deadbeef",
     }  # fmt: skip
     assert [path.name for path in (published / names[0]).iterdir()] == ["notes.txt"]
