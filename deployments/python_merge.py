@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..core.choices import RunnerName
 from ..core.coordination.stop import StopSignal
 from ..core.recipe.recipe import Recipe
-from ..core.steps.prepare_run import prepare_run
+from ..core.steps.open_run import prepare_run
 from ..core.steps.read_recipe import read_recipe
 from .embedded_server import EmbeddedServer, configured_api
 from .reported_merge import reported_merge

@@ -11,7 +11,7 @@ from ..core.choices import RunnerName
 from ..core.coordination.stop import StopSignal
 from ..core.errors import EigenmergeError, one_line
 from ..core.steps.listener import Listener
-from ..core.steps.prepare_run import PreparedRun
+from ..core.steps.open_run import PreparedRun
 from .embedded_server import EmbeddedServer, check_listens, configured_api, prefect_api, start_embedded_server
 from .prefect_settings import keep_terminal_clean, quiet_prefect
 

@@ -9,7 +9,7 @@ from ..core.cache.result import MergeResult
 from ..core.choices import RunnerName
 from ..core.recipe.recipe import Recipe
 from ..core.steps.merge_run import run_prepared
-from ..core.steps.prepare_run import prepare_run
+from ..core.steps.open_run import prepare_run
 from ..core.steps.read_recipe import read_recipe
 from .fan_out import PrefectMap
 from .prefect_report import PrefectReport

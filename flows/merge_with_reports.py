@@ -10,7 +10,7 @@ from ..core.cache.result import MergeResult
 from ..core.choices import RunnerName
 from ..core.errors import EigenmergeError
 from ..core.steps.merge_run import run_in_threads
-from ..core.steps.prepare_run import PreparedRun
+from ..core.steps.open_run import PreparedRun
 from .merge import merge
 from .run_context import RUN_CONTEXT, Outcome, RunContext
 from .server_health import short_patience

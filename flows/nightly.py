@@ -13,9 +13,9 @@ from ..core.cache.result import MergeResult
 from ..core.choices import RunnerName
 from ..core.planning.plan import Plan
 from ..core.recipe.recipe import Recipe
-from ..core.steps.prepare_run import prepare_run
+from ..core.steps.open_run import prepare_run
 from ..core.steps.read_recipe import read_recipe_mapping
-from ..core.steps.scheduled_merge import NightlyResult, Schedule, scheduled_merge
+from ..core.steps.scheduled.scheduled_merge import NightlyResult, Schedule, scheduled_merge
 from .merge_with_reports import merge_with_reports
 from .queued_runs import cancel_queued_runs
 from .recorded_flow import recorded_flow

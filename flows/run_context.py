@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ..core.cache.result import MergeResult
 from ..core.coordination.stop import StopSignal
 from ..core.steps.listener import Listener
-from ..core.steps.prepare_run import PreparedRun
+from ..core.steps.open_run import PreparedRun
 from .server_health import ServerHealth
 
 

@@ -23,8 +23,7 @@ from .assemble import assemble
 from .listener import Listener, notify
 from .map_in_threads import map_in_threads
 from .merge_shard import merge_shard
-from .open_run import store_warnings
-from .prepare_run import PreparedRun, prepare_run
+from .open_run import PreparedRun, prepare_run, store_warnings
 from .shard_steps import MapShards, map_in_turn
 
 

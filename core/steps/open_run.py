@@ -1,13 +1,65 @@
-"""Open a run: check that its store can be written, and whether the store's server creates objects exclusively."""
+"""Prepare and open a run: plan, probe destination and store. Finds every error that can be found without weights."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from ..coordination.worker_count import choose_worker_count
+from ..formats.store_folders import DEFAULT_STORE
+from ..output.destination import Destination, prepare_destination
 from ..planning.plan import Plan
+from ..recipe.recipe import Recipe
 from ..run import Run
+from ..storage.reachable import check_reachable
 from ..storage.store import Store
+from .make_plan import make_plan
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRun:
+    """A run whose plan is valid and whose destination and store can be written; no weight has been read.
+
+    workers : shards to compute at the same time
+    started : `time.monotonic()` at the beginning of the run
+    """
+
+    run: Run
+    destination: Destination
+    workers: int
+    started: float = field(default_factory=time.monotonic)
+
+
+def prepare_run(
+    recipe: Recipe,
+    destination: str,
+    *,
+    store: str | None = None,
+    device: str = "cpu",
+    max_memory: int | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    plan: Plan | None = None,
+) -> PreparedRun:
+    """Plan a merge and check the places that it writes to. Parameters and errors as `merge_run`.
+
+    `plan` is the plan of this recipe with these options, where it is made already.
+
+    Does not import torch for device "cpu", nor Prefect: a command that fails here has not waited for either.
+    """
+    started = time.monotonic()
+    options = recipe.storage_options
+    max_memory = max_memory or recipe.max_memory
+    place = store or recipe.store or DEFAULT_STORE
+    check_reachable([destination, place], options)
+    plan = plan or make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
+    target = prepare_destination(plan, destination, Store(destination, options), overwrite=overwrite)
+    run = open_run(plan, Store(place, options), options)
+    count = choose_worker_count(plan, workers or recipe.runner.workers, max_memory, device)
+    return PreparedRun(run, target, count, started)
 
 
 def open_run(plan: Plan, store: Store, storage_options: Mapping[str, Any] | None) -> Run:

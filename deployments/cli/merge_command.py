@@ -73,7 +73,7 @@ def merge(
     import os
 
     from ...core.coordination.stop import StopSignal
-    from ...core.steps.prepare_run import prepare_run
+    from ...core.steps.open_run import prepare_run
     from ...core.steps.read_recipe import read_recipe
 
     stop = StopSignal()

@@ -66,9 +66,9 @@ def nightly(
 ) -> int:
     """Merge the experts of REGISTRY if anything changed, and publish the result. Exit code 3: experts were skipped."""
     from ...core.coordination.stop import StopSignal
-    from ...core.steps.prepare_run import prepare_run
+    from ...core.steps.open_run import prepare_run
     from ...core.steps.read_recipe import read_recipe_mapping
-    from ...core.steps.scheduled_merge import Schedule, scheduled_merge
+    from ...core.steps.scheduled.scheduled_merge import Schedule, scheduled_merge
     from ..reported_merge import reported_merge
 
     stop = StopSignal()

@@ -75,8 +75,8 @@ def test_the_installed_package_is_imported(python: Path) -> None:
     assert Path(file).is_relative_to(python.parents[2])
 
 
-def test_every_listed_name_can_be_imported_and_merge_is_the_flow(python: Path) -> None:
-    """`merge` is the flow also after imports of modules of that name."""
+def test_every_listed_name_can_be_imported_and_merge_is_the_function(python: Path) -> None:
+    """`merge` is the function also after imports of modules of that name."""
     found = run(
         python,
         "import eigenmerge\n"
@@ -91,7 +91,7 @@ def test_every_listed_name_can_be_imported_and_merge_is_the_flow(python: Path) -
     assert set(found[0]) == stub_names() | {"__version__"} >= REQUIRED
     assert found[0] == sorted(found[0]) and found[1] == []
     assert found[2].startswith("Eigenmerge: merge many")
-    assert found[3] == ["RecordedFlow", "RecordedFlow", True]
+    assert found[3] == ["function", "function", True]
 
 
 def test_the_import_loads_no_large_package(python: Path) -> None:

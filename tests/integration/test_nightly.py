@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from ..small_models import llama_config
+
 
 @pytest.fixture
 def nightly(prefect_server: str, tmp_path: Path) -> Iterator[Callable[[], Any]]:
@@ -53,7 +55,7 @@ def test_several_nights_of_one_registry(
     assert not (tmp_path / "published").exists()
 
     for index in (0, 1):
-        save_model(registry / f"expert{index}", models.expert_tensors[index])
+        save_model(registry / f"expert{index}", models.expert_tensors[index], llama_config(layers=1))
     first = nightly()
     assert first.outcome == "full"
     assert Path(first.destination).name == latest(tmp_path)["folder"]
@@ -64,8 +66,8 @@ def test_several_nights_of_one_registry(
     assert folders(tmp_path) == {latest(tmp_path)["folder"]}
 
     # one more expert, and one with an incomplete upload
-    save_model(registry / "expert2", models.expert_tensors[2])
-    half = save_model(registry / "expert3", models.expert_tensors[3]) / "model.safetensors"
+    save_model(registry / "expert2", models.expert_tensors[2], llama_config(layers=1))
+    half = save_model(registry / "expert3", models.expert_tensors[3], llama_config(layers=1)) / "model.safetensors"
     half.write_bytes(half.read_bytes()[:-100])
     second = nightly()
     assert (second.outcome, second.reason) == ("incremental", "added expert2")
@@ -81,7 +83,7 @@ def test_several_nights_of_one_registry(
         torch.testing.assert_close(published[name], value, rtol=1e-5, atol=1e-6)
 
     # another expert under a name that was merged before
-    save_model(registry / "expert0", models.expert_tensors[3])
+    save_model(registry / "expert0", models.expert_tensors[3], llama_config(layers=1))
     third = nightly()
     assert (third.outcome, third.reason) == ("full", "changed expert0")
     assert nightly().outcome == "nothing new"
@@ -94,15 +96,15 @@ def test_a_bad_expert_is_named_in_the_state_of_the_run(
 
     models = make_models(num_experts=2, layers=1)
     registry = tmp_path / "registry"
-    save_model(registry / "good", models.expert_tensors[0])
+    save_model(registry / "good", models.expert_tensors[0], llama_config(layers=1))
     broken = {name: value.clone() for name, value in models.expert_tensors[1].items()}
     broken["model.layers.0.self_attn.q_proj.weight"][3, 4] = float("nan")
-    save_model(registry / "bad", broken)
+    save_model(registry / "bad", broken, llama_config(layers=1))
     state = nightly(return_state=True)
     assert state.is_completed() and state.name == WITH_SKIPPED and "skipped bad" in state.message
     assert set(state.result().skipped) == {"bad"}
     assert set(latest(tmp_path)["experts"]) == {"good"}
     # after a correction the next run merges it
-    save_model(registry / "bad", models.expert_tensors[1])
+    save_model(registry / "bad", models.expert_tensors[1], llama_config(layers=1))
     assert nightly().outcome == "incremental"
     assert set(latest(tmp_path)["experts"]) == {"good", "bad"}

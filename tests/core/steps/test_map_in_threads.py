@@ -15,8 +15,7 @@ from eigenmerge.core.run import ShardJob
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.map_in_threads import map_in_threads
 from eigenmerge.core.steps.merge_run import run_in_threads
-from eigenmerge.core.steps.open_run import open_run
-from eigenmerge.core.steps.prepare_run import prepare_run
+from eigenmerge.core.steps.open_run import open_run, prepare_run
 from eigenmerge.core.steps.read_recipe import read_recipe
 from eigenmerge.core.storage.store import Store
 

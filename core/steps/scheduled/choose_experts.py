@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import BudgetError, InterruptedRunError, one_line
-from ..planning.plan import Plan
-from ..publishing.expert_registry import RegisteredExpert, RegistryScan
-from ..publishing.scheduled_recipe import complete_recipe
-from ..recipe.recipe import Recipe
+from ...errors import BudgetError, InterruptedRunError, one_line
+from ...planning.plan import Plan
+from ...publishing.expert_registry import RegisteredExpert, RegistryScan
+from ...publishing.scheduled_recipe import complete_recipe
+from ...recipe.recipe import Recipe
 
 MakePlan = Callable[[Recipe], Plan]
 

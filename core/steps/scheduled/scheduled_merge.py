@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Protocol
 
-from ..cache.result import MergeResult
-from ..errors import CheckpointError, EigenmergeError, one_line
-from ..planning.plan import Plan
-from ..publishing.expert_registry import RegistryScan, list_folders, scan_registry
-from ..publishing.publication import (
+from ...cache.result import MergeResult
+from ...errors import CheckpointError, EigenmergeError, one_line
+from ...planning.plan import Plan
+from ...publishing.expert_registry import RegistryScan, list_folders, scan_registry
+from ...publishing.publication import (
     MergeInputs,
     Publication,
     SkippedExpert,
@@ -23,13 +23,13 @@ from ..publishing.publication import (
     publish,
     read_publication,
 )
-from ..publishing.run_order import RUNS, return_number, take_number
-from ..publishing.scheduled_recipe import template_digest
-from ..recipe.recipe import Recipe
-from ..storage.reachable import check_reachable
-from ..storage.store import Store
+from ...publishing.run_order import RUNS, return_number, take_number
+from ...publishing.scheduled_recipe import template_digest
+from ...recipe.recipe import Recipe
+from ...storage.reachable import check_reachable
+from ...storage.store import Store
+from ..make_plan import make_plan
 from .choose_experts import ChosenExperts, choose_experts
-from .make_plan import make_plan
 from .published_folder import file_versions, find_damage, hash_side_files, remove_empty_directory, remove_old_folders
 
 

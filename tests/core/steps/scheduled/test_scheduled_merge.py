@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from eigenmerge.core.errors import BudgetError, EigenmergeError
 from eigenmerge.core.steps.merge_run import run_in_threads
-from eigenmerge.core.steps.prepare_run import prepare_run
-from eigenmerge.core.steps.scheduled_merge import NightlyResult, Schedule, scheduled_merge
+from eigenmerge.core.steps.open_run import prepare_run
+from eigenmerge.core.steps.scheduled.scheduled_merge import NightlyResult, Schedule, scheduled_merge
 
 NAME = "model.layers.0.q_proj.weight"
 Night = Callable[..., NightlyResult]

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, StoreError
-from ..formats.digest import hash_bytes, hash_json
-from ..formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME
-from ..output.read_manifest import read_manifest
-from ..output.verify_files import verify_files
-from ..planning.plan import Plan
-from ..publishing.publication import Publication
-from ..recipe.recipe import Recipe
-from ..storage.store import Store, locate_object
+from ...errors import CheckpointError, StoreError
+from ...formats.digest import hash_bytes, hash_json
+from ...formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME
+from ...output.read_manifest import read_manifest
+from ...output.verify_files import verify_files
+from ...planning.plan import Plan
+from ...publishing.publication import Publication
+from ...recipe.recipe import Recipe
+from ...storage.store import Store, locate_object
 
 _OUR_FOLDER = re.compile(r"\d{4}-\d{2}-\d{2}-[0-9a-f]{8}")
 _PARALLEL_READS = 8

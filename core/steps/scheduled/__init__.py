@@ -1,0 +1,1 @@
+"""Scheduled merges of registered experts."""
