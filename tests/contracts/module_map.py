@@ -30,6 +30,7 @@ FOLDERS = {
     "tasks/runners": "where tasks run: threads, Dask, Ray",
     "core": "the whole merge without Prefect",
     "core/steps": "the actions that a command or a flow calls",
+    "core/steps/scheduled": "a scheduled merge of registered experts: choose, decide, publish, retain",
     "core/merging": "merge one tensor: read, merge, cast",
     "core/output": "write and verify the merged checkpoint",
     "core/publishing": "scheduled merges",
