@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from ...errors import CheckpointError, RecipeError
 from ...recipe.precedence import Scope
 from ..names import gradient_position, layer_of, natural_key, stack_depths, with_layer
-
-# Keys of config.json for the number of layers; which one is used depends on the architecture.
-_DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+from .layer_config import DEPTH_KEYS, config_of_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,7 @@ def build_slice_slots(
 
     Raises
     ------
-    RecipeError : the model does not have exactly one stack of layers
+    RecipeError : the model does not have exactly one stack of layers, or config.json cannot describe their new order
     CheckpointError : config.json does not state the number of layers
     """
     depths = stack_depths(names)
@@ -137,17 +134,13 @@ def _config_changes(
 ) -> dict[str, object]:
     if config is None:
         return {}
-    key = next((key for key in _DEPTH_KEYS if config.get(key) == depth), None)
+    key = next((key for key in DEPTH_KEYS if config.get(key) == depth), None)
     if key is None:
         raise CheckpointError(
-            f"slices: none of {', '.join(_DEPTH_KEYS)} in config.json is {depth}, the number of layers of {stack};"
+            f"slices: none of {', '.join(DEPTH_KEYS)} in config.json is {depth}, the number of layers of {stack};"
             " correct config.json, so that the output's number of layers can be set"
         )
-    changes: dict[str, object] = {key: len(origins)}
-    for name, value in config.items():
-        if isinstance(value, list) and len(cast("list[object]", value)) == depth:  # one entry per layer: layer_types
-            changes[name] = [value[origin] for origin in origins]
-    return changes
+    return {**config_of_layers(config, depth, origins), key: len(origins)}
 
 
 def _precedes_layers(name: str) -> bool:
