@@ -8,8 +8,8 @@ The names differ between families and libraries:
     moe.gate_proj.weight, mlp.switch_mlp.up_proj.weight  stacked, one tensor for each projection (Step, MLX)
     ffn.experts.mlp.w1, v1, w2                           the experts' rows one after the other in one 2-D tensor (DBRX)
 
-A tensor counts as a stack by its first size, the number of experts of the config or of the router beside it, not by its
-name alone. Shapes also show how a stack is oriented, and whether its first projection holds gate and up.
+A tensor counts as a stack by its first size, the number of experts of the config or of the router beside it, or by a
+stack beside it whose shape fits. Shapes also show how a stack is oriented, and whether its first projection holds gate and up.
 """
 
 from __future__ import annotations

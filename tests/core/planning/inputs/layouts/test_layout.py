@@ -37,6 +37,14 @@ def test_the_router_shows_the_number_of_experts_without_a_config() -> None:
     assert layout.stack(f"{AT}.moe.up_proj.weight") == Stack(4)
 
 
+def test_two_projections_of_fitting_shapes_are_stacks_without_config_and_router() -> None:
+    at = f"{AT}.block_sparse_moe"
+    layout = Layout({f"{at}.input_linear.weight": (4, 32, 16), f"{at}.output_linear.weight": (4, 16, 16)}, None)
+    assert layout.stack(f"{at}.input_linear.weight") == Stack(4, "concatenated")
+    assert layout.stack(f"{at}.output_linear.weight") == Stack(4)
+    assert Layout({"a.fc1.weight": (4, 5, 3), "a.fc2.weight": (6, 7, 3)}, None).mixtures == []
+
+
 def test_a_shared_expert_and_its_gate_are_no_router() -> None:
     shapes = {
         f"{AT}.mlp.gate.weight": (4, 5),
