@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 
@@ -187,6 +187,7 @@ class AdapterListing:
 
     config : adapter_config.json
     tensors : factors by stored name (base_model.model.<module>.lora_A.weight)
+    equal_names : as in `ModelListing`
     """
 
     uri: str
@@ -194,6 +195,7 @@ class AdapterListing:
     tensors: Mapping[str, TensorSource]
     fingerprint: str
     num_bytes: int
+    equal_names: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,7 @@ class ModelListing:
         whose files are copied also those that its files name: 1_Pooling/config.json, modeling_x.py
     tokenizer_code : names of the side files that hold code of the tokenizer alone
     notes : what the plan says about its side files
+    equal_names : name of the first tensor with the same bytes, for other tensors with one row for each token
     fingerprint : identifies the weights (`core/storage/checkpoints/fingerprint.py`)
     """
 
@@ -223,3 +226,4 @@ class ModelListing:
     adapter: AdapterListing | None = None
     tokenizer_code: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    equal_names: Mapping[str, str] = field(default_factory=dict[str, str])

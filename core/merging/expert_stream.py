@@ -55,7 +55,7 @@ class ExpertStream:
 
     @property
     def name(self) -> str:
-        return self.tensor.name
+        return self.tensor.tied_to or self.tensor.name
 
     @property
     def num_experts(self) -> int:

@@ -136,6 +136,7 @@ class TensorPlan:
     arithmetic: Literal["float64"] | None = None  # where it differs from the run's: an input is stored in float64
     # Matrices are stored (in, out). They are transposed before they are decomposed, and the result is transposed back.
     in_out: bool = False
+    tied_to: str | None = None  # name of the output tensor with the same values; random masks are drawn by that name
 
 
 @dataclass(frozen=True, slots=True)

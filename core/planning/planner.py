@@ -22,6 +22,7 @@ from .inputs.architecture import check_architectures
 from .inputs.arrival import check_arrival, check_untouched, measure_arrival
 from .inputs.checkpoint import Checkpoint, MatchCache, reference_tensors, summarize
 from .inputs.layouts.layout import Layout
+from .inputs.tied import TiedWeights
 from .keys import part_key, run_key
 from .names import natural_key
 from .outputs.adapter_output import convert_to_adapter
@@ -31,7 +32,7 @@ from .outputs.incremental import incremental_warnings
 from .outputs.members import averages_unlisted_base, build_groups, check_needs_base, is_same_model
 from .outputs.name_patterns import check_filters
 from .outputs.side_files import plan_side_files
-from .outputs.slots import build_model_slots, build_slice_slots
+from .outputs.slots import Slot, build_model_slots, build_slice_slots
 from .outputs.spectral import add_alignment, alignment_keys
 from .outputs.tensor_planner import PlannedTensor, TensorPlanner
 from .outputs.token_ids import TokenIds
@@ -117,6 +118,13 @@ def plan_merge(
     checkpoints = [Checkpoint(listing, layout, base, cache) for listing in experts]
     for checkpoint in checkpoints:
         layout.learn(checkpoint.in_out)
+    tied = TiedWeights(
+        reference,
+        tensors,
+        checkpoints,
+        keeps_base=recipe.missing == "base",
+        to_adapter=recipe.output.format == "adapter",
+    )
     check_arrival(checkpoints, reference)
     groups, lengths = build_groups(recipe, method, base, experts, warnings)
     names = list(tensors)
@@ -139,8 +147,9 @@ def plan_merge(
         vocabulary=vocabulary,
         config=reference.config,
         layout=layout,
+        roles=tied.roles,
     )
-    planned = [planner.plan(slot) for slot in output.slots]
+    planned = _plan_slots(planner, output.slots, tied.followers)
     if recipe.missing == "error" and not by_layers:
         check_untouched(checkpoints, reference, planner.untouched)
     warnings += vocabulary.warnings + _collect_warnings(planner, base, experts, checkpoints)
@@ -195,6 +204,15 @@ def plan_merge(
         side_files=side_files,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _plan_slots(planner: TensorPlanner, slots: Sequence[Slot], followers: Mapping[str, str]) -> list[PlannedTensor]:
+    """Plan all tensors of the output. A tied weight takes the plan of the weight that it is tied to."""
+    leaders = {slot.name: planner.plan(slot) for slot in slots if slot.name not in followers}
+    return [
+        planner.follow(leaders[followers[slot.name]], slot.name) if slot.name in followers else leaders[slot.name]
+        for slot in slots
+    ]
 
 
 def _add_alignment(planned: Sequence[PlannedTensor]) -> list[PlannedTensor]:

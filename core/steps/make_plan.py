@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from ..listing import ModelListing
+from ..planning.inputs.token_matrices import tensors_to_compare, tie_flag
 from ..planning.outputs.side_files import side_contents_needed
 from ..planning.outputs.vocabulary import tokenizer_files_needed
 from ..planning.plan import Plan, SideFile
 from ..planning.planner import plan_merge, run_settings
 from ..recipe.recipe import Recipe
+from ..storage.checkpoints.equal_tensors import find_equal_tensors
 from ..storage.checkpoints.file_version import observe_small_file
 from ..storage.checkpoints.list_model import list_model
 from ..storage.checkpoints.model_files import complete_side_files
@@ -52,7 +54,7 @@ def make_plan(
     check_reachable((reference for reference in references if "://" in reference), recipe.storage_options)
 
     def list_reference(reference: str) -> ModelListing:
-        return list_model(reference, recipe.storage_options, fingerprint=recipe.fingerprint)
+        return _compare_tied(list_model(reference, recipe.storage_options, fingerprint=recipe.fingerprint), recipe)
 
     def read_object(uri: str) -> bytes:
         store, key = locate_object(uri, recipe.storage_options)
@@ -86,3 +88,18 @@ def _with_version(side: SideFile, storage_options: Mapping[str, object] | None) 
     if side.source_uri is None:
         return side
     return replace(side, version=observe_small_file(side.source_uri, storage_options))
+
+
+def _compare_tied(listing: ModelListing, recipe: Recipe) -> ModelListing:
+    """Return a listing that says which token matrices are one tied weight, stored more than once.
+
+    Reads samples of them, and all bytes where the samples are equal and config.json does not say that they are tied.
+    """
+    groups, flag = tensors_to_compare(listing.tensors, listing.config), tie_flag(listing.config)
+    equal = find_equal_tensors(listing.tensors, groups, recipe.storage_options, samples_only=flag is True)
+    adapter = listing.adapter
+    if adapter is not None:
+        groups = tensors_to_compare(adapter.tensors, None)
+        same = find_equal_tensors(adapter.tensors, groups, recipe.storage_options)
+        adapter = replace(adapter, equal_names=same)
+    return replace(listing, equal_names=equal, adapter=adapter)

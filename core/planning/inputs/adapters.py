@@ -158,7 +158,7 @@ def read_adapter(listing: AdapterListing) -> Adapter:
                 " merge the adapter into its base first and give the full model as expert"
             )
         elif ".original_module." not in name:
-            full[_WRAPPERS.sub("", name)] = source
+            full[read_weight_name(stored_name)] = source
     if len(adapter_names) > 1:
         raise CheckpointError(
             f"adapter {listing.uri} contains several adapters ({', '.join(sorted(adapter_names))}); save one per file"
@@ -175,6 +175,11 @@ def read_adapter(listing: AdapterListing) -> Adapter:
         for module, parts in factors.items()
     }
     return Adapter(lora, full)
+
+
+def read_weight_name(stored: str) -> str:
+    """Return the weight's name in its own model for the stored name of a whole tensor."""
+    return _WRAPPERS.sub("", stored.removeprefix(_PREFIX))
 
 
 def _refuse_variants(config: Mapping[str, object], uri: str) -> None:

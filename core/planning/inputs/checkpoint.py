@@ -10,12 +10,13 @@ from typing import cast, final
 from ...errors import CheckpointError, RecipeError, ShapeError
 from ...listing import LoraSource, ModelListing, StackedLora, TensorSource
 from ..plan import Arrival, ModelSummary
-from .adapters import Adapter, align_adapter, correct_orientation, read_adapter
+from .adapters import Adapter, align_adapter, correct_orientation, read_adapter, read_weight_name
 from .layouts.align import align_tensors
 from .layouts.layout import Layout
 from .matching import NameMap, match_names
 from .quantized import select_weights
-from .tied import find_tied_weight
+from .token_matrices import ties_unstored_head
+from .wrappers import has_layers
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -73,6 +74,7 @@ class Checkpoint:
     on_base : the expert is an adapter on the base itself, without tensors of its own
     in_out : weights that the base stores (in, out), as the adapter's factors show; with its embeddings
     adapter_names : the adapter's name of each weight that it changes, by reference name
+    adapter_extra : shapes of the adapter's weights that the reference does not have
     warnings : about names that were matched by prefix or do not occur in the base
 
     Parameters
@@ -103,7 +105,8 @@ class Checkpoint:
         self._used: set[str] = set()
         self._derived: Mapping[str, str] = {}  # identities of tensors that are views on the stored ones
         self._lora: Mapping[str, LoraSource | StackedLora] = {}
-        self._adapter_extra: list[str] = []
+        self._aliases: dict[str, str] = {}  # stored names of tied weights by reference name
+        self.adapter_extra: Mapping[str, tuple[int, ...]] = {}
         self._adapter_sizes: Mapping[str, int] = {}
         self._saved: Mapping[str, TensorSource] = {}  # whole tensors in the adapter (modules_to_save)
         if not self.on_base:
@@ -116,7 +119,7 @@ class Checkpoint:
             if self._names.replacements:
                 self.warnings.append(f"{listing.name}: {self._names.describe()}")
         if listing.adapter is not None:
-            self._attach_adapter(read_adapter(listing.adapter), reference)
+            self._attach_adapter(read_adapter(listing.adapter), reference, base)
 
     def _match(self, match: Callable[[], NameMap]) -> NameMap:
         try:
@@ -124,7 +127,7 @@ class Checkpoint:
         except CheckpointError as error:
             raise CheckpointError(f"{self.listing.name}: {error}") from None
 
-    def _attach_adapter(self, adapter: Adapter, layout: Layout) -> None:
+    def _attach_adapter(self, adapter: Adapter, layout: Layout, base: ModelListing | None) -> None:
         reference = layout.shapes
         adapter = align_adapter(layout, adapter, self.listing.name)
         targets = adapter.target_shapes()
@@ -132,13 +135,21 @@ class Checkpoint:
         reference_names = {stored: name for name, stored in names.stored.items()}
         unknown = [name for name in targets if name not in reference_names]
         unknown_factors = [name for name in unknown if name in adapter.lora]
+        if unknown_factors and base is not None and ties_unstored_head(base.config):
+            tied = [name for name in unknown_factors if not has_layers(name)]
+            if len(tied) == len(unknown_factors):
+                raise CheckpointError(
+                    f"{self.listing.name}: adapter targets {tied[0]}, which {base.name} does not store: it ties its"
+                    " output projection to its embedding, which the adapter leaves as it is. Give a base that stores"
+                    " both (tie_word_embeddings: false)"
+                )
         if unknown_factors:
             raise CheckpointError(
                 f"{self.listing.name}: adapter targets {unknown_factors[0]}, which the base does not have"
                 f" ({len(unknown_factors)} of {len(adapter.lora)} targets); set base_model to the model that it was"
                 " trained on"
             )
-        self._adapter_extra = unknown
+        self.adapter_extra = {name: targets[name] for name in unknown}
         self._adapter_sizes = {name: prod(shape) for name, shape in adapter.stored_shapes().items()}
         if unknown:
             self.warnings.append(
@@ -188,18 +199,10 @@ class Checkpoint:
             self._used.add(stored)
             identity = f"{self.fingerprint}/{stored}" + (f"#{self._derived[stored]}" if stored in self._derived else "")
             return Contribution(self._tensors[stored], lora, identity)
-        tied = find_tied_weight(name, reference.shape, self._tensors) if self._may_be_tied(name) else None
+        tied = self._aliases.get(name)
         if tied is not None:
             return Contribution(self._tensors[tied], lora, f"{self.fingerprint}/{tied}")
         return None
-
-    def _may_be_tied(self, name: str) -> bool:
-        """Return whether config.json allows tied embeddings. Tied biases do not depend on it."""
-        config = self.listing.config or {}
-        text = config.get("text_config")
-        parts = [config, cast("Mapping[str, object]", text)] if isinstance(text, Mapping) else [config]
-        flags = [part.get("tie_word_embeddings") for part in parts]
-        return "bias" in name or False not in flags or True in flags
 
     @property
     def tensors(self) -> Mapping[str, TensorSource]:
@@ -211,6 +214,61 @@ class Checkpoint:
         """Stored names by reference name; empty for an adapter on the base."""
         return self._names.stored if self._names is not None else {}
 
+    def add_alias(self, name: str, stored: str) -> None:
+        """Use a stored weight for a reference name that is tied to it."""
+        self._aliases[name] = stored
+        self._used.add(stored)
+
+    def use(self, stored: str) -> None:
+        """Count a stored tensor as one that has a place, because it equals another."""
+        self._used.add(stored)
+
+    def is_equal(self, one: str, other: str) -> bool:
+        """Return whether two stored tensors have equal bytes."""
+        equal = self.listing.equal_names
+        return equal.get(one, one) == equal.get(other, other)
+
+    @property
+    def adapted(self) -> frozenset[str]:
+        """Reference names of the weights that the adapter changes."""
+        return frozenset((*self._lora, *self._saved))
+
+    def saves_equal(self, one: str, other: str) -> bool:
+        """Return whether the adapter stores two whole weights, and the same."""
+        return one in self._saved and other in self._saved and self._equal_in_adapter(one, self.adapter_names[other])
+
+    def changes_tied_head(self, name: str) -> bool:
+        """Return whether the adapter's change of an embedding is one of the output projection that is tied to it.
+
+        It is where PEFT ties the adapters, where the adapter stores the projection with the same values, and where the
+        embedding is stored because tokens were added, and not as a copy that was trained (modules_to_save).
+        """
+        adapter = self.listing.adapter
+        if adapter is None or adapter.config.get("ensure_weight_tying"):
+            return True
+        if name in self._lora:
+            return False
+        heads = [other for other in self.adapter_extra if self._equal_in_adapter(name, other)]
+        saved = adapter.config.get("modules_to_save")
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        copies = cast("list[object]", saved) if isinstance(saved, list) else []
+        is_copy = module in (str(item).rpartition(".")[2] for item in copies)
+        return bool(heads) or not is_copy
+
+    def stores_other_head(self, name: str, rows: int) -> bool:
+        """Return whether the adapter stores an output projection, for an embedding of `rows` rows, with own values."""
+        heads = [other for other, shape in self.adapter_extra.items() if len(shape) == 2 and shape[0] * 2 > rows]
+        return any(name not in self._saved or not self._equal_in_adapter(name, head) for head in heads)
+
+    def _equal_in_adapter(self, name: str, other: str) -> bool:
+        """Return whether a changed weight, by reference name, equals another of the adapter, by its own name."""
+        adapter = self.listing.adapter
+        assert adapter is not None
+        names = {read_weight_name(stored): stored for stored in adapter.tensors}
+        one, two = names.get(self.adapter_names[name]), names.get(other)
+        equal = adapter.equal_names
+        return one is not None and two is not None and equal.get(one, one) == equal.get(two, two)
+
     def parameter_counts(self) -> dict[str, int]:
         """Return the number of parameters by name: stored tensors, and weights that the adapter changes."""
         own = {name: prod(source.shape) for name, source in self._tensors.items()}
@@ -218,7 +276,7 @@ class Checkpoint:
 
     def left_out(self) -> list[str]:
         """Return the names of `parameter_counts` that have no place in the output."""
-        return [*self.extra_names(), *(f"adapter: {name}" for name in self._adapter_extra)]
+        return [*self.extra_names(), *(f"adapter: {name}" for name in self.adapter_extra)]
 
     def extra_names(self) -> list[str]:
         """Return the stored names that the reference does not have and that no output tensor uses."""

@@ -20,6 +20,7 @@ from ..cost import projection as cost
 from ..inputs.checkpoint import UNCHANGED, Checkpoint
 from ..inputs.layouts.layout import Layout
 from ..inputs.storage_precision import is_float64
+from ..inputs.token_matrices import Role
 from ..keys import SUM_VERSION, sums_key, tensor_identity
 from ..names import Kind
 from ..plan import ExpertTensor, RunSettings, TensorPlan
@@ -76,6 +77,7 @@ class TensorPlanner:
         vocabulary: VocabularyPlanner,
         config: Mapping[str, object] | None,
         layout: Layout,
+        roles: Mapping[str, Role],
     ) -> None:
         self._recipe = recipe
         self._settings = settings
@@ -85,6 +87,7 @@ class TensorPlanner:
         self._experts = experts
         self._config = config
         self._layout = layout
+        self._roles = roles
         self._sources = SourceFinder(experts, base_fingerprint, vocabulary)
         self._planners: dict[str, SpectralPlanner] = {}
         self._resolvers = Resolvers()
@@ -108,6 +111,8 @@ class TensorPlanner:
         """
         reference = self._reference[slot.template]
         kind = self._layout.kind(slot.template, reference.shape, reference.dtype)
+        if kind == "matrix" and self._roles.get(slot.template) == "lm_head":
+            kind = "lm_head"
         choice = self._actions.choose(slot.name, kind)
         target = self._sources.make_target(slot, reference)
         if choice.action == "copy":
@@ -127,6 +132,12 @@ class TensorPlanner:
         if any(source is None for source in sources) and (self._recipe.missing == "error" or not self._has_base):
             raise self._sources.missing_error(slot, sources)
         return self._merge(target, kind, choice, sources)
+
+    @staticmethod
+    def follow(leader: PlannedTensor, name: str) -> PlannedTensor:
+        """Return the plan of a tensor that is tied to another one of the output: the same values under its own name."""
+        plan = replace(leader.plan, name=name, tied_to=leader.plan.name, reason=f"tied to {leader.plan.name}")
+        return PlannedTensor(plan, leader.identity)
 
     def _copy(self, target: Target, reason: str) -> PlannedTensor:
         reference = target.reference

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,18 +31,6 @@ def test_a_tensor_that_the_base_lacks_is_left_out(
     plan = plan_of(SWUDI + "models: [a]", model("base", llama_tensors()), model("a", more))
     assert "score.weight" not in tensors_of(plan)
     assert any("left out: score.weight" in warning for warning in plan.warnings)
-
-
-def test_a_missing_lm_head_is_read_from_the_tied_embedding(
-    model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any
-) -> None:
-    tied = model("a", llama_tensors(lm_head=False), config={"tie_word_embeddings": True})
-    plan = plan_of(SWUDI + "models: [a]", model("base", llama_tensors()), tied)
-    head = tensors_of(plan)["lm_head.weight"]
-    assert head.experts[0].full == tied.tensors["model.embed_tokens.weight"]
-    untied = replace(tied, config={"tie_word_embeddings": False})
-    plan = plan_of(SWUDI + "models: [a]", model("base", llama_tensors()), untied)
-    assert tensors_of(plan)["lm_head.weight"].action == "copy"
 
 
 def test_prefixes(model: Any, llama_tensors: Any, plan_of: Any, tensors_of: Any) -> None:
@@ -113,15 +100,6 @@ def test_an_adapter_that_does_not_fit_the_base_is_refused(model: Any, adapter: A
         Checkpoint(part, Layout({"layers.0.v.weight": (4, 6)}, None), base, MatchCache())
     with pytest.raises(RecipeError, match="b is a LoRA adapter; set base_model"):
         Checkpoint(part, Layout(shapes(base), None), None, MatchCache())
-
-
-def test_tied_biases_are_found_without_tied_embeddings(model: Any) -> None:
-    base = model("base", {"cls.predictions.bias": (8,), "cls.predictions.decoder.bias": (8,)})
-    expert = model("a", {"cls.predictions.bias": (8,)}, config={"tie_word_embeddings": False})
-    checkpoint = Checkpoint(expert, Layout(shapes(base), None), base, MatchCache())
-    found = checkpoint.contribution("cls.predictions.decoder.bias", base.tensors["cls.predictions.decoder.bias"])
-    assert found is not None
-    assert found.full == expert.tensors["cls.predictions.bias"]
 
 
 def test_names_are_matched_once_for_experts_with_equal_names(model: Any) -> None:

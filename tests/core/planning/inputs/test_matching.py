@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from eigenmerge.core.errors import CheckpointError
-from eigenmerge.core.listing import TensorSource
 from eigenmerge.core.planning.inputs.matching import match_names
-from eigenmerge.core.planning.inputs.tied import find_tied_weight
 
 BERT = {
     "embeddings.word_embeddings.weight": (30, 4),
@@ -68,21 +66,6 @@ def test_a_resized_vocabulary_does_not_hide_the_prefix() -> None:
     names = {f"encoder.layer.{i}.w": (4, 4) for i in range(12)} | {"embeddings.word_embeddings.weight": (30, 4)}
     resized = prefixed(names, "bert.") | {"bert.embeddings.word_embeddings.weight": (32, 4)}
     assert len(match_names(names, resized).stored) == 13
-
-
-def stored(shapes: dict[str, tuple[int, ...]]) -> dict[str, TensorSource]:
-    return {name: TensorSource("x", 0, 0, "F32", shape) for name, shape in shapes.items()}
-
-
-def test_tied_weights_are_found_under_their_other_name() -> None:
-    tensors = stored({"model.embed_tokens.weight": (30, 4), "model.norm.weight": (4,)})
-    assert find_tied_weight("lm_head.weight", (30, 4), tensors) == "model.embed_tokens.weight"
-    assert find_tied_weight("lm_head.weight", (30, 8), tensors) is None
-    assert find_tied_weight("model.layers.0.w", (30, 4), tensors) is None
-    t5 = stored({"shared.weight": (30, 4)})
-    assert find_tied_weight("decoder.embed_tokens.weight", (30, 4), t5) == "shared.weight"
-    bert = stored({"cls.predictions.bias": (30,)})
-    assert find_tied_weight("cls.predictions.decoder.bias", (30,), bert) == "cls.predictions.bias"
 
 
 def block(at: str, *names: str, layers: int = 2, size: int = 4) -> dict[str, tuple[int, ...]]:
