@@ -53,11 +53,7 @@ def token_roles(tensors: Mapping[str, TensorSource], config: Mapping[str, object
             continue
         elif len(source.shape) == 1 and name.endswith("bias"):
             roles[name] = "bias"
-        elif (
-            kinds[name] == "matrix"
-            and source.shape[0] != source.shape[1]
-            and source.shape[1] in (columns or source.shape)
-        ):
+        elif kinds[name] == "matrix" and source.shape[-1] in (columns or source.shape) and len(set(source.shape)) == 2:
             roles[name] = "lm_head"
     return roles
 
