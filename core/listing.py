@@ -110,12 +110,18 @@ class Region(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoraSource:
-    """The factors of one adapted weight: delta = scaling * up @ down, transposed when fan_in_fan_out."""
+    """The factors of one adapted weight: delta = scaling * up @ down, transposed when fan_in_fan_out.
+
+    is_embedding : PEFT stores the factors as those of an embedding
+    is_shared : the factors are a slice of those of all experts of a mixture (`target_parameters`)
+    """
 
     up: TensorSource  # lora_B, (M, R)
     down: TensorSource  # lora_A, (R, K)
     scaling: float
     fan_in_fan_out: bool = False
+    is_embedding: bool = False
+    is_shared: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -183,11 +189,12 @@ def _overlap(one: Region, other: Region) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class AdapterListing:
-    """A PEFT adapter.
+    """A PEFT or MLX adapter.
 
     config : adapter_config.json
     tensors : factors by stored name (base_model.model.<module>.lora_A.weight)
     equal_names : as in `ModelListing`
+    unused_files : names of other weight files beside the adapter, which are not part of it
     """
 
     uri: str
@@ -196,6 +203,7 @@ class AdapterListing:
     fingerprint: str
     num_bytes: int
     equal_names: Mapping[str, str] = field(default_factory=dict[str, str])
+    unused_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

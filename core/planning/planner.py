@@ -232,7 +232,7 @@ def _vocabulary_changes(
 ) -> dict[str, object]:
     """Return vocab_size for config.json, at the top level or in text_config, if the merge changes it."""
     config = reference.config
-    if config is None or not vocabulary.matches_tokens:
+    if config is None or not (vocabulary.matches_tokens or reference.adapter is not None):
         return {}
     rows = next((item.plan.shape[0] for item in planned if is_row_by_token(item.plan.name)), None)
     text = config.get("text_config")

@@ -16,7 +16,7 @@ from ...errors import BudgetError
 from ...formats.dtypes import element_bytes, safetensors_name, tensor_bytes
 from ...listing import TensorSource
 from ...numerics.method import DirectMethod, SpectralMethod
-from ...views import has_scale, held_bytes
+from ...views import has_scale, held_bytes, stored_tensors
 from ..plan import Cut, ExpertTensor, MatrixView, RunSettings, TensorPlan
 
 # Columns of 8 bytes in a spectrum besides the vectors: the value and seven statistics; one more per expert.
@@ -41,7 +41,9 @@ def expert_bytes(expert: ExpertTensor) -> int:
 
 
 def _lora_bytes(expert: ExpertTensor) -> int:
-    return sum(map(source_bytes, expert.lora.sources)) if expert.lora is not None else 0
+    """Return the stored bytes of the factors. The matrices of a stack can share one tensor, which counts once."""
+    sources = expert.lora.sources if expert.lora is not None else ()
+    return sum(one.num_bytes for one in {one for source in sources for one in stored_tensors(source)})
 
 
 def bytes_read(base: TensorSource | None, experts: Iterable[ExpertTensor], passes: int) -> int:

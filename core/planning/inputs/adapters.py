@@ -1,50 +1,44 @@
-"""Read PEFT LoRA adapters: from config and factor names to the factors of each weight.
+"""Read LoRA adapters of PEFT: from config and factor names to the factors of each weight.
 
     base_model.model.<module>.lora_A.weight, .lora_B.weight        a linear layer, delta = scaling B A
     base_model.model.<module>.lora_embedding_A, .lora_embedding_B  an embedding, delta = scaling (B A)^T
-    base_model.model.<module>.weight                               a whole tensor (modules_to_save)
+    base_model.model.<module>.weight                               a whole tensor (modules_to_save, bias)
 
-Variants other than plain LoRA are refused by name, because merging their factors would give wrong weights.
+Variants other than plain LoRA are refused by name, because merging their factors would give wrong weights. Adapters of
+MLX are read in `mlx_adapters.py`, the experts of mixtures in `adapter_stacks.py`.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from math import prod
-from typing import cast
 
 from ...errors import CheckpointError, ShapeError
+from ...formats.dtypes import DTYPES
 from ...listing import AdapterListing, LoraSource, StackedLora, TensorSource
+from .adapter_options import REFUSED_OPTIONS, Scaling, refuse_variants
+from .adapter_stacks import ModuleFactors, find_parameters, resolve_parameters
+from .base_names import BaseNames
 from .layouts.align import align_tensors
 from .layouts.align_lora import align_lora
 from .layouts.layout import Layout
+from .mlx_adapters import is_mlx, read_mlx
+from .packed import find_packed_weight
+
+Lora = LoraSource | StackedLora
+Shapes = Mapping[str, tuple[int, ...]]
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight$")
 _EMBEDDING_FACTOR = re.compile(r"^(?P<module>.+)\.lora_embedding_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?$")
 _WRAPPERS = re.compile(r"\.(?:modules_to_save(?:\.[^.]+)?|base_layer)(?=\.)")
-
-# Config option to the reason why it is refused and what to do.
-_REFUSED_OPTIONS: Mapping[str, str] = {
-    "use_dora": "DoRA rescales the base's weights, which is not a low-rank delta; merge it into its base first"
-    " (PeftModel.merge_and_unload) and give the full model as expert",
-    "lora_bias": "its lora_B has a bias; merge it into its base first and give the full model as expert",
-    "layer_replication": "it replicates layers of its base; merge it into its base first",
-    "use_qalora": "QALoRA pools the inputs; merge it into its base first",
-    "trainable_token_indices": "it trains single tokens' embeddings; merge it into its base first",
-    "target_parameters": "it adapts parameters inside modules (target_parameters); merge it into its base first",
-    "alora_invocation_tokens": "an activated LoRA applies only after its invocation tokens; it cannot be merged",
-    "use_bdlora": "its factors are block-diagonal (BD-LoRA); merge it into its base first",
-    "kasa_config": "KaSA scales directions of the base's weights; merge it into its base first",
-    "arrow_config": "it routes between adapters token by token; it cannot be merged",
-    "monteclora_config": "its factors are sampled (MonteCLoRA); merge it into its base first",
-}
 _CONV1D = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})  # layers of GPT-2 and related models, stored as (in, out)
-# Initializations that change the base, so that B A is not a delta of the base on disk.
-_REFUSED_INITIALIZATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Names of LoRA factors of PEFT, MLX, diffusers, kohya and LyCORIS, for adapters that are given as models.
+_ANY_FACTOR = re.compile(
+    r"(^|[._])(lora_([abAB]|up|down|embedding_[AB]|magnitude_vector)|lora\.(up|down)|hada_w[12]\w*|lokr_w[12]\w*)([._]|$)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +49,7 @@ class Adapter:
     full : whole tensors (modules_to_save)
     """
 
-    lora: Mapping[str, LoraSource | StackedLora]
+    lora: Mapping[str, Lora]
     full: Mapping[str, TensorSource]
 
     def target_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -64,12 +58,11 @@ class Adapter:
         shapes.update((name, lora.shape) for name, lora in self.lora.items())
         return shapes
 
-    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return one shape with as many elements as are stored for each changed weight, by weight name."""
-        shapes = {name: source.shape for name, source in self.full.items()}
-        for name, lora in self.lora.items():
-            shapes[name] = (sum(prod(source.shape) for source in lora.sources),)
-        return shapes
+    def stored_sizes(self) -> dict[str, int]:
+        """Return the number of elements that are stored for each changed weight, by weight name."""
+        sizes = {name: prod(source.shape) for name, source in self.full.items()}
+        sizes.update((name, sum(prod(one.shape) for one in lora.sources)) for name, lora in self.lora.items())
+        return sizes
 
 
 def align_adapter(reference: Layout, adapter: Adapter, model: str) -> Adapter:
@@ -83,11 +76,17 @@ def align_adapter(reference: Layout, adapter: Adapter, model: str) -> Adapter:
     return Adapter(align_lora(reference, adapter.lora, model), full)
 
 
-def correct_orientation(
-    lora: Mapping[str, LoraSource | StackedLora],
-    shapes: Mapping[str, tuple[int, ...]],
-    in_out: Set[str] = frozenset(),
-) -> dict[str, LoraSource | StackedLora]:
+def find_factor(names: Iterable[str]) -> str | None:
+    """Return the first name that is a LoRA factor of some library, None where there is none."""
+    return next((name for name in names if _ANY_FACTOR.search(name)), None)
+
+
+def unwrapped_name(name: str) -> str:
+    """Return the name of a weight without the parts that PEFT adds: embed_tokens.weight for embed_tokens.base_layer."""
+    return _WRAPPERS.sub("", name.removeprefix(_PREFIX))
+
+
+def correct_orientation(lora: Mapping[str, Lora], shapes: Shapes, in_out: Set[str] = frozenset()) -> dict[str, Lora]:
     """Return the factors with `fan_in_fan_out` set to how each weight is stored.
 
     PEFT keeps one option for all modules and sets it for the last module it processed. With GPT-2's Conv1D layers,
@@ -107,18 +106,15 @@ def correct_orientation(
     modules = {_module_name(name) for name in transposed}
     if modules & _CONV1D:
         modules |= _CONV1D
-    corrected: dict[str, LoraSource | StackedLora] = {}
+    corrected = dict(lora)
     for name, factors in lora.items():
         if isinstance(factors, StackedLora):
-            corrected[name] = factors
             continue
         is_square = factors.up.shape[0] == factors.down.shape[1]
         if is_square and name in in_out:
             corrected[name] = replace(factors, fan_in_fan_out=True)
         elif name in transposed or (is_square and _module_name(name) in modules):
             corrected[name] = replace(factors, fan_in_fan_out=not factors.fan_in_fan_out)
-        else:
-            corrected[name] = factors
     return corrected
 
 
@@ -127,128 +123,87 @@ def _module_name(name: str) -> str:
     return name.removesuffix(".weight").rpartition(".")[2]
 
 
-def read_adapter(listing: AdapterListing) -> Adapter:
+def read_adapter(listing: AdapterListing, reference: Shapes | None = None) -> Adapter:
     """Pair the factors of each weight and compute its scaling.
+
+    Parameters
+    ----------
+    reference : shapes of the base's tensors by name. They tell how a mixture stores its experts; without them an
+        adapter of stacked experts (target_parameters) is refused.
 
     Raises
     ------
     CheckpointError : not a LoRA, a LoRA variant other than a low-rank delta, or one factor of a pair is missing
-    ShapeError : factors do not fit each other or the rank in the config
+    ShapeError : factors do not fit each other, the rank in the config, or the base's experts
     """
+    _check_dtypes(listing)
+    base = BaseNames(reference or {})
+    if is_mlx(listing):
+        return Adapter(*read_mlx(listing, base))
     config = listing.config
-    _refuse_variants(config, listing.uri)
-    factors: dict[str, dict[str, TensorSource]] = {}
-    embeddings: set[str] = set()
+    refuse_variants(config, listing.uri)
+    modules: dict[str, ModuleFactors] = {}
     full: dict[str, TensorSource] = {}
     adapter_names: set[str] = set()
     for stored_name, source in listing.tensors.items():
         name = stored_name.removeprefix(_PREFIX)
         if "lora_magnitude_vector" in name:
-            raise CheckpointError(f"adapter {listing.uri}: tensor {stored_name}: {_REFUSED_OPTIONS['use_dora']}")
+            raise CheckpointError(f"adapter {listing.uri}: tensor {stored_name}: {REFUSED_OPTIONS['use_dora']}")
         match = _FACTOR.match(name) or _EMBEDDING_FACTOR.match(name)
         if match is not None:
-            module = match["module"].removesuffix(".base_layer")
-            factors.setdefault(module, {})[match["part"]] = source
+            own = modules.setdefault(_WRAPPERS.sub("", f"{match['module']}.")[:-1], ModuleFactors())
+            own.levels.setdefault(match["module"].count(".base_layer"), {})[match["part"]] = source
+            own.is_embedding |= "lora_embedding_" in name[len(match["module"]) :]
             adapter_names.add(match["adapter"] or "")
-            if "lora_embedding_" in name[len(match["module"]) :]:
-                embeddings.add(module)
         elif ".lora_" in name:
             raise CheckpointError(
                 f"adapter {listing.uri}: tensor {stored_name} is not a LoRA factor (lora_A.weight, lora_B.weight);"
                 " merge the adapter into its base first and give the full model as expert"
             )
         elif ".original_module." not in name:
-            full[read_weight_name(stored_name)] = source
+            full[unwrapped_name(stored_name)] = source
     if len(adapter_names) > 1:
         raise CheckpointError(
             f"adapter {listing.uri} contains several adapters ({', '.join(sorted(adapter_names))}); save one per file"
         )
-    if not factors and not full:
+    if not modules and not full:
         raise CheckpointError(f"adapter {listing.uri} contains no LoRA factors; expected names such as X.lora_A.weight")
-    scaling = _Scaling(config, listing.uri)
+    scaling = Scaling(config, listing.uri)
+    lora: dict[str, Lora] = {}
     # An embedding is stored as (tokens, features) and its factors multiply to (features, tokens), as in fan_in_fan_out.
     stored_in_out = bool(config.get("fan_in_fan_out"))
-    lora = {
-        f"{module}.weight": _pair(
-            module, parts, scaling, transposed=stored_in_out or module in embeddings, uri=listing.uri
-        )
-        for module, parts in factors.items()
-    }
+    for module, own in modules.items():
+        for parts in own.levels.values():
+            _check_pair(module, parts, listing.uri)
+        parameters = find_parameters(module, config, base)
+        if parameters:
+            lora |= resolve_parameters(module, own, parameters, scaling, listing.uri)
+            continue
+        if len(own.levels) > 1:
+            raise CheckpointError(
+                f"adapter {listing.uri}: {module} has factors of {len(own.levels)} parameters (target_parameters) that"
+                " the base does not have; set base_model to the model that it was trained on"
+            )
+        level = next(iter(own.levels.values()))
+        factors = _pair(module, level, scaling, listing.uri)
+        is_transposed = stored_in_out or own.is_embedding
+        lora[f"{module}.weight"] = replace(factors, fan_in_fan_out=is_transposed, is_embedding=own.is_embedding)
     return Adapter(lora, full)
 
 
-def read_weight_name(stored: str) -> str:
-    """Return the weight's name in its own model for the stored name of a whole tensor."""
-    return _WRAPPERS.sub("", stored.removeprefix(_PREFIX))
-
-
-def _refuse_variants(config: Mapping[str, object], uri: str) -> None:
-    kind = str(config.get("peft_type", "LORA")).rpartition(".")[2].upper()
-    if kind != "LORA":
-        raise CheckpointError(
-            f"adapter {uri}: peft_type is {kind}, expected LORA; merge it into its base first"
-            " (PeftModel.merge_and_unload) and give the full model as expert"
-        )
-    for option, advice in _REFUSED_OPTIONS.items():
-        if config.get(option):
-            raise CheckpointError(f"adapter {uri}: adapter_config.json sets {option}: {advice}")
-    initialization = config.get("init_lora_weights")
-    if isinstance(initialization, str) and initialization.lower().startswith(_REFUSED_INITIALIZATIONS):
-        raise CheckpointError(
-            f"adapter {uri}: init_lora_weights is {initialization!r}, which changes the base it was trained on; convert"
-            " it to a plain LoRA (path_initial_model_for_weight_conversion of PEFT's save_pretrained) and give that"
-        )
-
-
-class _Scaling:
-    """Scaling of each module: alpha / r, or alpha / sqrt(r) for rsLoRA.
-
-    alpha and r come from alpha_pattern and rank_pattern where a pattern matches the module.
-    """
-
-    def __init__(self, config: Mapping[str, object], uri: str) -> None:
-        self._uri = uri
-        self._rank = self._number(config.get("r", 8), "r")
-        self._alpha = self._number(config.get("lora_alpha", 8), "lora_alpha")
-        self._ranks = self._patterns(config.get("rank_pattern"), "rank_pattern")
-        self._alphas = self._patterns(config.get("alpha_pattern"), "alpha_pattern")
-        self._square_root = bool(config.get("use_rslora"))
-
-    def of(self, module: str) -> tuple[int, float]:
-        """Return rank and scaling of a module."""
-        rank = int(self._match(self._ranks, module, self._rank))
-        alpha = self._match(self._alphas, module, self._alpha)
-        return rank, alpha / (math.sqrt(rank) if self._square_root else rank)
-
-    @staticmethod
-    def _match(patterns: Mapping[re.Pattern[str], float], module: str, default: float) -> float:
-        return next((value for pattern, value in patterns.items() if pattern.match(module)), default)
-
-    def _patterns(self, raw: object, key: str) -> dict[re.Pattern[str], float]:
-        if not isinstance(raw, Mapping):
-            return {}
-        compiled: dict[re.Pattern[str], float] = {}
-        for pattern, value in cast("Mapping[object, object]", raw).items():
-            try:
-                # in PEFT, a regular expression for the end of the module's name, after a dot
-                compiled[re.compile(rf"(.*\.)?({pattern})$")] = self._number(value, f"{key}[{pattern!r}]")
-            except re.error as error:
-                raise CheckpointError(
-                    f"adapter {self._uri}: {key} has {pattern!r}, which is not a regular expression: {error}"
-                ) from None
-        return compiled
-
-    def _number(self, value: object, key: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+def _check_dtypes(listing: AdapterListing) -> None:
+    """Check that all tensors of an adapter are plain floats."""
+    packed = find_packed_weight(listing.tensors)
+    if packed is not None:
+        raise CheckpointError(f"adapter {listing.uri}: {packed}; give the unquantized adapter")
+    for name, source in listing.tensors.items():
+        if DTYPES[source.dtype].kind != "float" and find_factor([name]):
             raise CheckpointError(
-                f"adapter {self._uri}: adapter_config.json has {key} = {value!r}; expected a positive number"
+                f"adapter {listing.uri}: {name} is {source.dtype}, expected float32, bfloat16 or float16"
             )
-        return float(value)
 
 
-def _pair(
-    module: str, parts: Mapping[str, TensorSource], scaling: _Scaling, *, transposed: bool, uri: str
-) -> LoraSource:
+def _check_pair(module: str, parts: Mapping[str, TensorSource], uri: str) -> None:
     if len(parts) != 2:
         present = next(iter(parts))
         raise CheckpointError(
@@ -261,10 +216,14 @@ def _pair(
             f"adapter {uri}: {module} has factors {list(up.shape)} and {list(down.shape)}; only matrices are supported"
             " (a LoRA on a convolution has to be merged into its base first)"
         )
+
+
+def _pair(module: str, parts: Mapping[str, TensorSource], scaling: Scaling, uri: str) -> LoraSource:
+    up, down = parts["B"], parts["A"]
     rank, scale = scaling.of(module)
     if up.shape[1] != rank or down.shape[0] != rank:
         raise ShapeError(
             f"adapter {uri}: {module} has lora_B {list(up.shape)} and lora_A {list(down.shape)},"
             f" adapter_config.json has rank {rank}; give the adapter_config.json that belongs to these weights"
         )
-    return LoraSource(up, down, scale, transposed)
+    return LoraSource(up, down, scale)

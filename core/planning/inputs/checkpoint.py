@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import cast, final
 
 from ...errors import CheckpointError, RecipeError, ShapeError
+from ...formats.file_names import ADAPTER_CONFIG_NAME
 from ...listing import LoraSource, ModelListing, StackedLora, TensorSource
 from ..plan import Arrival, ModelSummary
-from .adapters import Adapter, align_adapter, correct_orientation, read_adapter, read_weight_name
+from .adapters import Adapter, align_adapter, correct_orientation, find_factor, read_adapter, unwrapped_name
 from .layouts.align import align_tensors
 from .layouts.layout import Layout
 from .matching import NameMap, match_names
@@ -64,7 +65,43 @@ def reference_tensors(listing: ModelListing, role: str) -> Mapping[str, TensorSo
     tensors = select_weights(listing.tensors, listing.config, listing.name)
     if not tensors:
         raise CheckpointError(f"{listing.name} holds no tensors; expected a model")
-    return tensors
+    if all(find_factor([name]) for name, source in tensors.items() if len(source.shape) > 1):
+        _refuse_factors(list(tensors), listing.name)
+    if listing.adapter is None:
+        return tensors
+    shapes = {name: source.shape for name, source in tensors.items()}
+    saved = read_adapter(listing.adapter, shapes).full
+    names = match_names(shapes, {name: source.shape for name, source in saved.items()}).stored
+    return {**tensors, **{name: saved[stored] for name, stored in names.items()}}
+
+
+def _refuse_factors(names: Sequence[str], model: str) -> None:
+    """Check that a full model holds no LoRA factors, which would be left out.
+
+    Parameters
+    ----------
+    names : tensors that the model whose names the output has does not have
+    """
+    factor = find_factor(names)
+    if factor is not None:
+        raise CheckpointError(
+            f"{model}: {factor} is a LoRA factor, expected a merged model, or a PEFT or MLX adapter with"
+            f" {ADAPTER_CONFIG_NAME}; merge it into its base first (PEFT: merge_and_unload, diffusers: fuse_lora) and"
+            " give the full model"
+        )
+
+
+def _adapted_module(name: str, reference: Shapes) -> str | None:
+    """Return the module of the base to which an unknown tensor of an adapter belongs, None where there is none.
+
+    PEFT's methods store their tensors below the module that they change: `q_proj.vera_lambda_b`.
+    """
+    module = name
+    for _ in range(2):
+        module = module.rpartition(".")[0]
+        if module and any(f".{other}".endswith(f".{module}.weight") for other in reference):
+            return module
+    return None
 
 
 @final
@@ -116,10 +153,16 @@ class Checkpoint:
             if aligned.derived:
                 self.warnings.append(f"{listing.name}: stores the experts of mixtures in another form than the base")
             self._names = self._match(lambda: cache.match(reference.shapes, self._tensors))
+            _refuse_factors(self.extra_names(), listing.name)
             if self._names.replacements:
                 self.warnings.append(f"{listing.name}: {self._names.describe()}")
         if listing.adapter is not None:
-            self._attach_adapter(read_adapter(listing.adapter), reference, base)
+            self._attach_adapter(read_adapter(listing.adapter, reference.shapes), reference, base)
+            if listing.adapter.unused_files:
+                self.warnings.append(
+                    f"{listing.name}: {', '.join(listing.adapter.unused_files)} beside the adapter is not part of it"
+                    " and is not used"
+                )
 
     def _match(self, match: Callable[[], NameMap]) -> NameMap:
         try:
@@ -149,8 +192,15 @@ class Checkpoint:
                 f" ({len(unknown_factors)} of {len(adapter.lora)} targets); set base_model to the model that it was"
                 " trained on"
             )
+        for name in unknown:
+            module = _adapted_module(name, reference)
+            if module is not None:
+                raise CheckpointError(
+                    f"{self.listing.name}: adapter has {name}, which is no LoRA factor and no tensor of the base, for"
+                    f" {module}; merge the adapter into its base first and give the full model as expert"
+                )
         self.adapter_extra = {name: targets[name] for name in unknown}
-        self._adapter_sizes = {name: prod(shape) for name, shape in adapter.stored_shapes().items()}
+        self._adapter_sizes = adapter.stored_sizes()
         if unknown:
             self.warnings.append(
                 f"{self.listing.name}: {len(unknown)} tensors of the adapter are not in the base and are left out,"
@@ -264,7 +314,7 @@ class Checkpoint:
         """Return whether a changed weight, by reference name, equals another of the adapter, by its own name."""
         adapter = self.listing.adapter
         assert adapter is not None
-        names = {read_weight_name(stored): stored for stored in adapter.tensors}
+        names = {unwrapped_name(stored): stored for stored in adapter.tensors}
         one, two = names.get(self.adapter_names[name]), names.get(other)
         equal = adapter.equal_names
         return one is not None and two is not None and equal.get(one, one) == equal.get(two, two)

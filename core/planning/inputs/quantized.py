@@ -1,7 +1,8 @@
 """Quantized checkpoints: float8 weights whose scales restore them exactly are read; every other format is refused.
 
 `storage.checkpoints` has attached each scale to its weight. The shape of the scale is checked here: one number, one per
-row (compressed-tensors, FBGEMM), or one per block of 128 x 128 (DeepSeek). The output is written without quantization.
+row (compressed-tensors, FBGEMM), or one per block of 128 x 128 (DeepSeek). The tensors decide, not config.json, which
+may name a quantization that plain weights no longer have. The output is written without quantization.
 """
 
 from __future__ import annotations
@@ -12,20 +13,31 @@ from typing import cast
 from ...errors import CheckpointError
 from ...formats.dtypes import FLOAT8_DTYPES, SCALE_BLOCK_SIZE
 from ...listing import TensorSource
+from .packed import find_packed_weight
 
 _SCALE_DTYPES = frozenset({"F32", "BF16", "F16"})
 _ACTIVATION_SCALES = (".input_scale", ".input_activation_scale", ".k_scale", ".v_scale", ".activation_scale")
-_FLOAT8_METHODS = frozenset({"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"})
+# Entries of config.json, at any depth, that tell a library to load quantized weights.
+_CONFIG_KEYS = frozenset({"quantization_config", "compression_config"})
 
 
-def is_quantized(config: Mapping[str, object] | None) -> bool:
-    """Return whether config.json declares quantized weights."""
-    return bool((config or {}).get("quantization_config"))
+def stores_float8(tensors: Mapping[str, TensorSource]) -> bool:
+    """Return whether weights are stored as float8."""
+    return any(source.dtype in FLOAT8_DTYPES for source in tensors.values())
 
 
 def remove_quantization(config: Mapping[str, object]) -> dict[str, object]:
-    """Return the config.json of the same model with unquantized weights."""
-    return {key: value for key, value in config.items() if key != "quantization_config"}
+    """Return the config.json of the same model with unquantized weights, nested configs (text_config) included."""
+    kept: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            inner = cast("Mapping[str, object]", value)
+            is_mlx = key == "quantization" and not {"bits", "group_size"}.isdisjoint(inner)
+            if key not in _CONFIG_KEYS and not is_mlx:
+                kept[key] = remove_quantization(inner)
+        elif key not in _CONFIG_KEYS:
+            kept[key] = value
+    return kept
 
 
 def select_weights(
@@ -43,19 +55,17 @@ def select_weights(
     CheckpointError : the weights are quantized in a way that cannot be read exactly (4 bits, int8, packed), or a scale
         does not fit its weight; names model and tensor
     """
+    packed = find_packed_weight(tensors)
+    if packed is not None:
+        raise CheckpointError(
+            f"{name}: {packed}; expected float32, bfloat16, float16 or float8 with scales; give the unquantized model"
+        )
+    if not stores_float8(tensors):
+        return tensors
     quantization = (config or {}).get("quantization_config")
     options: Mapping[str, object] = {}
     if isinstance(quantization, Mapping):
         options = cast("Mapping[str, object]", quantization)
-    method = str(options.get("quant_method", ""))
-    has_float8 = any(source.dtype in FLOAT8_DTYPES for source in tensors.values())
-    if method and (method not in _FLOAT8_METHODS or not has_float8):
-        raise CheckpointError(
-            f"{name}: weights are quantized ({method}), expected float32, bfloat16, float16 or float8;"
-            " give the unquantized model"
-        )
-    if not has_float8:
-        return tensors
     block = options.get("weight_block_size")
     if block not in (None, [SCALE_BLOCK_SIZE, SCALE_BLOCK_SIZE]):
         raise CheckpointError(

@@ -26,9 +26,8 @@ from ...recipe.recipe import Recipe
 from ..cost import projection as cost
 from ..inputs.checkpoint import Checkpoint
 from ..plan import AdapterFactors, RunSettings, SideFile, TensorPlan
+from .adapter_whole_tensors import PREFIX, WholeTensors, plan_whole_tensors
 from .tensor_planner import PlannedTensor
-
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +61,19 @@ def convert_to_adapter(
                 f"output: adapter: {checkpoint.name} is a full model; every expert must be a LoRA adapter of base_model"
             )
     names = {name: own for checkpoint in reversed(checkpoints) for name, own in checkpoint.adapter_names.items()}
-    transposed = any(checkpoint.sets_fan_in_fan_out for checkpoint in checkpoints)
-    tensors: list[PlannedTensor] = []
-    saved: list[str] = []
-    for item in planned:
-        if item.plan.action == "copy" or item.plan.name not in names:
-            continue
-        adapter_name = names[item.plan.name]
-        if all(expert.full is None for expert in item.plan.experts):
-            tensors.append(_plan_factors(recipe, settings, item, adapter_name))
-        else:
-            saved.append(adapter_name)
-            full = AdapterFactors(rank=0, down=None, up=None, full=_PREFIX + adapter_name)
-            tensors.append(PlannedTensor(replace(item.plan, adapter=full), hash_json([item.identity, full.full])))
+    changed = [item for item in planned if item.plan.action != "copy" and item.plan.name in names]
+    as_factors = [item for item in changed if all(expert.full is None for expert in item.plan.experts)]
+    tensors = [_plan_factors(recipe, settings, item, names[item.plan.name]) for item in as_factors]
+    whole = plan_whole_tensors(planned, names, {item.plan.name for item in as_factors})
+    tensors += whole.tensors
     if not tensors:
         raise RecipeError(
             "output: adapter: no weight that an adapter changes is merged, so the output is empty; change the rules"
         )
-    config = _config(base_name, checkpoints, tensors, names, saved, transposed)
+    order = {item.plan.name: position for position, item in enumerate(planned)}
+    tensors.sort(key=lambda item: order[item.plan.name])
+    transposed = any(checkpoint.sets_fan_in_fan_out for checkpoint in checkpoints)
+    config = _config(base_name, checkpoints, tensors, names, whole, transposed)
     return AdapterPlan(tuple(tensors), SideFile(ADAPTER_CONFIG_NAME, None, config))
 
 
@@ -90,23 +84,26 @@ def _plan_factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, ad
     ----------
     adapter_name : the weight's name in the experts' adapters
     """
+    loras = [expert.lora for expert in item.plan.experts if expert.lora is not None]
+    if any(isinstance(lora, StackedLora) or lora.is_shared for lora in loras):
+        raise RecipeError(
+            f"output: adapter: {item.plan.name} is of a mixture whose experts are stacked, or adapted together"
+            " (target_parameters); write a checkpoint"
+        )
+    factors = [lora for lora in loras if isinstance(lora, LoraSource)]
     plan = _rewrite_as_mean(item.plan)
-    if any(isinstance(expert.lora, StackedLora) for expert in plan.experts):
-        raise RecipeError(f"output: adapter: {plan.name} holds several experts' matrices; write a checkpoint")
     if plan.views or plan.matrix_shape is not None:
         raise RecipeError(f"output: adapter: {plan.name} is cut into matrices; use qkv: stored")
     if plan.base_rows is not None:
         raise RecipeError(f"output: adapter: {plan.name} changes its rows with tokenizer_source; write a checkpoint")
     rows, columns = plan.shape
-    loras = [expert.lora for expert in plan.experts if isinstance(expert.lora, LoraSource)]
-    ranks = [lora.down.shape[0] for lora in loras]
+    ranks = [lora.down.shape[0] for lora in factors]
     rank = min(sum(ranks), rows, columns, recipe.output.rank or rows)
-    lora = loras[0]
     module = adapter_name.removesuffix(".weight")
-    is_embedding = lora.fan_in_fan_out and "embed" in module.rpartition(".")[2]
-    stem = f"{_PREFIX}{module}.lora_" + ("embedding_{}" if is_embedding else "{}.weight")
-    factors = AdapterFactors(rank, stem.format("A"), stem.format("B"), None, lora.fan_in_fan_out)
-    widest = max((one.down.dtype for one in loras), key=element_bytes)
+    is_embedding = any(lora.is_embedding for lora in factors)
+    stem = f"{PREFIX}{module}.lora_" + ("embedding_{}" if is_embedding else "{}.weight")
+    stored = AdapterFactors(rank, stem.format("A"), stem.format("B"), None, factors[0].fan_in_fan_out)
+    widest = max((lora.down.dtype for lora in factors), key=element_bytes)
     dtype = widest if recipe.out_dtype is None and recipe.dtype is None else plan.out_dtype
     stacked = sum(ranks)
     held = _peak_elements(plan, (rows, columns), ranks) * cost.arithmetic_bytes(settings, plan.arithmetic)
@@ -115,14 +112,14 @@ def _plan_factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, ad
         held = max(held, plan.peak_bytes)
     plan = replace(
         plan,
-        adapter=factors,
+        adapter=stored,
         out_dtype=dtype,
         base=None,
         bytes_read=cost.bytes_read(None, plan.experts, 1),
         peak_bytes=held,
         flops=max(0.0, plan.flops - 2.0 * min(columns, stacked) * prod(plan.shape)),
     )
-    return PlannedTensor(plan, hash_json([item.identity, plan.parameters, dtype, rank, factors.down, factors.up]))
+    return PlannedTensor(plan, hash_json([item.identity, plan.parameters, dtype, rank, stored.down, stored.up]))
 
 
 def _peak_elements(plan: TensorPlan, shape: tuple[int, int], ranks: Sequence[int]) -> int:
@@ -189,7 +186,7 @@ def _config(
     checkpoints: Sequence[Checkpoint],
     tensors: Sequence[PlannedTensor],
     names: Mapping[str, str],
-    saved: Sequence[str],
+    whole: WholeTensors,
     transposed: bool,
 ) -> bytes:
     """Return adapter_config.json with lora_alpha = r for every module: scaling 1, because the factors include it."""
@@ -211,10 +208,10 @@ def _config(
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
         "target_modules": sorted(modules),
-        "modules_to_save": sorted({name.rpartition(".")[0] for name in saved}) or None,
+        "modules_to_save": sorted(whole.modules) or None,
         "fan_in_fan_out": transposed,
         "lora_dropout": 0.0,
-        "bias": "none",
+        "bias": whole.bias,
         "use_rslora": False,
         "use_dora": False,
         "init_lora_weights": True,

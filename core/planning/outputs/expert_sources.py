@@ -97,10 +97,7 @@ class SourceFinder:
             full, rows, identity = contribution.full, None, contribution.identity
             if full is None:
                 if contribution.lora is not None and target.shape != reference.shape:
-                    raise CheckpointError(
-                        f"{slot.name}: {checkpoint.name} adapts it and tokenizer_source changes its rows; merge the"
-                        " adapter into its base first"
-                    )
+                    raise self._rows_error(slot, checkpoint)
                 found.append(ExpertSource(None, contribution.lora, identity))
                 continue
             if full.dtype not in MERGEABLE_DTYPES:
@@ -113,12 +110,20 @@ class SourceFinder:
                     raise self._shape_error(slot, reference, full, checkpoint)
                 fitted = self._vocabulary.fit_expert(slot.name, member.expert, full, reference.shape[0])
                 if fitted.rows is not None or fitted.source is not full:
+                    if contribution.lora is not None:
+                        raise self._rows_error(slot, checkpoint)
                     full, rows, identity = fitted.source, fitted.rows, identity + fitted.key_suffix
             rounded = self._base is not None and rounds_values_of(full, reference)
             if rounded:
                 identity += _ROUNDED
             found.append(ExpertSource(full, contribution.lora, identity, rows, rounded))
         return found
+
+    def _rows_error(self, slot: Slot, checkpoint: Checkpoint) -> CheckpointError:
+        return CheckpointError(
+            f"{slot.name}: {checkpoint.name} adapts it and tokenizer_source changes its rows; merge the adapter"
+            " into its base first"
+        )
 
     def _shape_error(
         self, slot: Slot, reference: TensorSource, full: TensorSource, checkpoint: Checkpoint

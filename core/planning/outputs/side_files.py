@@ -22,7 +22,7 @@ from ...formats.file_names import (
 )
 from ...listing import ModelListing
 from ...recipe.recipe import Recipe
-from ..inputs.quantized import is_quantized, remove_quantization
+from ..inputs.quantized import remove_quantization, stores_float8
 from ..plan import SideFile
 from .chat_template import set_chat_template, template_files
 
@@ -32,7 +32,11 @@ _CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 # Files that the merge itself writes; the base's would be wrong.
-_GENERATED_FILES = frozenset({MODEL_CARD_NAME, MANIFEST_NAME, CONFIG_NAME, INDEX_NAME, "hf_quant_config.json"})
+_GENERATED_FILES = frozenset({MODEL_CARD_NAME, MANIFEST_NAME, CONFIG_NAME, INDEX_NAME})
+# Files that describe quantized weights, which no merge writes.
+_QUANTIZATION_FILES = frozenset(
+    {"hf_quant_config.json", "quantize_config.json", "quant_config.json", "quantization_config.json"}
+)
 _SAFE_NAME = re.compile(r"[\w][\w.+ -]{0,199}", re.ASCII)
 _DEEPEST_FOLDER = 4
 # JSON files that describe a model. Other JSON files, and files that are not JSON, are of its tokenizer: vocabularies,
@@ -96,11 +100,10 @@ def plan_side_files(
     if reference.config is not None:
         config = {**reference.config, **config_changes}
         config = {key: value for key, value in config.items() if value is not None or key not in config_changes}
-        if is_quantized(config):
-            config = remove_quantization(config)
+        config = remove_quantization(config)
         if quantization is not None:
             config["quantization_config"] = dict(quantization)
-        dtype = recipe.out_dtype or recipe.dtype or ("bfloat16" if is_quantized(reference.config) else None)
+        dtype = recipe.out_dtype or recipe.dtype or ("bfloat16" if stores_float8(reference.tensors) else None)
         if dtype is not None:
             # transformers 5 writes `dtype`, earlier versions `torch_dtype`; keep the key that is present
             config["dtype" if "dtype" in config else "torch_dtype"] = dtype
@@ -135,7 +138,7 @@ def _checked_names(listing: ModelListing) -> dict[str, str]:
             raise CheckpointError(
                 f"{listing.name}: file name {name[:200]!r} is refused; rename the file to letters, digits and . _ + -"
             )
-    return {name: uri for name, uri in listing.side_files.items() if name not in _GENERATED_FILES}
+    return {name: uri for name, uri in listing.side_files.items() if name not in _GENERATED_FILES | _QUANTIZATION_FILES}
 
 
 def _is_of_tokenizer(name: str, listing: ModelListing) -> bool:

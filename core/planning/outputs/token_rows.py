@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ...listing import ModelListing, TensorSource
 from ...views import select
+from ..inputs.adapters import unwrapped_name
 from ..inputs.tokenizers import Vocabulary
 from ..plan import Rows
 
@@ -44,7 +45,8 @@ def count_token_rows(listing: ModelListing) -> dict[str, int]:
     The keys are the last two parts of the names, which are the same whatever prefix a checkpoint uses.
     """
     tensors = {**listing.tensors, **(listing.adapter.tensors if listing.adapter is not None else {})}
-    by_token = ((name, source) for name, source in tensors.items() if is_row_by_token(name) and source.shape)
+    named = ((unwrapped_name(name), source) for name, source in tensors.items())
+    by_token = ((name, source) for name, source in named if is_row_by_token(name) and source.shape)
     return {".".join(name.split(".")[-2:]): source.shape[0] for name, source in by_token}
 
 

@@ -79,7 +79,7 @@ class VocabularyPlanner:
         self._experts = experts
         self._contents = contents
         self._source = recipe.vocabulary_source
-        self._vocabularies: dict[str, Vocabulary | None] = {}
+        self._vocabularies: dict[tuple[str, ...], Vocabulary | None] = {}
         self._rows: dict[tuple[int, int, int], Rows | None] = {}
         self._base = self._vocabulary(reference)
         self._output = self._base
@@ -106,9 +106,11 @@ class VocabularyPlanner:
                 raise RecipeError(f"tokenizer_source: {reference.name} has no tokenizer.json or vocabulary file")
 
     def _vocabulary(self, listing: ModelListing) -> Vocabulary | None:
-        if listing.uri not in self._vocabularies:
-            self._vocabularies[listing.uri] = read_vocabulary(listing, self._contents)
-        return self._vocabularies[listing.uri]
+        # By the files: a model and the same model with an adapter, which may have its own, are at one address.
+        files = tuple(vocabulary_files(listing))
+        if files not in self._vocabularies:
+            self._vocabularies[files] = read_vocabulary(listing, self._contents)
+        return self._vocabularies[files]
 
     def moved_rows(self) -> dict[int, int | None] | None:
         """Return the output's row of each row of the base whose token moves, None for a token that the output lacks.

@@ -26,9 +26,8 @@ from ..backends.protocol import ObjectInfo
 from ..store import Store, locate_object
 from .hub import HUB_RETRY, pin_revision
 
-_PICKLED_ADAPTER_NAME = "adapter_model.bin"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
+SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
 _INDEXES = "*.safetensors.index.json"
 # Small files that belong to a model besides its weights. `model_files.py` adds those that these files name.
 _SIDE_FILES = (
@@ -115,7 +114,7 @@ def _list_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFo
     if protocol_of(uri) == "hf":
         uri, retry = pin_revision(uri, options), HUB_RETRY
     last = uri.rpartition("/")[2]
-    if fnmatchcase(last, "*.safetensors") or fnmatchcase(last, _INDEXES) or _is_pickle(last):
+    if fnmatchcase(last, "*.safetensors") or fnmatchcase(last, _INDEXES) or is_pickle(last):
         store, only_file = locate_object(uri, options, retry=retry)
         try:
             files = {info.key: info for info in store.list(recursive=False)}
@@ -138,7 +137,7 @@ def _list_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFo
 
 
 def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, str] | None]:
-    """Return the names of the weight files, sorted, and the index's map of tensor name to file, or None.
+    """Return the names of a full model's weight files, sorted, and the index's map of tensor name to file, or None.
 
     Raises
     ------
@@ -150,7 +149,7 @@ def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, st
             return sorted(set(weight_map.values())), weight_map
         if folder.only_file.endswith(".safetensors"):
             return [folder.only_file], None
-        raise _pickle_error(folder, folder.only_file)
+        raise pickle_error(folder, folder.only_file)
     safetensors = sorted(name for name in folder.files if name.endswith(".safetensors"))
     if INDEX_NAME in folder.files:
         weight_map = _read_index(folder, INDEX_NAME)
@@ -167,19 +166,19 @@ def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, st
         _check_one_set(folder, [WEIGHTS_NAME], safetensors)
         return [WEIGHTS_NAME], None
     full = [name for name in safetensors if name != ADAPTER_WEIGHTS_NAME]
-    if ADAPTER_CONFIG_NAME in folder.files and not full:
-        if ADAPTER_WEIGHTS_NAME in safetensors:
-            return [ADAPTER_WEIGHTS_NAME], None
-        if _PICKLED_ADAPTER_NAME in folder.files:
-            raise _pickle_error(folder, _PICKLED_ADAPTER_NAME)
-    if len(full) == 1 and not _SHARD_NAME.fullmatch(full[0]):
+    if safetensors and not full:
+        raise CheckpointError(
+            f"{folder.display('')} has {ADAPTER_WEIGHTS_NAME} and no {ADAPTER_CONFIG_NAME}, which states the scaling of"
+            " the adapter; download it too"
+        )
+    if len(full) == 1 and not SHARD_NAME.fullmatch(full[0]):
         return full, None
     if full:
         _check_shards(folder, full)
         return full, None
-    pickles = sorted(filter(_is_pickle, folder.files))
+    pickles = sorted(filter(is_pickle, folder.files))
     if pickles:
-        raise _pickle_error(folder, pickles[0])
+        raise pickle_error(folder, pickles[0])
     raise CheckpointError(
         f"no such model: {folder.display('')} has no safetensors file; expected {WEIGHTS_NAME} or {INDEX_NAME}"
     )
@@ -204,7 +203,7 @@ def _check_one_set(folder: CheckpointFolder, chosen: Sequence[str], safetensors:
 
 def _set_of(name: str) -> tuple[str, str]:
     """Return the name and the number of files of the set that a weight file belongs to; "" if it is the only one."""
-    match = _SHARD_NAME.fullmatch(name)
+    match = SHARD_NAME.fullmatch(name)
     return (match["stem"], match["count"]) if match else (name.removesuffix(".safetensors"), "")
 
 
@@ -223,7 +222,7 @@ def _read_index(folder: CheckpointFolder, index: str) -> Mapping[str, str]:
                 f"{where}: file name {name[:200]!r} is refused: {problem}; expected the name of a file beside the index"
             )
         if not name.endswith(".safetensors"):
-            raise _pickle_error(folder, name)
+            raise pickle_error(folder, name)
         if name not in folder.files:
             missing.append(name)
     if missing:
@@ -235,7 +234,7 @@ def _read_index(folder: CheckpointFolder, index: str) -> Mapping[str, str]:
 
 def _check_shards(folder: CheckpointFolder, names: list[str]) -> None:
     """Check that files named model-00001-of-00003, without an index, are one complete set."""
-    matches = [_SHARD_NAME.fullmatch(name) for name in names]
+    matches = [SHARD_NAME.fullmatch(name) for name in names]
     stems = {(match["stem"], match["count"]) for match in matches if match}
     if len(stems) != 1 or not all(matches):
         raise CheckpointError(
@@ -256,11 +255,13 @@ def is_side_file(info: ObjectInfo, name: str) -> bool:
     )
 
 
-def _is_pickle(name: str) -> bool:
+def is_pickle(name: str) -> bool:
+    """Return whether a file is a pickle by its name."""
     return any(fnmatchcase(name, pattern) for pattern in _PICKLES)
 
 
-def _pickle_error(folder: CheckpointFolder, name: str) -> CheckpointError:
+def pickle_error(folder: CheckpointFolder, name: str) -> CheckpointError:
+    """Return the error about a pickle, with a command that converts it."""
     # Quotes or spaces in the path would break the shell command; then it shows a placeholder.
     path = folder.display(name)
     shown = path if re.fullmatch(r"[\w./-]+", path) else "FILE.bin"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from ...formats.safetensors_header import SafetensorsHeader
 from ...listing import AdapterListing, FileVersion, ModelListing, TensorSource
 from ..object_hash import hash_ranges
 from ..object_header import read_header
+from .adapter_folder import find_adapter
 from .file_version import check_unchanged, observe_file
 from .fingerprint import (
     FingerprintKind,
@@ -32,6 +34,11 @@ from .samples import COMPLETE, digest_file
 Result = TypeVar("Result")
 
 _PARALLEL_FILES = 16
+_VOCABULARY_FILE = re.compile(r"tokenizer\.json|vocab\.(json|txt)|.*\.(model|tiktoken|spm|bpe)")
+_TOKENIZER_FILE = re.compile(
+    rf"{_VOCABULARY_FILE.pattern}|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|merges\.txt"
+    r"|chat_template\.\w+|(additional_chat_templates/)?\w+\.jinja"
+)
 
 
 def list_model(
@@ -78,7 +85,8 @@ def _list_reference(
         return replace(model, name=redact(reference))
     if model.kind != "full":
         raise CheckpointError(f"{redact(reference)!r}: {model.uri} is an adapter; expected a full model before '+'")
-    adapter = _list_location(locate_model(parsed.adapter), options, kind).adapter
+    adapted = _list_location(locate_model(parsed.adapter), options, kind)
+    adapter = adapted.adapter
     if adapter is None:
         raise CheckpointError(
             f"{redact(reference)!r}: {redact(parsed.adapter)} is not an adapter; expected a directory with"
@@ -88,15 +96,30 @@ def _list_reference(
         model,
         name=redact(reference),
         kind="full+adapter",
+        side_files=_with_tokenizer_of(adapted.side_files, model.side_files),
         adapter=adapter,
         fingerprint=fingerprint_adapted_model(model.fingerprint, adapter.fingerprint),
         num_bytes=model.num_bytes + adapter.num_bytes,
     )
 
 
+def _with_tokenizer_of(adapter: Mapping[str, str], model: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the model's side files with the tokenizer and the chat template of the adapter, which may have new tokens.
+
+    Parameters
+    ----------
+    adapter, model : URI of each file by name
+    """
+    own = {name: uri for name, uri in adapter.items() if _TOKENIZER_FILE.fullmatch(name)}
+    if any(_VOCABULARY_FILE.fullmatch(name) for name in own):  # then files of the model's tokenizer would contradict it
+        model = {name: uri for name, uri in model.items() if not _TOKENIZER_FILE.fullmatch(name)}
+    return dict(sorted({**model, **own}.items()))
+
+
 def _list_location(uri: str, options: Mapping[str, object] | None, kind: FingerprintKind) -> ModelListing:
     folder = open_folder(uri, options)
-    names, weight_map = choose_weights(folder)
+    adapter_files = find_adapter(folder)
+    names, weight_map = ([adapter_files.weights], None) if adapter_files is not None else choose_weights(folder)
     states = _map_in_parallel(lambda name: observe_file(folder.store, name, folder.files[name]), names)
     complete = hashes_all_bytes(kind, (states[name] for name in names if not folder.files[name].sha256))
     read = _map_in_parallel(lambda name: _read_weight_file(folder, name, states[name], complete), names)
@@ -105,17 +128,16 @@ def _list_location(uri: str, options: Mapping[str, object] | None, kind: Fingerp
         fingerprint_file(file.version, folder.store.local_path(name)) for name, file in read.items()
     )
     num_bytes = sum(source.num_bytes for source in tensors.values())
-    is_adapter = names == [ADAPTER_WEIGHTS_NAME] and ADAPTER_CONFIG_NAME in folder.files
     adapter = None
-    if is_adapter:
+    if adapter_files is not None:
         adapter_config = folder.read_json(ADAPTER_CONFIG_NAME, LONGEST_CONFIG_BYTES)
         fingerprint = fingerprint_adapter(fingerprint, adapter_config)
-        adapter = AdapterListing(folder.uri, adapter_config, tensors, fingerprint, num_bytes)
+        adapter = AdapterListing(folder.uri, adapter_config, tensors, fingerprint, num_bytes, adapter_files.unused)
     return ModelListing(
         name=redact(uri),
         uri=folder.uri,
-        kind="adapter" if is_adapter else "full",
-        tensors={} if is_adapter else pair_scales(tensors),
+        kind="adapter" if adapter is not None else "full",
+        tensors={} if adapter is not None else pair_scales(tensors),
         config=folder.read_json(CONFIG_NAME, LONGEST_CONFIG_BYTES) if CONFIG_NAME in folder.files else None,
         side_files=folder.side_files(),
         fingerprint=fingerprint,

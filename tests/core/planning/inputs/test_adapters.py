@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -151,7 +152,9 @@ def test_a_prefix_between_adapter_and_base(adapter: Any, model: Any, plan_of: An
         ({"lora_bias": True}, FACTORS, CheckpointError, "lora_bias"),
         ({}, {**FACTORS, f"{AT}.lora_B.bias": (8,)}, CheckpointError, "is not a LoRA factor"),
         ({"layer_replication": [[0, 1]]}, FACTORS, CheckpointError, "layer_replication"),
-        ({"target_parameters": ["experts.w"]}, FACTORS, CheckpointError, "target_parameters"),
+        ({"use_xlora": True}, FACTORS, CheckpointError, "use_xlora, a variant of LoRA that is not known here"),
+        ({"foo_config": {"x": 1}}, FACTORS, CheckpointError, "foo_config"),
+        ({"init_lora_weights": "a_new_one"}, FACTORS, CheckpointError, "a_new_one"),
         ({"init_lora_weights": "pissa_niter_4"}, FACTORS, CheckpointError, "pissa_niter_4"),
         ({"init_lora_weights": "gaussian", "r": 3}, FACTORS, ShapeError, "adapter_config.json has rank 3"),
         ({"r": 0}, FACTORS, CheckpointError, "r = 0"),
@@ -240,3 +243,57 @@ def test_newer_variants_are_refused_by_name(adapter: Any, switch: str) -> None:
     listing = adapter("a", {"w.lora_A.weight": (2, 4), "w.lora_B.weight": (4, 2)}, {switch: {"x": 1}})
     with pytest.raises(CheckpointError, match=switch):
         read_adapter(listing.adapter)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        "base_model.model.w.lora_A.weight",
+        "unet.down.attn1.to_q.lora.down.weight",
+        "lora_unet_down_blocks_0_attn1_to_q.lora_down.weight",
+        "transformer.blocks.0.to_k.lora_B.weight",
+        "model.layers.0.q_proj.lora_a",
+        "lora_te_layer.hada_w1_a",
+    ],
+)
+def test_factors_in_a_full_model_are_refused(factor: str, model: Any, plan_of: Any) -> None:
+    base = model("base", {"w.weight": (8, 8)})
+    expert = model("a", {"w.weight": (8, 8), factor: (2, 8)})
+    with pytest.raises(CheckpointError, match=r"is a LoRA factor, expected a merged model"):
+        plan_of(SWUDI + "models: [a]", base, expert)
+    with pytest.raises(CheckpointError, match=r"is a LoRA factor"):
+        plan_of("merge_method: linear\nmodels: [x]", model("x", {factor: (2, 8)}))
+
+
+def test_a_model_whose_own_layers_are_named_like_factors(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    names = {"q.base_layer.weight": (8, 8), "q.lora_A.vision.weight": (2, 8), "q.lora_B.vision.weight": (8, 2)}
+    found = tensors_of(plan_of(SWUDI + "models: [a]", model("base", names), model("a", names)))
+    assert {tensor.action for tensor in found.values()} == {"merge"}
+
+
+def test_tensors_of_an_adapter_that_are_not_in_the_base(
+    adapter: Any, model: Any, llama_tensors: Any, plan_of: Any
+) -> None:
+    base = model("base", llama_tensors())
+    plan = plan_of(SWUDI + "models: [a]", base, adapter("a", {**FACTORS, "v_head.summary.weight": (1, 8)}))
+    assert any("are left out, the first v_head.summary.weight" in warning for warning in plan.warnings)
+    for last in ("vera_lambda_b", "oft_R.default", "token_adapter.trainable_tokens_delta"):
+        with pytest.raises(CheckpointError, match=r"which is no LoRA factor and no tensor of the base"):
+            plan_of(SWUDI + "models: [a]", base, adapter("a", {**FACTORS, f"{AT}.{last}": (8,)}))
+
+
+def test_other_weight_files_beside_an_adapter_are_said(
+    adapter: Any, model: Any, llama_tensors: Any, plan_of: Any
+) -> None:
+    lora = adapter("a", FACTORS)
+    lora = replace(lora, adapter=replace(lora.adapter, unused_files=("value_head.safetensors",)))
+    plan = plan_of(SWUDI + "models: [a]", model("base", llama_tensors()), lora)
+    assert "a: value_head.safetensors beside the adapter is not part of it and is not used" in plan.warnings
+
+
+def test_packed_factors_are_refused(adapter: Any) -> None:
+    names = {f"{AT}.lora_A.weight": (2, 8), f"{AT}.lora_B.weight": (8, 2)}
+    with pytest.raises(CheckpointError, match="quantized weights"):
+        read_adapter(adapter("a", names, dtype="U8").adapter)
+    with pytest.raises(CheckpointError, match="is F8_E4M3, expected float32"):
+        read_adapter(adapter("a", names, dtype="F8_E4M3").adapter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from eigenmerge.core.errors import CheckpointError, EigenmergeError
 from eigenmerge.core.listing import TensorSource
-from eigenmerge.core.planning.inputs.quantized import is_quantized, remove_quantization, select_weights
+from eigenmerge.core.planning.inputs.quantized import remove_quantization, select_weights, stores_float8
 
 SWUDI = "merge_method: swudi\nbase_model: base\n"
 
@@ -22,12 +23,40 @@ def refused(kind: type[EigenmergeError], call: Callable[[], Any]) -> str:
     return message
 
 
-def test_quantized_weights(model: Any, plan_of: Any) -> None:
-    config = {"quantization_config": {"quant_method": "gptq"}}
-    models = [model("base", {"w.weight": (4, 4)}, config=config), model("a", {"w.weight": (4, 4)})]
-    assert "quantized (gptq)" in refused(CheckpointError, lambda: plan_of(SWUDI + "models: [a]", *models))
-    models = [model("base", {"w.weight": (4, 4)}), model("a", {"w.weight": (4, 4)}, dtype="U8")]
-    assert "stores it as U8" in refused(CheckpointError, lambda: plan_of(SWUDI + "models: [a]", *models))
+LINEAR = {"q.weight": (4, 4)}
+
+
+def test_an_expert_of_another_shape_is_refused_as_quantized(model: Any, plan_of: Any) -> None:
+    packed = model("a", {"q.weight": (8, 1), "q.weight.absmax": (1,)}, dtype={"q.weight": "U8"})
+    message = refused(CheckpointError, lambda: plan_of(SWUDI + "models: [a]", model("base", LINEAR), packed))
+    assert message.startswith("a: q.weight is U8 [8, 1] beside q.weight.absmax: quantized weights (bitsandbytes)")
+
+
+@pytest.mark.parametrize("method", ["linear", "passthrough", "slerp", "swudi"])
+@pytest.mark.parametrize("quantized", ["base", "a", "first"])
+def test_refused_with_every_method_in_every_role(model: Any, plan_of: Any, method: str, quantized: str) -> None:
+    names = {"q.weight": (4, 4), "q.scales": (4, 1), "q.biases": (4, 1)}
+    roles = ["base", "a"]
+    models = [
+        model(role, names, dtype={"q.weight": "U32" if quantized in (role, "first") else "F32"}) for role in roles
+    ]
+    text = f"merge_method: {method}\nmodels: [a]\nparameters: {{t: 0.5}}\nbase_model: base"
+    if method in ("linear", "passthrough"):
+        text = f"merge_method: {method}\nmodels: [a]" if quantized != "base" else text
+    if method != "slerp":
+        text = text.replace("parameters: {t: 0.5}\n", "")
+    assert "(MLX)" in refused(CheckpointError, lambda: plan_of(text, *models))
+
+
+@pytest.mark.parametrize("config", [{"quantization_config": {"quant_method": "gptq"}}, {"quantization": {"bits": 4}}])
+def test_plain_weights_with_a_stale_entry_are_merged(model: Any, plan_of: Any, config: dict[str, Any]) -> None:
+    config = {"model_type": "llama", "torch_dtype": "float16", **config, "text_config": {**config, "hidden_size": 4}}
+    sides = ("tokenizer.json", "hf_quant_config.json", "quantize_config.json")
+    models = [model(name, LINEAR, dtype="F16", config=config, side_files=sides) for name in ("base", "a")]
+    files = {item.name: item.content for item in plan_of(SWUDI + "models: [a]", *models).side_files}
+    assert set(files) == {"config.json", "tokenizer.json"}
+    expected = {"model_type": "llama", "torch_dtype": "float16", "text_config": {"hidden_size": 4}}
+    assert json.loads(files["config.json"]) == expected
 
 
 def float8(shape: tuple[int, ...], scale_shape: tuple[int, ...], scale_dtype: str = "F32") -> TensorSource:
@@ -55,25 +84,21 @@ def test_activation_scales_are_not_weights() -> None:
     assert select_weights(plain, None, "m") == plain
 
 
-@pytest.mark.parametrize(
-    ("config", "dtype", "expected"),
-    [
-        ({"quant_method": "bitsandbytes"}, "U8", "quantized (bitsandbytes)"),
-        ({"quant_method": "awq"}, "F8_E4M3", "quantized (awq)"),
-        ({"quant_method": "fp8"}, "I8", "quantized (fp8)"),
-        ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "F8_E4M3", "weight_block_size is [64, 64]"),
-    ],
-)
-def test_other_formats_are_refused(config: dict[str, Any], dtype: str, expected: str) -> None:
-    tensors = {"w.weight": TensorSource("/m", 0, 1, dtype, (1, 1))}
-    message = refused(CheckpointError, lambda: select_weights(tensors, {"quantization_config": config}, "m"))
-    assert expected in message
-    assert message.endswith("give the unquantized model")
+def test_other_block_sizes_are_refused() -> None:
+    tensors = {"w.weight": float8((4, 4), ())}
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}
+    message = refused(CheckpointError, lambda: select_weights(tensors, config, "m"))
+    assert "weight_block_size is [64, 64]" in message and message.endswith("give the unquantized model")
+
+
+def test_float8_is_told_from_the_tensors() -> None:
+    assert stores_float8({"w.weight": float8((4, 4), ())})
+    assert not stores_float8({"w.weight": TensorSource("/m", 0, 32, "BF16", (4, 4))})
 
 
 def test_the_output_config_has_no_quantization() -> None:
-    config = {"model_type": "llama", "quantization_config": {"quant_method": "fp8"}}
-    assert is_quantized(config)
-    assert remove_quantization(config) == {"model_type": "llama"}
-    assert not is_quantized(remove_quantization(config))
-    assert not is_quantized(None)
+    inner = {"hidden_size": 8, "compression_config": {"format": "pack-quantized"}}
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "fp8"}, "text_config": inner}
+    assert remove_quantization(config) == {"model_type": "llama", "text_config": {"hidden_size": 8}}
+    codec = {"quantization": {"num_codebooks": 8}}  # not a format of weights
+    assert remove_quantization(codec) == codec

@@ -141,3 +141,46 @@ def test_it_takes_a_small_part_of_the_memory(model: Any, adapter: Any, llama_ten
     dense = plan_of(SWUDI.replace("output: adapter\n", ""), base, *experts)
     rows = {tensor.name: tensor for shard in dense.shards for tensor in shard.tensors}
     assert plan_of(SWUDI, base, *experts).peak_bytes < rows[Q].peak_bytes / 10
+
+
+def test_embeddings_of_any_name_and_biases(model: Any, adapter: Any, plan_of: Any, tensors_of: Any) -> None:
+    base = {
+        "wte.weight": (20, 8),
+        "h.0.q.weight": (8, 8),
+        "h.0.q.bias": (8,),
+        "h.0.ln.bias": (8,),
+        "h.0.ln.weight": (8,),
+    }
+    names = {
+        "wte.lora_embedding_A": (2, 20),
+        "wte.lora_embedding_B": (8, 2),
+        **{name.removeprefix("base_model.model."): shape for name, shape in factors("h.0.q.weight", (8, 8)).items()},
+        "h.0.q.base_layer.bias": (8,),
+    }
+    models = [model("base", base), adapter("a", names), adapter("b", names)]
+    plan = plan_of(SWUDI, *models)
+    stored = {entry.name for tensor in tensors_of(plan).values() for entry in output_entries(tensor)}
+    at = "base_model.model."
+    assert {f"{at}wte.lora_embedding_A", f"{at}h.0.q.lora_B.weight", f"{at}h.0.q.base_layer.bias"} < stored
+    assert config_of(plan)["bias"] == "lora_only" and config_of(plan)["modules_to_save"] is None
+    with_norm = adapter("a", {**names, "h.0.ln.bias": (8,)})
+    plan = plan_of(SWUDI, models[0], with_norm, models[2])
+    assert config_of(plan)["bias"] == "all"
+    assert set(tensors_of(plan)) == {"wte.weight", "h.0.q.weight", "h.0.q.bias", "h.0.ln.bias"}
+
+
+def test_a_saved_module_is_written_with_all_its_tensors(
+    model: Any, adapter: Any, plan_of: Any, tensors_of: Any
+) -> None:
+    base = {"q.weight": (8, 8), "head.weight": (3, 8), "head.bias": (3,)}
+    names = {**factors("q.weight", (8, 8)), "head.weight": (3, 8)}
+    models = [model("base", base), adapter("a", names), adapter("b", names)]
+    found = tensors_of(plan_of(SWUDI, *models))
+    assert {name: tensor.action for name, tensor in found.items() if "head" in name} == {
+        "head.weight": "merge",
+        "head.bias": "copy",
+    }
+    assert found["head.bias"].adapter.full == "base_model.model.head.bias"
+    one_of_each = adapter("b", factors("head.weight", (3, 8)))
+    plan = plan_of(SWUDI, models[0], models[1], one_of_each)
+    assert config_of(plan)["modules_to_save"] == ["head"]

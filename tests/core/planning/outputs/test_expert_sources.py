@@ -71,6 +71,7 @@ def test_adapters_cannot_follow_another_vocabulary(model: Any, adapter: Any, pla
 
 
 def test_an_integer_tensor_where_the_base_has_floats(model: Any, plan_of: Any) -> None:
-    models = [model("base", {"w.weight": (4, 4)}), model("a", {"w.weight": (4, 4)}, dtype="I8")]
+    names = {"w.weight": (4, 4), "w.table": (4, 4)}
+    models = [model("base", names), model("a", names, dtype={"w.table": "I8"})]
     message = refused(CheckpointError, lambda: plan_of(SWUDI + "models: [a]", *models))
-    assert message == ("w.weight: a stores it as I8, expected a float as in the base (F32); give the unquantized model")
+    assert message == ("w.table: a stores it as I8, expected a float as in the base (F32); give the unquantized model")

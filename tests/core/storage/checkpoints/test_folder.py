@@ -40,8 +40,6 @@ def enumerate_tensors(names: list[str]) -> list[tuple[str, str]]:
         ([MODEL, "other.safetensors"], [MODEL]),
         (["m-00002-of-00002.safetensors", "m-00001-of-00002.safetensors"],
          ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"]),
-        (["adapter_model.safetensors", "adapter_config.json"], ["adapter_model.safetensors"]),
-        (["adapter_model.safetensors", "adapter_config.json", MODEL], [MODEL]),
     ],
 )  # fmt: skip
 def test_without_an_index(tmp_path: Path, names: list[str], chosen: list[str]) -> None:
@@ -64,7 +62,7 @@ def test_the_index_decides(tmp_path: Path) -> None:
         (["a.safetensors", "b.safetensors"], None, "name the file to use"),
         (["m-00001-of-00003.safetensors"], None, "1 of 3 weight files"),
         (["m-00001-of-00001.safetensors", "n-00001-of-00001.safetensors"], None, "name the file to use"),
-        (["adapter_model.bin", "adapter_config.json"], None, "adapter_model.bin is a pickle"),
+        (["adapter_model.safetensors"], None, "has adapter_model.safetensors and no adapter_config.json"),
         (["config.json"], None, "has no safetensors file"),
         ([*shards(2), *shards(3)], dict(enumerate_tensors(shards(2))), "files of two models, model-00001-of-00002"),
         ([*shards(2), *shards(3)], dict(enumerate_tensors([*shards(2), *shards(3)])), "files of two models"),
