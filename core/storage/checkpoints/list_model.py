@@ -132,7 +132,9 @@ def _list_location(uri: str, options: Mapping[str, object] | None, kind: Fingerp
     if adapter_files is not None:
         adapter_config = folder.read_json(ADAPTER_CONFIG_NAME, LONGEST_CONFIG_BYTES)
         fingerprint = fingerprint_adapter(fingerprint, adapter_config)
-        adapter = AdapterListing(folder.uri, adapter_config, tensors, fingerprint, num_bytes, adapter_files.unused)
+        adapter = AdapterListing(
+            folder.uri, adapter_config, tensors, fingerprint, num_bytes, unused_files=adapter_files.unused
+        )
     return ModelListing(
         name=redact(uri),
         uri=folder.uri,

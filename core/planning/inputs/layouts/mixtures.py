@@ -9,7 +9,8 @@ The names differ between families and libraries:
     ffn.experts.mlp.w1, v1, w2                           the experts' rows one after the other in one 2-D tensor (DBRX)
 
 A tensor counts as a stack by its first size, the number of experts of the config or of the router beside it, or by a
-stack beside it whose shape fits. Shapes also show how a stack is oriented, and whether its first projection holds gate and up.
+stack beside it whose shape fits. Shapes also show how a stack is oriented, and whether its first projection holds gate
+and up.
 """
 
 from __future__ import annotations
@@ -190,9 +191,21 @@ def _count_of_stacks(
             count = next((count for count in sorted(counts) if shape[0] % count == 0), None)
             if count is not None and projection in roles:
                 return count
-        elif shape[0] in beside or _is_named_stack(name) or (shape[0] in counts and projection in roles):
+            continue
+        is_known = projection in roles and (shape[0] in counts or _has_partner(name, roles, stacked, shapes))
+        if is_known or shape[0] in beside or _is_named_stack(name):
             return shape[0]
     return None
+
+
+def _has_partner(name: str, roles: Mapping[str, str], stacked: Mapping[str, str], shapes: Shapes) -> bool:
+    """Return whether first and last projection of a mixture are beside each other: (E, ., H) and (E, H, .).
+
+    Without a config and a router, the names of two linear maps of fitting shapes still show a stack.
+    """
+    own = shapes[name]
+    others = [shapes[other] for projection, other in stacked.items() if other != name and projection in roles]
+    return any(len(one) == 3 and one[0] == own[0] and bool({*own[1:]} & {*one[1:]}) for one in others)
 
 
 def _is_named_stack(name: str) -> bool:
