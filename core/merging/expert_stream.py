@@ -68,31 +68,60 @@ class ExpertStream:
             return None
         if self._base is None:
             stored = self._checked(self._read(self.tensor.base), self.tensor.base)
-            self._base = stored if self.tensor.base_rows is None else self._in_output_rows(stored)
+            changed = self.tensor.base_rows is not None or stored.shape != self._full_shape
+            self._base = self._in_output_rows(stored) if changed else stored
         return self._base
 
     def _in_output_rows(self, stored: torch.Tensor) -> torch.Tensor:
         """Return the base in the output's vocabulary. Tokens that the base lacks get the mean of the experts' rows."""
-        assert self.tensor.base_rows is not None
-        placed = place_rows(stored, self.tensor.base_rows, stored.new_zeros(self.tensor.shape))
-        new = ~covered(self.tensor.base_rows, placed.shape[0])
-        return fill_with_means(placed, new, self.tensor.experts, self._read_full) if bool(new.any()) else placed
+        rows = self.tensor.base_rows or ((0, 0, len(stored)),)
+        placed = place_rows(stored, rows, stored.new_zeros(self.tensor.shape))
+        new = ~covered(rows, placed.shape[0])
+        for row, source in self.tensor.token_rows:
+            if bool(new[row]):
+                self._set_token_row(placed, row, source)
+                new[row] = False
+        if self.tensor.padding_start is not None:
+            new[self.tensor.padding_start :] = False
+        placed = fill_with_means(placed, new, self.tensor.experts, self._read_full) if bool(new.any()) else placed
+        return self._padded(placed)
+
+    def _set_token_row(self, into: torch.Tensor, row: int, source: TensorSource | None) -> None:
+        """Set one row to that of the model that the recipe names for its token."""
+        into[row] = 0.0 if source is None else self._checked(self.reader.read(source), source)[0]
+
+    def _padded(self, placed: torch.Tensor) -> torch.Tensor:
+        """Set the rows of `pad_to_multiple_of` to the mean of the others, in place."""
+        start = self.tensor.padding_start
+        if start is not None and start < len(placed):
+            placed[start:] = placed[:start].mean(dim=0)
+        return placed
 
     def _rows_for_missing_tokens(self) -> torch.Tensor:
         """Return rows for the tokens that an expert lacks: the base's, or else the mean of the other experts."""
-        if self.base is not None:
+        if self.base is not None and not self.tensor.token_rows:
             return self.base
+        if self._default_rows is None and self.base is not None:
+            self._default_rows = self.base.clone()
+            for row, source in self.tensor.token_rows:
+                self._set_token_row(self._default_rows, row, source)
         if self._default_rows is None:
             rest = torch.zeros(self.tensor.shape, dtype=self.dtype, device=self.device)
             lacking = torch.zeros(self.tensor.shape[0], dtype=torch.bool)
             for expert in self.tensor.experts:
                 lacking |= ~covered(expert.rows, len(lacking))
             self._default_rows = fill_with_means(rest, lacking, self.tensor.experts, self._read_full)
+            for row, source in self.tensor.token_rows:
+                self._set_token_row(self._default_rows, row, source)
         return self._default_rows
 
     def _read_full(self, expert: ExpertTensor) -> torch.Tensor:
         assert expert.full is not None
         return self._checked(self._read(expert.full), expert.full)
+
+    @property
+    def _full_shape(self) -> tuple[int, ...]:
+        return self.shape if self.view is not None or self.tensor.matrix_shape is not None else self.tensor.shape
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -168,7 +197,7 @@ class ExpertStream:
         full = self._checked(stored.full, stored.entry.full)
         if stored.entry.rows is None:
             return full
-        return place_rows(full, stored.entry.rows, self._rows_for_missing_tokens().clone())
+        return self._padded(place_rows(full, stored.entry.rows, self._rows_for_missing_tokens().clone()))
 
     def _changed_delta(self, stored: _Stored, base: torch.Tensor) -> torch.Tensor:
         """Return the dense delta without the rounding of the expert's stored dtype."""

@@ -132,6 +132,8 @@ class TensorPlan:
     adapter: AdapterFactors | None = None  # set if the output is an adapter; `out_dtype` is the dtype of the factors
     members: tuple[str, ...] = ()  # with `sums_key`: identifies each expert and its weight, in the order of `experts`
     base_rows: Rows | None = None  # where the base's rows go, when its vocabulary differs from the output's
+    token_rows: tuple[tuple[int, TensorSource | None], ...] = ()  # rows for models that lack them; None: zeros
+    padding_start: int | None = None  # rows from here on are the mean of the rows before, in each model
     float8: Float8Form | None = None  # stored as float8 with this scale; `out_dtype` is F8_E4M3
     arithmetic: Literal["float64"] | None = None  # where it differs from the run's: an input is stored in float64
     # Matrices are stored (in, out). They are transposed before they are decomposed, and the result is transposed back.

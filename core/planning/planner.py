@@ -36,7 +36,6 @@ from .outputs.slots import Slot, build_model_slots, build_slice_slots
 from .outputs.spectral import add_alignment, alignment_keys
 from .outputs.tensor_planner import PlannedTensor, TensorPlanner
 from .outputs.token_ids import TokenIds
-from .outputs.token_rows import is_row_by_token
 from .outputs.vocabulary import VocabularyPlanner
 from .plan import LayerShard, Plan, RunSettings, TensorPlan
 from .shards import Packing, pack_tensors, written_bytes
@@ -234,7 +233,7 @@ def _vocabulary_changes(
     config = reference.config
     if config is None or not (vocabulary.matches_tokens or reference.adapter is not None):
         return {}
-    rows = next((item.plan.shape[0] for item in planned if is_row_by_token(item.plan.name)), None)
+    rows = next((item.plan.shape[0] for item in planned if vocabulary.is_by_token(item.plan.name)), None)
     text = config.get("text_config")
     if rows is None:
         return {}

@@ -142,12 +142,50 @@ class Calibration(StrictModel):
         return cast("Any", data)
 
 
+class TokenSource(StrictModel):
+    """Where the row of a token comes from in models that lack it."""
+
+    kind: Literal["model", "model_token", "zero"] = Field(
+        description="this token's row of a model, the row of another token of it, or zeros"
+    )
+    model: ModelReference | None = Field(default=None, description="base_model or one of the models")
+    token: str | None = Field(default=None, description="of model_token: the other token")
+    token_id: int | None = Field(default=None, description="of model_token: its row", ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_reference(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "kind" in data:
+            return cast("Any", data)
+        return cast("dict[str, Any]", {"kind": "model", "model": data})
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> TokenSource:
+        if (self.kind == "zero") != (self.model is None):
+            raise ValueError(f"kind {self.kind} {'needs no' if self.kind == 'zero' else 'needs a'} model")
+        given = (self.token is not None) + (self.token_id is not None)
+        if given != (self.kind == "model_token"):
+            raise ValueError("expected one of token and token_id for kind model_token, and none for other kinds")
+        return self
+
+
+class TokenOptions(StrictModel):
+    """The row of one token of the output."""
+
+    source: TokenSource = Field(description="a model, {kind: model_token, model, token or token_id}, or {kind: zero}")
+    force: bool = Field(default=False, description="whether models that have the token take this row too")
+
+
 class TokenizerOptions(StrictModel):
     """mergekit's long form of tokenizer_source."""
 
     source: ModelReference = Field(default="union", description="union, base, or a model")
-    tokens: dict[str, Any] | None = Field(default=None, description="not supported: embeddings per token")
-    pad_to_multiple_of: int | None = Field(default=None, description="not supported", gt=0)
+    tokens: dict[str, TokenOptions] | None = Field(
+        default=None, description="where the rows of tokens come from; tokens that the vocabulary lacks are added"
+    )
+    pad_to_multiple_of: int | None = Field(
+        default=None, description="rows of the output are rounded up to a multiple; the new rows are the mean row", gt=0
+    )
 
 
 class OutputOptions(StrictModel):

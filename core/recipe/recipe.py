@@ -128,7 +128,7 @@ class Recipe(StrictModel):
         if len(forms) != 1:
             found = f"found {' and '.join(forms)}" if forms else "found none"
             raise ValueError(f"exactly one of models, slices, modules must be given; {found}")
-        if self.modules is not None:
+        if self.modules:
             if len(self.modules) > 1:
                 names = ", ".join(self.modules)
                 raise ValueError(f"modules: has {names}; expected one module, use `rules` for settings per part")
@@ -137,9 +137,12 @@ class Recipe(StrictModel):
                 raise ValueError("modules: exactly one of models, slices must be given inside a module")
         if self.tokenizer is not None and self.tokenizer_source is not None:
             raise ValueError("both tokenizer and tokenizer_source are set; keep one of them")
-        if self.tokenizer is not None and (self.tokenizer.tokens or self.tokenizer.pad_to_multiple_of):
-            key = "tokens" if self.tokenizer.tokens else "pad_to_multiple_of"
-            raise ValueError(f"tokenizer.{key} is not supported; leave it out")
+        for token, options in ((self.tokenizer.tokens if self.tokenizer is not None else None) or {}).items():
+            known = [reference for reference in (self.base_model, *self.expert_references) if reference is not None]
+            if options.source.model is not None and options.source.model not in known:
+                raise ValueError(
+                    f"tokenizer.tokens.{token}.source: {options.source.model!r} is not one of the merged models"
+                )
         for index, part in enumerate(self.output_slices or ()):
             if part.residual_weight is not None:
                 raise ValueError(f"slices[{index}].residual_weight is not supported; remove it")

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from eigenmerge.core.errors import CheckpointError, RecipeError
+
 Pipeline = Callable[..., Any]
 EMBED, HEAD, Q_PROJ = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.weight"
 HIDDEN = 8
@@ -118,3 +120,58 @@ def test_a_union_in_another_order(make: Any, pipeline: Any, tmp_path: Path, load
     pipeline(loaded, tmp_path / "out", store=str(tmp_path / "store"))
     found = load_checkpoint(tmp_path / "out")[EMBED][:, 0]
     torch.testing.assert_close(found, torch.tensor([9704.0, 9804.0, 12004.0]))
+
+
+def test_rows_of_configured_tokens(make: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Any) -> None:
+    """As mergekit: models that lack a token take its row from the source, and with `force` all models do."""
+    base, first = make("base", ["a", "b", "c"], 0.0), make("first", ["a", "b", "x"], 2.0)
+    second = make("second", ["y", "a", "b"], 4.0)
+    tokens = {
+        "c": {"source": {"kind": "model_token", "model": first, "token": "x"}},
+        "x": {"source": first},
+        "y": {"source": {"kind": "model_token", "model": base, "token_id": 1}},
+        "b": {"source": second, "force": True},
+        "n": {"source": {"kind": "zero"}},
+    }
+    keys = {"tokenizer": {"source": "union", "tokens": tokens}}
+    pipeline(recipe(base, first, second, **keys), tmp_path / "out")
+    merged = load_checkpoint(tmp_path / "out")
+    found = merged[EMBED][:, 0]
+    # a: base + mean delta; b: second's row in all models; c: base + (two models with the row of x) - base
+    x = 12002.0
+    c = 9900.0 + ((x - 9900.0) + (x - 9900.0)) / 2
+    y = 9800.0 + (0.0 + (12104.0 - 9800.0)) / 2
+    expected = [9703.0, 9804.0, c, x, y, 0.0]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-6, atol=1e-2)
+    torch.testing.assert_close(merged[HEAD], -merged[EMBED])
+    tokenizer_json = json.loads((tmp_path / "out/tokenizer.json").read_text())
+    assert {entry["content"]: entry["id"] for entry in tokenizer_json["added_tokens"]} == {"x": 3, "y": 4, "n": 5}
+    assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 6
+
+
+@pytest.mark.parametrize("method", ["average", "linear", "swudi"])
+def test_padded_rows_are_the_mean_row(
+    make: Any, pipeline: Pipeline, tmp_path: Path, load_checkpoint: Any, method: str
+) -> None:
+    base, expert = make("base", ["a", "b", "c"], 0.0), make("expert", ["c", "b", "a"], 4.0)
+    keys = {"tokenizer": {"source": "base", "pad_to_multiple_of": 8}}
+    pipeline(recipe(base, expert, method=method, **keys), tmp_path / "out")
+    merged = load_checkpoint(tmp_path / "out")[EMBED]
+    assert merged.shape == (8, HIDDEN)
+    torch.testing.assert_close(merged[:3, 0], torch.tensor([9704.0, 9804.0, 9904.0]))
+    torch.testing.assert_close(merged[3:], merged[:3].mean(0).expand(5, HIDDEN), rtol=1e-6, atol=1e-2)
+    assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == 8
+
+
+def test_configured_tokens_that_cannot_be_found(make: Any, pipeline: Pipeline, tmp_path: Path) -> None:
+    base, expert = make("base", ["a", "b"], 0.0), make("expert", ["a", "b"], 4.0)
+    tokens: dict[str, Any] = {"z": {"source": base}}
+    keys = {"tokenizer": {"source": "base", "tokens": tokens}}
+    with pytest.raises(RecipeError, match=r"tokenizer.tokens.z: .*base has no token 'z'"):
+        pipeline(recipe(base, expert, **keys), tmp_path / "out")
+    tokens["z"] = {"source": {"kind": "model_token", "model": base, "token_id": 9}}
+    with pytest.raises(CheckpointError, match=r"takes row 9, found 2 rows"):
+        pipeline(recipe(base, expert, **keys), tmp_path / "out")
+    tokens["z"] = {"source": "elsewhere"}
+    with pytest.raises(RecipeError, match=r"'elsewhere' is not one of the merged models"):
+        pipeline(recipe(base, expert, **keys), tmp_path / "out")

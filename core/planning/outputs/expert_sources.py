@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import final
 
 from ...errors import CheckpointError, ShapeError
+from ...formats.digest import hash_json
 from ...formats.dtypes import MERGEABLE_DTYPES
 from ...listing import LoraSource, StackedLora, TensorSource
+from ...views import select
 from ..inputs.checkpoint import UNCHANGED, Checkpoint
 from ..inputs.storage_precision import rounds_values_of
 from ..plan import Rows
 from .slots import Slot
-from .token_rows import is_row_by_token
 from .vocabulary import VocabularyPlanner
 
 
@@ -24,6 +25,7 @@ class Target:
     reference : the stored tensor of the base, or of the first model
     shape : in the output
     base_rows : where rows of the base's tensor go, if its vocabulary differs from the output's
+    token_rows, padding_start : as in `TensorPlan`
     identity : identifies the reference's tensor in keys
     """
 
@@ -32,6 +34,13 @@ class Target:
     shape: tuple[int, ...]
     base_rows: Rows | None
     identity: str
+    token_rows: tuple[tuple[int, TensorSource | None], ...] = ()
+    padding_start: int | None = None
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the output has the rows of the reference."""
+        return self.base_rows is None and self.shape == self.reference.shape and not self.token_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +78,41 @@ class SourceFinder:
     def make_target(self, slot: Slot, reference: TensorSource) -> Target:
         """Return the target of a slot, with the number of rows of the output's vocabulary."""
         identity = f"{self._base or self._experts[0].fingerprint}/{slot.template}"
-        if not (self._vocabulary.matches_tokens and is_row_by_token(slot.template) and reference.shape):
+        if not (self._vocabulary.matches_tokens and self._vocabulary.is_by_token(slot.template)):
             return Target(slot, reference, reference.shape, None, identity)
         fitted = self._vocabulary.fit_base(reference)
         shape = (self._vocabulary.output_rows(reference.shape[0]), *reference.shape[1:])
         if fitted.rows is not None or shape != reference.shape:
             identity += f"{fitted.key_suffix}->{shape[0]}"
-        return Target(slot, reference, shape, fitted.rows, identity)
+        token_rows, padding = self._configured_rows(slot, reference), self._vocabulary.padding_start
+        if token_rows or padding is not None:
+            identity += f"#{hash_json([[row, name] for row, _, name in token_rows])}/{padding}"
+        placed = tuple((row, source) for row, source, _ in token_rows)
+        return Target(slot, reference, shape, fitted.rows, identity, placed, padding)
+
+    def _configured_rows(self, slot: Slot, reference: TensorSource) -> list[tuple[int, TensorSource | None, str]]:
+        """Return output row, stored row and identity of what `tokenizer.tokens` takes from one model."""
+        found: list[tuple[int, TensorSource | None, str]] = []
+        for one in self._vocabulary.configured_rows():
+            if one.own is None:
+                found.append((one.row, None, "zero"))
+                continue
+            source, identity = reference, f"{self._base or self._experts[0].fingerprint}/{slot.template}"
+            if one.expert is not None:
+                checkpoint = self._experts[one.expert]
+                contribution = checkpoint.contribution(slot.name, reference)
+                if contribution is None or contribution.lora is not None:
+                    raise CheckpointError(
+                        f"{slot.name}: {checkpoint.name} {'adapts it' if contribution else 'does not have it'}, and"
+                        " tokenizer.tokens takes a row of it; name another source"
+                    )
+                source, identity = contribution.full or reference, contribution.identity
+            if one.own >= source.shape[0]:
+                raise CheckpointError(
+                    f"{slot.name}: tokenizer.tokens takes row {one.own}, found {source.shape[0]} rows; correct token_id"
+                )
+            found.append((one.row, select(source, 0, one.own, one.own + 1), f"{identity}:{one.own}"))
+        return found
 
     def find(self, target: Target) -> list[ExpertSource | None]:
         """Return the source of each member of the group, in the group's order; None where a member lacks the tensor.
@@ -86,7 +123,7 @@ class SourceFinder:
         ShapeError : a stored tensor does not fit the target
         """
         slot, reference = target.slot, target.reference
-        by_token = is_row_by_token(slot.template) and bool(reference.shape)
+        by_token = self._vocabulary.is_by_token(slot.template)
         found: list[ExpertSource | None] = []
         for member in slot.group.members:
             checkpoint = self._experts[member.expert]
@@ -96,7 +133,7 @@ class SourceFinder:
                 continue
             full, rows, identity = contribution.full, None, contribution.identity
             if full is None:
-                if contribution.lora is not None and target.shape != reference.shape:
+                if contribution.lora is not None and not target.is_unchanged:
                     raise self._rows_error(slot, checkpoint)
                 found.append(ExpertSource(None, contribution.lora, identity))
                 continue

@@ -116,7 +116,7 @@ class TensorPlanner:
         choice = self._actions.choose(slot.name, kind)
         target = self._sources.make_target(slot, reference)
         if choice.action == "copy":
-            if target.base_rows is None and target.shape == reference.shape:
+            if target.is_unchanged:
                 return self._copy(target, choice.reason)
             choice = ActionChoice("mean", self._actions.method, f"{choice.reason}; new rows are the experts' mean")
             return self._merge(target, kind, choice, self._sources.find(target), scale=0.0)
@@ -126,9 +126,9 @@ class TensorPlanner:
             if not self._has_base:
                 raise CheckpointError(f"{slot.name}: none of the models has it; remove it from the first model")
             self.untouched.append(slot.template)
-            return self._copy(target, "no expert has it: base kept")
+            return self._keep(target, kind, sources, "no expert has it: base kept")
         if needs_base(choice.method) and all(source is None or source.identity == UNCHANGED for source in sources):
-            return self._copy(target, "no expert changes it: base kept")
+            return self._keep(target, kind, sources, "no expert changes it: base kept")
         if any(source is None for source in sources) and (self._recipe.missing == "error" or not self._has_base):
             raise self._sources.missing_error(slot, sources)
         return self._merge(target, kind, choice, sources)
@@ -138,6 +138,12 @@ class TensorPlanner:
         """Return the plan of a tensor that is tied to another one of the output: the same values under its own name."""
         plan = replace(leader.plan, name=name, tied_to=leader.plan.name, reason=f"tied to {leader.plan.name}")
         return PlannedTensor(plan, leader.identity)
+
+    def _keep(self, target: Target, kind: Kind, sources: Sequence[ExpertSource | None], reason: str) -> PlannedTensor:
+        """Return the plan of the base's tensor, in the rows of the output."""
+        if target.is_unchanged:
+            return self._copy(target, reason)
+        return self._merge(target, kind, ActionChoice("mean", self._actions.method, reason), sources, scale=0.0)
 
     def _copy(self, target: Target, reason: str) -> PlannedTensor:
         reference = target.reference
@@ -210,6 +216,8 @@ class TensorPlanner:
             method_package=method.package if is_merge else None,
             parameters=parameters,
             base_rows=target.base_rows,
+            token_rows=target.token_rows,
+            padding_start=target.padding_start,
             arithmetic=arithmetic,
         )
         base_identity = target.identity if self._has_base else None

@@ -14,16 +14,28 @@ have it, as in mergekit. Vocabularies are read from tokenizer files; an unknown 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import final
 
 from ...errors import RecipeError, ShapeError
 from ...formats.dtypes import FLOAT8_DTYPES
+from ...formats.file_names import TOKENIZER_NAME
 from ...listing import ModelListing, TensorSource
 from ...recipe.recipe import Recipe
 from ..inputs.tokenizers import Vocabulary, read_vocabulary, vocabulary_files
+from ..names import layer_of
 from ..plan import Rows
-from .token_rows import FittedTensor, count_rows, count_token_rows, map_rows, take_first_rows
-from .vocabulary_union import VocabularyUnion, extend_tokenizer_json, unite_vocabularies
+from .token_rows import (
+    FittedTensor,
+    count_rows,
+    count_token_rows,
+    find_token_tensors,
+    last_parts,
+    map_rows,
+    take_first_rows,
+    without_rows,
+)
+from .vocabulary_union import extend_tokenizer_json, unite_vocabularies
 
 
 def tokenizer_files_needed(
@@ -44,13 +56,29 @@ def tokenizer_files_needed(
     rows = count_token_rows(reference)
 
     def differs(expert: ModelListing) -> bool:
-        return any(rows.get(name, count) != count for name, count in count_token_rows(expert).items())
+        stored = [*expert.tensors.items(), *(expert.adapter.tensors.items() if expert.adapter is not None else ())]
+        outside = ((last_parts(name), source.shape) for name, source in stored if layer_of(name) is None)
+        return any(shape and rows.get(name, shape[0]) != shape[0] for name, shape in outside)
 
     needed = [expert for expert in experts if recipe.vocabulary_source is not None or differs(expert)]
     if not needed:
         return []
     models = [reference, *needed, *([tokenizer] if tokenizer is not None else [])]
     return list(dict.fromkeys(uri for model in models for uri in vocabulary_files(model)))
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredRow:
+    """A row that `tokenizer.tokens` takes from one model.
+
+    row : of the output
+    expert : index of the model among the experts, None for the base
+    own : row of that model; None for zeros
+    """
+
+    row: int
+    expert: int | None
+    own: int | None
 
 
 @final
@@ -83,16 +111,17 @@ class VocabularyPlanner:
         self._rows: dict[tuple[int, int, int], Rows | None] = {}
         self._base = self._vocabulary(reference)
         self._output = self._base
-        self._union: VocabularyUnion | None = None
+        self._added: list[tuple[str, int]] = []
         self._model_rows = 0  # of the model that tokenizer_source names, its padding included
         self.tokenizer = reference
         self.matches_tokens = self._source is not None
         self.warnings: list[str] = []
         if self._source == "union":
             vocabularies = [(expert, self._vocabulary(expert)) for expert in experts]
-            self._union = unite_vocabularies(reference, self._base, vocabularies, contents)
-            if self._union.added:
-                self._output = self._union.vocabulary
+            union = unite_vocabularies(reference, self._base, vocabularies, contents)
+            if union.added:
+                self._output = union.vocabulary
+            self._added += union.added
         elif self._source not in (None, "base"):
             assert tokenizer is not None, "the model of tokenizer_source is listed"
             self._output = self._vocabulary(tokenizer)
@@ -104,6 +133,72 @@ class VocabularyPlanner:
                 )
             if self._base is None:
                 raise RecipeError(f"tokenizer_source: {reference.name} has no tokenizer.json or vocabulary file")
+
+        self._tokens = recipe.tokenizer.tokens or {} if recipe.tokenizer is not None else {}
+        self._multiple = recipe.tokenizer.pad_to_multiple_of if recipe.tokenizer is not None else None
+        if self._tokens or self._multiple:
+            self._add_configured_tokens()
+        known = {name: index for index, name in reversed(list(enumerate(recipe.expert_references)))}
+        self._models = {**known, recipe.base_model: None}
+        self._token_tensors = find_token_tensors(reference.tensors, reference.config)
+
+    def _add_configured_tokens(self) -> None:
+        if self._output is None:
+            raise RecipeError(
+                f"tokenizer: tokens and pad_to_multiple_of need the vocabulary, and {self.tokenizer.name} has no"
+                " tokenizer.json or vocabulary file"
+            )
+        first = count_rows(self._output)
+        added = [token for token in self._tokens if token not in self._output]
+        if added and self.tokenizer.side_files.get(TOKENIZER_NAME, "") not in self._contents:
+            raise RecipeError(f"tokenizer.tokens: {added[0]!r} is new, and {self.tokenizer.name} has no tokenizer.json")
+        if added:
+            rows = [(token, first + index) for index, token in enumerate(added)]
+            self._output = {**self._output, **dict(rows)}
+            self._added += rows
+
+    def is_by_token(self, name: str) -> bool:
+        """Return whether a tensor of the reference has one row per token."""
+        return name in self._token_tensors
+
+    @property
+    def padding_start(self) -> int | None:
+        """The first row that `pad_to_multiple_of` adds, None where it is not set."""
+        return count_rows(self._output) if self._multiple is not None and self._output is not None else None
+
+    def configured_rows(self) -> list[ConfiguredRow]:
+        """Return the rows whose source the recipe names, by output row.
+
+        Raises
+        ------
+        RecipeError : the source lacks the token
+        """
+        found: list[ConfiguredRow] = []
+        for token, options in self._tokens.items():
+            assert self._output is not None
+            source, row = options.source, self._output[token]
+            if source.kind == "zero":
+                found.append(ConfiguredRow(row, None, None))
+                continue
+            index = self._models[source.model]
+            listing = self._reference if index is None else self._experts[index]
+            own = source.token_id
+            if own is None:
+                wanted = source.token or token
+                vocabulary = self._vocabulary(listing)
+                vocabulary = self._base if vocabulary is None else vocabulary
+                own = vocabulary.get(wanted) if vocabulary is not None else None
+                if own is None:
+                    raise RecipeError(
+                        f"tokenizer.tokens.{token}: {listing.name} has no token {wanted!r}; name another source"
+                    )
+            found.append(ConfiguredRow(row, index, own))
+        return sorted(found, key=lambda one: one.row)
+
+    @property
+    def _forced(self) -> frozenset[int]:
+        output = self._output or {}
+        return frozenset(output[token] for token, options in self._tokens.items() if options.force)
 
     def _vocabulary(self, listing: ModelListing) -> Vocabulary | None:
         # By the files: a model and the same model with an adapter, which may have its own, are at one address.
@@ -124,30 +219,36 @@ class VocabularyPlanner:
 
     def tokenizer_json(self) -> bytes | None:
         """Return the output's tokenizer.json, None where it equals that of `tokenizer`."""
-        if self._union is None:
+        if not self._added:
             return None
-        return extend_tokenizer_json(self._union, self._reference, self._experts, self._contents)
+        return extend_tokenizer_json(self._added, self.tokenizer, self._experts, self._contents)
 
     def output_rows(self, base_rows: int) -> int:
         """Return the number of rows of an output tensor, of which the base has `base_rows`."""
-        if self._source in (None, "base") or self._output is None or self._output is self._base:
+        if self._multiple is not None:
+            assert self._output is not None, "checked at construction"
+            return -(-count_rows(self._output) // self._multiple) * self._multiple
+        if self._output is None or self._output is self._base:
             return base_rows
-        return max(count_rows(self._output), base_rows if self._source == "union" else self._model_rows)
+        return max(count_rows(self._output), self._model_rows or base_rows)
 
     def fit_base(self, source: TensorSource) -> FittedTensor:
         """Return the base's tensor with its rows in the output."""
-        if self._output is self._base or self._output is None or self._base is None:
-            return FittedTensor(source, None)
         base_rows = source.shape[0]
         output_rows = self.output_rows(base_rows)
-        if self._union is None:
-            return FittedTensor(source, map_rows(self._output, self._base, output_rows, base_rows))
+        keeps = self._multiple is None
+        if self._output is None or self._base is None or (self._output is self._base and keeps):
+            return FittedTensor(source, without_rows(None, self._forced, base_rows))
+        if self._source not in (None, "base", "union"):
+            rows = map_rows(self._output, self._base, output_rows, base_rows, keep_padding=keeps)
+            return FittedTensor(source, without_rows(rows, self._forced, output_rows))
         # New tokens take the rows after the base's vocabulary, instead of the base's padding there.
         first_new = count_rows(self._base)
-        first_padding = first_new + len(self._union.added)
-        spans = [(0, min(first_new, base_rows)), (first_padding, base_rows)]
+        first_padding = max(first_new, count_rows(self._output))
+        spans = [(0, min(first_new, base_rows)), (first_padding, base_rows if keeps else 0)]
         rows = tuple((start, start, stop - start) for start, stop in spans if stop > start)
-        return FittedTensor(source, None if rows == ((0, 0, output_rows),) else rows)
+        rows = without_rows(rows, self._forced, output_rows)
+        return FittedTensor(source, None if rows == ((0, 0, output_rows),) and base_rows == output_rows else rows)
 
     def fit_expert(self, name: str, expert: int, source: TensorSource, base_rows: int) -> FittedTensor:
         """Return one expert's tensor with its rows in the output.
@@ -165,7 +266,8 @@ class VocabularyPlanner:
         own_rows, output_rows = source.shape[0], self.output_rows(base_rows)
         key = (expert, own_rows, base_rows)
         if key not in self._rows:
-            self._rows[key] = self._expert_rows(name, expert, own_rows, base_rows, output_rows)
+            rows = self._expert_rows(name, expert, own_rows, base_rows, output_rows)
+            self._rows[key] = without_rows(rows, self._forced, output_rows)
         rows = self._rows[key]
         if rows == ((0, 0, output_rows),) and source.dtype not in FLOAT8_DTYPES:
             return FittedTensor(take_first_rows(source, output_rows), None)
@@ -184,11 +286,13 @@ class VocabularyPlanner:
                 f" {abs(own_rows - base_rows)} are {effect}"
             )
             return ((0, 0, min(own_rows, base_rows)),)
+        if own is None and self._multiple is not None:
+            own = self._base
         if own is None or self._output is None:
             if own_rows != base_rows:
                 self.warnings.append(f"{model}: vocabulary unknown, its first rows count as the base's")
             return None if own_rows == output_rows else ((0, 0, min(own_rows, output_rows)),)
-        return map_rows(self._output, own, output_rows, own_rows)
+        return map_rows(self._output, own, output_rows, own_rows, keep_padding=self._multiple is None)
 
     def _check_appended(self, name: str, model: str, own: Vocabulary | None, own_rows: int, base_rows: int) -> None:
         """Check that the rows that both have belong to the same tokens."""

@@ -60,11 +60,14 @@ def unite_vocabularies(
 
 
 def extend_tokenizer_json(
-    union: VocabularyUnion, reference: ModelListing, experts: Sequence[ModelListing], contents: Mapping[str, bytes]
+    added: Sequence[tuple[str, int]],
+    reference: ModelListing,
+    experts: Sequence[ModelListing],
+    contents: Mapping[str, bytes],
 ) -> bytes | None:
     """Return the reference's tokenizer.json with the added tokens; None when no token is added."""
-    if not union.added:
+    if not added:
         return None
     uris = [model.side_files.get(TOKENIZER_NAME, "") for model in (reference, *experts)]
     own, *donors = [contents[uri] for uri in dict.fromkeys(uris) if uri in contents]
-    return add_tokens(own, union.added, donors)
+    return add_tokens(own, added, donors)

@@ -13,9 +13,10 @@ from eigenmerge.core.planning.outputs.token_rows import (
     FittedTensor,
     count_rows,
     count_token_rows,
-    is_row_by_token,
+    find_token_tensors,
     map_rows,
     take_first_rows,
+    without_rows,
 )
 
 vocabularies = st.lists(st.sampled_from("abcdefgh"), unique=True).map(
@@ -36,7 +37,8 @@ vocabularies = st.lists(st.sampled_from("abcdefgh"), unique=True).map(
     ],
 )
 def test_which_tensors_have_one_row_per_token(name: str, expected: bool) -> None:
-    assert is_row_by_token(name) is expected
+    source = TensorSource("/m", 0, 64, "F32", (4, 4))
+    assert (name in find_token_tensors({name: source})) is expected
 
 
 def test_rows_are_counted_whatever_the_prefix(model: Any, adapter: Any) -> None:
@@ -79,3 +81,36 @@ def test_the_first_rows_are_a_shorter_range_of_bytes() -> None:
     assert (first.start, first.stop, first.shape) == (100, 124, (3, 4))
     assert FittedTensor(first, None).key_suffix == "#3"
     assert FittedTensor(source, ((0, 1, 2),)).key_suffix == "#5[(0, 1, 2)]"
+
+
+@pytest.mark.parametrize(
+    ("names", "others"),
+    [
+        (
+            ["tok.weight", "generator_lm_head.weight", "generator_lm_head.bias"],
+            ["embeddings.position_embeddings.weight"],
+        ),
+        (["backbone.embeddings.weight", "head.weight"], ["norm.bias", "layers.0.up.weight"]),
+        (
+            ["roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight", "lm_head.decoder.bias"],
+            ["pos.weight"],
+        ),
+    ],
+)
+def test_shapes_and_config_tell_which_rows_are_tokens(model: Any, names: list[str], others: list[str]) -> None:
+    rows = {name: (11,) if name.endswith("bias") else (11, 4) for name in names}
+    rest = {name: (11,) if name.endswith("norm.bias") else (11, 4) for name in others if "pos.weight" not in name}
+    rest["pos.weight"] = (16, 4)
+    found = find_token_tensors(model("a", rows | rest).tensors, {"vocab_size": 11, "max_position_embeddings": 16})
+    assert found == set(names)
+
+
+def test_a_size_of_two_meanings_tells_nothing(model: Any) -> None:
+    tensors = model("a", {"wte.weight": (8, 8), "pooler.dense.weight": (8, 8)}).tensors
+    assert find_token_tensors(tensors, {"vocab_size": 8, "hidden_size": 8}) == {"wte.weight"}
+
+
+def test_rows_can_be_left_out() -> None:
+    assert without_rows(None, {1}, 3) == ((0, 0, 1), (2, 2, 1))
+    assert without_rows(((0, 2, 3), (5, 0, 1)), {0, 5}, 6) == ((1, 3, 2),)
+    assert without_rows(None, set(), 3) is None

@@ -24,7 +24,7 @@ def test_new_tokens_follow_expert_after_expert_in_the_order_of_their_rows(model:
     union = unite_vocabularies(base, {"x": 0, "y": 1}, list(zip((a, b), vocabularies, strict=True)), contents)
     assert union.vocabulary == {"x": 0, "y": 1, "p": 2, "q": 3, "r": 4}  # `beyond` has no row in the embedding of b
     assert union.added == (("p", 2), ("q", 3), ("r", 4))
-    written = extend_tokenizer_json(union, base, [a, b], contents)
+    written = extend_tokenizer_json(union.added, base, [a, b], contents)
     assert written is not None
     assert [entry["content"] for entry in json.loads(written)["added_tokens"]] == ["p", "q", "r"]
 
@@ -34,7 +34,7 @@ def test_adapters_and_unknown_vocabularies_add_nothing(model: Any, adapter: Any)
     lora = adapter("b", {"base_model.model.w.lora_A.weight": (2, 4)})
     union = unite_vocabularies(base, {"x": 0}, [(unknown, None), (lora, {"new": 1})], {})
     assert (union.vocabulary, union.added) == ({"x": 0}, ())
-    assert extend_tokenizer_json(union, base, [unknown, lora], {}) is None
+    assert extend_tokenizer_json(union.added, base, [unknown, lora], {}) is None
 
 
 def test_the_base_needs_a_vocabulary_and_a_tokenizer_json_to_extend(model: Any) -> None:
