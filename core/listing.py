@@ -87,9 +87,6 @@ class Reshaping:
     source: TensorSource
 
 
-View = Concatenation | Selection | Transposition | Reshaping
-
-
 class Region(Protocol):
     """Part of a tensor: of matrix `index` of a stack, or of a 2-D tensor, some rows (axis 0) or columns (axis 1).
 
@@ -185,6 +182,17 @@ def _overlap(one: Region, other: Region) -> bool:
     if one.stop <= other.start or other.stop <= one.start:
         return False
     return one.step != other.step or (one.start - other.start) % one.step == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptation:
+    """A matrix with the delta of an adapter added, in float32, or in float64 if the matrix is so."""
+
+    source: TensorSource
+    lora: LoraSource
+
+
+View = Concatenation | Selection | Transposition | Reshaping | Adaptation
 
 
 @dataclass(frozen=True, slots=True)

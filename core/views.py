@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import prod
 
 from .formats.dtypes import DTYPES, element_bytes
-from .listing import Concatenation, Reshaping, Selection, TensorSource, Transposition, View
+from .listing import Adaptation, Concatenation, LoraSource, Reshaping, Selection, TensorSource, Transposition, View
 
 
 def concatenate(pieces: Sequence[TensorSource], dim: int = 0) -> TensorSource:
@@ -47,6 +47,11 @@ def transpose(source: TensorSource) -> TensorSource:
     return _view(Transposition(source), shape, source.dtype, [source])
 
 
+def adapt(source: TensorSource, lora: LoraSource) -> TensorSource:
+    """Return a matrix with the delta of an adapter added."""
+    return _view(Adaptation(source, lora), source.shape, source.dtype, [source, lora.up, lora.down])
+
+
 def reshape(source: TensorSource, shape: tuple[int, ...]) -> TensorSource:
     """Return the numbers of a tensor, in the same order, in another shape."""
     assert prod(shape) == prod(source.shape), f"{source.shape} cannot have the shape {shape}"
@@ -56,7 +61,8 @@ def reshape(source: TensorSource, shape: tuple[int, ...]) -> TensorSource:
         return replace(source, shape=shape)
     if isinstance(source.view, Reshaping):
         return reshape(source.view.source, shape)
-    if source.view is not None and source.shape == (1, *shape):
+    is_made = source.view is not None and not isinstance(source.view, Adaptation)
+    if source.view is not None and is_made and source.shape == (1, *shape):
         return _without_first_dimension(source.view)
     return _view(Reshaping(source), shape, source.dtype, [source])
 
@@ -97,7 +103,7 @@ def select_index(source: TensorSource, index: int) -> TensorSource:
 
 
 def stored_tensors(source: TensorSource) -> Iterator[TensorSource]:
-    """Yield the stored tensors, or ranges of them, that a tensor is read from; float8 scales are not listed."""
+    """Yield the stored tensors, or ranges of them, that a tensor is read from, without float8 scales and factors."""
     if source.view is None:
         yield source
         return
@@ -107,8 +113,13 @@ def stored_tensors(source: TensorSource) -> Iterator[TensorSource]:
 
 
 def has_scale(source: TensorSource) -> bool:
-    """Return whether reading the tensor multiplies float8 numbers by a scale, which gives float32."""
-    return any(piece.scale is not None for piece in stored_tensors(source))
+    """Return whether reading the tensor gives float32: float8 numbers with a scale, or a matrix with an adapter."""
+    if isinstance(source.view, Adaptation):
+        return source.dtype != "F64"
+    if source.view is None:
+        return source.scale is not None
+    inner = source.view.pieces if isinstance(source.view, Concatenation) else (source.view.source,)
+    return any(map(has_scale, inner))
 
 
 def held_bytes(source: TensorSource) -> int:
@@ -122,6 +133,9 @@ def held_bytes(source: TensorSource) -> int:
     made = prod(source.shape) * (4 if has_scale(source) else element_bytes(source.dtype))
     if isinstance(source.view, Concatenation):
         return made + max(map(held_bytes, source.view.pieces))
+    if isinstance(source.view, Adaptation):
+        lora = source.view.lora
+        return 2 * made + held_bytes(source.view.source) + held_bytes(lora.up) + held_bytes(lora.down)
     return made + held_bytes(source.view.source)
 
 
@@ -181,7 +195,7 @@ def _without_first_dimension(view: View) -> TensorSource:
         return concatenate([drop(piece) for piece in view.pieces], view.dim - 1)
     if isinstance(view, Transposition):
         return transpose(drop(view.source))
-    assert not isinstance(view, Reshaping), "a reshaped tensor is reshaped from its source"
+    assert isinstance(view, Selection), "a reshaped tensor is reshaped from its source"
     if view.dim == 0:
         one = select(view.source, 0, view.start, view.stop, view.step)
         return _view(Reshaping(one), one.shape[1:], one.dtype, [one])

@@ -10,7 +10,8 @@ from ..core.choices import RunnerName
 from ..core.recipe.recipe import Recipe
 from ..core.steps.merge_run import run_prepared
 from ..core.steps.open_run import prepare_run
-from ..core.steps.read_recipe import read_recipe
+from ..core.steps.plan_stages import unfinished_stages
+from ..core.steps.read_recipe import read_stages
 from .fan_out import PrefectMap
 from .prefect_report import PrefectReport
 from .recorded_flow import recorded_flow
@@ -54,26 +55,26 @@ def merge(
     if time_limit is not None and context.stop.deadline is None:
         context.stop.deadline = time.monotonic() + time_limit
     try:
-        recipe = read_recipe(recipe)
-        prepared = context.prepared or prepare_run(
-            recipe,
-            str(destination),
-            store=store,
-            device=device,
-            max_memory=max_memory,
-            workers=workers,
-            overwrite=overwrite,
-            allow_nonfinite=allow_nonfinite,
-        )
-        report = (PrefectReport(context.server),) if context.on_prefect_page else ()
-        context.outcome.result = run_prepared(
-            prepared,
-            stop=context.stop,
-            listeners=(*context.listeners, *report),
-            map_shards=PrefectMap(
-                runner or recipe.runner.kind, runner_address or recipe.runner.address, server=context.server
-            ),
-        )
+        stages = read_stages(recipe, str(destination))
+        for stage in unfinished_stages(stages, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device):
+            prepared = context.prepared or prepare_run(
+                stage.recipe,
+                stage.destination,
+                store=store,
+                device=device,
+                max_memory=max_memory,
+                workers=workers,
+                overwrite=overwrite,
+                allow_nonfinite=allow_nonfinite,
+            )
+            chosen = stage.recipe.runner
+            report = (PrefectReport(context.server),) if context.on_prefect_page else ()
+            context.outcome.result = run_prepared(
+                prepared,
+                stop=context.stop,
+                listeners=(*context.listeners, *report),
+                map_shards=PrefectMap(runner or chosen.kind, runner_address or chosen.address, server=context.server),
+            )
     except BaseException as error:
         context.outcome.error = error
         raise

@@ -110,6 +110,12 @@ def take_destination(destination: Destination, plan: Plan, stop: StopSignal | No
         time.sleep(POLL_SECONDS)
 
 
+def is_finished(store: Store, plan: Plan) -> bool:
+    """Return whether the complete result of a plan is in a destination."""
+    present = _objects(store)
+    return MARKER_NAME not in present and _is_finished(store, plan, present)
+
+
 def clear_for_writing(store: Store, plan: Plan) -> None:
     """Remove files of another merge, its index first, so that no index ever refers to files of two merges."""
     present = [info.key for info in store.list("")]

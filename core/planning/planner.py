@@ -18,10 +18,14 @@ from ..numerics.registry import get_method
 from ..numerics.svd.svc import calibration_warning
 from ..recipe.recipe import Recipe
 from .cost.projection import check_budget
+from .inputs.adapted_base import merge_adapter
 from .inputs.architecture import check_architectures
 from .inputs.arrival import check_arrival, check_untouched, measure_arrival
+from .inputs.chat_templates import choose_template
 from .inputs.checkpoint import Checkpoint, MatchCache, reference_tensors, summarize
 from .inputs.layouts.layout import Layout
+from .inputs.modules import assign_modules
+from .inputs.reference_tensors import ReferenceTensors
 from .inputs.tied import TiedWeights
 from .keys import part_key, run_key
 from .names import natural_key
@@ -29,10 +33,10 @@ from .outputs.adapter_output import convert_to_adapter
 from .outputs.choose_action import ActionChooser
 from .outputs.float8_output import convert_to_float8
 from .outputs.incremental import incremental_warnings
-from .outputs.members import averages_unlisted_base, build_groups, check_needs_base, is_same_model
+from .outputs.members import GroupBuilder, averages_unlisted_base, check_needs_base, is_same_model
 from .outputs.name_patterns import check_filters
 from .outputs.side_files import plan_side_files
-from .outputs.slots import Slot, build_model_slots, build_slice_slots
+from .outputs.slots import OutputSlots, Slot, build_model_slots, build_slice_slots, join_slots
 from .outputs.spectral import add_alignment, alignment_keys
 from .outputs.tensor_planner import PlannedTensor, TensorPlanner
 from .outputs.token_ids import TokenIds
@@ -70,6 +74,7 @@ def plan_merge(
     shard_bytes: int | None = None,
     tokenizer: ModelListing | None = None,
     side_file_contents: Mapping[str, bytes] | None = None,
+    slice_bases: Mapping[str, ModelListing] | None = None,
 ) -> Plan:
     """Return the plan of a merge.
 
@@ -84,6 +89,7 @@ def plan_merge(
     shard_bytes : size limit of a shard of the output; by default from the size of the model
     tokenizer : listing of `recipe.vocabulary_source`, if that is a model
     side_file_contents : content by URI of the files that `tokenizer_files_needed` returns
+    slice_bases : listings of the other `recipe.base_references`, by reference
 
     Raises
     ------
@@ -96,18 +102,20 @@ def plan_merge(
     check_needs_base(recipe, method, base is not None)
     references = recipe.expert_references
     assert len(experts) == len(references), f"{len(experts)} listings for {len(references)} experts"
-    warnings: list[str] = []
+    warnings: list[str] = list(recipe.ineffective_parameters)
     if averages_unlisted_base(recipe, method, base, experts):
         assert base is not None
         experts = [*experts, base]
-        warnings.append("models: base_model is averaged too, as mergekit does where a weight is set for all models")
+        warnings.append("models: base_model is averaged too, as in mergekit")
+    bases = {reference: merge_adapter(listing, warnings) for reference, listing in (slice_bases or {}).items()}
+    if base is not None:
+        assert recipe.base_model is not None
+        base = bases[recipe.base_model] = merge_adapter(base, warnings)
     reference = base if base is not None else experts[0]
     role = "is set as base_model" if base is not None else "is the first model, and there is no base_model"
-    if reference.kind == "full+adapter" and base is not None:
-        raise RecipeError(f"base_model: {base.name} includes an adapter; merge it into the model first")
     tensors = reference_tensors(reference, role)
     _check_names(tensors, reference.name)
-    by_layers = recipe.output_slices is not None
+    by_layers = any(region.slices for region in recipe.regions)
     warnings += check_architectures(
         reference, experts, allow_mixed=recipe.allow_mixed_architectures, by_layers=by_layers
     )
@@ -125,23 +133,19 @@ def plan_merge(
         to_adapter=recipe.output.format == "adapter",
     )
     check_arrival(checkpoints, reference)
-    groups, lengths = build_groups(recipe, method, base, experts, warnings)
-    names = list(tensors)
-    if lengths is None:
-        output = build_model_slots(names, groups[0])
-    else:
-        output = build_slice_slots(names, groups, lengths, reference.config)
+    output = _build_slots(recipe, tensors, GroupBuilder(recipe, method, bases, experts, warnings), reference)
     output_names = [slot.name for slot in output.slots]
     actions = ActionChooser(recipe, output_names)
-    source_names = {slot.source_name(member) for slot in output.slots if lengths for member in slot.group.members}
+    source_names = {
+        slot.source_name(member) for slot in output.slots if slot.offset is not None for member in slot.group.members
+    }
     warnings += actions.warnings + check_filters(recipe, sorted(source_names.union(output_names)))
     vocabulary = VocabularyPlanner(recipe, reference, experts, tokenizer, side_file_contents or {})
     planner = TensorPlanner(
         recipe,
         settings,
         actions=actions,
-        reference=tensors,
-        base_fingerprint=base.fingerprint if base is not None else None,
+        bases=ReferenceTensors(tensors, base, bases),
         experts=checkpoints,
         vocabulary=vocabulary,
         config=reference.config,
@@ -175,11 +179,16 @@ def plan_merge(
         contents,
         ids.generation_config(),
         float8,
+        _choose_template(recipe, [*([base] if base else []), *experts], contents, warnings),
     )
     file_name, file_bytes = WEIGHTS_NAME, recipe.output.max_shard_size
     if recipe.output.format == "adapter":
         if base is None:
             raise RecipeError("base_model: is missing; an adapter needs it")
+        if base.kind != "full":
+            raise RecipeError(
+                f"output: adapter: base_model {base.name} includes an adapter; merge it into the model first"
+            )
         adapter = convert_to_adapter(recipe, settings, base.name, checkpoints, planned)
         planned, side_files = list(adapter.tensors), (adapter.config,)
         file_name, file_bytes = ADAPTER_WEIGHTS_NAME, sys.maxsize  # PEFT reads one file
@@ -212,6 +221,32 @@ def _plan_slots(planner: TensorPlanner, slots: Sequence[Slot], followers: Mappin
         planner.follow(leaders[followers[slot.name]], slot.name) if slot.name in followers else leaders[slot.name]
         for slot in slots
     ]
+
+
+def _build_slots(
+    recipe: Recipe, tensors: Mapping[str, TensorSource], builder: GroupBuilder, reference: ModelListing
+) -> OutputSlots:
+    """Return the slots of every region of the recipe."""
+    names = assign_modules(tensors, [region.module or "default" for region in recipe.regions])
+    parts: list[OutputSlots] = []
+    for region, own in zip(recipe.regions, names.values(), strict=True):
+        groups, lengths = builder.build(region)
+        if lengths is None:
+            parts.append(build_model_slots(own, groups[0]))
+        else:
+            parts.append(build_slice_slots(own, groups, lengths, reference.config))
+    return join_slots(parts)
+
+
+def _choose_template(
+    recipe: Recipe, models: Sequence[ModelListing], contents: Mapping[str, bytes], warnings: list[str]
+) -> str | None:
+    if recipe.chat_template is None:
+        return None
+    template = choose_template(recipe.chat_template, models, contents)
+    if template is None:
+        warnings.append("chat_template: auto: none of the models has a chat template")
+    return template
 
 
 def _add_alignment(planned: Sequence[PlannedTensor]) -> list[PlannedTensor]:

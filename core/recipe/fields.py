@@ -64,9 +64,9 @@ def _parse_model_reference(value: Any) -> Any:
 
 
 def _join_model_and_lora(value: Mapping[Any, Any]) -> Any:
-    if "override_architecture" in value:
+    if value.get("override_architecture") is not None:
         raise ValueError("override_architecture is not supported: the output keeps the base's config.json; remove it")
-    if "model" in value and set(value) <= {"model", "lora"}:
+    if "model" in value and set(value) <= {"model", "lora", "override_architecture"}:
         model, lora = _join_revision(value["model"]), _join_revision(value.get("lora"))
         if isinstance(model, str) and (lora is None or isinstance(lora, str)):
             return model + (f"+{lora}" if lora else "")

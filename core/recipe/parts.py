@@ -58,13 +58,13 @@ class OutputSlice(StrictModel):
     sources: list[SliceSource] = Field(
         description="one or more models, each with the same number of layers", min_length=1
     )
-    base_model: ModelReference | None = Field(default=None, description="must equal the recipe's base_model")
-    residual_weight: float | None = Field(default=None, description="not supported; mergekit ignores it")
+    base_model: ModelReference | None = Field(default=None, description="base of this slice, instead of the recipe's")
+    residual_weight: float | None = Field(default=None, description="without effect, as in mergekit; must be 0")
     parameters: ParameterSettings | None = Field(default=None, description="parameters for this slice")
 
 
 class OutputModule(StrictModel):
-    """mergekit's group of models or slices under a module name; at most one module is supported."""
+    """The models or slices that one module of the model is merged from."""
 
     models: list[InputModel] | None = Field(default=None, description="the experts")
     slices: list[OutputSlice] | None = Field(default=None, description="output layers, slice by slice")

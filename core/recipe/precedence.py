@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ..errors import RecipeError
 from .parts import OutputSlice
 from .recipe import Recipe
+from .regions import Region
 from .settings import MISSING, Setting, evaluate, parse_setting, type_adapters
 
 
@@ -36,28 +37,33 @@ def rule_scopes(recipe: Recipe) -> list[Scope | None]:
     return [parse_scope(f"rules[{index}].parameters", rule.parameters) for index, rule in enumerate(recipe.rules)]
 
 
-def model_scopes(recipe: Recipe) -> list[Scope | None]:
+def model_scopes(region: Region) -> list[Scope | None]:
     """Return one scope per entry of `models`."""
-    models = recipe.input_models or ()
-    return [parse_scope(f"models[{index}].parameters", item.parameters) for index, item in enumerate(models)]
+    return [
+        parse_scope(f"{region.place}models[{index}].parameters", item.parameters)
+        for index, item in enumerate(region.models or ())
+    ]
 
 
-def slice_source_scopes(part: OutputSlice, index: int) -> list[Scope | None]:
+def slice_source_scopes(region: Region, part: OutputSlice, index: int) -> list[Scope | None]:
     """Return one scope per source of `slices[index]`."""
     return [
-        parse_scope(f"slices[{index}].sources[{number}].parameters", source.parameters)
+        parse_scope(f"{region.place}slices[{index}].sources[{number}].parameters", source.parameters)
         for number, source in enumerate(part.sources)
     ]
 
 
-def shared_scopes(recipe: Recipe, part: OutputSlice | None = None, index: int = 0) -> tuple[Scope | None, ...]:
-    """Return the scopes that all sources of `slices[index]`, or all models, share: slice > module > global."""
-    module = recipe.module
+def shared_scopes(recipe: Recipe, region: Region) -> tuple[Scope | None, ...]:
+    """Return the scopes that all models of a region share: module > global."""
     return (
-        parse_scope(f"slices[{index}].parameters", part.parameters) if part is not None else None,
-        parse_scope(f"modules.{next(iter(recipe.modules or {}))}.parameters", module.parameters) if module else None,
+        parse_scope(f"{region.place}parameters", region.parameters),
         parse_scope("parameters", recipe.parameters),
     )
+
+
+def slice_scope(region: Region, part: OutputSlice, index: int) -> Scope | None:
+    """Return the scope that all sources of `slices[index]` share; it precedes `shared_scopes`."""
+    return parse_scope(f"{region.place}slices[{index}].parameters", part.parameters)
 
 
 def source_precedence(rule: Scope | None, source: Scope | None, shared: Sequence[Scope | None]) -> list[Scope | None]:
@@ -81,9 +87,11 @@ def method_precedence(
 
 def all_scopes(recipe: Recipe) -> Iterator[Scope]:
     """Yield every scope of the recipe that sets a parameter."""
-    yield from filter(None, [*reversed(shared_scopes(recipe)), *model_scopes(recipe)])
-    for index, part in enumerate(recipe.output_slices or ()):
-        yield from filter(None, [shared_scopes(recipe, part, index)[0], *slice_source_scopes(part, index)])
+    yield from filter(None, [parse_scope("parameters", recipe.parameters)])
+    for region in recipe.regions:
+        yield from filter(None, [shared_scopes(recipe, region)[0], *model_scopes(region)])
+        for index, part in enumerate(region.slices or ()):
+            yield from filter(None, [slice_scope(region, part, index), *slice_source_scopes(region, part, index)])
     yield from filter(None, rule_scopes(recipe))
 
 

@@ -7,7 +7,8 @@ misspelled parameters, duplicate keys) is an error that names the key and the ne
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, Literal, cast
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -16,6 +17,7 @@ from ..errors import RecipeError, suggestion
 from ..numerics.method import AnyMethod, SpectralMethod
 from ..numerics.registry import get_method
 from .fields import Address, ByteCount, DtypeName, ModelReference, ParameterSettings
+from .mergekit_forms import describe_ineffective, has_no_effect, normalize_forms
 from .parts import (
     Calibration,
     InputModel,
@@ -28,6 +30,7 @@ from .parts import (
     TokenizerOptions,
 )
 from .presets import apply_preset
+from .regions import Region
 from .settings import check_values, parse_setting, type_adapters
 
 
@@ -40,7 +43,9 @@ class Recipe(StrictModel):
     slices: list[OutputSlice] | None = Field(
         default=None, description="output layers, slice by slice, instead of models"
     )
-    modules: dict[str, OutputModule] | None = Field(default=None, description="models or slices under one module name")
+    modules: dict[str, OutputModule] | None = Field(
+        default=None, description="models or slices for each module of the model: encoder, text_decoder, ..."
+    )
     parameters: ParameterSettings | None = Field(
         default=None, description="parameters of the method, for all tensors and experts"
     )
@@ -50,7 +55,12 @@ class Recipe(StrictModel):
     out_dtype: DtypeName | None = Field(default=None, description="dtype of the output; overrides dtype")
     tokenizer_source: ModelReference | None = Field(default=None, description="base, union, or a model")
     tokenizer: TokenizerOptions | None = Field(default=None, description="mergekit's long form of tokenizer_source")
-    chat_template: str | None = Field(default=None, description="a Jinja template for the output, or chatml")
+    chat_template: str | None = Field(
+        default=None, description="a Jinja template for the output, the name of one (chatml), or auto"
+    )
+    name: str | None = Field(
+        default=None, description="of this document, by which other documents of the recipe use its result"
+    )
 
     preset: str | None = Field(default=None, description="name of a published setting; keys of the recipe override it")
     rules: list[Rule] = Field(default_factory=list[Rule], description="exceptions by tensor name")
@@ -120,7 +130,9 @@ class Recipe(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, data: Any) -> Any:
-        return apply_preset(cast("Mapping[str, Any]", data)) if isinstance(data, Mapping) else data
+        if not isinstance(data, Mapping):
+            return data
+        return apply_preset(normalize_forms(cast("Mapping[str, Any]", data)))
 
     @model_validator(mode="after")
     def _check_structure(self) -> Recipe:
@@ -128,13 +140,9 @@ class Recipe(StrictModel):
         if len(forms) != 1:
             found = f"found {' and '.join(forms)}" if forms else "found none"
             raise ValueError(f"exactly one of models, slices, modules must be given; {found}")
-        if self.modules:
-            if len(self.modules) > 1:
-                names = ", ".join(self.modules)
-                raise ValueError(f"modules: has {names}; expected one module, use `rules` for settings per part")
-            module = next(iter(self.modules.values()))
+        for name, module in (self.modules or {}).items():
             if bool(module.models) == bool(module.slices):
-                raise ValueError("modules: exactly one of models, slices must be given inside a module")
+                raise ValueError(f"modules.{name}: exactly one of models, slices must be given inside a module")
         if self.tokenizer is not None and self.tokenizer_source is not None:
             raise ValueError("both tokenizer and tokenizer_source are set; keep one of them")
         for token, options in ((self.tokenizer.tokens if self.tokenizer is not None else None) or {}).items():
@@ -143,14 +151,6 @@ class Recipe(StrictModel):
                 raise ValueError(
                     f"tokenizer.tokens.{token}.source: {options.source.model!r} is not one of the merged models"
                 )
-        for index, part in enumerate(self.output_slices or ()):
-            if part.residual_weight is not None:
-                raise ValueError(f"slices[{index}].residual_weight is not supported; remove it")
-            if part.base_model is not None and part.base_model != self.base_model:
-                raise ValueError(
-                    f"slices[{index}].base_model is {part.base_model!r}, base_model is {self.base_model!r};"
-                    " give one base_model for all slices, at the top"
-                )
         return self
 
     @model_validator(mode="after")
@@ -158,28 +158,43 @@ class Recipe(StrictModel):
         _check_parameters(self)
         return self
 
-    @property
-    def module(self) -> OutputModule | None:
-        """The only entry of `modules`."""
-        return next(iter(self.modules.values())) if self.modules else None
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """The modules, or the whole model."""
+        if not self.modules:
+            return (Region(None, self.models, self.slices),)
+        return tuple(
+            Region(name, module.models, module.slices, module.parameters) for name, module in self.modules.items()
+        )
 
     @property
-    def input_models(self) -> list[InputModel] | None:
-        """`models`, at the top level or inside the module."""
-        return self.module.models if self.module else self.models
+    def only_models(self) -> list[InputModel] | None:
+        """`models`, where they apply to the whole model."""
+        return self.regions[0].models if len(self.regions) == 1 else None
 
-    @property
-    def output_slices(self) -> list[OutputSlice] | None:
-        """`slices`, at the top level or inside the module."""
-        return self.module.slices if self.module else self.slices
-
-    @property
+    @cached_property
     def expert_references(self) -> list[str]:
-        """The experts in the recipe's order: every entry of `models`, or the distinct models of `slices`."""
-        if self.input_models is not None:
-            return [item.model for item in self.input_models]
-        sources = [source.model for part in self.output_slices or () for source in part.sources]
-        return list(dict.fromkeys(sources))
+        """The experts in the recipe's order: every entry of `models`, or the distinct models of slices and modules."""
+        if self.only_models is not None:
+            return self.regions[0].references
+        return list(dict.fromkeys(reference for region in self.regions for reference in region.references))
+
+    @property
+    def base_references(self) -> list[str]:
+        """The distinct base models: `base_model`, and those that slices have instead."""
+        slices = [part for region in self.regions for part in region.slices or ()]
+        found = [self.base_model, *(part.base_model for part in slices)]
+        return list(dict.fromkeys(reference for reference in found if reference is not None))
+
+    @property
+    def ineffective_parameters(self) -> list[str]:
+        """One warning for each parameter that another method of mergekit has and that has no effect here."""
+        return describe_ineffective(
+            (place, name, method.name)
+            for place, parameters, method, _ in _scopes(self)
+            for name in parameters or ()
+            if name not in _names(method) and has_no_effect(name, method)
+        )
 
     @property
     def vocabulary_source(self) -> str | None:
@@ -200,23 +215,33 @@ class Recipe(StrictModel):
 
 def _check_parameters(recipe: Recipe) -> None:
     """Check the name and values of every parameter against the pydantic model of its method."""
+    for place, parameters, method, shared in _scopes(recipe):
+        _check_scope(parameters, place, method, shared=shared)
     method = _get_method(recipe.merge_method, "merge_method")
-    _check_scope(recipe.parameters, "parameters", method, shared=True)
-    if recipe.module is not None:
-        _check_scope(
-            recipe.module.parameters, f"modules.{next(iter(recipe.modules or {}))}.parameters", method, shared=True
-        )
-    for index, item in enumerate(recipe.input_models or ()):
-        _check_scope(item.parameters, f"models[{index}].parameters", method, shared=False)
-    for index, part in enumerate(recipe.output_slices or ()):
-        _check_scope(part.parameters, f"slices[{index}].parameters", method, shared=True)
-        for number, source in enumerate(part.sources):
-            _check_scope(source.parameters, f"slices[{index}].sources[{number}].parameters", method, shared=False)
-    for index, rule in enumerate(recipe.rules):
-        ruled = _get_method(rule.method, f"rules[{index}].method") if rule.method else method
-        _check_scope(rule.parameters, f"rules[{index}].parameters", ruled, shared=True)
     if recipe.calibration is not None and not isinstance(method, SpectralMethod):
         raise RecipeError(f"calibration: needs a spectral method; {method.name} is not one")
+
+
+def _scopes(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any] | None, AnyMethod, bool]]:
+    """Yield (place, parameters, method, whether they apply to all experts) for every `parameters` of the recipe."""
+    method = _get_method(recipe.merge_method, "merge_method")
+    yield "parameters", recipe.parameters, method, True
+    for region in recipe.regions:
+        yield f"{region.place}parameters", region.parameters, method, True
+        for index, item in enumerate(region.models or ()):
+            yield f"{region.place}models[{index}].parameters", item.parameters, method, False
+        for index, part in enumerate(region.slices or ()):
+            place = f"{region.place}slices[{index}]"
+            yield f"{place}.parameters", part.parameters, method, True
+            for number, source in enumerate(part.sources):
+                yield f"{place}.sources[{number}].parameters", source.parameters, method, False
+    for index, rule in enumerate(recipe.rules):
+        ruled = _get_method(rule.method, f"rules[{index}].method") if rule.method else method
+        yield f"rules[{index}].parameters", rule.parameters, ruled, True
+
+
+def _names(method: AnyMethod) -> frozenset[str]:
+    return frozenset({*type_adapters(method.Parameters), *type_adapters(method.Expert)})
 
 
 def _get_method(name: str, place: str) -> AnyMethod:
@@ -233,6 +258,8 @@ def _check_scope(parameters: Mapping[str, Any] | None, place: str, method: AnyMe
         if adapter is None:
             if name in global_:
                 raise RecipeError(f"{place}.{name}: applies to the whole merge; move it to the global parameters")
+            if has_no_effect(name, method):  # reported by `ineffective_parameters`
+                continue
             known = {**global_, **per_expert} if shared else per_expert
             raise RecipeError(f"{place}.{name}: {method.name} has no such parameter{suggestion(name, known)}")
         try:

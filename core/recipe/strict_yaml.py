@@ -1,4 +1,4 @@
-"""Strict YAML parsing: one mapping without duplicate keys, with limits on size, depth and aliases.
+"""Strict YAML parsing: mappings without duplicate keys, with limits on size, depth and aliases.
 
 PyYAML silently keeps the last of two equal keys and expands aliases without a limit. Both are checked on the node
 graph, before values are built. Messages do not quote the text, because a recipe may contain credentials.
@@ -20,7 +20,27 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster
 
 
 def parse_yaml_mapping(text: str, origin: str) -> dict[str, Any]:
-    """Return the mapping of a YAML document.
+    """Return the mapping of a YAML text of one document.
+
+    Parameters
+    ----------
+    text, origin : as for `parse_yaml_documents`
+
+    Raises
+    ------
+    RecipeError : as `parse_yaml_documents`, or a second document
+    """
+    documents = parse_yaml_documents(text, origin)
+    if len(documents) > 1:
+        raise RecipeError(
+            f"{origin}: has another document after the first; only `eigenmerge merge` and `eigenmerge plan` take"
+            " recipes of several documents"
+        )
+    return documents[0]
+
+
+def parse_yaml_documents(text: str, origin: str) -> list[dict[str, Any]]:
+    """Return the mappings of the documents of a YAML text, which `---` separates; empty documents are left out.
 
     Parameters
     ----------
@@ -35,7 +55,7 @@ def parse_yaml_mapping(text: str, origin: str) -> dict[str, Any]:
     if len(text) > MAX_TEXT_BYTES:
         raise RecipeError(f"{origin}: {len(text)} characters long; a recipe has at most {MAX_TEXT_BYTES}")
     try:
-        data = _load_mapping(text, origin)
+        documents = _load_mappings(text, origin)
     except RecipeError:  # also a ValueError, which is caught below
         raise
     except yaml.YAMLError as error:
@@ -44,23 +64,32 @@ def parse_yaml_mapping(text: str, origin: str) -> dict[str, Any]:
         raise RecipeError(f"{origin}: is nested too deeply; at most {MAX_DEPTH} levels") from None
     except (ValueError, OverflowError, TypeError) as error:  # e.g. a timestamp of month 13, an unhashable key
         raise RecipeError(f"{origin}: contains a value that YAML cannot build ({type(error).__name__})") from None
-    for key in data:
+    for key in (key for document in documents for key in document):
         if not isinstance(key, str):
             raise RecipeError(f"{origin}: key {key!r} is of type {type(key).__name__}; expected a string")
-    return data
+    return documents
 
 
-def _load_mapping(text: str, origin: str) -> dict[Any, Any]:
+def _load_mappings(text: str, origin: str) -> list[dict[Any, Any]]:
     loader = _Loader(text)
+    documents: list[dict[Any, Any]] = []
+    found = "empty"
     try:
-        node: yaml.Node | None = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            found = "empty" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-            raise RecipeError(f"{origin}: is {found}; expected a YAML mapping with merge_method, base_model and models")
-        _check_nodes(node, origin)
-        return loader.construct_document(node)
+        while loader.check_node():
+            node: yaml.Node = loader.get_node()
+            if isinstance(node, yaml.ScalarNode) and not node.value:  # a `---` at the end or twice
+                continue
+            if not isinstance(node, yaml.MappingNode):
+                found = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+                documents.clear()
+                break
+            _check_nodes(node, origin)
+            documents.append(loader.construct_document(node))
     finally:
         loader.dispose()
+    if not documents:
+        raise RecipeError(f"{origin}: is {found}; expected a YAML mapping with merge_method, base_model and models")
+    return documents
 
 
 def _check_nodes(root: yaml.Node, origin: str) -> None:

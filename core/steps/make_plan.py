@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from ..listing import ModelListing
+from ..planning.inputs.chat_templates import template_files
 from ..planning.inputs.token_matrices import tensors_to_compare, tie_flag
 from ..planning.outputs.side_files import side_contents_needed
 from ..planning.outputs.vocabulary import tokenizer_files_needed
@@ -15,7 +16,7 @@ from ..planning.planner import plan_merge, run_settings
 from ..recipe.recipe import Recipe
 from ..storage.checkpoints.equal_tensors import find_equal_tensors
 from ..storage.checkpoints.file_version import observe_small_file
-from ..storage.checkpoints.list_model import list_model
+from ..storage.checkpoints.list_model import add_adapter, list_model
 from ..storage.checkpoints.model_files import complete_side_files
 from ..storage.reachable import check_reachable
 from ..storage.store import locate_object
@@ -30,6 +31,8 @@ def make_plan(
     allow_nonfinite: bool = False,
     device: str = "cpu",
     allow_tf32: bool = False,
+    planned: Mapping[str, ModelListing] | None = None,
+    planned_contents: Mapping[str, bytes] | None = None,
 ) -> Plan:
     """Return the plan of a recipe. Reads headers, tokenizer files, and what fingerprints need: all weights of models of
     at most 1 GiB (64 MiB on remote storage), samples of larger ones.
@@ -41,6 +44,8 @@ def make_plan(
     max_memory : bytes that all workers together may use; the plan is refused if one shard needs more
     allow_nonfinite : keep the base's tensor where an expert holds NaN or Inf
     allow_tf32 : let matrix products on a GPU use TF32
+    planned : listings of models that do not exist yet, by reference
+    planned_contents : content by URI of their small files
 
     Raises
     ------
@@ -49,14 +54,34 @@ def make_plan(
     """
     source = recipe.vocabulary_source
     tokenizer_model = source if source not in (None, "base", "union") else None
-    used = [recipe.base_model, *recipe.expert_references, tokenizer_model]
+    used = [*recipe.base_references, *recipe.expert_references, tokenizer_model]
     references = list(dict.fromkeys(reference for reference in used if reference is not None))
     check_reachable((reference for reference in references if "://" in reference), recipe.storage_options)
 
     def list_reference(reference: str) -> ModelListing:
-        return _compare_tied(list_model(reference, recipe.storage_options, fingerprint=recipe.fingerprint), recipe)
+        model, plus, adapter = reference.partition("+")
+        found = (planned or {}).get(reference) or (planned or {}).get(model)
+        if found is not None and (found.name == reference or not plus):
+            return found
+        if found is not None:
+            return add_adapter(found, list_stored(adapter), reference)
+        return _compare_tied(list_stored(reference), recipe)
+
+    def complete(listing: ModelListing) -> ModelListing:
+        is_planned = any(listing.uri == other.uri for other in (planned or {}).values())
+        return listing if is_planned else complete_side_files(listing, recipe.storage_options)
+
+    def with_version(side: SideFile) -> SideFile:
+        if side.source_uri is None or side.source_uri in (planned_contents or {}):
+            return side
+        return replace(side, version=observe_small_file(side.source_uri, recipe.storage_options))
+
+    def list_stored(reference: str) -> ModelListing:
+        return list_model(reference, recipe.storage_options, fingerprint=recipe.fingerprint)
 
     def read_object(uri: str) -> bytes:
+        if planned_contents and uri in planned_contents:
+            return planned_contents[uri]
         store, key = locate_object(uri, recipe.storage_options)
         return store.read(key)
 
@@ -65,11 +90,13 @@ def make_plan(
         base = listings[recipe.base_model] if recipe.base_model else None
         experts = [listings[reference] for reference in recipe.expert_references]
         tokenizer = listings[tokenizer_model] if tokenizer_model is not None else None
-        reference = complete_side_files(base if base is not None else experts[0], recipe.storage_options)
+        reference = complete(base if base is not None else experts[0])
         base, experts = (reference, experts) if base is not None else (None, [reference, *experts[1:]])
-        tokenizer = complete_side_files(tokenizer, recipe.storage_options) if tokenizer is not None else None
+        tokenizer = complete(tokenizer) if tokenizer is not None else None
         small = tokenizer_files_needed(recipe, base, experts, tokenizer)
-        small = list(dict.fromkeys([*small, *side_contents_needed(recipe, reference, tokenizer)]))
+        small += [*side_contents_needed(recipe, reference, tokenizer)]
+        small += template_files(recipe.chat_template, listings.values())
+        small = list(dict.fromkeys(small))
         contents = dict(zip(small, pool.map(read_object, small), strict=True))
         plan = plan_merge(
             recipe,
@@ -79,15 +106,10 @@ def make_plan(
             max_memory=max_memory,
             tokenizer=tokenizer,
             side_file_contents=contents,
+            slice_bases={name: listings[name] for name in recipe.base_references if name != recipe.base_model},
         )
-        side_files = pool.map(lambda side: _with_version(side, recipe.storage_options), plan.side_files)
+        side_files = pool.map(with_version, plan.side_files)
         return replace(plan, side_files=tuple(side_files))
-
-
-def _with_version(side: SideFile, storage_options: Mapping[str, object] | None) -> SideFile:
-    if side.source_uri is None:
-        return side
-    return replace(side, version=observe_small_file(side.source_uri, storage_options))
 
 
 def _compare_tied(listing: ModelListing, recipe: Recipe) -> ModelListing:

@@ -11,7 +11,8 @@ from ..errors import RecipeError
 from ..formats.redaction import find_secrets, redact
 from ..recipe.fields import refuse_credentials
 from ..recipe.recipe import Recipe, recipe_from_mapping
-from ..recipe.strict_yaml import parse_yaml_mapping
+from ..recipe.stages import Stage, make_stages
+from ..recipe.strict_yaml import parse_yaml_documents, parse_yaml_mapping
 from ..storage.addresses import is_local
 from ..storage.store import locate_object
 
@@ -27,7 +28,8 @@ def read_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
 
     Raises
     ------
-    RecipeError : the recipe is invalid, its local file cannot be read, or a text or mapping contains credentials
+    RecipeError : the recipe is invalid or has several documents, its local file cannot be read, or a text or mapping
+        contains credentials
     StoreError : the object at the URI cannot be read
     """
     if isinstance(recipe, Recipe):
@@ -35,7 +37,26 @@ def read_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     if isinstance(recipe, Mapping):
         _refuse_secret_options(recipe)
         return recipe_from_mapping(recipe)
-    return recipe_from_mapping(*_read_mapping(recipe))
+    text, origin = _read_text(recipe)
+    return recipe_from_mapping(parse_yaml_mapping(text, origin), origin)
+
+
+def read_stages(recipe: Recipe | Mapping[str, Any] | str | Path, destination: str) -> tuple[Stage, ...]:
+    """Return the merges of a recipe in the order in which they depend on each other; one, if it has one document.
+
+    Parameters
+    ----------
+    recipe : as for `read_recipe`; a text or file may have several documents
+    destination : directory or URI of the result
+
+    Raises
+    ------
+    RecipeError, StoreError : as `read_recipe`, and for documents that do not fit each other
+    """
+    if isinstance(recipe, (Recipe, Mapping)):
+        return (Stage("recipe", read_recipe(recipe), destination),)
+    text, origin = _read_text(recipe)
+    return make_stages(parse_yaml_documents(text, origin), origin, destination)
 
 
 def read_recipe_mapping(recipe: str | Path) -> dict[str, Any]:
@@ -51,7 +72,7 @@ def read_recipe_mapping(recipe: str | Path) -> dict[str, Any]:
     RecipeError : not a YAML mapping, the local file cannot be read, or a text contains credentials
     StoreError : the object at the URI cannot be read
     """
-    return _read_mapping(recipe)[0]
+    return parse_yaml_mapping(*_read_text(recipe))
 
 
 def check_recorded_argument(name: str, value: object) -> None:
@@ -75,25 +96,24 @@ def check_recorded_argument(name: str, value: object) -> None:
     except ValueError as error:
         raise RecipeError(f"{name}: {error}") from None
     if name == "recipe" and _is_yaml_text(value):
-        _refuse_secret_options(parse_yaml_mapping(value, "recipe"))
+        for document in parse_yaml_documents(value, "recipe"):
+            _refuse_secret_options(document)
 
 
-def _read_mapping(recipe: str | Path) -> tuple[dict[str, Any], str]:
-    """Return the mapping and its origin for error messages."""
+def _read_text(recipe: str | Path) -> tuple[str, str]:
+    """Return the YAML text and its origin for error messages."""
     if isinstance(recipe, str) and _is_yaml_text(recipe):
-        mapping = parse_yaml_mapping(recipe, "recipe")
-        _refuse_secret_options(mapping)
-        return mapping, "recipe"
+        for document in parse_yaml_documents(recipe, "recipe"):
+            _refuse_secret_options(document)
+        return recipe, "recipe"
     origin = redact(str(recipe))
     try:
         if isinstance(recipe, Path) or is_local(recipe):
-            text = _read_local_file(recipe)
-        else:
-            store, key = locate_object(recipe)
-            text = store.read(key).decode()
+            return _read_local_file(recipe), origin
+        store, key = locate_object(recipe)
+        return store.read(key).decode(), origin
     except UnicodeDecodeError:
         raise RecipeError(f"{origin}: is not text in UTF-8; expected a YAML file") from None
-    return parse_yaml_mapping(text, origin), origin
 
 
 def _is_yaml_text(recipe: str) -> bool:

@@ -32,6 +32,7 @@ from .options import (
 if TYPE_CHECKING:
     from ...core.cache.result import MergeResult
     from ...core.coordination.stop import StopSignal
+    from ...core.recipe.stages import Stage
 
 
 def merge(
@@ -69,12 +70,16 @@ def merge(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the log of Prefect as well.")] = False,
 ) -> None:
-    """Merge the experts of RECIPE into OUT. If the run is stopped, the same command resumes it."""
+    """Merge the experts of RECIPE into OUT. If the run is stopped, the same command resumes it.
+
+    A recipe of several documents is merged document by document; intermediate results are in OUT.stages.
+    """
     import os
 
     from ...core.coordination.stop import StopSignal
     from ...core.steps.open_run import prepare_run
-    from ...core.steps.read_recipe import read_recipe
+    from ...core.steps.plan_stages import unfinished_stages
+    from ...core.steps.read_recipe import read_stages
 
     stop = StopSignal()
     stop_on_signals(stop)  # importing and starting Prefect takes seconds
@@ -83,49 +88,55 @@ def merge(
     if verbose:
         os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
     check_addresses(OUT=destination, store=store)
-    loaded = read_recipe(recipe)
-    # Before Prefect is imported and its server awaited: errors come first.
-    prepared = prepare_run(
-        loaded,
-        destination,
-        store=store,
-        device=device,
-        max_memory=parse_size(max_memory),
-        workers=workers,
-        overwrite=overwrite,
-        allow_nonfinite=allow_nonfinite,
-    )
-    stop.check()
+    budget = parse_size(max_memory)
 
-    from ..reported_merge import reported_merge
-    from .progress import make_listener
-
-    parameters = {
-        "recipe": loaded,
-        "destination": destination,
-        "store": store,
-        "device": device,
-        "max_memory": parse_size(max_memory),
-        "workers": workers,
-        "runner": runner,
-        "runner_address": runner_address,
-        "overwrite": overwrite,
-        "allow_nonfinite": allow_nonfinite,
-        "time_limit": time_limit,
-    }
-    listener = make_listener(quiet=quiet or as_json, terminal=sys.stderr.isatty())
-    try:
-        result = reported_merge(
-            prepared,
-            parameters,
-            runner=runner or loaded.runner.kind,
-            listeners=(listener,),
-            stop=stop,
-            on_begin=partial(stop_on_signals, stop),
-            use_prefect=not no_prefect,
+    def merge_stage(stage: Stage) -> MergeResult:
+        # Before Prefect is imported and its server awaited: errors come first.
+        prepared = prepare_run(
+            stage.recipe,
+            stage.destination,
+            store=store,
+            device=device,
+            max_memory=budget,
+            workers=workers,
+            overwrite=overwrite,
+            allow_nonfinite=allow_nonfinite,
         )
-    finally:
-        listener.close()
+        stop.check()
+
+        from ..reported_merge import reported_merge
+        from .progress import make_listener
+
+        parameters = {
+            "recipe": stage.recipe,
+            "destination": stage.destination,
+            "store": store,
+            "device": device,
+            "max_memory": budget,
+            "workers": workers,
+            "runner": runner,
+            "runner_address": runner_address,
+            "overwrite": overwrite,
+            "allow_nonfinite": allow_nonfinite,
+            "time_limit": time_limit,
+        }
+        listener = make_listener(quiet=quiet or as_json, terminal=sys.stderr.isatty())
+        try:
+            return reported_merge(
+                prepared,
+                parameters,
+                runner=runner or stage.recipe.runner.kind,
+                listeners=(listener,),
+                stop=stop,
+                on_begin=partial(stop_on_signals, stop),
+                use_prefect=not no_prefect,
+            )
+        finally:
+            listener.close()
+
+    stages = read_stages(recipe, destination)
+    pending = unfinished_stages(stages, max_memory=budget, allow_nonfinite=allow_nonfinite, device=device)
+    result = [merge_stage(stage) for stage in pending][-1]
     if as_json:
         print(json.dumps(result.to_dict()))
     elif not quiet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from .simulate_option import (
     simulation_rows,
 )
 from .table import table_lines
+
+if TYPE_CHECKING:
+    from ...core.planning.plan import Plan
 
 _MOST_SHARDS_SHOWN = 40
 _MOST_EXPERTS_SHOWN = 20
@@ -37,20 +40,35 @@ def plan(
 
     Reads headers, and what identifies the models: those of at most 1 GiB, samples of larger ones.
     """
-    from ...core.planning.summary import summarize_plan, tensor_rows
-    from ...core.steps.make_plan import make_plan
-    from ...core.steps.read_recipe import read_recipe
+    from ...core.steps.plan_stages import plan_stages
+    from ...core.steps.read_recipe import read_stages
 
-    budget = parse_size(max_memory)
-    made = make_plan(read_recipe(recipe), max_memory=budget)
+    stages = read_stages(recipe, "OUT")
+    planned = plan_stages(stages, max_memory=parse_size(max_memory))
+    if as_json:
+        shown = [_data(made, tensors, simulate, machine) for _, made in planned]
+        print(json.dumps(shown[0] if len(stages) == 1 else shown, indent=1))
+        return
+    for number, (stage, made) in enumerate(planned):
+        if len(stages) > 1:
+            print(f"{chr(10) if number else ''}{stage.label} -> {stage.destination}")
+        _print_plan(made, tensors, simulate, machine)
+
+
+def _data(made: Plan, tensors: bool, simulate: str | None, machine: str) -> dict[str, Any]:
+    from ...core.planning.summary import summarize_plan, tensor_rows
+
+    simulations = run_simulations(made, simulate, machine) if simulate else []
+    extra = {"tensors": tensor_rows(made)} if tensors else {}
+    return summarize_plan(made) | extra | ({"simulations": simulation_rows(simulations)} if simulations else {})
+
+
+def _print_plan(made: Plan, tensors: bool, simulate: str | None, machine: str) -> None:
+    from ...core.planning.summary import summarize_plan, tensor_rows
+
     summary = summarize_plan(made)
     rows = tensor_rows(made) if tensors else []
     simulations = run_simulations(made, simulate, machine) if simulate else []
-    if as_json:
-        summary |= {"tensors": rows} if tensors else {}
-        summary |= {"simulations": simulation_rows(simulations)} if simulations else {}
-        print(json.dumps(summary, indent=1))
-        return
     print("\n".join(_summary_lines(summary)))
     if simulations:
         print("\n".join(simulation_lines(simulations, find_machine(machine).source)))

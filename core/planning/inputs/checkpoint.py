@@ -130,7 +130,7 @@ class Checkpoint:
         self.listing = listing
         self.fingerprint = listing.fingerprint
         self.on_base = listing.kind == "adapter" or (
-            listing.kind == "full+adapter" and base is not None and listing.uri == base.uri
+            listing.kind == "full+adapter" and base is not None and base.kind == "full" and listing.uri == base.uri
         )
         if listing.kind == "adapter" and base is None:
             raise RecipeError(f"{listing.name} is a LoRA adapter; set base_model to the model that it was trained on")

@@ -52,7 +52,7 @@ def convert_to_adapter(
     RecipeError : an expert is a full model, the method's result is not a low-rank delta, the recipe has slices, or the
         vocabulary changes
     """
-    if recipe.output_slices is not None:
+    if any(region.slices for region in recipe.regions):
         raise RecipeError("output: adapter: slices change the model's layers; write a checkpoint")
     used = {expert.expert for item in planned for expert in item.plan.experts}  # the base may be listed and not merged
     for index, checkpoint in enumerate(checkpoints):

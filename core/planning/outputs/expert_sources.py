@@ -12,6 +12,7 @@ from ...formats.dtypes import MERGEABLE_DTYPES
 from ...listing import LoraSource, StackedLora, TensorSource
 from ...views import select
 from ..inputs.checkpoint import UNCHANGED, Checkpoint
+from ..inputs.reference_tensors import ReferenceTensors
 from ..inputs.storage_precision import rounds_values_of
 from ..plan import Rows
 from .slots import Slot
@@ -68,16 +69,14 @@ BASE_SOURCE = ExpertSource(None, None, UNCHANGED)  # an expert that lacks the te
 class SourceFinder:
     """Finds the stored tensors of the base and of all experts for each output tensor."""
 
-    def __init__(
-        self, experts: Sequence[Checkpoint], base_fingerprint: str | None, vocabulary: VocabularyPlanner
-    ) -> None:
+    def __init__(self, experts: Sequence[Checkpoint], bases: ReferenceTensors, vocabulary: VocabularyPlanner) -> None:
         self._experts = experts
-        self._base = base_fingerprint
+        self._bases = bases
         self._vocabulary = vocabulary
 
     def make_target(self, slot: Slot, reference: TensorSource) -> Target:
         """Return the target of a slot, with the number of rows of the output's vocabulary."""
-        identity = f"{self._base or self._experts[0].fingerprint}/{slot.template}"
+        identity = f"{self._bases.fingerprint(slot.group.base) or self._experts[0].fingerprint}/{slot.template}"
         if not (self._vocabulary.matches_tokens and self._vocabulary.is_by_token(slot.template)):
             return Target(slot, reference, reference.shape, None, identity)
         fitted = self._vocabulary.fit_base(reference)
@@ -132,6 +131,11 @@ class SourceFinder:
                 found.append(None)
                 continue
             full, rows, identity = contribution.full, None, contribution.identity
+            if full is None and self._bases.is_other(slot.group.base):
+                raise CheckpointError(
+                    f"{slot.name}: {checkpoint.name} is an adapter on the recipe's base_model, its slice has another"
+                    " base_model; write MODEL+ADAPTER"
+                )
             if full is None:
                 if contribution.lora is not None and not target.is_unchanged:
                     raise self._rows_error(slot, checkpoint)
@@ -150,7 +154,7 @@ class SourceFinder:
                     if contribution.lora is not None:
                         raise self._rows_error(slot, checkpoint)
                     full, rows, identity = fitted.source, fitted.rows, identity + fitted.key_suffix
-            rounded = self._base is not None and rounds_values_of(full, reference)
+            rounded = self._bases.has_base and rounds_values_of(full, reference)
             if rounded:
                 identity += _ROUNDED
             found.append(ExpertSource(full, contribution.lora, identity, rows, rounded))
@@ -165,7 +169,7 @@ class SourceFinder:
     def _shape_error(
         self, slot: Slot, reference: TensorSource, full: TensorSource, checkpoint: Checkpoint
     ) -> ShapeError:
-        role = "the base" if self._base is not None else "the first model"
+        role = "the base" if self._bases.has_base else "the first model"
         hint = "give experts that were fine-tuned from this base"
         if full.shape == reference.shape[::-1]:
             hint = "it is stored transposed; " + hint
@@ -182,7 +186,7 @@ class SourceFinder:
         ]
         others = f" and {len(without) - 1} more" if len(without) > 1 else ""
         advice = "give base_model, or models with the same tensors"
-        if self._base is not None:
+        if self._bases.has_base:
             advice = (
                 "set `missing: base` to use the base's tensor instead,"
                 f" or add a rule {{match: {slot.name!r}, action: keep_base}}"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from ...errors import CheckpointError, RecipeError
+from ...errors import CheckpointError
 from ...formats.file_names import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
@@ -26,11 +26,6 @@ from ..inputs.quantized import remove_quantization, stores_float8
 from ..plan import SideFile
 from .chat_template import set_chat_template, template_files
 
-_CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 # Files that the merge itself writes; the base's would be wrong.
 _GENERATED_FILES = frozenset({MODEL_CARD_NAME, MANIFEST_NAME, CONFIG_NAME, INDEX_NAME})
 # Files that describe quantized weights, which no merge writes.
@@ -70,6 +65,7 @@ def plan_side_files(
     contents: Mapping[str, bytes] | None = None,
     generation_config: bytes | None = None,
     quantization: Mapping[str, object] | None = None,
+    chat_template: str | None = None,
 ) -> tuple[SideFile, ...]:
     """Return the files of the output other than weights, sorted by name.
 
@@ -83,10 +79,10 @@ def plan_side_files(
     contents : content by URI of the files that `side_contents_needed` returns
     generation_config : content of generation_config.json, where it differs from the reference's
     quantization : quantization_config of the output's config.json, where weights are stored as float8
+    chat_template : the output's template, where the recipe sets one
 
     Raises
     ------
-    RecipeError : the chat template is neither a Jinja template nor a known name
     CheckpointError : a file name of a model is unsafe: it could be outside of the destination; or two models have
         different code under one name
     """
@@ -108,8 +104,8 @@ def plan_side_files(
             # transformers 5 writes `dtype`, earlier versions `torch_dtype`; keep the key that is present
             config["dtype" if "dtype" in config else "torch_dtype"] = dtype
         files[CONFIG_NAME] = SideFile(CONFIG_NAME, None, (json.dumps(config, indent=2) + "\n").encode())
-    if recipe.chat_template is not None:
-        set_chat_template(files, _chat_template(recipe.chat_template), contents or {})
+    if chat_template is not None:
+        set_chat_template(files, chat_template, contents or {})
     return tuple(files[name] for name in sorted(files))
 
 
@@ -150,13 +146,3 @@ def _is_of_tokenizer(name: str, listing: ModelListing) -> bool:
     if any(fnmatchcase(name, pattern) for pattern in _TOKENIZER_JSON):
         return True
     return not any(fnmatchcase(name, pattern) for pattern in _MODEL_JSON)
-
-
-def _chat_template(value: str) -> str:
-    if "{" in value:
-        return value
-    if value == "chatml":
-        return _CHATML
-    raise RecipeError(
-        f"chat_template: {value[:60]!r} is unknown; expected a Jinja template or chatml; remove it to keep the base's"
-    )

@@ -37,11 +37,13 @@ class Group:
 
     scopes : shared by all members, from the highest to the lowest precedence
     base_first_layer : the layer of the base that corresponds to the slice's first layer; None without a base
+    base : reference of the base: the recipe's, or that of the slice
     """
 
     members: tuple[Member, ...]
     scopes: tuple[Scope | None, ...]
     base_first_layer: int | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,14 @@ class OutputSlots:
 
     slots: tuple[Slot, ...]
     config_changes: Mapping[str, object] = field(default_factory=dict[str, object])
+
+
+def join_slots(parts: Sequence[OutputSlots]) -> OutputSlots:
+    """Return the slots of several modules in the order of the output."""
+    if len(parts) == 1:
+        return parts[0]
+    slots = sorted((slot for part in parts for slot in part.slots), key=lambda slot: natural_key(slot.name))
+    return OutputSlots(tuple(slots), {key: value for part in parts for key, value in part.config_changes.items()})
 
 
 def build_model_slots(names: Sequence[str], group: Group) -> OutputSlots:
@@ -126,7 +136,8 @@ def build_slice_slots(
                 slots.append(Slot(with_layer(template, len(origins)), template, group, t, offset))
             origins.append(origin)
     ordered = tuple(sorted(slots, key=lambda slot: natural_key(slot.name)))
-    return OutputSlots(ordered, _config_changes(config, stack, depth, origins))
+    changes = _config_changes(config, stack, depth, origins) if origins != list(range(depth)) else {}
+    return OutputSlots(ordered, changes)
 
 
 def _config_changes(

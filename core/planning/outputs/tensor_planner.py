@@ -19,6 +19,7 @@ from ...views import held_bytes
 from ..cost import projection as cost
 from ..inputs.checkpoint import UNCHANGED, Checkpoint
 from ..inputs.layouts.layout import Layout
+from ..inputs.reference_tensors import ReferenceTensors
 from ..inputs.storage_precision import is_float64
 from ..inputs.token_matrices import Role
 from ..keys import SUM_VERSION, sums_key, tensor_identity
@@ -71,8 +72,7 @@ class TensorPlanner:
         settings: RunSettings,
         *,
         actions: ActionChooser,
-        reference: Mapping[str, TensorSource],
-        base_fingerprint: str | None,
+        bases: ReferenceTensors,
         experts: Sequence[Checkpoint],
         vocabulary: VocabularyPlanner,
         config: Mapping[str, object] | None,
@@ -82,13 +82,13 @@ class TensorPlanner:
         self._recipe = recipe
         self._settings = settings
         self._actions = actions
-        self._reference = reference
-        self._has_base = base_fingerprint is not None
+        self._bases = bases
+        self._has_base = bases.has_base
         self._experts = experts
         self._config = config
         self._layout = layout
         self._roles = roles
-        self._sources = SourceFinder(experts, base_fingerprint, vocabulary)
+        self._sources = SourceFinder(experts, bases, vocabulary)
         self._planners: dict[str, SpectralPlanner] = {}
         self._resolvers = Resolvers()
         self._group_resolvers: dict[tuple[int, str, int | None], _GroupResolvers] = {}
@@ -109,7 +109,7 @@ class TensorPlanner:
         ShapeError, CheckpointError : a source does not fit
         RecipeError : the parameters are invalid for this tensor
         """
-        reference = self._reference[slot.template]
+        reference = self._bases.tensor(slot.template, slot.group.base, slot.name)
         kind = self._layout.kind(slot.template, reference.shape, reference.dtype)
         if kind == "matrix" and self._roles.get(slot.template) == "lm_head":
             kind = "lm_head"

@@ -83,21 +83,33 @@ def _list_reference(
     model = _list_location(locate_model(parsed.model), options, kind)
     if parsed.adapter is None:
         return replace(model, name=redact(reference))
+    return add_adapter(model, _list_location(locate_model(parsed.adapter), options, kind), reference)
+
+
+def add_adapter(model: ModelListing, adapter: ModelListing, reference: str) -> ModelListing:
+    """Return the listing of a model with an adapter.
+
+    Parameters
+    ----------
+    reference : "model+adapter", as written
+
+    Raises
+    ------
+    CheckpointError : the model is an adapter, or the adapter is none
+    """
     if model.kind != "full":
         raise CheckpointError(f"{redact(reference)!r}: {model.uri} is an adapter; expected a full model before '+'")
-    adapted = _list_location(locate_model(parsed.adapter), options, kind)
-    adapter = adapted.adapter
-    if adapter is None:
+    if adapter.adapter is None:
         raise CheckpointError(
-            f"{redact(reference)!r}: {redact(parsed.adapter)} is not an adapter; expected a directory with"
+            f"{redact(reference)!r}: {redact(adapter.uri)} is not an adapter; expected a directory with"
             f" {ADAPTER_CONFIG_NAME} and {ADAPTER_WEIGHTS_NAME}"
         )
     return replace(
         model,
         name=redact(reference),
         kind="full+adapter",
-        side_files=_with_tokenizer_of(adapted.side_files, model.side_files),
-        adapter=adapter,
+        side_files=_with_tokenizer_of(adapter.side_files, model.side_files),
+        adapter=adapter.adapter,
         fingerprint=fingerprint_adapted_model(model.fingerprint, adapter.fingerprint),
         num_bytes=model.num_bytes + adapter.num_bytes,
     )

@@ -11,7 +11,7 @@ import torch
 
 from ...errors import CorruptObjectError, EigenmergeError, ObjectChangedError, ObjectNotFoundError
 from ...formats.object_names import check_key
-from ...listing import Concatenation, FileVersion, Reshaping, Selection, TensorSource
+from ...listing import Adaptation, Concatenation, FileVersion, LoraSource, Reshaping, Selection, TensorSource
 from ...views import has_scale, select
 from ..addresses import absolute_uri, is_local
 from ..file_bytes import read_file_bytes
@@ -58,7 +58,7 @@ class TensorReader:
         Returns
         -------
         Tensor, `source.shape` or (stop - start, ...), on the CPU
-            Of the stored dtype; float32 if a float8 tensor has a scale
+            Of the stored dtype; float32 if a float8 tensor has a scale or factors are added to a matrix
 
         Raises
         ------
@@ -87,6 +87,13 @@ class TensorReader:
             return stored
         return dequantize(stored, self.read(source.scale), source, rows)
 
+    @staticmethod
+    def _add_factors(source: TensorSource, lora: LoraSource, read: Callable[..., torch.Tensor]) -> torch.Tensor:
+        dtype = torch.float64 if source.dtype == "F64" else torch.float32
+        up, down = read(lora.up).to(dtype), read(lora.down).to(dtype)
+        left, right = (down.T, up.T) if lora.fan_in_fan_out else (up, down)
+        return torch.addmm(read(source).to(dtype), left, right, alpha=lora.scaling)
+
     def _read_view(self, source: TensorSource, read: Callable[..., torch.Tensor]) -> torch.Tensor:
         """Make a view of what `read` returns for its pieces."""
         view = source.view
@@ -94,6 +101,8 @@ class TensorReader:
             return read(source)
         if isinstance(view, Concatenation):
             return self._join(source, view, read)
+        if isinstance(view, Adaptation):
+            return self._add_factors(view.source, view.lora, read)
         if isinstance(view, Selection):
             if view.dim == 0 and view.step == 1 and view.source.view is None:
                 return read(view.source, (view.start, view.stop))

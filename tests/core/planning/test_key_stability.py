@@ -32,7 +32,7 @@ KEYS: dict[str, str] = {
     "della_linear": "e97a9aa40918d956",
     "iso_c": "ed30ff4fc823b137",
     "iso_cts": "fccf673e282c73dc",
-    "karcher": "855455f22bae7d69",
+    "karcher": "bf4dd3a296c5f73f",
     "knots": "397ca613e29a7c0a",
     "linear": "515a114cb645f9dd",
     "model_stock": "682de1cc530092a6",

@@ -114,7 +114,7 @@ def test_slices_and_one_module() -> None:
         ("merge_method: swudi\nmodels: [a]\ncalibration: {svc: {alhpa: 1}}\n", "calibration.svc: unknown key 'alhpa'"),
         ("merge_method: ties\nmodels: [a]\ntokenizer_source: base\ntokenizer: {source: base}\n", "keep one of them"),
         ("merge_method: ties\nmodels: [a]\ntokenizer: {tokens: {x: {}}}\n", "tokenizer.tokens.x.source: is missing"),
-        ("merge_method: ties\nmodules: {a: {models: [x]}, b: {models: [x]}}\n", "expected one module"),
+        ("merge_method: ties\nmodules: {a: {models: [x]}, b: {}}\n", "modules.b: exactly one of models, slices"),
         ("preset: clip-vit-b32\nmodels: [a]\n", "preset 'clip-vit-b32' does not exist; did you mean 'clip-vit-b32-8'?"),
         ("preset: llama-3.2-3b\nmerge_method: ties\nmodels: [a]\n", "preset 'llama-3.2-3b' has no setting for"),
         ("merge_method: ties\nmodels: [a]\nmodels: [b]\n", "duplicate key 'models'"),

@@ -9,7 +9,7 @@ import pytest
 
 from eigenmerge.core.errors import EigenmergeError, RecipeError
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.planning.outputs.members import build_groups, check_needs_base, is_same_model
+from eigenmerge.core.planning.outputs.members import GroupBuilder, check_needs_base, is_same_model
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
 TIES = "merge_method: ties\nbase_model: base\n"
@@ -80,7 +80,8 @@ def test_the_base_is_dropped_from_each_slice_and_gives_the_first_layer(model: An
     )
     base, a = model("base", llama_tensors(2)), model("a", llama_tensors(2))
     warnings: list[str] = []
-    groups, lengths = build_groups(recipe, get_method("ties"), base, [base, a], warnings)
+    builder = GroupBuilder(recipe, get_method("ties"), {"base": base}, [base, a], warnings)
+    groups, lengths = builder.build(recipe.regions[0])
     assert lengths == [1, 1]
     assert [[member.expert for member in group.members] for group in groups] == [[1], [1]]
     assert [group.base_first_layer for group in groups] == [1, 1]

@@ -35,8 +35,8 @@ def test_config_and_tokenizer_files(model: Any, plan_of: Any) -> None:
     assert set(files) == {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     assert json.loads(files["config.json"].content) == {"model_type": "llama", "torch_dtype": "float32"}
     assert files["tokenizer.json"].source_uri == "/models/base/tokenizer.json"
-    text = SWUDI + "models: [a]\nchat_template: alpaca"
-    assert "chat_template: 'alpaca'" in refused(
+    text = SWUDI + "models: [a]\nchat_template: alpacca"
+    assert "chat_template: 'alpacca'" in refused(
         RecipeError, lambda: plan_of(text, base, model("a", {"w.weight": (4, 4)}))
     )
 
@@ -63,9 +63,8 @@ def test_unsafe_file_names_are_refused(model: Any, name: str) -> None:
 
 
 def test_a_chat_template_replaces_the_models_one(model: Any) -> None:
-    recipe = recipe_from_mapping({**LINEAR, "chat_template": "{{ messages }}"})
     reference = model("a", {}, side_files=("chat_template.json", "chat_template.jinja"))
-    (file,) = plan_side_files(recipe, reference, {})
+    (file,) = plan_side_files(recipe_from_mapping(LINEAR), reference, {}, chat_template="{{ messages }}")
     assert (file.name, file.content) == ("chat_template.jinja", b"{{ messages }}")
 
 
@@ -109,7 +108,7 @@ def test_the_recipes_chat_template_is_the_only_one(model: Any, old: object) -> N
     needed = side_contents_needed(recipe, reference, None)
     read = {reference.side_files[name]: json.dumps(content).encode() for name, content in contents.items()}
     assert set(needed) == set(read)
-    files = {file.name: file for file in plan_side_files(recipe, reference, {}, contents=read)}
+    files = {file.name: file for file in plan_side_files(recipe, reference, {}, contents=read, chat_template=new)}
     assert set(files) == {"tokenizer_config.json", "processor_config.json", "chat_template.jinja"}
     assert json.loads(files["tokenizer_config.json"].content or b"") == {"a": 1, "chat_template": new}
     assert json.loads(files["processor_config.json"].content or b"") == {}

@@ -1,0 +1,1 @@
+"""Forms of mergekit's recipes, and what Eigenmerge does with each."""
