@@ -23,6 +23,8 @@ def complete_recipe(template: Mapping[str, Any], scan: RegistryScan) -> Recipe:
     for key in ("slices", "modules"):
         if template.get(key):
             raise RecipeError(f"{key}: is not supported in a scheduled merge, whose experts come from a registry")
+    if isinstance(template.get("models"), Mapping):
+        raise RecipeError("models: a pattern is not supported in a scheduled merge, whose experts come from a registry")
     models: list[object] = [*(template.get("models") or []), *({"model": expert.uri} for expert in scan.experts)]
     recipe: dict[str, object] = {"keep_sums": True, **template, "models": models}
     return recipe_from_mapping(recipe, "the scheduled recipe")

@@ -14,6 +14,7 @@ from ..recipe.recipe import Recipe, recipe_from_mapping
 from ..recipe.stages import Stage, make_stages
 from ..recipe.strict_yaml import parse_yaml_documents, parse_yaml_mapping
 from ..storage.addresses import is_local
+from ..storage.checkpoints.find_checkpoints import expand_soups
 from ..storage.store import locate_object
 
 
@@ -36,9 +37,9 @@ def read_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
         return recipe
     if isinstance(recipe, Mapping):
         _refuse_secret_options(recipe)
-        return recipe_from_mapping(recipe)
+        return recipe_from_mapping(expand_soups(recipe))
     text, origin = _read_text(recipe)
-    return recipe_from_mapping(parse_yaml_mapping(text, origin), origin)
+    return recipe_from_mapping(_expand(parse_yaml_mapping(text, origin), origin), origin)
 
 
 def read_stages(recipe: Recipe | Mapping[str, Any] | str | Path, destination: str) -> tuple[Stage, ...]:
@@ -56,7 +57,8 @@ def read_stages(recipe: Recipe | Mapping[str, Any] | str | Path, destination: st
     if isinstance(recipe, (Recipe, Mapping)):
         return (Stage("recipe", read_recipe(recipe), destination),)
     text, origin = _read_text(recipe)
-    return make_stages(parse_yaml_documents(text, origin), origin, destination)
+    documents = [_expand(document, origin) for document in parse_yaml_documents(text, origin)]
+    return make_stages(documents, origin, destination)
 
 
 def read_recipe_mapping(recipe: str | Path) -> dict[str, Any]:
@@ -98,6 +100,13 @@ def check_recorded_argument(name: str, value: object) -> None:
     if name == "recipe" and _is_yaml_text(value):
         for document in parse_yaml_documents(value, "recipe"):
             _refuse_secret_options(document)
+
+
+def _expand(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    try:
+        return expand_soups(document)
+    except RecipeError as error:
+        raise RecipeError(f"{origin}: {error}") from None
 
 
 def _read_text(recipe: str | Path) -> tuple[str, str]:
