@@ -13,6 +13,7 @@ from ...core.errors import EigenmergeError, one_line
 from . import (
     cache_command,
     deploy_command,
+    extract_command,
     inspect_command,
     merge_command,
     methods_command,
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command("merge")(merge_command.merge)
 app.command("nightly")(nightly_command.nightly)
 app.command("plan")(plan_command.plan)
+app.command("extract")(extract_command.extract)
 app.command("inspect")(inspect_command.inspect)
 app.command("methods")(methods_command.methods)
 app.command("verify")(verify_command.verify)

@@ -17,6 +17,8 @@ from .core.errors import RecipeError as RecipeError
 from .core.errors import ShapeError as ShapeError
 from .core.errors import StoreError as StoreError
 from .core.errors import WorkerError as WorkerError
+from .core.extraction.extract_adapter import Extraction as Extraction
+from .core.extraction.extract_adapter import extract_adapter as extract_adapter
 from .core.numerics.method import DirectMethod as DirectMethod
 from .core.numerics.method import ExpertParameters as ExpertParameters
 from .core.numerics.method import Factors as Factors

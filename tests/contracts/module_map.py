@@ -31,6 +31,7 @@ FOLDERS = {
     "core": "the whole merge without Prefect",
     "core/steps": "the actions that a command or a flow calls",
     "core/steps/scheduled": "a scheduled merge of registered experts: choose, decide, publish, retain",
+    "core/extraction": "make a LoRA adapter of a full fine-tune",
     "core/merging": "merge one tensor: read, merge, cast",
     "core/output": "write and verify the merged checkpoint",
     "core/publishing": "scheduled merges",

@@ -1,0 +1,1 @@
+"""Make a LoRA adapter of a full fine-tune."""

@@ -1,0 +1,54 @@
+"""`eigenmerge extract`: make a LoRA adapter of a full fine-tune, and print its error per layer."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from .options import JsonOption, check_addresses, show_bytes, show_count
+from .table import table_lines
+
+
+def extract(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model before the fine-tuning.", show_default=False)],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The full fine-tune of BASE.", show_default=False)],
+    destination: Annotated[
+        str, typer.Argument(metavar="OUT", help="Directory or URI of the adapter; must be empty.", show_default=False)
+    ],
+    rank: Annotated[int | None, typer.Option("--rank", metavar="R", min=1, help="Largest rank of each layer.")] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option("--max-error", metavar="E", help="Smallest rank of each layer with a relative error below E."),
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the factors: float32, bfloat16 or float16.")] = "float32",
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option("--leave-out", metavar="GLOB", help="Tensors whose change is left out. May be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a PEFT LoRA adapter OUT that turns BASE approximately into TUNED.
+
+    Changed norms, embeddings and biases are stored whole, without error. What an adapter cannot hold is an error.
+    """
+    from ...core.extraction.extract_adapter import extract_adapter
+
+    check_addresses(BASE=base, TUNED=tuned, OUT=destination)
+    result = extract_adapter(
+        base, tuned, destination, rank=rank, max_error=max_error, dtype=dtype, leave_out=leave_out or ()
+    )
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=1))
+        return
+    rows = [
+        (item.name, item.form, str(item.rank or ""), f"{item.norm:.3g}", f"{item.error:.2%}") for item in result.tensors
+    ]
+    print("\n".join(table_lines(("tensor", "form", "rank", "change", "error"), rows, None)))
+    changed = show_count(len(result.tensors), "tensor")
+    print(
+        f"Extracted {changed} of {result.num_tensors}; {result.num_unchanged} are unchanged\n"
+        f"  output: {result.destination} ({show_bytes(result.num_bytes)})\n"
+        f"  error: {result.error:.2%} of the whole change"
+    )
