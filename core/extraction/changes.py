@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -10,11 +10,8 @@ from typing import Literal
 from ..errors import CheckpointError, ShapeError
 from ..listing import ModelListing, TensorSource
 from ..planning.inputs.checkpoint import Checkpoint, MatchCache, reference_tensors
-from ..planning.names import natural_key, tensor_kind
-
-# Layers of GPT-2 and related models, stored as (in, out); PEFT calls this fan_in_fan_out.
-_CONV1D_NAMES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
-_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
+from ..planning.inputs.layouts.layout import Layout
+from ..planning.names import natural_key
 
 Form = Literal["factors", "whole"]
 
@@ -33,7 +30,13 @@ class Pair:
         return self.name.rpartition(".")[0]
 
 
-def pair_tensors(base: ModelListing, tuned: ModelListing) -> list[Pair]:
+def base_layout(base: ModelListing) -> Layout:
+    """Return how the base stores its matrices."""
+    shapes = {name: source.shape for name, source in reference_tensors(base, "is the base").items()}
+    return Layout(shapes, base.config)
+
+
+def pair_tensors(base: ModelListing, tuned: ModelListing, layout: Layout) -> list[Pair]:
     """Return every tensor of the base with that of the fine-tune, layer by layer.
 
     Raises
@@ -44,8 +47,7 @@ def pair_tensors(base: ModelListing, tuned: ModelListing) -> list[Pair]:
     stored = reference_tensors(base, "is the base")
     if tuned.kind != "full":
         raise CheckpointError(f"{tuned.name}: includes an adapter; expected a full fine-tune")
-    shapes = {name: source.shape for name, source in stored.items()}
-    checkpoint = Checkpoint(tuned, shapes, None, MatchCache())
+    checkpoint = Checkpoint(tuned, layout, None, MatchCache())
     pairs: list[Pair] = []
     for name in sorted(stored, key=natural_key):
         found = checkpoint.contribution(name, stored[name])
@@ -66,9 +68,7 @@ def pair_tensors(base: ModelListing, tuned: ModelListing) -> list[Pair]:
     return pairs
 
 
-def choose_forms(
-    pairs: Sequence[Pair], changed: Collection[str], config: Mapping[str, object] | None
-) -> dict[str, Form]:
+def choose_forms(pairs: Sequence[Pair], changed: Collection[str], layout: Layout) -> dict[str, Form]:
     """Return how each changed tensor is stored, by name; a module that is stored whole has all its tensors there.
 
     Matrices are factors. Norms, embeddings, and modules with a changed bias are whole modules (modules_to_save), which
@@ -82,12 +82,12 @@ def choose_forms(
     by_module: dict[str, list[Pair]] = {}
     for pair in pairs:
         by_module.setdefault(pair.module, []).append(pair)
-    tied = bool((config or {}).get("tie_word_embeddings"))
+    tied = bool((layout.config or {}).get("tie_word_embeddings"))
     for own in by_module.values():
         touched = [pair for pair in own if pair.name in changed]
         if not touched:
             continue
-        kinds = {pair.name: tensor_kind(pair.name, pair.base.shape, pair.base.dtype) for pair in touched}
+        kinds = {pair.name: layout.kind(pair.name, pair.base.shape, pair.base.dtype) for pair in touched}
         for pair in touched:
             kind, last = kinds[pair.name], pair.name.rpartition(".")[2]
             if kind in ("expert_stack", "buffer", "conv") or last not in ("weight", "bias"):
@@ -105,12 +105,6 @@ def choose_forms(
 
 def _not_held(name: str, why: str) -> CheckpointError:
     return CheckpointError(f"{name}: {why}; an adapter cannot hold it. Pass --leave-out {name!r} to leave it unchanged")
-
-
-def is_transposed(name: str, config: Mapping[str, object] | None) -> bool:
-    """Return whether a matrix is stored as (in, out)."""
-    model_type = (config or {}).get("model_type")
-    return model_type in _CONV1D_MODELS and name.split(".")[-2] in _CONV1D_NAMES
 
 
 def is_left_out(name: str, patterns: Sequence[str]) -> bool:

@@ -23,11 +23,12 @@ from ..formats.file_names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from ..formats.safetensors_header import build_header
 from ..listing import ModelListing
 from ..numerics.svd.compact_svd import compact_svd
+from ..planning.inputs.layouts.layout import Layout
 from ..storage.checkpoints.list_model import list_model
 from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.store import Store
 from ..storage.torch_dtypes import torch_dtype
-from .changes import Pair, choose_forms, is_left_out, is_transposed, pair_tensors
+from .changes import Pair, base_layout, choose_forms, is_left_out, pair_tensors
 
 REPORT_NAME = "extraction.json"
 
@@ -123,7 +124,8 @@ def extract_adapter(
     if any(True for _ in target.list("")):
         raise DestinationError(f"{destination}: is not empty; choose an empty destination")
     listings = [list_model(reference, storage_options) for reference in (base, tuned)]
-    pairs = pair_tensors(*listings)
+    layout = base_layout(listings[0])
+    pairs = pair_tensors(*listings, layout)
     reader = TensorReader(storage_options)
     with one_thread(), torch.no_grad():
         changed = {pair.name for pair in pairs if _differs(pair, reader)}
@@ -132,17 +134,16 @@ def extract_adapter(
         kept = {name for name in changed if not is_left_out(name, leave_out)}
         if not kept:
             raise CheckpointError("every changed tensor is left out; there is nothing to extract")
-        config = listings[0].config
-        forms = choose_forms(pairs, kept, config)
+        forms = choose_forms(pairs, kept, layout)
         with tempfile.TemporaryFile() as file:
             spool = _Spool(file)
             done: list[ExtractedTensor] = []
             for pair in pairs:
                 if pair.name in changed or pair.name in forms:
-                    done.append(_extract(pair, forms.get(pair.name), reader, spool, rank, max_error, dtype, config))
+                    done.append(_extract(pair, forms.get(pair.name), reader, spool, rank, max_error, dtype, layout))
                     if on_tensor is not None:
                         on_tensor(pair.name)
-            content = _adapter_config(listings[0], done, forms)
+            content = _adapter_config(listings[0], done, forms, layout)
             squares = sum(item.norm**2 for item in done)
             missing = sum((item.norm * item.error) ** 2 for item in done)
             num_bytes = _write(target, spool)
@@ -173,7 +174,7 @@ def _extract(
     rank: int | None,
     max_error: float | None,
     dtype: str,
-    config: Mapping[str, object] | None,
+    layout: Layout,
 ) -> ExtractedTensor:
     """Write what the adapter holds of one tensor to the spool."""
     base, tuned = _read(pair, reader)
@@ -199,7 +200,7 @@ def _extract(
     stored = torch_dtype(safetensors_name(dtype))
     left, right = left.to(stored), right.to(stored)
     error = float((delta - left.double().T @ right.double()).norm()) / norm
-    if is_transposed(pair.name, config):  # delta = (up @ down)^T
+    if layout.in_out(pair.name):  # delta = (up @ down)^T
         left, right = right, left
     name = safetensors_name(dtype)
     spool.add(f"{_PREFIX}{pair.module}.lora_A.weight", right, name)
@@ -207,13 +208,15 @@ def _extract(
     return ExtractedTensor(pair.name, "factors", count, norm, error)
 
 
-def _adapter_config(base: ModelListing, done: Sequence[ExtractedTensor], forms: Mapping[str, str]) -> dict[str, Any]:
+def _adapter_config(
+    base: ModelListing, done: Sequence[ExtractedTensor], forms: Mapping[str, str], layout: Layout
+) -> dict[str, Any]:
     """Return adapter_config.json, with lora_alpha = r for every module: the factors include the scaling."""
     ranks = {item.name.removesuffix(".weight"): item.rank for item in done if item.rank is not None}
     saved = sorted({name.rpartition(".")[0] for name, form in forms.items() if form == "whole"})
     rank = max(ranks.values(), default=1)
     pattern = {"^" + name.replace(".", r"\."): own for name, own in ranks.items() if own != rank}
-    transposed = any(is_transposed(f"{name}.weight", base.config) for name in ranks)
+    transposed = any(layout.in_out(f"{name}.weight") for name in ranks)
     if not ranks:
         raise CheckpointError(f"no matrix of {base.name} is changed, so there is no LoRA; keep the full model")
     architectures = str((base.config or {}).get("architectures"))
