@@ -62,6 +62,12 @@ class StoreError(EigenmergeError, OSError):
     """A store refused a request, or failed after all retries; the message names the object."""
 
 
+class NoStoreError(StoreError):
+    """A command for a store was given a place that is none."""
+
+    exit_code = 2
+
+
 class ObjectNotFoundError(StoreError, FileNotFoundError):
     """The store has no object with this key."""
 

@@ -243,3 +243,28 @@ class ModelListing:
     tokenizer_code: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     equal_names: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Addresses of the model and of its adapter."""
+        return (self.uri,) if self.adapter is None else (self.uri, self.adapter.uri)
+
+    def file_uris(self) -> set[str]:
+        """Return the addresses of the files that hold weights, scales and factors, and of the side files."""
+        tensors = [*self.tensors.values(), *(self.adapter.tensors.values() if self.adapter is not None else ())]
+        return {uri for source in tensors for uri in _file_uris(source)} | set(self.side_files.values())
+
+
+def _file_uris(source: TensorSource) -> set[str]:
+    found = {source.uri}
+    pieces = [source.scale] if source.scale is not None else []
+    match source.view:
+        case Concatenation():
+            pieces += source.view.pieces
+        case Selection() | Transposition() | Reshaping():
+            pieces.append(source.view.source)
+        case Adaptation():
+            pieces += [source.view.source, *source.view.lora.sources]
+        case None:
+            pass
+    return found.union(*map(_file_uris, pieces))

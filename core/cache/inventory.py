@@ -15,7 +15,7 @@ from ..choices import Grouping
 from ..coordination.claim_keys import parse_claim_key
 from ..coordination.claims import is_alive
 from ..errors import CorruptObjectError, ObjectNotFoundError, StoreError
-from ..formats.store_folders import CLAIMS, PROBES, RUNS
+from ..formats.store_folders import CLAIMS, PROBES, RUNS, STORE_MARKER
 from ..storage.backends.protocol import ObjectInfo
 from ..storage.store import Store
 from .kinds import kind_of
@@ -65,7 +65,7 @@ class StoredRun:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The content of a store at one moment.
+    """The content of a store at one moment, without its marker.
 
     claimed_parts : keys of the parts that a process is making
     dead_claims : keys of claims that no process refreshes any more
@@ -110,7 +110,7 @@ def take_inventory(store: Store, now: float | None = None) -> Inventory:
     ----------
     now : seconds on the store's clock (`store_clock`); by default this machine's, which is sufficient for display
     """
-    objects = {info.key: info for info in store.list("")}
+    objects = {info.key: info for info in store.list("") if info.key != STORE_MARKER}
     return _read_runs_and_claims(store, objects, time.time() if now is None else now)
 
 
@@ -169,7 +169,7 @@ def _read_runs_and_claims(store: Store, objects: Mapping[str, ObjectInfo], now: 
     active_runs: set[str] = set()
     claimed_parts: set[str] = set()
     dead_claims: set[str] = set()
-    claims = [key for key in objects if key.startswith(CLAIMS)]
+    claims = [key for key in objects if key.startswith(CLAIMS) and kind_of(key) is not None]
     with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="inventory") as pool:
         for key, content in zip(claims, pool.map(partial(_read_or_none, store), claims), strict=True):
             if content is None or not is_alive(content, now - objects[key].modified):
@@ -182,7 +182,7 @@ def _read_runs_and_claims(store: Store, objects: Mapping[str, ObjectInfo], now: 
                 active_runs.add(subject.run_key)
         folders: dict[str, list[ObjectInfo]] = {}
         for key, info in objects.items():
-            if key.startswith(RUNS) and key.count("/") >= 2:
+            if key.startswith(RUNS) and kind_of(key) is not None:
                 folders.setdefault(key.split("/")[1], []).append(info)
         # A run takes its claim before it writes its folder.
         run_keys = sorted({*folders, *active_runs})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from ..planning.plan import Plan
 from .reports import DecomposeReport, ShardReport, TensorReport
@@ -24,6 +24,7 @@ class MergeResult:
         norm), in `truncated_tensor`; None for full checkpoints
     error : the largest difference of what is stored from what was merged, relative (Frobenius norm), in `error_tensor`:
         of an adapter's factors, rank and rounding; None where results are only cast
+    already_complete : the destination had the result of an earlier run of this recipe, and this run did nothing
     """
 
     destination: str
@@ -46,6 +47,7 @@ class MergeResult:
     truncated_tensor: str | None = None
     error: float | None = None
     error_tensor: str | None = None
+    already_complete: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """Return the result as JSON content."""
@@ -86,8 +88,15 @@ def merge_result(
         truncated_tensor=worst.name if worst else None,
         error=rounded.error if rounded else None,
         error_tensor=rounded.name if rounded else None,
+        already_complete=False,
         **count_shards(reports, decomposed),
     )
+
+
+def complete_result(plan: Plan, destination: str, *, seconds: float) -> MergeResult:
+    """Return the result of a run that found its checkpoint complete: it computed, read and wrote nothing."""
+    nothing = merge_result(plan, (), destination=destination, bytes_through_reduce=0, seconds=seconds)
+    return replace(nothing, bytes_written=0, already_complete=True)
 
 
 def count_shards(reports: Sequence[ShardReport], decomposed: Sequence[DecomposeReport] = ()) -> dict[str, int]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 
 # Fields of the result that run.json has elsewhere, or that the checkpoint lists.
-_NOT_RECORDED = ("destination", "run_key", "files", "warnings")
+_NOT_RECORDED = ("destination", "run_key", "files", "warnings", "already_complete")
 
 
 @dataclass(slots=True)

@@ -188,6 +188,15 @@ class ClaimWatcher:
         return None
 
 
+def is_claim(content: bytes) -> bool:
+    """Return whether this is the content of a claim, held or abandoned, rather than of another file."""
+    try:
+        found = _parse(content)
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return found.keys() >= {*OWNER_FIELDS, "beat"}
+
+
 def is_alive(content: bytes, seconds_since_written: float) -> bool:
     """Return whether the owner of a claim may still be alive.
 

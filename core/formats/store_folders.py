@@ -1,5 +1,6 @@
 """The folders of a store, and where a store is by default.
 
+    eigenmerge-store.json           says that the place is a store (`core/cache/store_marker.py`)
     spectra/<hh>/<hash>.arrow       the decomposition of one matrix
     alignments/<hash>.json          the largest eigenvalue of each layer that is aligned with others
     sums/<hh>/<hash>/<set>.safetensors   sums over one set of experts, for `keep_sums`
@@ -19,6 +20,7 @@ from __future__ import annotations
 # Used by the command line and the flow when neither an option, the environment nor the recipe gives a store.
 DEFAULT_STORE = "~/.cache/eigenmerge"
 
+STORE_MARKER = "eigenmerge-store.json"
 SPECTRA = "spectra/"
 ALIGNMENTS = "alignments/"
 SUMS = "sums/"
@@ -26,3 +28,4 @@ PARTS = "parts/"
 RUNS = "runs/"
 CLAIMS = "claims/"
 PROBES = "probes/"
+FOLDERS = (SPECTRA, ALIGNMENTS, SUMS, PARTS, RUNS, CLAIMS, PROBES)

@@ -10,15 +10,22 @@ from ..storage.store import Store
 from .file_hashes import file_entries
 
 
+def build_index(plan: Plan) -> bytes | None:
+    """Return the index that names the file of every tensor; None where the checkpoint is one file."""
+    if len(plan.files) == 1:
+        return None
+    weight_map = {entry.name: file.name for file in plan.files for entry in file_entries(plan, file)}
+    total = sum(shard.bytes_written for shard in plan.shards)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return (json.dumps(index, indent=2) + "\n").encode()
+
+
 def write_index(target: Store, plan: Plan) -> None:
-    """Write the index that names the file of every tensor; nothing where the checkpoint is one file.
+    """Write the index; nothing where the checkpoint is one file.
 
     Readers load a checkpoint of several files through its index, so they cannot load one that is incomplete. Removing
     the marker of an incomplete checkpoint follows (`coordination.claims.Claim.release`).
     """
-    if len(plan.files) == 1:
-        return
-    weight_map = {entry.name: file.name for file in plan.files for entry in file_entries(plan, file)}
-    total = sum(shard.bytes_written for shard in plan.shards)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    target.write(INDEX_NAME, (json.dumps(index, indent=2) + "\n").encode())
+    index = build_index(plan)
+    if index is not None:
+        target.write(INDEX_NAME, index)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..coordination.claims import POLL_SECONDS, Claim, ClaimWatcher
 from ..coordination.stop import StopSignal
-from ..errors import CheckpointError, DestinationError, ObjectNotFoundError
+from ..errors import CheckpointError, DestinationError, ObjectNotFoundError, StoreError
 from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
-from ..formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME
+from ..formats.file_names import ADAPTER_CONFIG_NAME, CONFIG_NAME, INDEX_NAME, MANIFEST_NAME, MARKER_NAME
 from ..planning.plan import Plan
-from ..storage.addresses import absolute_uri
 from ..storage.store import Store
+from .completeness import find_problem
+from .owned_files import check_files_are_owned, owned_names, planned_names
+from .separate_places import check_inputs_are_elsewhere, check_store_is_elsewhere
 
 _PROBE_PREFIX = ".eigenmerge-probe-"
 
-# Files of an earlier merge, by any tool, that must not remain: a checkpoint with a stale weight file or index loads
-# wrong weights.
-_CHECKPOINT_FILE = re.compile(
-    r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors|(model|adapter_model)\.safetensors\.index\.json|pytorch_model.*\.bin(\.index\.json)?"
-    r"|adapter_config\.json|config\.json"
-)
+# Removed although the merge writes them again: a kill must not leave those of another merge beside its weights.
+_REMOVED_FIRST = frozenset({INDEX_NAME, MANIFEST_NAME, CONFIG_NAME, ADAPTER_CONFIG_NAME})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +30,48 @@ class Destination:
 
     uri : as the user wrote it
     overwrite : write even if the destination is no longer empty
+    is_complete : it has the complete result of the plan already, and nothing is to be done
     """
 
     uri: str
     store: Store
     overwrite: bool = False
+    is_complete: bool = False
 
 
-def prepare_destination(plan: Plan, uri: str, store: Store, *, overwrite: bool) -> Destination:
+def prepare_destination(
+    plan: Plan, uri: str, store: Store, *, overwrite: bool, run_store: Store | None = None
+) -> Destination:
     """Check that the destination may be written, before any weight is read. Leaves nothing there.
 
-    A destination with an unfinished run of the same plan is accepted: the run resumes.
+    A destination with an unfinished run of the same plan is accepted: the run resumes. One with the complete result of
+    the plan is accepted too: a queue or a retry loop may run a command twice.
 
     Parameters
     ----------
     uri : address for messages, as the user wrote it
     store : the place at `uri`
+    run_store : the store of the run, which must be a separate place
 
     Raises
     ------
-    DestinationError : the destination is one of the inputs, or not empty
+    DestinationError : the destination is one of the inputs, or in the store; it is not empty, or was changed after the
+        merge; with `overwrite`, it has files in the way that Eigenmerge did not write
     StoreError : it cannot be written
     """
-    place = store.root_uri
-    for model in ((plan.base,) if plan.base else ()) + plan.experts:
-        source = absolute_uri(model.uri)
-        if source == place or source.startswith(place + "/") or place.startswith(source.removesuffix("/") + "/"):
-            raise DestinationError(
-                f"{uri}: is the location of the input model {model.name!r}; choose another destination"
-            )
-    present = list(_objects(store))
-    if present and not overwrite and _run_key_in(store, MARKER_NAME) != plan.run_key:
-        raise DestinationError(_not_empty(store, uri, present, plan))
+    check_inputs_are_elsewhere(plan, uri, store)
+    if run_store is not None:
+        check_store_is_elsewhere(plan, uri, store, run_store)
+    present = _objects(store)
+    if overwrite:
+        check_files_are_owned(store, uri, present, plan)
+    elif present and _run_key_in(store, MARKER_NAME) != plan.run_key:
+        if MARKER_NAME in present or _run_key_in(store, MANIFEST_NAME) != plan.run_key:
+            raise DestinationError(_not_empty(uri, present))
+        problem = find_problem(store, plan, present)
+        if problem is not None:
+            raise DestinationError(_damaged(uri, problem))
+        return Destination(uri, store, is_complete=True)
     return Destination(uri, store.with_probed_writes(_PROBE_PREFIX), overwrite)
 
 
@@ -79,7 +87,10 @@ def take_destination(destination: Destination, plan: Plan, stop: StopSignal | No
     InterruptedRunError : `stop` was set while waiting
     """
     store, uri = destination.store, destination.uri
-    watcher = ClaimWatcher(store, MARKER_NAME, {"run_key": plan.run_key})
+    present = _objects(store)
+    owned = check_files_are_owned(store, uri, present, plan) if destination.overwrite else owned_names(store, present)
+    written = sorted((owned | planned_names(plan)) - {MARKER_NAME})
+    watcher = ClaimWatcher(store, MARKER_NAME, {"run_key": plan.run_key, "files": written})
     waited = False
     while True:
         if stop is not None:
@@ -90,7 +101,7 @@ def take_destination(destination: Destination, plan: Plan, stop: StopSignal | No
             if MARKER_NAME not in present and _is_finished(store, plan, present):
                 return None
             if present and MARKER_NAME not in present:
-                raise DestinationError(_not_empty(store, uri, list(present), plan))
+                raise DestinationError(_not_empty(uri, present))
         ours = marked in (None, plan.run_key)
         if not ours and not destination.overwrite:
             raise DestinationError(
@@ -117,18 +128,24 @@ def is_finished(store: Store, plan: Plan) -> bool:
 
 
 def clear_for_writing(store: Store, plan: Plan) -> None:
-    """Remove files of another merge, its index first, so that no index ever refers to files of two merges."""
+    """Remove what another merge of Eigenmerge left, its index first, so that no index refers to files of two merges.
+
+    Call it while the claim is held: its object lists the files that are ours. What killed processes left of unfinished
+    files and uploads is removed too.
+    """
     present = [info.key for info in store.list("")]
-    stale = [key for key in present if _CHECKPOINT_FILE.fullmatch(key) or key == MANIFEST_NAME]
-    planned = {file.name for file in plan.files}
+    owned, planned = owned_names(store, present), planned_names(plan)
+    kept = {MARKER_NAME, *(file.name for file in plan.files)}
     if _run_key_in(store, MANIFEST_NAME) == plan.run_key:
         # The same result is there: each file is replaced by an equal one, so a kill leaves a complete checkpoint.
-        planned |= {MANIFEST_NAME, *(side.name for side in plan.side_files)}
-        planned |= {INDEX_NAME} if len(plan.files) > 1 else set()
-    stale = [key for key in stale if key not in planned]
+        kept |= planned
+    stale = [key for key in present if key in owned - kept and (key not in planned or key in _REMOVED_FIRST)]
     stale += [key for key in present if key.startswith(_PROBE_PREFIX)]  # of killed runs
     store.delete([key for key in stale if key.endswith(".index.json")])
     store.delete([key for key in stale if not key.endswith(".index.json")])
+    # Where uploads may not be listed, a lifecycle rule of the bucket removes them.
+    with contextlib.suppress(StoreError):
+        store.remove_abandoned(0.0, lambda key: store.is_local or key in owned | planned, recursive=False)
 
 
 def _objects(store: Store) -> dict[str, int]:
@@ -137,9 +154,7 @@ def _objects(store: Store) -> dict[str, int]:
 
 
 def _is_finished(store: Store, plan: Plan, present: Mapping[str, int]) -> bool:
-    files = all(present.get(file.name) == file.num_bytes for file in plan.files)
-    index = len(plan.files) == 1 or INDEX_NAME in present
-    return files and index and _run_key_in(store, MANIFEST_NAME) == plan.run_key
+    return _run_key_in(store, MANIFEST_NAME) == plan.run_key and find_problem(store, plan, present) is None
 
 
 def _run_key_in(store: Store, name: str) -> str | None:
@@ -153,12 +168,16 @@ def _run_key_in(store: Store, name: str) -> str | None:
     return found if isinstance(found, str) else ""
 
 
-def _not_empty(store: Store, uri: str, present: list[str], plan: Plan) -> str:
-    if _run_key_in(store, MANIFEST_NAME) == plan.run_key:
-        return f"{uri}: already contains the result of this recipe; pass --overwrite to write it again"
+def _damaged(uri: str, problem: str) -> str:
+    return (
+        f"{uri}: contains the result of this recipe, but {problem}: it was changed after the merge; see `eigenmerge"
+        " verify`, or pass --overwrite to write it again"
+    )
+
+
+def _not_empty(uri: str, present: Mapping[str, int]) -> str:
+    unfinished = MARKER_NAME in present
     what = (
-        "an unfinished merge of another recipe"
-        if MARKER_NAME in present
-        else f"{len(present)} files, e.g. {present[0]!r}"
+        "an unfinished merge of another recipe" if unfinished else f"{len(present)} files, e.g. {next(iter(present))!r}"
     )
     return f"{uri}: is not empty ({what}); choose an empty destination or pass --overwrite"

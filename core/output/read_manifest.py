@@ -12,7 +12,7 @@ from ..formats.file_names import MANIFEST_NAME
 from ..storage.store import Store
 from .manifest import FORMAT_VERSION
 
-_LONGEST_MANIFEST_BYTES = 512 * 2**20  # about 500 bytes per tensor
+LONGEST_MANIFEST_BYTES = 512 * 2**20  # about 500 bytes per tensor
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -82,7 +82,7 @@ def read_manifest(store: Store) -> Manifest:
         raise CheckpointError(
             f"{store.display('')}: has no {MANIFEST_NAME}; expected a finished checkpoint of eigenmerge"
         ) from None
-    content = parse_json_object(data, name, _LONGEST_MANIFEST_BYTES)
+    content = parse_json_object(data, name, LONGEST_MANIFEST_BYTES)
     if content.get("format") != FORMAT_VERSION:
         raise CheckpointError(f"{name}: format is {content.get('format')!r}, this version reads {FORMAT_VERSION}")
     try:

@@ -79,6 +79,11 @@ def verify_files(store: Store, manifest: Manifest) -> tuple[list[FileCheck], Ten
     return checks, places
 
 
+def foreign_weights(present: Iterable[str], own: Set[str]) -> list[str]:
+    """Return the weight files at the top of a checkpoint that are not among its own, sorted."""
+    return sorted(name for name in present if "/" not in name and _WEIGHTS.fullmatch(name) and name not in own)
+
+
 def read_stored(store: Store, places: TensorPlaces, row: ManifestTensor) -> bytes:
     """Return the stored bytes of one tensor of the manifest."""
     return b"".join(store.read_range(*place) for place in places.ranges(row.stored_names))
@@ -153,8 +158,7 @@ def _check_whole(
     if readable:  # otherwise the unreadable header is reported already
         missing = [row.name for row in manifest.tensors if any(n not in places.places for n in row.stored_names)]
         problems += [f"tensor {name[:200]!r} is in none of the files" for name in missing]
-    weights = {name for name in present if "/" not in name and _WEIGHTS.fullmatch(name)}
-    foreign = sorted(weights - {file.name for file in manifest.files})
+    foreign = foreign_weights(present, {file.name for file in manifest.files})
     problems += [f"{name} is not part of this merge; loaders may read it" for name in foreign]
     if len(manifest.files) > 1:
         problems += _check_index(store, manifest, places, present, readable)

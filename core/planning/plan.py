@@ -234,6 +234,8 @@ class Plan:
 
     run_key : hash of everything that determines the output's bytes
     recipe : `Recipe.canonical()`, without credentials
+    input_folders, input_uris : addresses of everything that may be read: the models, their adapters and the tokenizer's
+        model; and the files of these. Not part of any key.
     """
 
     run_key: str
@@ -245,6 +247,8 @@ class Plan:
     files: tuple[OutputFile, ...]
     side_files: tuple[SideFile, ...]
     warnings: tuple[str, ...] = ()
+    input_folders: tuple[str, ...] = ()
+    input_uris: tuple[str, ...] = ()
 
     @property
     def num_tensors(self) -> int:

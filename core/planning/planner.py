@@ -201,6 +201,7 @@ def plan_merge(
     packing = pack_tensors([item.plan for item in planned], file_bytes, shard_bytes, file_name)
     shards = _make_shards(planned, packing, settings)
     canonical = recipe.canonical()
+    read = [listing for listing in (base, *experts, tokenizer) if listing is not None]
     return Plan(
         run_key=run_key(canonical, shards, packing.files, side_files),
         recipe=canonical,
@@ -211,6 +212,8 @@ def plan_merge(
         files=packing.files,
         side_files=side_files,
         warnings=tuple(dict.fromkeys(warnings)),
+        input_folders=tuple(dict.fromkeys(uri for listing in read for uri in listing.folders)),
+        input_uris=tuple(sorted({uri for listing in read for uri in listing.file_uris()})),
     )
 
 

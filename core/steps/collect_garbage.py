@@ -1,5 +1,8 @@
 """Remove runs and unused objects from a store, except what an active run claims or another kept run uses.
 
+Only objects that Eigenmerge wrote are removed: their keys are hashes in a folder of the store, and a record of a run
+lists them or their content proves it (`cache.kinds.is_ours`). The place must be a store (`cache.store_marker`).
+
 Every object of a store can be computed again, so a wrong removal costs time and never changes a result. A run that
 begins during a removal computes the removed objects again.
 """
@@ -10,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..cache.inventory import Inventory, reread_runs, store_clock, take_inventory
-from ..cache.kinds import deletion_order, kind_of
+from ..cache.kinds import deletion_order, divide_by_owner, kind_of
+from ..cache.store_marker import require_store
 from ..errors import StoreError
-from ..formats.store_folders import CLAIMS, PROBES
+from ..formats.store_folders import CLAIMS, FOLDERS, PROBES, RUNS
 from ..storage.store import Store
 
 _SHORTEST_RUN_PREFIX = 4
@@ -44,6 +48,8 @@ class Collected:
     """What a collection removed, or would remove (`dry_run`).
 
     num_abandoned : unfinished files and uploads; None in a dry run, because only their removal counts them
+    kept_foreign : keys that have the form of a key of ours, and content that Eigenmerge did not write, or that is
+        damaged so that this cannot be told
     """
 
     runs: tuple[str, ...]
@@ -51,6 +57,7 @@ class Collected:
     num_bytes: int
     num_abandoned: int | None
     kept_running: tuple[str, ...]
+    kept_foreign: tuple[str, ...]
     dry_run: bool
 
 
@@ -69,13 +76,15 @@ def collect_garbage(
     older_than : seconds; removes runs whose record is older, and objects of that age that no run uses
     runs : keys of runs to remove whatever their age, or the first characters of a key where no other run has them
     superseded : remove sums over experts that a larger set contains; the runs that used them have their results
-    dry_run : remove nothing
+    dry_run : write and remove nothing; ages are then measured by this machine's clock
 
     Raises
     ------
+    NoStoreError : the place is not a store
     StoreError : a run of `runs` does not exist or is active, or several runs have these first characters
     """
-    inventory = take_inventory(store, store_clock(store))
+    require_store(store)
+    inventory = take_inventory(store, None if dry_run else store_clock(store))
     named = [_find_run(inventory, prefix) for prefix in runs]
     useless: frozenset[str] = frozenset()
     if superseded:
@@ -85,12 +94,28 @@ def collect_garbage(
     if not dry_run:
         inventory = reread_runs(store, inventory)  # a run may have begun while a large store was listed
     garbage = find_garbage(inventory, older_than=older_than, runs=named, useless=useless)
-    if dry_run:
-        return Collected(garbage.runs, len(garbage.keys), garbage.num_bytes, None, garbage.kept_running, dry_run=True)
-    store.delete(garbage.keys)
-    abandoned_after = 0.0 if store.is_local else max(older_than or 0.0, _SURELY_ABANDONED_SECONDS)
-    abandoned = store.remove_abandoned(abandoned_after)
-    return Collected(garbage.runs, len(garbage.keys), garbage.num_bytes, abandoned, garbage.kept_running, dry_run=False)
+    listed = {key for run in inventory.runs for key in run.objects or ()}
+    keys, foreign = divide_by_owner(store, garbage.keys, listed)
+    kept_runs = {key.split("/")[1] for key in foreign if key.startswith(RUNS)}
+    abandoned = None
+    if not dry_run:
+        store.delete(keys)
+        abandoned_after = 0.0 if store.is_local else max(older_than or 0.0, _SURELY_ABANDONED_SECONDS)
+        abandoned = store.remove_abandoned(abandoned_after, lambda key: _is_written_by_us(store, key))
+    return Collected(
+        runs=tuple(key for key in garbage.runs if key not in kept_runs),
+        num_objects=len(keys),
+        num_bytes=inventory.size(keys),
+        num_abandoned=abandoned,
+        kept_running=garbage.kept_running,
+        kept_foreign=tuple(foreign),
+        dry_run=dry_run,
+    )
+
+
+def _is_written_by_us(store: Store, key: str) -> bool:
+    """Return whether an unfinished file or upload of that key is one of the store. On disk its name is temporary."""
+    return key.startswith(FOLDERS) if store.is_local else kind_of(key) is not None
 
 
 def find_garbage(

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..cache.reports import ShardReport
-from ..cache.result import MergeResult, merge_result
+from ..cache.result import MergeResult, complete_result, merge_result
 from ..cache.runs import recorded_run
 from ..cache.spectra.table import write_spectra_table
 from ..choices import RunnerName
@@ -48,7 +48,8 @@ def merge_run(
 
     Parameters
     ----------
-    destination : directory or URI of the merged checkpoint; must be empty unless `overwrite`
+    destination : directory or URI of the merged checkpoint; must be empty unless `overwrite`. If it has the complete
+        result of this recipe already, nothing is done.
     store : directory or URI that keeps spectra and parts; None takes the recipe's, or the default
     device : "cpu", "cuda", "cuda:1"
     max_memory : bytes that all workers together may use; None takes the recipe's
@@ -81,7 +82,12 @@ def run_prepared(
     listeners: Sequence[Listener] = (),
     map_shards: MapShards = map_in_turn,
 ) -> MergeResult:
-    """Compute what `prepare_run` has prepared. Parameters and errors as `merge_run`."""
+    """Compute what `prepare_run` has prepared, or nothing where the destination has it. As `merge_run`."""
+    if prepared.destination.is_complete:
+        place, seconds = prepared.destination.uri, time.monotonic() - prepared.started
+        result = complete_result(prepared.run.plan, place, seconds=seconds)
+        notify(listeners, Listener.finished, result)
+        return result
     notify(listeners, Listener.planned, prepared.run, prepared.workers)
     return run_plan(
         prepared.run,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..cache.store_marker import mark_store
 from ..coordination.worker_count import choose_worker_count
 from ..formats.store_folders import DEFAULT_STORE
 from ..output.destination import Destination, prepare_destination
@@ -56,14 +57,17 @@ def prepare_run(
     place = store or recipe.store or DEFAULT_STORE
     check_reachable([destination, place], options)
     plan = plan or make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
-    target = prepare_destination(plan, destination, Store(destination, options), overwrite=overwrite)
-    run = open_run(plan, Store(place, options), options)
+    run_store = Store(place, options)
+    target = prepare_destination(
+        plan, destination, Store(destination, options), overwrite=overwrite, run_store=run_store
+    )
+    run = Run(plan, run_store, options) if target.is_complete else open_run(plan, run_store, options)
     count = choose_worker_count(plan, workers or recipe.runner.workers, max_memory, device)
     return PreparedRun(run, target, count, started)
 
 
 def open_run(plan: Plan, store: Store, storage_options: Mapping[str, Any] | None) -> Run:
-    """Return the run of a plan on a store. Three small requests where the store is remote, none on a local disk.
+    """Return the run of a plan on a store, which gets its marker. Up to five small requests where the store is remote.
 
     Parameters
     ----------
@@ -73,7 +77,9 @@ def open_run(plan: Plan, store: Store, storage_options: Mapping[str, Any] | None
     ------
     StoreError : the store cannot be written
     """
-    return Run(plan, store.with_probed_writes(), storage_options)
+    store = store.with_probed_writes()
+    mark_store(store)
+    return Run(plan, store, storage_options)
 
 
 def store_warnings(run: Run) -> tuple[str, ...]:

@@ -29,6 +29,9 @@ __all__ = ["ObjectInfo", "ObjectWriter", "Store", "locate_object"]
 
 Result = TypeVar("Result")
 
+# What `probe_conditional_writes` and probes of other kinds write, so that a garbage collection recognizes them.
+PROBE_CONTENTS = (b"", b"first", b"second")
+
 _SINGLE_PUT_BYTES = 32 * 2**20  # larger objects go in several requests: faster, and a failure repeats less
 
 
@@ -115,6 +118,10 @@ class Store:
         if self.probe_conditional_writes(prefix):
             return self
         return Store(self._uri, self._options, conditional_writes=False, retry=self._retry)
+
+    def at(self, uri: str) -> Store:
+        """Return the store at another address, opened with the same options."""
+        return Store(uri, self._options, conditional_writes=self._conditional_writes, retry=self._retry)
 
     def shares_access(self, other: Store) -> bool:
         """Return whether both stores use the same protocol and options, so that one can copy from the other."""
@@ -269,13 +276,26 @@ class Store:
         """Return the path of the object on this machine, for memory mapping, or None for a remote store."""
         return self.backend.local_path(check_key(key))
 
-    def remove_abandoned(self, older_than_seconds: float = 0.0) -> int:
+    def remove_abandoned(
+        self, older_than_seconds: float = 0.0, includes: Callable[[str], bool] | None = None, *, recursive: bool = True
+    ) -> int:
         """Remove the temporary files and multipart uploads of writers that died, and return their number.
 
-        On S3 an active upload cannot be told from an abandoned one: pass an age that no upload reaches, such as a day.
+        On S3 an active upload cannot be told from an abandoned one: pass an age that no upload reaches, such as a day,
+        or names that no other process writes.
+
+        Parameters
+        ----------
+        includes : called with the key of the object that was being written (on a local disk, where that is unknown, of
+            the temporary file); False leaves it
+        recursive : False leaves out subfolders
         """
+
+        def chosen(key: str) -> bool:
+            return (recursive or "/" not in key) and (includes is None or includes(key))
+
         with self.translate_errors("cleaning", ""):
-            return self.backend.remove_abandoned(older_than_seconds, self.request_runner(""))
+            return self.backend.remove_abandoned(older_than_seconds, chosen, recursive, self.request_runner(""))
 
     def probe_conditional_writes(self, prefix: str = PROBES) -> bool:
         """Return whether `create` is exclusive on this server. Also checks that objects can be listed and deleted.

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...core.choices import Grouping
-from .options import JsonOption, RecipeForStoreOption, StoreOption, open_store, parse_age, show_bytes, show_count
+from .options import (
+    JsonOption,
+    RecipeForStoreOption,
+    StoreOption,
+    open_existing_store,
+    parse_age,
+    show_bytes,
+    show_count,
+)
 from .table import table_lines
 
 if TYPE_CHECKING:
@@ -42,7 +50,7 @@ def ls(
     """List the runs of a store: state, method, number of experts, sizes and destination."""
     from ...core.cache.inventory import NO_RUN, take_inventory, usage
 
-    opened = open_store(store, recipe)
+    opened = open_existing_store(store, recipe)
     inventory = take_inventory(opened)
     sizes = {row.name: row for row in usage(inventory, "run")}
     chosen = [
@@ -88,7 +96,7 @@ def du(
     """Show sizes by kind, run, method or model. OWN is the size of what no other row uses: what its removal frees."""
     from ...core.cache.inventory import take_inventory, usage
 
-    opened = open_store(store, recipe)
+    opened = open_existing_store(store, recipe)
     inventory = take_inventory(opened)
     rows = usage(inventory, by)
     if as_json:
@@ -131,7 +139,7 @@ def gc(
     """Remove old or named runs and the remains of killed runs. Keeps what an active run or another run uses."""
     from ...core.steps.collect_garbage import collect_garbage
 
-    opened = open_store(store, recipe)
+    opened = open_existing_store(store, recipe)
     found = collect_garbage(
         opened, older_than=parse_age(older_than), runs=run or (), superseded=superseded, dry_run=dry_run
     )
@@ -145,6 +153,8 @@ def gc(
     print(f"{would} {removed}, {show_bytes(found.num_bytes)}")
     if found.num_abandoned:
         print(f"removed {show_count(found.num_abandoned, 'unfinished file')} or uploads of killed processes")
+    for key in found.kept_foreign:
+        print(f"kept {key}: not written by Eigenmerge, or damaged; `eigenmerge cache verify` reads it")
     for key in found.kept_running:
         print(f"kept run {key[:_KEY_CHARACTERS]}: it is active")
 
@@ -161,27 +171,33 @@ def verify(
     """Read every object and check it against its checksums. Exit code 1: a damaged object was found and not removed."""
     from ...core.steps.verify_store import verify_store
 
-    opened = open_store(store, recipe)
+    opened = open_existing_store(store, recipe)
     found = verify_store(opened, delete=delete)
     if as_json:
         print(json.dumps({"store": opened.display(""), **asdict(found), "deleted": delete}, indent=1))
     else:
         for damage in found.damaged:
-            print(f"damaged{', removed' if delete else ''}: {damage.key}: {damage.reason}")
+            outcome = ", removed" if damage.key in found.removed else ", kept" if delete else ""
+            print(f"damaged{outcome}: {damage.key}: {damage.reason}")
         for key in found.foreign:
             print(f"not checked: {key}: not written by this version of Eigenmerge")
         if found.uncommitted:
             print(f"not checked: {show_count(len(found.uncommitted), 'incomplete part')}, left by killed runs")
         checked = f"{show_count(found.num_checked, 'object')}, {show_bytes(found.num_bytes)}"
-        print(f"checked {checked}: {_verdict(len(found.damaged), delete)}")
-    if found.damaged and not delete:
+        print(f"checked {checked}: {_verdict(len(found.damaged), len(found.removed), delete)}")
+    if len(found.damaged) > len(found.removed):
         raise typer.Exit(1)
 
 
-def _verdict(num_damaged: int, delete: bool) -> str:
+def _verdict(num_damaged: int, num_removed: int, delete: bool) -> str:
     if not num_damaged:
         return "no damage"
-    return f"{num_damaged} damaged" + (" and removed" if delete else "; --delete removes them")
+    if not delete:
+        return f"{num_damaged} damaged; --delete removes them"
+    kept = num_damaged - num_removed
+    if kept:
+        return f"{num_damaged} damaged, {num_removed} removed; {kept} kept, which no run is known to have written"
+    return f"{num_damaged} damaged and removed"
 
 
 def _run_row(run: StoredRun, sizes: dict[str, Usage]) -> dict[str, Any]:

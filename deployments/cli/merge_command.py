@@ -146,6 +146,8 @@ def merge(
 def summary(result: MergeResult) -> str:
     """Return the lines to print after a run."""
     lines = [f"warning: {warning}" for warning in result.warnings]
+    if result.already_complete:
+        return "\n".join([*lines, f"Already complete: {result.destination} has the result of this recipe"])
     lines += [
         f"Merged {show_count(result.num_experts, 'expert')}, {show_count(result.num_tensors, 'tensor')}, with"
         f" {result.method} in {show_seconds(result.seconds)}",

@@ -76,6 +76,20 @@ def open_store(store: str | None, recipe: str | None) -> Store:
     return Store(address, read.storage_options if read is not None else None)
 
 
+def open_existing_store(store: str | None, recipe: str | None) -> Store:
+    """Return the store as `open_store` does, after a check that the place is one.
+
+    Raises
+    ------
+    NoStoreError : the place is not a store
+    """
+    from ...core.cache.store_marker import require_store
+
+    opened = open_store(store, recipe)
+    require_store(opened)
+    return opened
+
+
 def parse_age(text: str | None) -> float | None:
     """Return the seconds of "7d", "12h", "90m" or "2w"; None for None.
 

@@ -13,7 +13,10 @@ import pytest
 
 from eigenmerge.core.cache.inventory import take_inventory
 from eigenmerge.core.cache.runs import recorded_run, run_objects
+from eigenmerge.core.cache.spectra.writer import write_spectrum
+from eigenmerge.core.cache.store_marker import mark_store
 from eigenmerge.core.coordination.claims import hold_run
+from eigenmerge.core.formats.store_folders import STORE_MARKER
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
 from eigenmerge.core.run import Run
 from eigenmerge.core.steps.collect_garbage import collect_garbage
@@ -22,12 +25,15 @@ from eigenmerge.core.steps.read_recipe import read_recipe
 from eigenmerge.core.steps.verify_store import verify_store
 from eigenmerge.core.storage.store import Store
 
+from ..core.cache import examples
+
 FOLDERS = ("spectra", "sums", "parts", "alignments")
 
 
 def keys(store: Path | Store) -> set[str]:
+    """Return all keys of a store without that of its marker."""
     opened = store if isinstance(store, Store) else Store(str(store))
-    return {info.key for info in opened.list("")}
+    return {info.key for info in opened.list("")} - {STORE_MARKER}
 
 
 def make_old(store: Path, days: float, pattern: str = "**/*") -> None:
@@ -84,7 +90,8 @@ def test_ls_and_du(two_runs: dict[str, str], command: Callable[..., Any], tmp_pa
     assert [run["run"] for run in only["runs"]] == [two_runs["swudi"]]
     assert json.loads(command("cache", "ls", "--model", "expert7", "--json").out)["runs"] == []
 
-    total = sum(path.stat().st_size for path in (tmp_path / "store").rglob("*") if path.is_file())
+    files = [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name != STORE_MARKER]
+    total = sum(path.stat().st_size for path in files)
     for by in ("kind", "run", "method", "model"):
         found = json.loads(command("cache", "du", "--by", by, "--json").out)
         assert found["num_bytes"] == total
@@ -114,17 +121,20 @@ def test_gc_by_run_keeps_shared_objects(
 
 def test_gc_by_age(two_runs: dict[str, str], command: Callable[..., Any], tmp_path: Path) -> None:
     store = tmp_path / "store"
-    (store / "spectra/orphan.arrow").write_bytes(b"of no run")
+    orphan, foreign = "spectra/ab/" + "ab" * 32 + ".arrow", "spectra/ab/" + "cd" * 32 + ".arrow"
+    write_spectrum(Store(str(store)), orphan, examples.spectrum(3), provenance={})
+    (store / foreign).write_bytes(b"the user's")
     make_old(store, 8)
     make_old(store, 1, f"runs/{two_runs['swudi_a']}/*")
     done = json.loads(command("cache", "gc", "--older-than", "7d", "--json").out)
     assert done["runs"] == [two_runs["swudi"]]
     left = keys(store)
-    assert "spectra/orphan.arrow" not in left
+    assert orphan not in left and foreign in left and done["kept_foreign"] == [foreign]
     assert any(key.startswith("spectra/") for key in left), "the more recent run uses them"
     assert command("cache", "gc", "--older-than", "sometime").code == 2
     text = command("cache", "gc", "--older-than", "1h").out
-    assert "removed 1 run " in text and keys(store) == set()
+    assert "removed 1 run " in text and f"kept {foreign}: not written by Eigenmerge" in text
+    assert keys(store) == {foreign}
 
 
 def test_gc_keeps_an_active_run(make_models: Any, command: Callable[..., Any], tmp_path: Path) -> None:
@@ -171,15 +181,19 @@ def test_without_superseded_sums_the_next_expert_still_costs_one_pass(
 
 def test_objects_of_killed_processes_are_removed(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
+    mark_store(store)
     claim = hold_run(store, "a" * 64)
     dead = json.loads(store.read(next(iter(keys(store))))) | {"pid": 2**22 + 1}
     claim.release()
     store.write(f"claims/run-{'b' * 64}-000000000000.json", json.dumps(dead).encode())
-    store.write("claims/damaged.json", b"{")
-    (tmp_path / ".eigenmerge-0123456789abcdef.partial").write_bytes(b"half")
+    store.write("claims/notes.json", b"{}")
+    half = ".eigenmerge-0123456789abcdef.partial"
+    for folder in ("parts", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / half).write_bytes(b"half")
     done = collect_garbage(store)
-    assert done.num_objects == 2 and done.num_abandoned == 1
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert done.num_objects == 1 and done.num_abandoned == 1
+    assert keys(store) == {"claims/notes.json"} and (tmp_path / "elsewhere" / half).exists()
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "swap"])
@@ -193,14 +207,14 @@ def test_verify_finds_damage_of_every_kind(
     assert command("cache", "verify").code == 0
     targets: dict[str, Path] = {}
     for path in sorted(store.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != STORE_MARKER:
             key = path.relative_to(store)
             targets.setdefault(key.parts[0] + path.suffix + ("" if key.parts[0] != "runs" else path.name), path)
     targets["parts.safetensors"] = max(
         store.glob("parts/*.safetensors")
     )  # the part of another record than the damaged one
     assert len(targets) == 9, sorted(targets)
-    originals = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    originals = {path: path.read_bytes() for path in store.rglob("*") if path.is_file() and path.name != STORE_MARKER}
     for path in targets.values():
         content = originals[path]
         middle = len(content) * 2 // 3
@@ -238,10 +252,28 @@ def test_foreign_and_uncommitted_objects(two_runs: dict[str, str], command: Call
     assert found.code == 0 and "not checked: notes.txt" in found.out and "not checked: 1 incomplete part" in found.out
 
 
-def test_an_empty_store_is_not_an_error(command: Callable[..., Any], tmp_path: Path) -> None:
-    for arguments in (["ls"], ["du"], ["gc"], ["verify"]):
-        done = command("cache", *arguments, "--store", tmp_path / "nothing")
-        assert done.code == 0 and not done.err, done.err
+def test_a_place_that_is_no_store_is_refused(
+    two_runs: dict[str, str], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Its first sentence was "no damage", and `gc` removed what had names as in a store."""
+    assert two_runs
+    place = tmp_path / "store"
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for arguments in (["ls"], ["du"], ["gc", "--older-than", "0s"], ["gc", "--dry-run"], ["verify", "--delete"]):
+        for wrong, near in ((tmp_path, place), (place / "runs", place), (tmp_path / "nothing", None)):
+            done = command("cache", *arguments, "--store", wrong)
+            hint = f"did you mean {near}?" if near else "give the place that merges use with --store"
+            assert done.code == 2 and f"{wrong}: no store here; {hint}" in done.err, done.err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_dry_run_writes_nothing(two_runs: dict[str, str], command: Callable[..., Any], tmp_path: Path) -> None:
+    place = tmp_path / "store"
+    (place / STORE_MARKER).unlink()  # as a store of an earlier version
+    before = {path: path.stat().st_mtime_ns for path in (place, *place.rglob("*"))}
+    done = json.loads(command("cache", "gc", "--older-than", "0s", "--dry-run", "--json").out)
+    assert sorted(done["runs"]) == sorted(two_runs.values()) and done["num_objects"] > 0
+    assert {path: path.stat().st_mtime_ns for path in (place, *place.rglob("*"))} == before
 
 
 def test_on_s3(make_models: Any, pipeline: Any, command: Callable[..., Any], tmp_path: Path, s3_root: Any) -> None:

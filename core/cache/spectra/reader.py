@@ -74,6 +74,16 @@ def read_spectrum(store: Store, key: str, *, top: int | None = None, values_only
         raise CorruptObjectError(f"{store.display(key)}: its description cannot be read ({error})") from None
 
 
+def verify_description(store: Store, key: str) -> None:
+    """Check the beginning of the object, which says what the rest is: it is a spectrum of this key.
+
+    Raises
+    ------
+    ObjectNotFoundError, CorruptObjectError : as `read_spectrum`
+    """
+    _open(store, key)
+
+
 def verify_spectrum(store: Store, key: str) -> None:
     """Read the whole object twice and check it: by the description, and by the footer as other Arrow tools do.
 

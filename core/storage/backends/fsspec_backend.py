@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import tempfile
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, cast
@@ -18,6 +20,8 @@ from .protocol import ObjectInfo, RequestRunner
 
 # A put on these creates the object in one step. On all others a partly written file is visible under its name.
 _ATOMIC_PUT_PROTOCOLS = frozenset({"memory", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "hf", "r2"})
+_PARTIAL_NAME = re.compile(r"(?P<key>.+)\.partial-[0-9a-f]{16}")
+_ABANDONED_AFTER_SECONDS = 86400.0
 _SPOOL_BYTES = 64 * 2**20
 _VERSION_FIELDS = (
     "ETag", "etag", "md5Hash", "content_md5", "blob_id", "mtime", "LastModified", "updated", "created",
@@ -64,7 +68,7 @@ class FsspecBackend:
                 return {}
 
         for name, found in sorted(run_request(find, "listing").items()):
-            if name.rstrip("/") != folder.rstrip("/") and ".partial-" not in name:
+            if name.rstrip("/") != folder.rstrip("/") and _PARTIAL_NAME.fullmatch(name) is None:
                 yield self._object_info(found)
 
     def read(self, key: str) -> bytes:
@@ -129,8 +133,26 @@ class FsspecBackend:
     def local_path(self, key: str) -> Path | None:
         return None
 
-    def remove_abandoned(self, older_than_seconds: float, run_request: RequestRunner) -> int:
-        return 0
+    def remove_abandoned(
+        self, older_than_seconds: float, includes: Callable[[str], bool], recursive: bool, run_request: RequestRunner
+    ) -> int:
+        """Remove partly written files that are old enough: their writers cannot be asked whether they live."""
+        if self._protocol in _ATOMIC_PUT_PROTOCOLS:
+            return 0
+        oldest = time.time() - max(older_than_seconds, _ABANDONED_AFTER_SECONDS)
+        depth = None if recursive else 1
+        try:
+            found = run_request(lambda: self._fs.find(self._root, maxdepth=depth, detail=True), "listing")
+        except FileNotFoundError:
+            return 0
+        removed = 0
+        for facts in found.values():
+            info = self._object_info(facts)
+            match = _PARTIAL_NAME.fullmatch(info.key)
+            if match is not None and includes(match["key"]) and 0 < info.modified < oldest:
+                run_request(lambda key=info.key: self._delete(key), "deleting")
+                removed += 1
+        return removed
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"

@@ -6,10 +6,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 from ...errors import CorruptObjectError, StoreError
@@ -18,6 +19,7 @@ from .protocol import ObjectInfo, RequestRunner
 # A writer holds a lock on its temporary file. If another process can take the lock, the writer is dead.
 _TEMPORARY_PREFIX = ".eigenmerge-"
 _TEMPORARY_SUFFIX = ".partial"
+_TEMPORARY_NAME = re.compile(re.escape(_TEMPORARY_PREFIX) + "[0-9a-f]{16}" + re.escape(_TEMPORARY_SUFFIX))
 _ABANDONED_AFTER_SECONDS = 6 * 3600.0  # on file systems without locks
 
 
@@ -103,13 +105,18 @@ class LocalBackend:
     def local_path(self, key: str) -> Path | None:
         return self.path(key)
 
-    def remove_abandoned(self, older_than_seconds: float, run_request: RequestRunner) -> int:
+    def remove_abandoned(
+        self, older_than_seconds: float, includes: Callable[[str], bool], recursive: bool, run_request: RequestRunner
+    ) -> int:
         """Remove temporary files that no process holds a lock on and that were not written to recently."""
         removed = 0
-        for folder, _, names in os.walk(self._root):
-            for name in filter(_is_temporary, names):
-                with contextlib.suppress(OSError):
-                    removed += _remove_if_abandoned(Path(folder, name), older_than_seconds)
+        for folder, subfolders, names in os.walk(self._root):
+            if not recursive:
+                subfolders.clear()
+            for path in (Path(folder, name) for name in filter(_is_temporary, names)):
+                if includes(path.relative_to(self._root).as_posix()):
+                    with contextlib.suppress(OSError):
+                        removed += _remove_if_abandoned(path, older_than_seconds)
         return removed
 
     def path(self, key: str) -> Path:
@@ -220,8 +227,10 @@ def _create_locked(folder: Path) -> tuple[int, Path]:
 
 
 def _remove_if_abandoned(path: Path, older_than_seconds: float) -> bool:
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -237,7 +246,7 @@ def _remove_if_abandoned(path: Path, older_than_seconds: float) -> bool:
 
 
 def _is_temporary(name: str) -> bool:
-    return name.startswith(_TEMPORARY_PREFIX) and name.endswith(_TEMPORARY_SUFFIX)
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def _object_info(key: str, status: os.stat_result) -> ObjectInfo:

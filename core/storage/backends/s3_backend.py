@@ -6,7 +6,7 @@ The caches of s3fs for listings, info and read-ahead are off, because other proc
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -155,14 +155,19 @@ class S3Backend:
     def local_path(self, key: str) -> Path | None:
         return None
 
-    def remove_abandoned(self, older_than_seconds: float, run_request: RequestRunner) -> int:
+    def remove_abandoned(
+        self, older_than_seconds: float, includes: Callable[[str], bool], recursive: bool, run_request: RequestRunner
+    ) -> int:
         """Abort multipart uploads that were started long ago: they are not listed as objects, but are charged for."""
         removed = 0
         arguments: dict[str, object] = {"Prefix": self._prefix}
         while True:
             page = run_request(lambda: self.call("list_multipart_uploads", **arguments), "listing unfinished uploads")
             for upload in page.get("Uploads", []):
-                if time.time() - _timestamp(upload.get("Initiated")) < older_than_seconds:
+                age = time.time() - _timestamp(upload.get("Initiated"))
+                if older_than_seconds > 0 and age < older_than_seconds:  # 0: any, also where the clocks differ
+                    continue
+                if not includes(upload["Key"].removeprefix(self._prefix)):
                     continue
                 name = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
                 run_request(

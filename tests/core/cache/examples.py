@@ -23,6 +23,8 @@ from eigenmerge.core.planning.plan import (
 )
 from eigenmerge.core.storage.store import Store
 
+from ..store_keys import long_key
+
 RUN_KEY = "0123abcd" * 8
 
 
@@ -64,6 +66,19 @@ def norm(name: str) -> TensorPlan:
 
 def shard(index: int, *tensors: TensorPlan) -> LayerShard:
     return LayerShard(index, tensors, f"parts/{index}.safetensors", 0, 0, 0.0, 0)
+
+
+def real_shard(index: int, *tensors: TensorPlan) -> LayerShard:
+    """A shard whose keys have the form of those in a store."""
+    renamed = [
+        replace(
+            tensor,
+            spectrum_key=tensor.spectrum_key and long_key(tensor.spectrum_key),
+            alignment_key=tensor.alignment_key and long_key(tensor.alignment_key),
+        )
+        for tensor in tensors
+    ]
+    return replace(shard(index, *renamed), part_key=long_key(f"parts/{index}.safetensors"))
 
 
 def plan(*shards: LayerShard, settings: RunSettings | None = None, recipe: dict[str, object] | None = None) -> Plan:

@@ -26,10 +26,11 @@ from eigenmerge.core.coordination.claims import ClaimWatcher, hold_run
 from eigenmerge.core.run import Run
 from eigenmerge.core.storage.store import Store
 
-from .examples import RUN_KEY, matrix, plan, shard, write_part
+from ..store_keys import long_key
+from .examples import RUN_KEY, matrix, plan, real_shard, write_part
 
 Place = Callable[[str], Store]
-SHARD = shard(0, matrix("w"))
+SHARD = real_shard(0, matrix("w"))
 RESULT = MergeResult("out", RUN_KEY, (), 1, 1, "swudi", 1, 0, 1, 0, 10, 0, 20, 0, 1.5)
 
 
@@ -57,7 +58,7 @@ def test_a_finished_run(place: Place) -> None:
     run = only_run(inventory)
     assert (run.key, run.state, run.method, run.models) == (RUN_KEY, "finished", "swudi", ["base", "expert"])
     assert set(run.folder) == {run_object_key(RUN_KEY, RUN_NAME), run_object_key(RUN_KEY, OBJECTS_NAME)}
-    assert run.objects is not None and SHARD.part_key in run.objects and "spectra/w.arrow" in run.objects
+    assert run.objects is not None and SHARD.part_key in run.objects and long_key("spectra/w.arrow") in run.objects
     users = inventory.users()
     assert users[SHARD.part_key] == [run] and all(users[key] == [run] for key in run.folder)
     assert inventory.size([SHARD.part_key]) == 12
@@ -116,7 +117,7 @@ def test_claims_of_dead_processes(place: Place) -> None:
         owner = json.loads(store.read(held))
         dead = {
             run_claim_key("f" * 64, "0" * 12): json.dumps(owner | {"pid": 2**22 + 1}).encode(),
-            claim_key("parts/x.safetensors"): b"{",
+            claim_key(long_key("parts/x.safetensors")): b"{",
         }
         for key, content in dead.items():
             store.write(key, content)
@@ -140,11 +141,11 @@ def test_reread_runs_finds_a_run_that_began_later(place: Place) -> None:
     write_part(store, SHARD, b"header--data")
     before = take_inventory(store)
     with recorded_run(Run(plan(SHARD), store), "out"):
-        store.write("spectra/later.arrow", b"")
+        store.write(long_key("spectra/later.arrow"), b"")
         after = reread_runs(store, before)
     assert before.runs == () and only_run(after).state == "running"
     assert after.now == before.now
-    assert "spectra/later.arrow" not in after.objects, "other folders are not listed again"
+    assert long_key("spectra/later.arrow") not in after.objects, "other folders are not listed again"
     assert before.objects.keys() < after.objects.keys()
 
 
@@ -159,7 +160,7 @@ def test_usage_counts_what_two_runs_share_in_both(place: Place) -> None:
     store = place("store")
     record(store)
     write_part(store, SHARD, bytes(100))
-    store.write("spectra/orphan.arrow", bytes(1000))
+    store.write(long_key("spectra/orphan.arrow"), bytes(1000))
     store.write("notes.txt", bytes(5000))
     inventory = take_inventory(store)
     kinds = {row.name: (row.num_objects, row.num_bytes) for row in usage(inventory, "kind")}

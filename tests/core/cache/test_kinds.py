@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from eigenmerge.core.cache.alignments import write_alignments
-from eigenmerge.core.cache.kinds import KINDS, Kind, deleted_together, deletion_order, kind_of
+from eigenmerge.core.cache.kinds import (
+    KINDS,
+    Kind,
+    deleted_together,
+    deletion_order,
+    divide_by_owner,
+    is_ours,
+    kind_of,
+)
 from eigenmerge.core.cache.reports import DecomposeReport
 from eigenmerge.core.cache.runs import recorded_run
 from eigenmerge.core.cache.sealed_tensors import write_sealed
@@ -21,15 +29,18 @@ from eigenmerge.core.planning.keys import alignment_key, calibration_key, spectr
 from eigenmerge.core.run import Run
 from eigenmerge.core.storage.store import Store
 
-from .examples import RUN_KEY, matrix, plan, shard, spectrum, write_part
+from ..store_keys import long_key
+from .examples import RUN_KEY, matrix, plan, real_shard, spectrum, write_part
 
-SPECTRUM = "spectra/w.arrow"
-SUMS = "sums/ab/000001-x.safetensors"
+SPECTRUM = long_key("spectra/w.arrow")
+SUMS = long_key("sums/ab/000001-x.safetensors")
+PART = long_key("parts/h.safetensors")
+HASH = "ab" * 32
 
 
 def fill(store: Store) -> None:
     """One object of every kind that is checked, as the code writes it."""
-    part = shard(0, matrix("w", aligned=True))
+    part = real_shard(0, matrix("w", aligned=True))
     run = Run(plan(part), store)
     write_spectrum(store, SPECTRUM, spectrum(5), provenance={})
     write_sealed(store, SUMS, {"sum": torch.ones(3)}, {"form": "sum", "members": ["a"]})
@@ -79,8 +90,8 @@ def test_keys_of_every_builder_have_a_kind() -> None:
         calibration_key(spectral, "filter"): "spectrum",
         alignment_key([spectral]): "alignment",
         sums_key(1, "float32", "base", "[4, 3]", ["a", "b"]): "sums",
-        claim_key("parts/h.safetensors"): "claim",
-        spectra_claim_key("parts/h.safetensors"): "claim",
+        claim_key(PART): "claim",
+        spectra_claim_key(PART): "claim",
         run_claim_key(RUN_KEY, "f" * 32): "claim",
     }
     for key, name in keys.items():
@@ -92,11 +103,19 @@ def test_keys_of_every_builder_have_a_kind() -> None:
     "key",
     [
         "notes.txt",
-        "operators/ab/abc/000002-x.safetensors",  # sums of an earlier version
-        "spectra/x.txt",
-        "parts/x.safetensors.bak",
-        "runs/x/notes.txt",
-        "sums/x.arrow",
+        f"operators/ab/{HASH}/000002-{HASH}.safetensors",  # sums of an earlier version
+        f"spectra/ab/{HASH}.txt",
+        f"spectra/{HASH}.arrow",
+        f"parts/{HASH}.safetensors.bak",
+        f"parts/{HASH.upper()}.safetensors",
+        "parts/model.safetensors",
+        "spectra/ab/sound.arrow",
+        f"runs/{HASH}/notes.txt",
+        "runs/experiment-1/run.json",
+        f"sums/ab/{HASH}/{HASH}.arrow",
+        f"claims/{HASH}.txt",
+        "claims/2024.json",
+        "probes/data.bin",
         "spectra",
     ],
 )
@@ -105,25 +124,48 @@ def test_other_objects_have_no_kind(key: str) -> None:
     assert deleted_together(key) == (key,)
 
 
-def test_a_key_has_at_most_one_kind() -> None:
-    for kind in KINDS:
-        key = f"{kind.folder}x{kind.suffix}"
-        assert [other.name for other in KINDS if other.includes(key)] == [kind.name]
+def test_a_key_has_at_most_one_kind(place: Callable[[str], Store]) -> None:
+    store = place("store")
+    fill(store)
+    for key in [*objects(store), claim_key(PART), long_key("probes/p")]:
+        assert len([kind.name for kind in KINDS if kind.includes(key)]) == 1
+
+
+def test_what_the_code_writes_is_ours_and_other_content_is_not(place: Callable[[str], Store]) -> None:
+    store = place("store")
+    fill(store)
+    keys = list(objects(store))
+    assert divide_by_owner(store, keys, ()) == (keys, [])
+    together = {key: [key] for key in keys} | {
+        # a record proves that the part beside it is ours, and the two records of a run prove each other
+        key: [other for other in keys if other.startswith((key.rpartition(".")[0], f"runs/{RUN_KEY}/"))]
+        for key in keys
+        if key.startswith(("parts/", f"runs/{RUN_KEY}/"))
+    }
+    for key, others in together.items():
+        contents = {other: store.read(other) for other in others}
+        for other in others:
+            store.write(other, b'{"name": "the user\'s"}')
+        assert not is_ours(store, key), key
+        assert divide_by_owner(store, [key], {key}) == ([key], []), "the record of a run lists it"
+        for other, content in contents.items():
+            store.write(other, content)
 
 
 def test_part_and_record_are_deleted_together_the_record_first() -> None:
-    together = ("parts/x.json", "parts/x.safetensors")
-    assert deleted_together("parts/x.safetensors") == deleted_together("parts/x.json") == together
-    assert deleted_together("parts/x.arrow") == ("parts/x.arrow",)
+    record, part, table = (long_key(f"parts/x.{suffix}") for suffix in ("json", "safetensors", "arrow"))
+    assert deleted_together(part) == deleted_together(record) == (record, part)
+    assert deleted_together(table) == (table,)
     assert deleted_together(SPECTRUM) == (SPECTRUM,)
 
 
 def test_the_record_of_a_run_is_deleted_last() -> None:
-    keys = ["runs/r/run.json", "runs/r/objects.json", "runs/r/spectra.arrow", "parts/x.safetensors", "parts/x.json"]
+    keys = [f"runs/{HASH}/{name}" for name in ("run.json", "objects.json", "spectra.arrow")]
+    keys += [f"parts/{HASH}.safetensors", f"parts/{HASH}.json"]
     assert sorted(keys, key=deletion_order) == [
-        "parts/x.json",
-        "parts/x.safetensors",
-        "runs/r/objects.json",
-        "runs/r/spectra.arrow",
-        "runs/r/run.json",
+        f"parts/{HASH}.json",
+        f"parts/{HASH}.safetensors",
+        f"runs/{HASH}/objects.json",
+        f"runs/{HASH}/spectra.arrow",
+        f"runs/{HASH}/run.json",
     ]

@@ -75,10 +75,11 @@ class TestPrepare:
             prepare(store)
         prepare(store, overwrite=True)
 
-    def test_the_finished_result_is_refused_with_another_message(self, store: Store) -> None:
+    def test_the_finished_result_is_complete_for_its_own_recipe_only(self, store: Store) -> None:
         make_checkpoint(PLAN).write(store)
-        with pytest.raises(DestinationError, match="pass --overwrite to write it again"):
-            prepare(store)
+        before = keys_in(store)
+        assert prepare(store).is_complete and not prepare(store, overwrite=True).is_complete
+        assert keys_in(store) == before
         with pytest.raises(DestinationError, match="is not empty"):
             prepare(store, OTHER)
 
@@ -150,7 +151,7 @@ class TestTake:
         assert first is not None
         store.write(FIRST_FILE, b"half")
         first.abandon()
-        assert json.loads(store.read(MARKER_NAME)) == {"run_key": RUN_KEY}
+        assert json.loads(store.read(MARKER_NAME))["run_key"] == RUN_KEY
         started = time.monotonic()
         second = take(store)
         assert second is not None and time.monotonic() - started < 0.5
@@ -249,7 +250,7 @@ class TestClear:
 
     def test_files_of_other_checkpoints_are_removed_and_others_stay(self, place: Callable[[str], Store]) -> None:
         store = place("out")
-        stale = [
+        ours = [
             "model.safetensors",
             "model-00001-of-00009.safetensors",
             "adapter_model.safetensors",
@@ -261,10 +262,12 @@ class TestClear:
             "adapter_config.json",
             ".eigenmerge-probe-0123",
         ]
+        ours += ["tokenizer.model", FIRST_FILE]
         foreign = ["notes.txt", "my-model.safetensors", "tokenizer.json", "sub/model.safetensors"]
-        self.write_all(store, [*stale, *foreign, FIRST_FILE])
+        self.write_all(store, [*ours, *foreign])
+        store.write(MARKER_NAME, json.dumps({"run_key": RUN_KEY, "files": ours}).encode())
         clear_for_writing(store, PLAN)
-        assert keys_in(store) == {*foreign, FIRST_FILE}
+        assert keys_in(store) == {*foreign, FIRST_FILE, MARKER_NAME}
 
     def test_indices_are_removed_before_any_other_file(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         make_checkpoint(small_plan([[norm("a")]], [[norm("b")]], [[norm("c")]], run_key=OTHER_KEY)).write(store)
@@ -290,5 +293,6 @@ class TestClear:
     def test_an_index_beside_one_file_is_removed(self, store: Store) -> None:
         make_checkpoint(ONE_FILE).write(store)
         store.write(INDEX_NAME, b"{}")
+        mark(store)
         clear_for_writing(store, ONE_FILE)
-        assert keys_in(store) == {"model.safetensors", MANIFEST_NAME}
+        assert keys_in(store) == {"model.safetensors", MANIFEST_NAME, MARKER_NAME}

@@ -9,19 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eigenmerge.core.cache.inventory import NO_RUN, Inventory, State, StoredRun, usage
+from eigenmerge.core.cache.store_marker import mark_store
 from eigenmerge.core.errors import StoreError
 from eigenmerge.core.steps.collect_garbage import Garbage, collect_garbage, find_garbage
 from eigenmerge.core.storage.backends.protocol import ObjectInfo
 from eigenmerge.core.storage.store import Store
+
+from ..store_keys import long_key, long_run_key, short_key
 
 NOW = 100_000_000.0
 DAY = 86400.0
 
 
 def stored_run(key: str, *objects: str, state: State = "finished", age: float = 0.0, known: bool = True) -> StoredRun:
-    folder = (f"runs/{key}/objects.json", f"runs/{key}/run.json")
+    folder = (long_key(f"runs/{key}/objects.json"), long_key(f"runs/{key}/run.json"))
     facts = {"method": "swudi" if key < "c" else "ties", "base": "base", "experts": [f"expert-{key}"]}
-    return StoredRun(key, state, facts, frozenset(objects) if known else None, folder, NOW - age)
+    used = frozenset(map(long_key, objects)) if known else None
+    return StoredRun(long_run_key(key), state, facts, used, folder, NOW - age)
 
 
 def inventory(
@@ -31,14 +35,24 @@ def inventory(
     claimed: frozenset[str] = frozenset(),
     dead: frozenset[str] = frozenset(),
 ) -> Inventory:
-    """An inventory of these runs with their folders, and of objects given by key and age in seconds."""
-    ages = {key: NOW - run.written for run in runs for key in run.folder} | dict(objects)
+    """An inventory of these runs with their folders, and of objects given by short key and age in seconds."""
+    ages = {key: NOW - run.written for run in runs for key in run.folder}
+    ages |= {long_key(key): age for key, age in objects.items()}
     infos = {key: ObjectInfo(key, 10, "e", NOW - age) for key, age in ages.items()}
-    return Inventory(infos, runs, claimed, dead, NOW)
+    return Inventory(infos, runs, frozenset(map(long_key, claimed)), frozenset(map(long_key, dead)), NOW)
 
 
-def collected(found: Inventory, older_than: float | None = None, *runs: str) -> Garbage:
-    return find_garbage(found, older_than=older_than, runs=runs)
+def collected(
+    found: Inventory, older_than: float | None = None, *runs: str, useless: frozenset[str] = frozenset()
+) -> Garbage:
+    """The garbage of an inventory, with short keys."""
+    garbage = find_garbage(
+        found, older_than=older_than, runs=[*map(long_run_key, runs)], useless=frozenset(map(long_key, useless))
+    )
+    keys, removed, running = (
+        tuple(map(short_key, names)) for names in (garbage.keys, garbage.runs, garbage.kept_running)
+    )
+    return Garbage(keys, removed, garbage.num_bytes, running)
 
 
 def test_without_options_only_leftovers_of_killed_processes_are_removed() -> None:
@@ -117,7 +131,7 @@ def test_objects_that_are_not_ours_are_never_removed() -> None:
 
 def test_unknown_times_count_as_young() -> None:
     found = inventory((), {"spectra/x.arrow": NOW})
-    assert found.objects["spectra/x.arrow"].modified == 0.0
+    assert found.objects[long_key("spectra/x.arrow")].modified == 0.0
     assert collected(found, DAY).keys == ()
 
 
@@ -153,12 +167,13 @@ def test_properties_of_every_collection(
     )
     found = inventory(runs, ages)
     wanted = [key for key in named if key in given_runs and given_runs[key][0] != "running"]
-    garbage = collected(found, older_than, *wanted)
+    garbage = find_garbage(found, older_than=older_than, runs=[*map(long_run_key, wanted)])
+    ages = {long_key(key): age for key, age in ages.items()}
     kept = [run for run in runs if run.key not in garbage.runs]
     for run in kept:
         assert not set(garbage.keys) & {*(run.objects or ()), *run.folder}
     assert all(run.state != "running" for run in runs if run.key in garbage.runs)
-    assert set(wanted) <= set(garbage.runs)
+    assert {*map(long_run_key, wanted)} <= set(garbage.runs)
     assert garbage.num_bytes == 10 * len(garbage.keys)
     for key in garbage.keys:
         used = any(key in (*(run.objects or ()), *run.folder) for run in runs)
@@ -171,9 +186,7 @@ def test_superseded_sums_are_removed_although_a_kept_run_used_them() -> None:
         stored_run("bbbb", "sums/b.safetensors", state="running"),
     )
     found = inventory(runs, {"sums/a.safetensors": 0.0, "sums/b.safetensors": 0.0})
-    garbage = find_garbage(
-        found, older_than=None, runs=(), useless=frozenset({"sums/a.safetensors", "sums/b.safetensors"})
-    )
+    garbage = collected(found, useless=frozenset({"sums/a.safetensors", "sums/b.safetensors"}))
     assert garbage.keys == ("sums/a.safetensors",), "an active run keeps what it uses"
 
 
@@ -182,7 +195,7 @@ def test_usage_by_kind_run_method_and_model() -> None:
     found = inventory(runs, {"spectra/shared.arrow": 0.0, "spectra/a.arrow": 0.0, "sums/x.safetensors": 0.0})
     kinds = {row.name: (row.num_objects, row.num_bytes) for row in usage(found, "kind")}
     assert kinds == {"runs": (4, 40), "spectra": (2, 20), "sums": (1, 10)}
-    by_run = {row.name: (row.num_bytes, row.own_bytes) for row in usage(found, "run")}
+    by_run = {short_key(row.name): (row.num_bytes, row.own_bytes) for row in usage(found, "run")}
     assert by_run == {"aaaa": (40, 30), "cccc": (30, 20), NO_RUN: (10, 10)}
     assert usage(found, "run")[-1].name == NO_RUN
     assert {row.name: row.own_bytes for row in usage(found, "method")} == {"swudi": 30, "ties": 20, NO_RUN: 10}
@@ -196,8 +209,9 @@ def test_usage_by_kind_run_method_and_model() -> None:
 )
 def test_a_run_is_named_by_the_beginning_of_its_key(tmp_path, prefix: str, problem: str) -> None:
     store = Store(str(tmp_path))
-    store.write("runs/abcd1/spectra.arrow", b"")
+    mark_store(store)
+    store.write(long_key("runs/abcd1/spectra.arrow"), b"")
     if prefix != "abc":
-        store.write("runs/abcd2/spectra.arrow", b"")
+        store.write(long_key("runs/abcd2/spectra.arrow"), b"")
     with pytest.raises(StoreError, match=problem):
         collect_garbage(store, runs=[prefix])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,16 +12,19 @@ from eigenmerge.core.cache.parts import record_key
 from eigenmerge.core.cache.runs import recorded_run
 from eigenmerge.core.cache.sealed_tensors import write_sealed
 from eigenmerge.core.cache.spectra.writer import write_spectrum
+from eigenmerge.core.cache.store_marker import mark_store
 from eigenmerge.core.coordination.claims import hold_run
+from eigenmerge.core.errors import NoStoreError
 from eigenmerge.core.run import Run
 from eigenmerge.core.steps.verify_store import StoreCheck, verify_store
 from eigenmerge.core.storage.store import Store
 
-from ..cache.examples import RUN_KEY, matrix, norm, plan, shard, spectrum, write_part
+from ..cache.examples import RUN_KEY, matrix, norm, plan, real_shard, spectrum, write_part
+from ..store_keys import long_key
 
 Place = Callable[[str], Store]
-SPECTRUM, SUMS = "spectra/w.arrow", "sums/ab/000001-x.safetensors"
-FIRST, SECOND = shard(0, matrix("w")), shard(1, norm("n"))
+SPECTRUM, SUMS = long_key("spectra/w.arrow"), long_key("sums/ab/000001-x.safetensors")
+FIRST, SECOND = real_shard(0, replace(matrix("w"), sums_key=SUMS)), real_shard(1, norm("n"))
 CHECKED = 8  # spectrum, sums, two parts with a record each, two records of the run
 
 
@@ -32,7 +36,8 @@ def store(place: Place) -> Store:
     write_sealed(store, SUMS, {"sum": torch.ones(3)}, {"form": "sum", "members": ["a"]})
     for one in (FIRST, SECOND):
         write_part(store, one, b"header--data of %d" % one.index)
-    with recorded_run(Run(plan(FIRST, SECOND), store), "out"):
+    run = plan(FIRST, SECOND)
+    with recorded_run(Run(run, store), "out"):
         pass
     return store
 
@@ -52,8 +57,20 @@ def test_an_intact_store(store: Store) -> None:
     assert check == StoreCheck(CHECKED, sum(sizes), (), (), ())
 
 
-def test_an_empty_store(place: Place) -> None:
-    assert verify_store(place("store")) == StoreCheck(0, 0, (), (), ())
+def test_an_empty_store_and_a_place_that_is_none(place: Place) -> None:
+    store = place("store")
+    with pytest.raises(NoStoreError, match="no store here"):
+        verify_store(store)
+    mark_store(store)
+    assert verify_store(store) == StoreCheck(0, 0, (), (), ())
+
+
+def test_a_damaged_object_that_nothing_proves_to_be_ours_is_kept(store: Store) -> None:
+    orphan = long_key("spectra/of-no-run.arrow")
+    store.write(orphan, b"the user's")
+    check = verify_store(store, delete=True)
+    assert [damage.key for damage in check.damaged] == [orphan] and check.removed == ()
+    assert store.read(orphan) == b"the user's"
 
 
 @pytest.mark.parametrize("key", [SPECTRUM, SUMS, f"runs/{RUN_KEY}/run.json", f"runs/{RUN_KEY}/objects.json"])
@@ -102,9 +119,10 @@ def test_foreign_objects_are_reported_and_stay(store: Store) -> None:
 
 
 def test_claims_and_probes_are_not_checked(store: Store) -> None:
-    store.write("claims/x.json", b"{")
-    store.write("probes/x", b"")
+    claim, probe = long_key("claims/x.json"), long_key("probes/x")
+    store.write(claim, b"{")
+    store.write(probe, b"")
     with hold_run(store, RUN_KEY):
         assert verify_store(store) == verify_store(store, delete=True)
         assert verify_store(store).num_checked == CHECKED
-    assert store.exists("claims/x.json") and store.exists("probes/x")
+    assert store.exists(claim) and store.exists(probe)
