@@ -6,9 +6,10 @@ import threading
 
 from ..cache.reports import ShardReport
 from ..planning.plan import OutputFile, Plan
-from ..planning.shards import OutputEntry, output_entries, output_header
+from ..planning.shards import OutputEntry, output_entries, output_header, written_bytes
 from ..run import Run
 from ..storage.assembly.file_hash import FileHash
+from ..storage.assembly.part_check import TensorBytes
 
 
 def file_entries(plan: Plan, file: OutputFile) -> list[OutputEntry]:
@@ -20,6 +21,15 @@ def file_entries(plan: Plan, file: OutputFile) -> list[OutputEntry]:
 def file_header(plan: Plan, file: OutputFile) -> bytes:
     """Return the safetensors header of an output file."""
     return output_header(file_entries(plan, file))
+
+
+def part_tensors(plan: Plan, report: ShardReport) -> list[TensorBytes]:
+    """Return size and hash of each tensor of a part, in the order of the bytes."""
+    planned = plan.shards[report.index].tensors
+    return [
+        TensorBytes(tensor.name, written_bytes(tensor), done.sha256)
+        for tensor, done in zip(planned, report.tensors, strict=True)
+    ]
 
 
 class FileHashes:
@@ -56,7 +66,8 @@ class FileHashes:
                 if file.name not in self._hashes:
                     self._hashes[file.name] = FileHash(self._store, file_header(self._plan, file))
                 done = self._waiting.pop(file.shards[position])
-                self._hashes[file.name].add(done.part_key, done.header_bytes, done.num_bytes)
+                tensors = part_tensors(self._plan, done)
+                self._hashes[file.name].add(done.part_key, done.header_bytes, done.num_bytes, tensors)
                 position += 1
             self._next[file.name] = position
 

@@ -14,7 +14,7 @@ from ..formats.digest import hash_bytes
 from ..formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
 from ..output.commit import write_index
 from ..output.destination import Destination, clear_for_writing, take_destination
-from ..output.file_hashes import FileHashes, file_header
+from ..output.file_hashes import FileHashes, file_header, part_tensors
 from ..output.manifest import build_manifest
 from ..output.model_card import build_model_card
 from ..planning.plan import SideFile
@@ -57,6 +57,7 @@ def assemble(
     Raises
     ------
     DestinationError : another recipe wrote to the destination after it was prepared
+    DamagedPartError : a part has other bytes than those that were computed; the marker remains
     InterruptedRunError : `stop` was set; the marker of an incomplete checkpoint remains, and the same run can take over
     CheckpointError : a tokenizer file or another small file of a model has changed since the plan; the marker remains
     StoreError : a place cannot be read or written; the marker remains
@@ -93,7 +94,8 @@ def _write_checkpoint(
         parts = [reports[index] for index in file.shards]
         ranges = [(report.part_key, report.header_bytes, report.num_bytes) for report in parts]
         known = file_hashes.result(file) if file_hashes is not None else None
-        written = assemble_file(target, file.name, header, run.store, ranges, sha256=known)
+        tensors = [part_tensors(plan, report) for report in parts]
+        written = assemble_file(target, file.name, header, run.store, ranges, sha256=known, tensors=tensors)
         hashes[file.name] = written.sha256
         through += written.bytes_transferred
     for side in plan.side_files:

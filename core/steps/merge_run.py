@@ -20,6 +20,7 @@ from ..output.file_hashes import FileHashes
 from ..recipe.recipe import Recipe
 from ..recipe.stages import Stage
 from ..run import Run
+from ..storage.assembly.part_check import DamagedPartError
 from .align_layers import align_layers
 from .assemble import assemble
 from .listener import Listener, notify
@@ -27,6 +28,7 @@ from .map_in_threads import map_in_threads
 from .merge_shard import merge_shard
 from .open_run import PreparedRun, prepare_run, store_warnings
 from .plan_stages import unfinished_stages
+from .remake_parts import remake_parts
 from .shard_steps import MapShards, map_in_turn
 
 
@@ -176,7 +178,14 @@ def run_plan(
             )
             notify(listeners, Listener.assembling, run)
             write_spectra_table(run)
-            assembled = assemble(run, reports, destination, stop=stop, file_hashes=hashes)
+            try:
+                assembled = assemble(run, reports, destination, stop=stop, file_hashes=hashes)
+            except DamagedPartError:
+                remade = remake_parts(run, reports, map_shards, workers=workers, stop=stop)
+                if remade == reports:  # the parts are right, and the copy was not
+                    raise
+                reports = remade
+                assembled = assemble(run, reports, destination, stop=stop)
         result = merge_result(
             run.plan,
             reports,

@@ -17,6 +17,7 @@ from ..object_ranges import ObjectRange, split_ranges
 from ..read_ahead import read_ahead
 from ..store import Store
 from .local_concatenate import concatenate_files
+from .part_check import PartCheck, TensorBytes
 from .s3_concatenate import concatenate_objects
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,14 @@ class AssembledFile:
 
 
 def assemble_file(
-    target: Store, key: str, header: bytes, source: Store, ranges: Sequence[ObjectRange], *, sha256: str | None = None
+    target: Store,
+    key: str,
+    header: bytes,
+    source: Store,
+    ranges: Sequence[ObjectRange],
+    *,
+    sha256: str | None = None,
+    tensors: Sequence[Sequence[TensorBytes]] = (),
 ) -> AssembledFile:
     """Write `key` in `target`: the header, then ranges of objects in `source`, one after the other.
 
@@ -50,10 +58,14 @@ def assemble_file(
     Parameters
     ----------
     sha256 : str, optional
-        Hash of the file, if `FileHash` has computed it while the parts were written; saves the local hash
+        Hash of the file, if `FileHash` has computed it while the parts were written; saves the local hash. `FileHash`
+        has compared the tensors then.
+    tensors : for each range, the tensors whose bytes it must have; they are compared while the file is written, and
+        where an S3 server copies, afterwards, which reads the file once. Empty: they are not compared.
 
     Raises
     ------
+    DamagedPartError : the bytes of a tensor are not those that were computed
     CorruptObjectError : an object is shorter than its range
     StoreError : reading or writing failed; no partial file is left
     """
@@ -62,7 +74,9 @@ def assemble_file(
     if isinstance(target.backend, LocalBackend) and isinstance(source.backend, LocalBackend):
         with target.translate_errors("writing", key):
             paths = [(source.backend.path(name), start, stop) for name, start, stop in ranges]
-            found, transferred = concatenate_files(target.backend.path(key), header, paths, hashed=sha256 is None)
+            found, transferred = concatenate_files(
+                target.backend.path(key), header, paths, hashed=sha256 is None, tensors=tensors
+            )
         written = AssembledFile(num_bytes, sha256 or found, transferred)
     elif (
         isinstance(target.backend, S3Backend) and isinstance(source.backend, S3Backend) and target.shares_access(source)
@@ -70,13 +84,14 @@ def assemble_file(
         try:
             transferred = concatenate_objects(target, key, header, source, ranges)
             written = AssembledFile(num_bytes, sha256, transferred)
+            _compare_copy(target, key, len(header), ranges, tensors)
         except (CorruptObjectError, ObjectNotFoundError):
             raise
         except StoreError as error:
             # Some servers cannot copy ranges, or require parts of equal size. Any other problem occurs again below.
             logger.warning("%s; sending the data from here instead of copying on the server", error)
     if written is None:
-        written = _transfer(target, key, header, source, ranges)
+        written = _transfer(target, key, header, source, ranges, tensors)
     size = target.info(key).size
     if size != num_bytes:
         raise CorruptObjectError(
@@ -86,10 +101,41 @@ def assemble_file(
     return written
 
 
-def _transfer(target: Store, key: str, header: bytes, source: Store, ranges: Sequence[ObjectRange]) -> AssembledFile:
+def _compare_copy(
+    target: Store, key: str, start: int, ranges: Sequence[ObjectRange], tensors: Sequence[Sequence[TensorBytes]]
+) -> None:
+    """Read a file that the server has copied, and compare its tensors.
+
+    Parameters
+    ----------
+    start : offset of the first range in the file
+    """
+    for (name, begin, stop), expected in zip(ranges, tensors, strict=False):
+        check = PartCheck(f"{target.display(key)}, copied from {name}", expected)
+        chunks = split_ranges([(key, start, start + stop - begin)], _CHUNK_BYTES)
+        for data in read_ahead(lambda chunk: target.read_range(*chunk), chunks, _CHUNKS_AHEAD):
+            check.update(data)
+        check.finish()
+        start += stop - begin
+
+
+def _transfer(
+    target: Store,
+    key: str,
+    header: bytes,
+    source: Store,
+    ranges: Sequence[ObjectRange],
+    tensors: Sequence[Sequence[TensorBytes]],
+) -> AssembledFile:
+    checks = [PartCheck(source.display(piece[0]), part) for piece, part in zip(ranges, tensors, strict=False)]
     with target.open_write(key) as writer:
         writer.write(header)
-        chunks = split_ranges(ranges, _CHUNK_BYTES)
-        for data in read_ahead(lambda chunk: source.read_range(*chunk), chunks, _CHUNKS_AHEAD):
-            writer.write(data)
+        for number, piece in enumerate(ranges):
+            chunks = split_ranges([piece], _CHUNK_BYTES)
+            for data in read_ahead(lambda chunk: source.read_range(*chunk), chunks, _CHUNKS_AHEAD):
+                writer.write(data)
+                if checks:
+                    checks[number].update(data)
+            if checks:
+                checks[number].finish()
     return AssembledFile(writer.num_bytes, writer.sha256, writer.num_bytes)

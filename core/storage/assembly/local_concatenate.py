@@ -11,6 +11,7 @@ from pathlib import Path
 from ...errors import CorruptObjectError
 from ...formats.digest import hash_chunks
 from ..backends.local_backend import LocalWriter
+from .part_check import PartCheck, TensorBytes
 
 FileRange = tuple[Path, int, int]  # path, start, stop: bytes [start, stop) of one file
 
@@ -22,7 +23,12 @@ _UNSUPPORTED = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTS
 
 
 def concatenate_files(
-    path: Path, header: bytes, ranges: Sequence[FileRange], *, hashed: bool
+    path: Path,
+    header: bytes,
+    ranges: Sequence[FileRange],
+    *,
+    hashed: bool,
+    tensors: Sequence[Sequence[TensorBytes]] = (),
 ) -> tuple[str | None, int]:
     """Write a file from a header and ranges of other files.
 
@@ -35,7 +41,8 @@ def concatenate_files(
     Parameters
     ----------
     hashed : bool
-        Compute the SHA-256 of the file
+        Compute the SHA-256 of the file, and compare the tensors
+    tensors : for each range, the tensors whose bytes it must have; empty: they are not compared
 
     Returns
     -------
@@ -44,21 +51,33 @@ def concatenate_files(
 
     Raises
     ------
+    DamagedPartError : the bytes of a tensor are not those that were computed
     CorruptObjectError : a source file is shorter than its range
     OSError : reading or writing failed; no partial file is left
     """
     writer = LocalWriter(path, durable=False)
     try:
-        with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
+        with ThreadPoolExecutor(2, thread_name_prefix="hash") as pool:
             pending = pool.submit(hash_chunks, _read_chunks(header, ranges)) if hashed else None
+            checked = pool.submit(_compare, ranges, tensors) if hashed and tensors else None
             writer.write(header)
             transferred = len(header) + sum(_append(source, start, stop, writer) for source, start, stop in ranges)
+        if checked is not None:
+            checked.result()
         sha256 = pending.result() if pending is not None else None
     except BaseException:
         writer.abort()
         raise
     writer.commit()
     return sha256, transferred
+
+
+def _compare(ranges: Sequence[FileRange], tensors: Sequence[Sequence[TensorBytes]]) -> None:
+    for piece, expected in zip(ranges, tensors, strict=True):
+        check = PartCheck(str(piece[0]), expected)
+        for chunk in _read_chunks(b"", [piece]):
+            check.update(chunk)
+        check.finish()
 
 
 def _append(path: Path, start: int, stop: int, writer: LocalWriter) -> int:
