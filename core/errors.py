@@ -12,8 +12,16 @@ from difflib import get_close_matches
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error without line breaks."""
-    return " ".join(str(error).split())
+    """Return the message of an error as one line of printable characters."""
+    return printable(" ".join(str(error).split()))
+
+
+def printable(text: str) -> str:
+    """Return text with control, formatting and direction characters as escapes.
+
+    A name from a model then cannot command a terminal, or change the order in which a line is read.
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class EigenmergeError(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -57,8 +58,7 @@ def hold_device(
         yield device
         return
     wanted = _matching_gpus(device, visible)
-    folder = folder or Path(tempfile.gettempdir()) / f"eigenmerge-devices-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = own_folder(folder) if folder is not None else _lock_folder()
     while True:
         with contextlib.ExitStack() as held:
             for name, uuid in wanted.items():
@@ -67,6 +67,36 @@ def hold_device(
                     return
         stop.check()
         time.sleep(_POLL_SECONDS)
+
+
+def own_folder(folder: Path) -> Path:
+    """Create a folder that only this user can write to, and return it.
+
+    Raises
+    ------
+    RecipeError : it is a link, belongs to another user, or others may write to it, who could then replace its files
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise RecipeError(f"{folder}: cannot hold the lock files of GPUs: {error.strerror}") from None
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise RecipeError(
+            f"{folder}: cannot hold the lock files of GPUs: expected a folder of this user that no other user may write"
+            " to; remove it, or set TMPDIR"
+        )
+    return folder
+
+
+def _lock_folder() -> Path:
+    """Return the folder of this user below the temporary directory, or in the home directory where another user has
+    taken that name.
+    """
+    try:
+        return own_folder(Path(tempfile.gettempdir()) / f"eigenmerge-devices-{os.getuid()}")
+    except RecipeError:
+        return own_folder(Path.home() / ".cache" / "eigenmerge-devices")
 
 
 def _matching_gpus(device: str, visible: Callable[[], Mapping[str, str]]) -> dict[str, str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import NoReturn, cast
 
 from ..errors import CheckpointError
 
 LONGEST_CONFIG_BYTES = 10 * 2**20  # config.json, adapter_config.json
 LONGEST_INDEX_BYTES = 100 * 2**20  # model.safetensors.index.json: one line per tensor
+
+_MOST_DIGITS = 100  # tokenizer_config.json has model_max_length of 31 digits
 
 
 def parse_json_object(data: bytes, name: str, limit: int, *, finite: bool = True) -> dict[str, object]:
@@ -39,7 +42,8 @@ def parse_json(data: bytes, name: str, limit: int, *, finite: bool = True) -> ob
 
     Raises
     ------
-    CheckpointError : longer than `limit`, not UTF-8, not JSON, nested too deeply, or a duplicate key
+    CheckpointError : longer than `limit`, not UTF-8, not JSON, nested too deeply, a duplicate key, or a number of more
+        than 100 digits
     """
     if len(data) > limit:
         raise CheckpointError(f"{name}: {len(data)} bytes of JSON, expected at most {limit}")
@@ -52,12 +56,27 @@ def parse_json(data: bytes, name: str, limit: int, *, finite: bool = True) -> ob
             raise CheckpointError(f"{name}: duplicate key {duplicate[:200]!r}; expected each key once")
         return found
 
+    def parse_integer(text: str) -> int:
+        if len(text) > _MOST_DIGITS:
+            raise CheckpointError(f"{name}: a number of {len(text)} digits, expected at most {_MOST_DIGITS}")
+        return int(text)
+
+    def parse_real(text: str) -> float:
+        number = float(text)
+        if finite and not math.isfinite(number):
+            raise CheckpointError(f"{name}: {text[:40]} is too large; expected a finite number")
+        return number
+
     def reject_constant(text: str) -> NoReturn:
         raise CheckpointError(f"{name}: {text} is not JSON; expected a finite number")
 
     try:
         return json.loads(
-            data.decode(), object_pairs_hook=reject_duplicates, parse_constant=reject_constant if finite else None
+            data.decode(),
+            object_pairs_hook=reject_duplicates,
+            parse_constant=reject_constant if finite else None,
+            parse_int=parse_integer,
+            parse_float=parse_real,
         )
     except CheckpointError:
         raise

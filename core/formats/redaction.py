@@ -5,8 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from typing import cast
+from urllib.parse import unquote
 
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
+# scheme://user:password@, where the password may contain a slash, "@" and "%". One slash: a Path joins the two. Not a
+# port: 1 to 5 digits before a slash or the end.
+_PASSWORD = re.compile(
+    r"(?<![a-z0-9+.-])(?P<scheme>[a-z][a-z0-9+.-]*:/+)[^\s/:@]*:"
+    r"(?!\d{1,5}(?:[/?#'\"\s]|$))[^\s]*@",
+    re.IGNORECASE,
+)
 _QUERY = re.compile(r"\?[^\s'\"]*(?:signature|token|credential|key|secret|password|sig)=[^\s'\"]*", re.IGNORECASE)
 # Options whose values are addresses or names that help in a message. Every other string is treated as a secret.
 _PUBLIC_OPTIONS = frozenset(
@@ -36,7 +44,13 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Remove user:password@, signed query strings and the given secrets from `text`."""
     for secret in secrets:
         text = text.replace(secret, "***")
+    text = _PASSWORD.sub(r"\g<scheme>***@", text)
     return _QUERY.sub("?***", _USER_INFO.sub("***@", text))
+
+
+def has_password(text: str) -> bool:
+    """Return whether a text has an address with user:password@, also percent-encoded."""
+    return _PASSWORD.search(text) is not None or ("%" in text and _PASSWORD.search(unquote(text)) is not None)
 
 
 def find_secrets(options: Mapping[str, object] | None) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ LENGTH_BYTES = 8
 HEADER_ALIGNMENT = 4096
 LONGEST_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 _MOST_DIMENSIONS = 64
+_MOST_TENSORS = 100_000  # the largest files of mixtures of experts have some thousand; each takes about 1 KB of memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,11 @@ def parse_header(data: bytes, file_size: int, file: str) -> SafetensorsHeader:
     length = header_length(data, file_size, file)
     if len(data) < LENGTH_BYTES + length:
         raise CheckpointError(f"{file}: header is truncated: {len(data) - LENGTH_BYTES} bytes, expected {length}")
+    num_tensors = data.count(b'"data_offsets"', LENGTH_BYTES, LENGTH_BYTES + length)
+    if num_tensors > _MOST_TENSORS:
+        raise CheckpointError(
+            f"{file}: header lists {num_tensors} tensors, expected at most {_MOST_TENSORS} in one file; divide the file"
+        )
     content = parse_json_object(data[LENGTH_BYTES : LENGTH_BYTES + length], f"header of {file}", LONGEST_HEADER_BYTES)
     metadata = _parse_metadata(content.pop("__metadata__", {}), file)
     data_start = LENGTH_BYTES + length

@@ -12,13 +12,13 @@ import pydantic
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from ..formats.dtypes import OUTPUT_DTYPES, OutputDtype
+from ..formats.redaction import has_password
 from .settings import parse_setting
 
 # pydantic.ByteSize ignores what follows the unit and would read "1e+9" as one exabyte: check the whole text first.
 _SIZE_FORM = re.compile(r"\s*[0-9]*\.?[0-9]+\s*[A-Za-z]*\s*")
 _SIZE = TypeAdapter(pydantic.ByteSize)
 _LARGEST_SIZE = 2**63 - 1
-_CREDENTIALS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
 _SHORT_DTYPE_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 
 
@@ -46,7 +46,7 @@ def refuse_credentials(text: str) -> None:
     ------
     ValueError : an address contains user:password@; the message does not repeat it
     """
-    if _CREDENTIALS.search(text):
+    if has_password(text):
         raise ValueError("contains credentials; put them into storage_options or the environment")
 
 

@@ -16,6 +16,7 @@ from ..planning.planner import plan_merge, run_settings
 from ..recipe.recipe import Recipe
 from ..storage.checkpoints.equal_tensors import find_equal_tensors
 from ..storage.checkpoints.file_version import observe_small_file
+from ..storage.checkpoints.linked_files import check_linked_files
 from ..storage.checkpoints.list_model import add_adapter, list_model
 from ..storage.checkpoints.model_files import complete_side_files
 from ..storage.reachable import check_reachable
@@ -97,6 +98,8 @@ def make_plan(
         small += [*side_contents_needed(recipe, reference, tokenizer)]
         small += template_files(recipe.chat_template, listings.values())
         small = list(dict.fromkeys(small))
+        models = [reference, *(listing for listing in (tokenizer, *listings.values()) if listing is not None)]
+        check_linked_files(models, small, reference)
         contents = dict(zip(small, pool.map(read_object, small), strict=True))
         plan = plan_merge(
             recipe,
@@ -108,6 +111,8 @@ def make_plan(
             side_file_contents=contents,
             slice_bases={name: listings[name] for name in recipe.base_references if name != recipe.base_model},
         )
+        copied = [side.source_uri for side in plan.side_files if side.source_uri is not None]
+        check_linked_files(models, copied, reference)
         side_files = pool.map(with_version, plan.side_files)
         return replace(plan, side_files=tuple(side_files))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from ..errors import RecipeError
+from ..errors import RecipeError, suggestion
 from ..formats.redaction import find_secrets, redact
 from ..recipe.fields import refuse_credentials
 from ..recipe.recipe import Recipe, recipe_from_mapping
@@ -16,6 +16,15 @@ from ..recipe.strict_yaml import parse_yaml_documents, parse_yaml_mapping
 from ..storage.addresses import is_local
 from ..storage.checkpoints.find_checkpoints import expand_soups
 from ..storage.store import locate_object
+
+# The keys of a recipe, and those that mergekit's recipes have under another name.
+_KNOWN_KEYS = frozenset(
+    {
+        *Recipe.model_fields,
+        *(field.alias for field in Recipe.model_fields.values() if field.alias is not None),
+        *("random_seed", "out_path"),
+    }
+)
 
 
 def read_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
@@ -88,9 +97,12 @@ def check_recorded_argument(name: str, value: object) -> None:
     ------
     RecipeError : the value contains credentials, or is the text of a recipe that is not a YAML mapping
     """
-    if isinstance(value, Mapping):
-        _refuse_secret_options(cast("Mapping[str, Any]", value))
+    if name == "recipe" and isinstance(value, Mapping):
+        _check_recorded_recipe(cast("Mapping[str, Any]", value))
+    if isinstance(value, Mapping | list | tuple):
         value = json.dumps(value, default=str)
+    if isinstance(value, Path):
+        value = str(value)
     if not isinstance(value, str):
         return
     try:
@@ -99,7 +111,7 @@ def check_recorded_argument(name: str, value: object) -> None:
         raise RecipeError(f"{name}: {error}") from None
     if name == "recipe" and _is_yaml_text(value):
         for document in parse_yaml_documents(value, "recipe"):
-            _refuse_secret_options(document)
+            _check_recorded_recipe(document)
 
 
 def _expand(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -144,6 +156,20 @@ def _read_local_file(recipe: str | Path) -> str:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a path"
         raise RecipeError(f"{recipe}: recipe cannot be read: {reason}") from None
+
+
+def _check_recorded_recipe(recipe: Mapping[str, Any]) -> None:
+    """Check a recipe, or a template without experts, that is recorded as it is written.
+
+    A key that no recipe has may be a misspelled `storage_options`: it is refused before it is recorded.
+    """
+    _refuse_secret_options(recipe)
+    unknown = sorted(str(key) for key in recipe if key not in _KNOWN_KEYS)
+    if unknown:
+        raise RecipeError(f"recipe: {unknown[0][:100]!r} is not a key of a recipe{suggestion(unknown[0], _KNOWN_KEYS)}")
+    if recipe.keys() & {"models", "slices", "modules"}:
+        checked = {key: value for key, value in recipe.items() if key != "out_path"}
+        recipe_from_mapping(_expand(checked, "recipe"))  # keys inside of others
 
 
 def _refuse_secret_options(recipe: Mapping[str, Any]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import re
 from collections.abc import Mapping
 from typing import cast
 
 from ...errors import CheckpointError
+from .module_patterns import ModulePatterns
+
+_LONGEST_SHOWN = 60
 
 # Config option to the reason why it is refused and what to do.
 REFUSED_OPTIONS: Mapping[str, str] = {
@@ -98,30 +101,36 @@ class Scaling:
     def of(self, module: str) -> tuple[int, float]:
         """Return rank and scaling of a module, or of a parameter that target_parameters names."""
         rank = int(self._match(self._ranks, module, self._rank))
+        if rank < 1:
+            raise CheckpointError(f"adapter {self._uri}: the rank of {module} is less than 1; expected a whole number")
         alpha = self._match(self._alphas, module, self._alpha)
         return rank, alpha / (math.sqrt(rank) if self._square_root else rank)
 
     @staticmethod
-    def _match(patterns: Mapping[re.Pattern[str], float], module: str, default: float) -> float:
-        return next((value for pattern, value in patterns.items() if pattern.match(module)), default)
+    def _match(patterns: ModulePatterns, module: str, default: float) -> float:
+        found = patterns.find(module)
+        return default if found is None else found
 
-    def _patterns(self, raw: object, key: str) -> dict[re.Pattern[str], float]:
+    def _patterns(self, raw: object, key: str) -> ModulePatterns:
         if not isinstance(raw, Mapping):
-            return {}
-        compiled: dict[re.Pattern[str], float] = {}
-        for pattern, value in cast("Mapping[object, object]", raw).items():
-            try:
-                # in PEFT, a regular expression for the end of the module's name, after a dot
-                compiled[re.compile(rf"(.*\.)?({pattern})$")] = self._number(value, f"{key}[{pattern!r}]")
-            except re.error as error:
-                raise CheckpointError(
-                    f"adapter {self._uri}: {key} has {pattern!r}, which is not a regular expression: {error}"
-                ) from None
-        return compiled
+            return ModulePatterns({})
+        values = {
+            str(pattern): self._number(value, f"{key}[{str(pattern)[:_LONGEST_SHOWN]!r}]")
+            for pattern, value in cast("Mapping[object, object]", raw).items()
+        }
+        try:
+            return ModulePatterns(values)
+        except ValueError as error:
+            raise CheckpointError(f"adapter {self._uri}: {key} {error}") from None
 
     def _number(self, value: object, key: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        number = math.nan
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):
+                number = float(value)
+        if not math.isfinite(number) or number <= 0:
+            shown = repr(value) if len(repr(value)) <= _LONGEST_SHOWN else repr(value)[:_LONGEST_SHOWN] + "..."
             raise CheckpointError(
-                f"adapter {self._uri}: adapter_config.json has {key} = {value!r}; expected a positive number"
+                f"adapter {self._uri}: adapter_config.json has {key} = {shown}; expected a positive number"
             )
-        return float(value)
+        return number

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ...errors import CorruptObjectError, ObjectNotFoundError, StoreError
 from ..backends.local_backend import LocalBackend
 from ..backends.s3_backend import S3Backend
+from ..backends.s3_writer import LARGEST_OBJECT_BYTES
 from ..object_ranges import ObjectRange, split_ranges
 from ..read_ahead import read_ahead
 from ..store import Store
@@ -70,6 +71,11 @@ def assemble_file(
     StoreError : reading or writing failed; no partial file is left
     """
     num_bytes = len(header) + sum(stop - start for _, start, stop in ranges)
+    if isinstance(target.backend, S3Backend) and num_bytes > LARGEST_OBJECT_BYTES:
+        raise StoreError(
+            f"{target.display(key)}: {num_bytes} bytes, S3 stores at most 5 TiB in one object; set a smaller"
+            " max_shard_size"
+        )
     written: AssembledFile | None = None
     if isinstance(target.backend, LocalBackend) and isinstance(source.backend, LocalBackend):
         with target.translate_errors("writing", key):

@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
+from ...errors import StoreError
 from ..backends.s3_backend import S3Backend
 from ..backends.s3_upload import MultipartUpload
+from ..backends.s3_writer import MOST_PARTS
 from ..object_ranges import ObjectRange
 from ..store import Store
 
@@ -45,6 +47,8 @@ def plan_parts(header: bytes, ranges: Sequence[ObjectRange]) -> list[CopiedPart 
     and consecutive ranges below 5 MiB are sent together.
     """
     parts: list[CopiedPart | SentPart] = []
+    total = len(header) + sum(stop - start for _, start, stop in ranges)
+    largest = max(_LARGEST_COPY_BYTES, total // (MOST_PARTS // 2))  # 1 GiB for 5 TiB; ranges of their own add parts
     head, gathered, size = header, list[ObjectRange](), len(header)
     for key, begin, stop in ranges:
         start = begin
@@ -60,7 +64,7 @@ def plan_parts(header: bytes, ranges: Sequence[ObjectRange]) -> list[CopiedPart 
                 parts.append(SentPart(head, tuple(gathered)))
                 head, gathered, size = b"", [], 0
         if stop - start >= SMALLEST_PART_BYTES:
-            count = -(-(stop - start) // _LARGEST_COPY_BYTES)
+            count = -(-(stop - start) // largest)
             edges = [start + (stop - start) * number // count for number in range(count + 1)]
             parts.extend(CopiedPart(key, *edges[number : number + 2]) for number in range(count))
         elif stop > start:
@@ -85,6 +89,8 @@ def concatenate_objects(target: Store, key: str, header: bytes, source: Store, r
     StoreError : the server refuses, or does not respond; nothing is left
     """
     parts = plan_parts(header, ranges)
+    if len(parts) > MOST_PARTS:
+        raise StoreError(f"{target.display(key)}: {len(parts)} parts, S3 allows {MOST_PARTS}")
     transferred = sum(part.num_bytes for part in parts if isinstance(part, SentPart))
 
     def read_content(part: SentPart) -> bytes:

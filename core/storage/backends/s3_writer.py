@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from ...errors import StoreError
 from .protocol import RequestRunner
 from .s3_upload import MultipartUpload, S3Call
 
-# 10000 parts, the most that S3 allows, of 16 MiB are 156 GiB. Cloudflare R2 requires parts of equal size.
+# S3 allows 10000 parts. Cloudflare R2 requires parts of equal size, so they grow late, beyond 23 GiB: to 1/1500 of what
+# was sent, which reaches 5 TiB with fewer than 10000 parts.
 _PART_BYTES = 16 * 2**20
+_EQUAL_PARTS = 1500
+LARGEST_OBJECT_BYTES = 5 * 2**40
+MOST_PARTS = 10_000
+
+
+def part_bytes(num_sent: int) -> int:
+    """Return the size of the next part of an object of which `num_sent` bytes were sent."""
+    return max(_PART_BYTES, num_sent // _EQUAL_PARTS)
+
+
 _PARTS_IN_FLIGHT = 3
 
 
 class S3Writer:
     """Collects chunks into parts and uploads the parts in the background.
 
-    Memory: four parts of 16 MiB. Nothing is visible before `commit`.
+    Memory: four parts of 16 MiB, more for objects beyond 23 GiB. Nothing is visible before `commit`.
     """
 
     def __init__(self, call: S3Call, key: str, run_request: RequestRunner) -> None:
@@ -24,6 +36,7 @@ class S3Writer:
         self._run_request = run_request
         self._buffer = bytearray()
         self._num_bytes = 0
+        self._part_bytes = _PART_BYTES
         self._upload: MultipartUpload | None = None
         self._sent: list[Future[None]] = []
         self._pool = ThreadPoolExecutor(_PARTS_IN_FLIGHT, thread_name_prefix="s3-upload")
@@ -32,11 +45,15 @@ class S3Writer:
         """Append a chunk; blocks while three parts are being uploaded."""
         rest = memoryview(chunk).cast("B")
         self._num_bytes += len(rest)
+        if self._num_bytes > LARGEST_OBJECT_BYTES:
+            raise StoreError(
+                f"{self._key}: is larger than 5 TiB, the limit of S3; choose smaller files (max_shard_size)"
+            )
         while rest:
-            room = _PART_BYTES - len(self._buffer)
+            room = self._part_bytes - len(self._buffer)
             self._buffer += rest[:room]
             rest = rest[room:]
-            if len(self._buffer) == _PART_BYTES:
+            if len(self._buffer) == self._part_bytes:
                 self._send_part()
 
     def commit(self) -> None:
@@ -64,4 +81,5 @@ class S3Writer:
         if len(self._sent) >= _PARTS_IN_FLIGHT:
             self._sent[-_PARTS_IN_FLIGHT].result()  # limits the memory, and raises the error of a failed part early
         body, self._buffer = bytes(self._buffer), bytearray()
+        self._part_bytes = part_bytes(self._num_bytes)
         self._sent.append(self._pool.submit(self._upload.send, len(self._sent) + 1, body))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eigenmerge.core.coordination.devices import hold_device
+from eigenmerge.core.coordination.devices import hold_device, own_folder
 from eigenmerge.core.coordination.stop import StopSignal
 from eigenmerge.core.errors import InterruptedRunError, RecipeError
 
@@ -64,7 +64,7 @@ def test_a_killed_process_releases_its_gpu(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from eigenmerge.core.coordination.devices import hold_device
+from eigenmerge.core.coordination.devices import hold_device, own_folder
 from eigenmerge.core.coordination.stop import StopSignal
 with hold_device("cuda", StopSignal(), visible=lambda: {{"cuda:0": "GPU-aaaa"}}, folder=Path({str(tmp_path)!r})):
     print("held", flush=True)
@@ -88,3 +88,14 @@ with hold_device("cuda", StopSignal(), visible=lambda: {{"cuda:0": "GPU-aaaa"}},
 def test_a_device_that_does_not_exist(tmp_path: Path, device: str, word: str) -> None:
     with pytest.raises(RecipeError, match=word), hold_device(device, StopSignal(), visible=dict, folder=tmp_path):
         pass
+
+
+def test_a_lock_folder_that_others_can_change_is_refused(tmp_path: Path) -> None:
+    assert own_folder(tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("link", "open", "file"):
+        with pytest.raises(RecipeError, match="cannot hold the lock files of GPUs"):
+            own_folder(tmp_path / name)

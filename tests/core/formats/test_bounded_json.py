@@ -35,7 +35,9 @@ def test_parses_what_json_writes(content: dict[str, object]) -> None:
         (b"\xff{}", "invalid UTF-8 at byte 0"),
         (b'{"a": ', "not valid JSON"),
         (b"", "not valid JSON"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "a number of 5000 digits, expected at most 100"),
+        (b'{"a": ' + b"9" * 400 + b"}", "a number of 400 digits"),
+        (b'{"a": 1e999}', "1e999 is too large"),
         (b"[" * 100_000, "nested too deeply|not valid JSON"),
     ],
 )

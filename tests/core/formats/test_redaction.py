@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from eigenmerge.core.formats.redaction import find_secrets, redact
+import pytest
+
+from eigenmerge.core.formats.redaction import find_secrets, has_password, redact
 
 
 def test_every_string_option_is_a_secret_unless_it_is_known_to_be_public() -> None:
@@ -35,3 +37,35 @@ def test_addresses() -> None:
 def test_addresses_without_credentials_are_unchanged() -> None:
     for text in ("s3://b/a@b/c?d", "/models/a@main", "hf://owner/name@v1", "https://h/x?page=2"):
         assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://key:pl/anted@bucket/x",
+        "https://user:plan@ted@host/p",
+        "s3://key:plan%2Fted@bucket",
+        "s3:/key:pl/anted@bucket/x",  # str of a Path
+        "simplecache::s3://key:pl/anted@bucket",
+        "s3://key%3Aplanted@bucket",
+        "https://:planted@host",
+    ],
+)
+def test_passwords_with_any_character_are_found_and_removed(address: str) -> None:
+    assert has_password(address) and has_password(f"- model: {address}\n")
+    assert "anted" not in redact(f"cannot open {address}: denied")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hf://owner/name@v1",
+        "https://host:8080/path@v1",
+        "abfss://box@account.dfs.core.windows.net/x",
+        "s3://b/a@b/c",
+        "tcp://10.0.0.1:8786",
+        "{'model': '/data/x:y@z'}",
+    ],
+)
+def test_ports_and_revisions_are_no_passwords(address: str) -> None:
+    assert not has_password(address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from eigenmerge.core.errors import RecipeError, StoreError
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
-from eigenmerge.core.steps.read_recipe import read_recipe
+from eigenmerge.core.steps.read_recipe import check_recorded_argument, read_recipe
 
 TEXT = "merge_method: task_arithmetic\nbase_model: /models/base\nmodels:\n  - model: /models/a\n"
 
@@ -71,3 +72,15 @@ def test_credentials_are_refused_where_prefect_would_record_them(tmp_path: Path,
         "storage_options": {"endpoint_url": "http://127.0.0.1:9000", "profile": "merging", "anon": True},
     }
     assert read_recipe(harmless).storage_options == harmless["storage_options"]
+
+
+@pytest.mark.parametrize("key", ["storage_option", "store_options"])
+def test_a_misspelled_key_with_credentials_is_not_recorded(key: str) -> None:
+    options = {"key": "AKIAPLANTED", "secret": "planted-secret"}
+    mapping = {"merge_method": "linear", "models": [{"model": "a"}], key: options}
+    for recipe in (mapping, json.dumps(mapping, indent=1)):
+        with pytest.raises(RecipeError, match="is not a key of a recipe") as refused:
+            check_recorded_argument("recipe", recipe)
+        assert "planted" not in str(refused.value).lower()
+    with pytest.raises(RecipeError, match="credentials"):
+        check_recorded_argument("destination", Path("s3://key:pl/anted@bucket/out"))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from eigenmerge.core.errors import StoreError
+from eigenmerge.core.storage.backends import s3_writer
 from eigenmerge.core.storage.backends.s3_backend import S3Backend
 from eigenmerge.core.storage.backends.s3_writer import S3Writer
 from eigenmerge.core.storage.store import Store
@@ -81,3 +82,11 @@ def test_abort_before_the_first_part(store: Store) -> None:
     recorded.writer.abort()
     assert not recorded.methods
     assert not store.exists("x")
+
+
+def test_five_tebibytes_have_fewer_than_ten_thousand_parts() -> None:
+    sent, number = 0, 0
+    while sent < s3_writer.LARGEST_OBJECT_BYTES:
+        sent += s3_writer.part_bytes(sent)
+        number += 1
+    assert number < s3_writer.MOST_PARTS and s3_writer.part_bytes(sent) < 5 * 2**30

@@ -1,0 +1,59 @@
+"""Links in the folder of a model: what is copied to the output must belong to the model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eigenmerge.core.errors import CheckpointError
+
+
+@pytest.fixture
+def two(make_models: Callable[..., Any]) -> Any:
+    return make_models(num_experts=2, layers=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "vocab.txt"]
+)
+def test_a_link_to_a_secret_is_refused(two: Any, pipeline: Any, tmp_path: Path, name: str) -> None:
+    secret = tmp_path / "credentials"
+    secret.write_text('{"aws_secret_access_key": "planted"}')
+    (two.base / name).unlink(missing_ok=True)
+    (two.base / name).symlink_to(secret)
+    with pytest.raises(CheckpointError, match=rf"{name} is a link to .*credentials, outside of the model"):
+        pipeline(two.recipe("average"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_outside_of_the_model_is_refused(two: Any, pipeline: Any, tmp_path: Path) -> None:
+    """config.json of the output starts from this file: ~/.docker/config.json is JSON too."""
+    shutil.move(two.base / "config.json", tmp_path / "config.json")
+    (two.base / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json is a link to"):
+        pipeline(two.recipe("average"), tmp_path / "out")
+
+
+def test_links_that_people_use_are_followed(two: Any, pipeline: Any, tmp_path: Path) -> None:
+    """The cache of the Hub, weights on another disk, a folder that is a link, a link to a file beside it."""
+    cache = tmp_path / "models--org--base"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots/0123"
+    snapshot.mkdir(parents=True)
+    for path in two.base.iterdir():
+        shutil.copy(path, cache / "blobs" / f"hash-of-{path.name}")
+        (snapshot / path.name).symlink_to(f"../../blobs/hash-of-{path.name}")
+    (snapshot / "special_tokens_map.json").symlink_to("tokenizer.json")
+    expert = two.experts[0]
+    shutil.move(expert / "model.safetensors", tmp_path / "weights.safetensors")
+    (expert / "model.safetensors").symlink_to(tmp_path / "weights.safetensors")
+    shutil.move(expert / "config.json", tmp_path / "expert.json")
+    (expert / "config.json").symlink_to(tmp_path / "expert.json")
+    (tmp_path / "link").symlink_to(snapshot)
+    for number, base in enumerate((snapshot, tmp_path / "link")):
+        pipeline(two.recipe("average") | {"base_model": str(base)}, tmp_path / f"out{number}")
+        assert (tmp_path / f"out{number}/special_tokens_map.json").read_text() == "{}"
