@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ...errors import CorruptObjectError
+from ...errors import CorruptObjectError, ObjectNotFoundError
 from ...formats.digest import hash_chunks
 from ..backends.local_backend import LocalWriter
 from .part_check import PartCheck, TensorBytes
@@ -52,9 +52,13 @@ def concatenate_files(
     Raises
     ------
     DamagedPartError : the bytes of a tensor are not those that were computed
+    ObjectNotFoundError : a source file does not exist
     CorruptObjectError : a source file is shorter than its range
     OSError : reading or writing failed; no partial file is left
     """
+    missing = next((source for source, _, _ in ranges if not source.exists()), None)
+    if missing is not None:
+        raise ObjectNotFoundError(f"{missing} does not exist")
     writer = LocalWriter(path, durable=False)
     try:
         with ThreadPoolExecutor(2, thread_name_prefix="hash") as pool:

@@ -62,7 +62,7 @@ def test_a_checkpoint_as_it_was_written(place: Callable[[str], Store], with_file
     written = write(place("out"), with_file_hashes=with_file_hashes)
     assert written.problems() == {}
     how = {name: check.how for name, check in written.checks().items()}
-    weights = {FIRST: "sha256", SECOND: "sha256"}
+    weights = {FIRST: "sha256, and sha256 of 3 tensors", SECOND: "sha256, and sha256 of 2 tensors"}
     if not with_file_hashes:
         weights = {FIRST: "sha256 of 3 tensors", SECOND: "sha256 of 2 tensors"}
     sides = dict.fromkeys(SIDE_FILES, "sha256")
