@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, cast
 
 _NAME = re.compile(r"[\w.-]+")
 _MOST_EXPRESSIONS = 1000
@@ -61,13 +60,12 @@ class ModulePatterns:
 
 def _matches(pattern: str, module: str) -> bool:
     import pyarrow as pa  # 0.1 s, and few adapters have expressions
-    import pyarrow.compute
+    import pyarrow.compute as pc
 
     if len(pattern) > _LONGEST_EXPRESSION:
         raise ValueError(f"has an expression of {len(pattern)} characters, expected at most {_LONGEST_EXPRESSION}")
-    compute = cast("Any", pyarrow.compute)
     try:
-        found = compute.match_substring_regex(pa.array([module]), pattern=rf"^(.*\.)?({pattern})$")
+        found = pc.match_substring_regex(pa.array([module]), pattern=rf"^(.*\.)?({pattern})$")
     except (pa.ArrowException, ValueError) as error:
         reason = " ".join(str(error).split())[:100]
         raise ValueError(
