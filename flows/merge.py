@@ -78,4 +78,5 @@ def merge(
     except BaseException as error:
         context.outcome.error = error
         raise
+    assert context.outcome.result is not None, "a recipe has at least one stage"
     return context.outcome.result

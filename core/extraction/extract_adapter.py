@@ -125,7 +125,7 @@ def extract_adapter(
         raise DestinationError(f"{destination}: is not empty; choose an empty destination")
     listings = [list_model(reference, storage_options) for reference in (base, tuned)]
     layout = base_layout(listings[0])
-    pairs = pair_tensors(*listings, layout)
+    pairs = pair_tensors(listings[0], listings[1], layout)
     reader = TensorReader(storage_options)
     with one_thread(), torch.no_grad():
         changed = {pair.name for pair in pairs if _differs(pair, reader)}

@@ -96,7 +96,8 @@ class SourceFinder:
             if one.own is None:
                 found.append((one.row, None, "zero"))
                 continue
-            source, identity = reference, f"{self._base or self._experts[0].fingerprint}/{slot.template}"
+            fingerprint = self._bases.fingerprint(slot.group.base) or self._experts[0].fingerprint
+            source, identity = reference, f"{fingerprint}/{slot.template}"
             if one.expert is not None:
                 checkpoint = self._experts[one.expert]
                 contribution = checkpoint.contribution(slot.name, reference)
