@@ -13,7 +13,7 @@ from ..core.steps.read_recipe import read_recipe
 from ..core.storage.store import Store
 
 if TYPE_CHECKING:  # it imports torch, which `plan` does not need
-    from ..core.steps.verify_checkpoint import Verification
+    from ..core.steps.verification.verify_checkpoint import Verification
 
 
 def plan(
@@ -69,7 +69,7 @@ def verify(
     CheckpointError : the manifest is missing or damaged
     StoreError : the checkpoint cannot be read
     """
-    from ..core.steps.verify_checkpoint import verify_checkpoint
+    from ..core.steps.verification.verify_checkpoint import verify_checkpoint
 
     return verify_checkpoint(
         Store(str(checkpoint), storage_options),

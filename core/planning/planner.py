@@ -19,14 +19,14 @@ from ..numerics.svd.svc import calibration_warning
 from ..recipe.recipe import Recipe
 from .cost.projection import check_budget
 from .inputs.adapted_base import merge_adapter
-from .inputs.architecture import check_architectures
-from .inputs.arrival import check_arrival, check_untouched, measure_arrival
 from .inputs.chat_templates import choose_template
 from .inputs.checkpoint import Checkpoint, MatchCache, reference_tensors, summarize
+from .inputs.checks.architecture import check_architectures
+from .inputs.checks.arrival import check_arrival, check_untouched, measure_arrival
 from .inputs.layouts.layout import Layout
 from .inputs.modules import assign_modules
+from .inputs.names.tied import TiedWeights
 from .inputs.reference_tensors import ReferenceTensors
-from .inputs.tied import TiedWeights
 from .keys import part_key, run_key
 from .names import natural_key
 from .outputs.adapter_output import convert_to_adapter
@@ -39,8 +39,8 @@ from .outputs.side_files import plan_side_files
 from .outputs.slots import OutputSlots, Slot, build_model_slots, build_slice_slots, join_slots
 from .outputs.spectral import add_alignment, alignment_keys
 from .outputs.tensor_planner import PlannedTensor, TensorPlanner
-from .outputs.token_ids import TokenIds
-from .outputs.vocabulary import VocabularyPlanner
+from .outputs.vocabulary.fit_vocabulary import VocabularyPlanner
+from .outputs.vocabulary.token_ids import TokenIds
 from .plan import LayerShard, Plan, RunSettings, TensorPlan
 from .shards import Packing, pack_tensors, written_bytes
 

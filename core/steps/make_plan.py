@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from ..listing import ModelListing
 from ..planning.inputs.chat_templates import template_files
-from ..planning.inputs.token_matrices import tensors_to_compare, tie_flag
+from ..planning.inputs.names.token_matrices import tensors_to_compare, tie_flag
 from ..planning.outputs.side_files import side_contents_needed
-from ..planning.outputs.vocabulary import tokenizer_files_needed
+from ..planning.outputs.vocabulary.fit_vocabulary import tokenizer_files_needed
 from ..planning.plan import Plan, SideFile
 from ..planning.planner import plan_merge, run_settings
 from ..recipe.recipe import Recipe

@@ -7,11 +7,9 @@ Transient errors are retried; all other errors become a `StoreError` that names 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, final
@@ -21,7 +19,8 @@ from ..formats.object_names import check_key
 from ..formats.redaction import find_secrets, redact
 from ..formats.store_folders import PROBES
 from .addresses import absolute_uri, is_local, protocol_of, select_options
-from .backends.protocol import Backend, BackendWriter, ObjectInfo, RequestRunner
+from .backends.protocol import Backend, ObjectInfo, RequestRunner
+from .object_writer import ObjectWriter
 from .retries import RetryPolicy, call_with_retries
 from .retries import translate_errors as translate_errors_to_store_errors
 
@@ -345,33 +344,6 @@ class Store:
 
     def _run_with_retries(self, action: Callable[[], Result], what: str, key: str) -> Result:
         return call_with_retries(action, self._retry, f"{what} {self.display(key)}", self._secrets)
-
-
-@final
-class ObjectWriter:
-    """The result of `Store.open_write`: writes chunks, counts and hashes them.
-
-    num_bytes : bytes written so far
-    """
-
-    def __init__(self, writer: BackendWriter, translate_errors: Callable[[], AbstractContextManager[None]]) -> None:
-        self._writer = writer
-        self._translate_errors = translate_errors
-        self._hash = hashlib.sha256()
-        self.num_bytes = 0
-
-    def write(self, chunk: bytes | bytearray | memoryview) -> None:
-        """Append a chunk."""
-        view = memoryview(chunk).cast("B")
-        with self._translate_errors():
-            self._writer.write(view)
-        self._hash.update(view)
-        self.num_bytes += len(view)
-
-    @property
-    def sha256(self) -> str:
-        """Hash of everything written so far, hexadecimal."""
-        return self._hash.hexdigest()
 
 
 def locate_object(

@@ -169,7 +169,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every object and check it against its checksums. Exit code 1: a damaged object was found and not removed."""
-    from ...core.steps.verify_store import verify_store
+    from ...core.steps.verification.verify_store import verify_store
 
     opened = open_existing_store(store, recipe)
     found = verify_store(opened, delete=delete)

@@ -11,7 +11,7 @@ import typer
 from .options import DeviceOption, JsonOption, show_count
 
 if TYPE_CHECKING:
-    from ...core.steps.verify_checkpoint import Verification
+    from ...core.steps.verification.verify_checkpoint import Verification
 
 _DEFAULT_SAMPLE = 3
 _DAMAGED, _NOT_CHECKED = 1, 2
@@ -42,7 +42,7 @@ def verify(
     Exit code 0: no problem found. 1: damaged. 2: the sample requested by --sample could not be recomputed.
     """
     from ...core.steps.read_recipe import read_recipe
-    from ...core.steps.verify_checkpoint import verify_checkpoint
+    from ...core.steps.verification.verify_checkpoint import verify_checkpoint
     from ...core.storage.store import Store
 
     options = read_recipe(recipe).storage_options if recipe is not None else None

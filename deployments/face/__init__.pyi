@@ -38,7 +38,7 @@ from .core.recipe.recipe import Recipe as Recipe
 from .core.steps.listener import Listener as Listener
 from .core.steps.merge_run import merge_run as merge_run
 from .core.steps.read_recipe import read_recipe as read_recipe
-from .core.steps.verify_checkpoint import Verification as Verification
+from .core.steps.verification.verify_checkpoint import Verification as Verification
 from .core.storage.store import Store as Store
 from .deployments.python_calls import plan as plan
 from .deployments.python_calls import verify as verify

@@ -22,7 +22,7 @@ from eigenmerge.core.run import Run
 from eigenmerge.core.steps.collect_garbage import collect_garbage
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.read_recipe import read_recipe
-from eigenmerge.core.steps.verify_store import verify_store
+from eigenmerge.core.steps.verification.verify_store import verify_store
 from eigenmerge.core.storage.store import Store
 
 from ..core.cache import examples

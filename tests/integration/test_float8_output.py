@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from eigenmerge.core.errors import RecipeError
-from eigenmerge.core.steps.verify_checkpoint import verify_checkpoint
+from eigenmerge.core.steps.verification.verify_checkpoint import verify_checkpoint
 from eigenmerge.core.storage.checkpoints.list_model import list_model
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
 from eigenmerge.core.storage.store import Store

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from eigenmerge.core.steps.verify_checkpoint import verify_checkpoint
+from eigenmerge.core.steps.verification.verify_checkpoint import verify_checkpoint
 from eigenmerge.core.storage.store import Store
 
 Q = "model.layers.0.self_attn.q_proj.weight"

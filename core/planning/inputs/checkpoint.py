@@ -11,13 +11,20 @@ from ...errors import CheckpointError, RecipeError, ShapeError
 from ...formats.file_names import ADAPTER_CONFIG_NAME
 from ...listing import LoraSource, ModelListing, StackedLora, TensorSource
 from ..plan import Arrival, ModelSummary
-from .adapters import Adapter, align_adapter, correct_orientation, find_factor, read_adapter, unwrapped_name
+from .adapters.read_adapter import (
+    Adapter,
+    align_adapter,
+    correct_orientation,
+    find_factor,
+    read_adapter,
+    unwrapped_name,
+)
 from .layouts.align import align_tensors
 from .layouts.layout import Layout
-from .matching import NameMap, match_names
+from .names.matching import NameMap, match_names
+from .names.token_matrices import ties_unstored_head
+from .names.wrappers import has_layers
 from .quantized import select_weights
-from .token_matrices import ties_unstored_head
-from .wrappers import has_layers
 
 Shapes = Mapping[str, tuple[int, ...]]
 

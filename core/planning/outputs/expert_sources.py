@@ -16,7 +16,7 @@ from ..inputs.reference_tensors import ReferenceTensors
 from ..inputs.storage_precision import rounds_values_of
 from ..plan import Rows
 from .slots import Slot
-from .vocabulary import VocabularyPlanner
+from .vocabulary.fit_vocabulary import VocabularyPlanner
 
 
 @dataclass(frozen=True, slots=True)

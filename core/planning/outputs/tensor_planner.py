@@ -19,9 +19,9 @@ from ...views import held_bytes
 from ..cost import projection as cost
 from ..inputs.checkpoint import UNCHANGED, Checkpoint
 from ..inputs.layouts.layout import Layout
+from ..inputs.names.token_matrices import Role
 from ..inputs.reference_tensors import ReferenceTensors
 from ..inputs.storage_precision import is_float64
-from ..inputs.token_matrices import Role
 from ..keys import SUM_VERSION, sums_key, tensor_identity
 from ..names import Kind
 from ..plan import ExpertTensor, RunSettings, TensorPlan
@@ -32,7 +32,7 @@ from .matrices import Matrices, matrices_of
 from .members import needs_base
 from .slots import Group, Slot
 from .spectral import SpectralPlanner
-from .vocabulary import VocabularyPlanner
+from .vocabulary.fit_vocabulary import VocabularyPlanner
 
 
 @dataclass(frozen=True, slots=True)

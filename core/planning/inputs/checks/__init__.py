@@ -1,0 +1,1 @@
+"""Checks that an expert fits its base: its config.json, and how much of it arrives."""

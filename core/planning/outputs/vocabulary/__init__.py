@@ -1,0 +1,1 @@
+"""Rows by token: different vocabularies, new tokens, padding, token ids."""

@@ -1,0 +1,1 @@
+"""Verify what was written: checkpoints, a store, recomputed tensors."""

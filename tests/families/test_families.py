@@ -1,0 +1,26 @@
+"""Families of real models in the forms in which they are stored: the merge equals a merge by hand in transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .check_case import check_form
+from .families import FAMILIES
+from .forms import FORMS
+
+# One family for each kind of layout; the others are slow tests.
+QUICK = {"GPT-2", "BERT", "Qwen3-MoE", "GPT-OSS", "GraniteMoE", "T5"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=family.name, marks=[] if family.name in QUICK else pytest.mark.slow)
+        for family in FAMILIES
+    ],
+)
+def test_merge_of_a_family_equals_the_merge_by_hand(family, form: str, tmp_path: Path) -> None:
+    assert check_form(family, form, tmp_path) in {"yes", "-"}
