@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eigenmerge.core.errors import CheckpointError
+
 Pipeline = Callable[..., Any]
 EMBED, Q = "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj"
 
@@ -29,7 +31,7 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
     adapter.mkdir()
     weights = {EMBED: torch.randn(4, 8), f"{Q}.weight": torch.randn(8, 8)}
     save_file(weights, base / "model.safetensors", {"format": "pt"})
-    config = {"model_type": "llama", "vocab_size": 4, "tie_word_embeddings": True}
+    config = {"model_type": "llama", "vocab_size": 4, "tie_word_embeddings": False}
     base.joinpath("config.json").write_text(json.dumps(config))
     base.joinpath("special_tokens_map.json").write_text("{}")
     write_tokenizer(base, ["a", "b", "c", "d"])
@@ -73,3 +75,14 @@ def test_without_a_base_the_output_has_the_tokenizer_of_the_adapter(
     assert (out / "tokenizer.json").read_bytes() == (adapter / "tokenizer.json").read_bytes()
     assert json.loads((out / "tokenizer_config.json").read_text()) == {"chat_template": "adapter"}
     assert not (out / "special_tokens_map.json").exists(), "it belongs to the base's tokenizer"
+
+
+def test_a_tokenizer_that_is_a_link_out_of_the_adapter_is_refused(
+    places: tuple[Path, Path], pipeline: Pipeline, tmp_path: Path
+) -> None:
+    base, adapter = places
+    outside = tmp_path / "outside.json"
+    (adapter / "tokenizer_config.json").rename(outside)
+    (adapter / "tokenizer_config.json").symlink_to(outside)
+    with pytest.raises(CheckpointError, match=r"is a link to .*outside\.json"):
+        pipeline({"merge_method": "passthrough", "models": [f"{base}+{adapter}"]}, tmp_path / "out")

@@ -35,11 +35,13 @@ def check_linked_files(listings: Iterable[ModelListing], uris: Iterable[str], re
             for uri in wanted.intersection(listing.side_files.values()):
                 _check(listing, Path(absolute_uri(uri)))
     if is_local(reference.uri) and reference.config is not None:
-        _check(reference, _folder(reference) / CONFIG_NAME)
+        _check(reference, _folder(reference.uri) / CONFIG_NAME)
 
 
 def _check(listing: ModelListing, path: Path) -> None:
-    folder = _folder(listing)
+    folder = _folder(listing.uri)
+    if listing.adapter is not None and not path.is_relative_to(folder):  # a tokenizer that comes with the adapter
+        folder = _folder(listing.adapter.uri)
     target = path.resolve()
     allowed = [folder.resolve()]
     if allowed[0].parent.name == "snapshots":  # models--owner--name/snapshots/<commit>
@@ -51,6 +53,6 @@ def _check(listing: ModelListing, path: Path) -> None:
         )
 
 
-def _folder(listing: ModelListing) -> Path:
-    path = Path(absolute_uri(listing.uri))
+def _folder(uri: str) -> Path:
+    path = Path(absolute_uri(uri))
     return path if path.is_dir() else path.parent
