@@ -121,7 +121,9 @@ class ExpertStream:
 
     @property
     def _full_shape(self) -> tuple[int, ...]:
-        return self.shape if self.view is not None or self.tensor.matrix_shape is not None else self.tensor.shape
+        """Of what `_read` returns: a matrix (out, in), or a tensor as it is stored."""
+        as_matrix = self.view is not None or self.tensor.matrix_shape is not None or self.tensor.in_out
+        return self.shape if as_matrix else self.tensor.shape
 
     @property
     def shape(self) -> tuple[int, int]:
