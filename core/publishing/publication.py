@@ -137,9 +137,15 @@ def _join_names(names: tuple[str, ...]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def folder_name(now: datetime, inputs: MergeInputs) -> str:
-    """Return the folder of a merge. It is the same for the same inputs on one day, so that a killed run is resumed."""
-    return f"{now:%Y-%m-%d}-{inputs.digest[:8]}"
+def folder_name(now: datetime, inputs: MergeInputs, damaged: str = "") -> str:
+    """Return the folder of a merge. It is the same for the same inputs on one day, so that a killed run is resumed.
+
+    Parameters
+    ----------
+    damaged : folder of the merge that this one replaces, whose files may no longer be ours; "" if there is none
+    """
+    digest = hash_json([inputs.digest, damaged]) if damaged else inputs.digest
+    return f"{now:%Y-%m-%d}-{digest[:8]}"
 
 
 def read_publication(store: Store) -> Publication | None:

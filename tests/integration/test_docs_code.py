@@ -16,7 +16,7 @@ import typer.main
 from safetensors.torch import save_file
 
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
-from eigenmerge.core.recipe.strict_yaml import parse_yaml_mapping
+from eigenmerge.core.recipe.strict_yaml import parse_yaml_documents
 
 from ..conftest import S3Root
 from ..small_models import base_weights, expert_weights, save_model
@@ -98,11 +98,13 @@ def test_make_targets_exist(block: Block) -> None:
 @pytest.mark.parametrize("block", RECIPES, ids=str)
 def test_recipes_are_valid(block: Block) -> None:
     """A page may show only some keys of a recipe; this test adds the required ones."""
-    shown = parse_yaml_mapping(block.text, str(block))
-    rest: dict[str, Any] = {"merge_method": "swudi"}
-    if "slices" not in shown:
-        rest |= {"base_model": "/models/base", "models": [{"model": "/models/a"}, {"model": "/models/b"}]}
-    recipe_from_mapping(rest | shown)
+    for shown in parse_yaml_documents(block.text, str(block)):
+        rest: dict[str, Any] = {"merge_method": "swudi"}
+        models = [{"model": "/models/a"}, {"model": "/models/b"}]
+        if "slices" not in shown:
+            rest |= {"base_model": "/models/base", "models": models}
+        is_soup = isinstance(shown.get("models"), dict)  # a pattern, which is expanded where the files are
+        recipe_from_mapping(rest | shown | ({"models": models} if is_soup else {}))
 
 
 @pytest.fixture

@@ -18,13 +18,16 @@ _EXACT: dict[str, frozenset[str]] = {
 def rounds_values_of(stored: TensorSource, other: TensorSource) -> bool:
     """Return whether storing the values of `other` in the dtype of `stored` can round them.
 
-    A float8 tensor with a scale is read as float32, and holds only multiples of its own scale. A tensor that is joined
-    of pieces in different dtypes counts as exact.
+    A float8 tensor with a scale is read as float32, and holds only multiples of its own scale. Where both are stored so,
+    the base is as coarse as the expert: equal bytes under equal scales are equal values, and under other scales an equal
+    entry says little. A tensor that is joined of pieces in different dtypes counts as exact.
     """
     forms = {(piece.dtype, piece.scale is not None) for piece in stored_tensors(stored)}
     if len(forms) != 1:
         return False
     ((dtype, is_scaled),) = forms
+    if is_scaled and {(piece.dtype, piece.scale is not None) for piece in stored_tensors(other)} == forms:
+        return False
     values = {"F32" if piece.scale is not None else piece.dtype for piece in stored_tensors(other)}
     return is_scaled or not values <= _EXACT.get(dtype, frozenset())
 

@@ -127,7 +127,7 @@ def _merge_and_publish(
             result = NightlyResult(decision.outcome, decision.reason, destination, None, night.reasons)
             _retain(published, options, last, schedule.keep)
             return result
-        folder = folder_name(datetime.now(UTC), inputs)
+        folder = folder_name(datetime.now(UTC), inputs, last.folder if last and damage else "")
         destination = f"{place}/{folder}"
         try:
             merged = merge(chosen.recipe, destination, chosen.plan)

@@ -65,7 +65,7 @@ def test_other_parameters_decompose_nothing(models: Any, pipeline: Any, tmp_path
     first = pipeline(models.write_recipe("swudi", parameters={"exp_time": 300}), tmp_path / "a", store=store)
     assert first.decompositions_computed == 21 and first.decompositions_reused == 0
     for number, (method, parameters) in enumerate(
-        [("swudi", {"exp_time": 1300, "rank_ratio": 0.5}), ("swudi_a", {"rank_rule": "entropy"}), ("wudi_pinv", {})]
+        [("swudi", {"exp_time": 1300, "rank_ratio": 0.5}), ("swudi_a", {"rank_rule": "entropy"}), ("swudi_soft", {})]
     ):
         again = pipeline(models.write_recipe(method, parameters=parameters), tmp_path / f"b{number}", store=store)
         assert (again.decompositions_computed, again.decompositions_reused) == (0, 21)

@@ -152,7 +152,7 @@ class TestBytesRead:
         backend, ranges = store.backend, []
         original_range, original_head = backend.read_range, backend.read_head
 
-        def read_range(key: str, start: int, stop: int) -> bytes:
+        def read_range(key: str, start: int, stop: int, etag: str = "") -> bytes:
             ranges.append((start, stop))
             return original_range(key, start, stop)
 
