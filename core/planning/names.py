@@ -34,6 +34,8 @@ _EMBEDDING = re.compile(
 _LM_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|cls\.predictions\.decoder|vocab_projector|proj_out)\.weight$")
 # Precomputed tables that some versions of a library save and others recompute.
 _FLOAT_BUFFER = re.compile(r"(inv_freq|masked_bias|rotary_emb\.(cos|sin)_cached|position_ids)$|\.attn\.bias$")
+# Parameters that are stored as logarithms (A_log of Mamba) are no linear maps; `logits` and `catalog` are other words.
+_LOGARITHM = re.compile(r"(^|[._])logs?$")
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -86,7 +88,7 @@ def _kind_by_template(name: str, ndim: int) -> Kind:
     """Return the kind of a tensor by its name, with every number replaced by 0, and its number of dimensions."""
     if _FLOAT_BUFFER.search(name) and not (name.endswith(".attn.bias") and ndim == 1):
         return "buffer"
-    if ndim < 2 or name.endswith("bias"):
+    if ndim < 2 or name.endswith("bias") or _LOGARITHM.search(name):
         # gate_up_proj_bias, (E, M), is a stack of vectors; relative_attention_bias.weight does not end with "bias"
         return "vector"
     if ndim == 2:

@@ -165,7 +165,7 @@ def plan_merge(
     planned = _add_alignment(planned)
     float8: dict[str, object] | None = None
     if recipe.output.float8 is not None:
-        planned, float8, notes = convert_to_float8(planned, recipe.output.float8, reference.config)
+        planned, float8, notes = convert_to_float8(planned, recipe.output.float8, reference.config, layout)
         warnings += notes
     changes = {**output.config_changes, **_vocabulary_changes(reference, planned, vocabulary)}
     contents = side_file_contents or {}

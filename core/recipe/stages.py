@@ -15,7 +15,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from ..errors import RecipeError
@@ -37,6 +37,12 @@ class Stage:
     recipe: Recipe
     destination: str
     uses: tuple[str, ...] = ()
+
+
+def allow_mixed_architectures(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Return the stages with `allow_mixed_architectures: true` in their recipes."""
+    changes = {"allow_mixed_architectures": True}
+    return tuple(replace(stage, recipe=stage.recipe.model_copy(update=changes)) for stage in stages)
 
 
 @dataclass(frozen=True, slots=True)

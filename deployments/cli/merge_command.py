@@ -15,6 +15,7 @@ import typer
 from ...core.choices import RunnerName
 from ...core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
 from .options import (
+    AllowMixedOption,
     AllowNonfiniteOption,
     DeviceOption,
     JsonOption,
@@ -58,6 +59,7 @@ def merge(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint in OUT.")] = False,
     allow_nonfinite: AllowNonfiniteOption = False,
+    allow_mixed: AllowMixedOption = False,
     time_limit: Annotated[
         float | None,
         typer.Option("--time-limit", min=0, metavar="SECONDS", help="Stop after this time; the same command resumes."),
@@ -77,6 +79,7 @@ def merge(
     import os
 
     from ...core.coordination.stop import StopSignal
+    from ...core.recipe.stages import allow_mixed_architectures
     from ...core.steps.open_run import prepare_run
     from ...core.steps.plan_stages import unfinished_stages
     from ...core.steps.read_recipe import read_stages
@@ -135,6 +138,7 @@ def merge(
             listener.close()
 
     stages = read_stages(recipe, destination)
+    stages = allow_mixed_architectures(stages) if allow_mixed else stages
     pending = unfinished_stages(stages, max_memory=budget, allow_nonfinite=allow_nonfinite, device=device)
     result = [merge_stage(stage) for stage in pending][-1]
     if as_json:

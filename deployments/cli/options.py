@@ -50,6 +50,15 @@ AllowNonfiniteOption = Annotated[
         "--allow-nonfinite", help="Where an expert has NaN or Inf, keep the base's tensor and print a warning."
     ),
 ]
+AllowMixedOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mixed-architectures",
+        "--allow-crimes",
+        help="Merge models whose config.json describe different architectures, as `allow_mixed_architectures` of the"
+        " recipe does.",
+    ),
+]
 RecipeForStoreOption = Annotated[
     str | None,
     typer.Option("--recipe", metavar="RECIPE", help="Recipe that gives `store` and `storage_options`."),

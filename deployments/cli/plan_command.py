@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import JsonOption, MaxMemoryOption, RecipeArgument, parse_size, show_bytes, show_count
+from .options import AllowMixedOption, JsonOption, MaxMemoryOption, RecipeArgument, parse_size, show_bytes, show_count
 from .simulate_option import (
     DEFAULT_MACHINE,
     MachineOption,
@@ -31,6 +31,7 @@ _MOST_EXPERTS_SHOWN = 20
 def plan(
     recipe: RecipeArgument,
     max_memory: MaxMemoryOption = None,
+    allow_mixed: AllowMixedOption = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="Print one line per output tensor as well.")] = False,
     simulate: SimulateOption = None,
     machine: MachineOption = DEFAULT_MACHINE,
@@ -40,10 +41,12 @@ def plan(
 
     Reads headers, and what identifies the models: those of at most 1 GiB, samples of larger ones.
     """
+    from ...core.recipe.stages import allow_mixed_architectures
     from ...core.steps.plan_stages import plan_stages
     from ...core.steps.read_recipe import read_stages
 
     stages = read_stages(recipe, "OUT")
+    stages = allow_mixed_architectures(stages) if allow_mixed else stages
     planned = plan_stages(stages, max_memory=parse_size(max_memory))
     if as_json:
         shown = [_data(made, tensors, simulate, machine) for _, made in planned]

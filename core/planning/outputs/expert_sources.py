@@ -77,6 +77,8 @@ class SourceFinder:
     def make_target(self, slot: Slot, reference: TensorSource) -> Target:
         """Return the target of a slot, with the number of rows of the output's vocabulary."""
         identity = f"{self._bases.fingerprint(slot.group.base) or self._experts[0].fingerprint}/{slot.template}"
+        if self._vocabulary.matches_tokens and self._vocabulary.has_column_per_token(slot.template):
+            self._vocabulary.check_columns_stay(slot.name, reference)
         if not (self._vocabulary.matches_tokens and self._vocabulary.is_by_token(slot.template)):
             return Target(slot, reference, reference.shape, None, identity)
         fitted = self._vocabulary.fit_base(reference)
@@ -147,7 +149,11 @@ class SourceFinder:
                     f"{slot.name}: {checkpoint.name} stores it as {full.dtype}, expected a float as in the base"
                     f" ({reference.dtype}); give the unquantized model"
                 )
-            if full.shape != target.shape or (by_token and self._vocabulary.matches_tokens):
+            if self._vocabulary.has_column_per_token(slot.template) and len(full.shape) == 2 and full.shape[0] == 1:
+                fitted = self._vocabulary.fit_columns(slot.name, member.expert, full, reference.shape[1])
+                if fitted.source != full:
+                    full, identity = fitted.source, f"{identity}#columns{full.shape[1]}"
+            elif full.shape != target.shape or (by_token and self._vocabulary.matches_tokens):
                 if not by_token or full.shape[1:] != target.shape[1:] or not full.shape:
                     raise self._shape_error(slot, reference, full, checkpoint)
                 fitted = self._vocabulary.fit_expert(slot.name, member.expert, full, reference.shape[0])

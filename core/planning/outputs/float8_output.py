@@ -9,7 +9,7 @@ channel : E4M3 with one scale for each row, `<weight>_scale`, in the form of com
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from math import prod
 from typing import Any, cast
@@ -17,7 +17,8 @@ from typing import Any, cast
 from ...errors import RecipeError
 from ...formats.digest import hash_json
 from ...formats.dtypes import SCALE_BLOCK_SIZE
-from ..names import layer_of, tensor_kind
+from ..inputs.layouts.layout import Layout
+from ..names import layer_of, tensor_kind, with_layer
 from ..plan import Float8Form, TensorPlan
 from .tensor_planner import PlannedTensor
 
@@ -32,18 +33,34 @@ _OUTPUT_HEAD = "lm_head"  # a tied head is not stored, and readers would still r
 
 
 def convert_to_float8(
-    planned: Sequence[PlannedTensor], form: Float8Form, config: Mapping[str, object] | None
+    planned: Sequence[PlannedTensor], form: Float8Form, config: Mapping[str, object] | None, layout: Layout
 ) -> tuple[list[PlannedTensor], dict[str, object], list[str]]:
     """Return the plan with float8 weights, the quantization_config that readers need, and warnings.
 
+    Linear layers whose weights are stored (in, out) keep the dtype of the model: readers expect scales of (out, in).
+
+    Parameters
+    ----------
+    layout : of the model that gives the output its names
+
     Raises
     ------
-    RecipeError : no weight can be stored as float8, or `channel` with experts in one stacked tensor
+    RecipeError : no weight can be stored as float8, a stack of experts is stored (in, out), or `channel` with experts
+        in one stacked tensor
     """
     if config is None:
         raise RecipeError("output.float8: the base has no config.json, which tells readers that weights are float8")
     router_rows = _expert_counts(config)
-    items = [_as_float8(item, form) if _is_eligible(item.plan, router_rows) else item for item in planned]
+    in_out = {with_layer(name, 0) for name in layout.shapes if layer_of(name) is not None and layout.in_out(name)}
+    eligible = {item.plan.name for item in planned if _is_eligible(item.plan, router_rows)}
+    transposed = {item.plan.name for item in planned if item.plan.name in eligible and _is_in_out(item.plan, in_out)}
+    wrong = next((item.plan for item in planned if item.plan.name in transposed and len(item.plan.shape) == 3), None)
+    if wrong is not None:
+        raise RecipeError(
+            f"output.float8: {wrong.name} is a stack of experts stored (in, out), found {list(wrong.shape)}, and"
+            " readers of float8 expect (experts, out, in); leave the key out"
+        )
+    items = [_as_float8(item, form) if item.plan.name in eligible - transposed else item for item in planned]
     converted = [item.plan for item in items if item.plan.float8 is not None]
     if not converted:
         raise RecipeError("output.float8: the output has no linear layers to store as float8; leave the key out")
@@ -88,6 +105,16 @@ def _is_eligible(plan: TensorPlan, router_rows: frozenset[int]) -> bool:
     if kind == "matrix" and plan.shape[0] in router_rows and plan.name.endswith(("gate.weight", "router.weight")):
         return False
     return _KEPT_MODULE.search(_SWIGLU_GATE.sub(".", plan.name)) is None
+
+
+def _is_in_out(plan: TensorPlan, in_out: Set[str]) -> bool:
+    """Return whether a weight is stored (in, out).
+
+    Parameters
+    ----------
+    in_out : names of such weights, with layer 0 for any layer
+    """
+    return plan.in_out or with_layer(plan.name, 0) in in_out
 
 
 def _as_float8(item: PlannedTensor, form: Float8Form) -> PlannedTensor:

@@ -7,13 +7,17 @@ tensors before and after the layers come from the first and the last slice, at t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from ...errors import CheckpointError, RecipeError
 from ...recipe.precedence import Scope
 from ..names import gradient_position, layer_of, natural_key, stack_depths, with_layer
 from .layer_config import DEPTH_KEYS, config_of_layers
+
+_LANGUAGE_PART = re.compile(r"text|language|llm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +147,33 @@ def build_slice_slots(
 def _config_changes(
     config: Mapping[str, object] | None, stack: str, depth: int, origins: Sequence[int]
 ) -> dict[str, object]:
+    """Return the entries of config.json that change, for the model and for its language model (`text_config`)."""
     if config is None:
         return {}
-    key = next((key for key in DEPTH_KEYS if config.get(key) == depth), None)
-    if key is None:
+    keys = [key for key in DEPTH_KEYS if config.get(key) == depth]
+    part = _language_part(config, depth)
+    if not keys and part is None:
         raise CheckpointError(
             f"slices: none of {', '.join(DEPTH_KEYS)} in config.json is {depth}, the number of layers of {stack};"
             " correct config.json, so that the output's number of layers can be set"
         )
-    return {**config_of_layers(config, depth, origins), key: len(origins)}
+    changes: dict[str, object] = {}
+    if keys:
+        changes = {**config_of_layers(config, depth, origins), keys[0]: len(origins)}
+    if part is not None:
+        inner = cast("Mapping[str, object]", config[part])
+        changes[part] = {**inner, **_config_changes(inner, stack, depth, origins)}
+    return changes
+
+
+def _language_part(config: Mapping[str, object], depth: int) -> str | None:
+    """Return the key of the part of config.json that describes a language model with this number of layers, if any."""
+    for name, part in config.items():
+        if isinstance(part, Mapping) and _LANGUAGE_PART.search(name):
+            inner = cast("Mapping[str, object]", part)
+            if depth in (inner.get(key) for key in DEPTH_KEYS):
+                return name
+    return None
 
 
 def _precedes_layers(name: str) -> bool:

@@ -25,6 +25,7 @@ from typing import cast
 from ....errors import ShapeError
 from ....listing import LoraPart, LoraSource, StackedLora, TensorSource
 from ....views import select
+from ..layouts.mixtures import Role
 from .adapter_options import Scaling
 from .base_names import BaseNames
 
@@ -33,6 +34,7 @@ _PARTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
     "down_proj": (("down_proj",), ("w2",)),
 }
+_STACK_ROLES: Mapping[str, Role] = {"gate_up_proj": "gate_up", "down_proj": "down"}
 
 
 @dataclass(slots=True)
@@ -170,6 +172,10 @@ def _find_parameter(key: str, base: BaseNames) -> _Parameter | None:
     if name is not None:
         return _Parameter(key, base.shapes[name], name) if len(base.shapes[name]) in (2, 3) else None
     module, _, last = key.rpartition(".")
+    role = _STACK_ROLES.get(last)
+    stack = base.stack(module, role) if role is not None else None
+    if stack is not None and len(base.shapes[stack]) == 3:
+        return _Parameter(key, base.shapes[stack], stack)
     experts = base.experts(module)
     for form in _PARTS.get(last, ((last,),)):
         members = [experts[number] for number in sorted(experts)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import final
 
 from ...names import layer_of
+from ..layouts.mixtures import Role, find_mixtures
+from ..layouts.stacks import Stack
 
 _MEMBER = re.compile(r"^(?P<parent>.*\.experts)\.(?P<index>\d+)\.(?P<part>\w+)\.weight$")
 
@@ -28,6 +30,7 @@ class BaseNames:
         self.shapes = shapes
         self._by_tail: dict[str, list[str]] | None = None
         self._experts: dict[str, dict[int, dict[str, str]]] | None = None
+        self._stacks: dict[str, dict[Role, tuple[str, Stack]]] | None = None
 
     def find(self, name: str) -> str | None:
         """Return the base's name: the same, or the only one of the same layer that differs in its first parts."""
@@ -46,16 +49,21 @@ class BaseNames:
         Libraries call the module differently (`mlp.experts`, `block_sparse_moe.experts`); a layer has one mixture.
         """
         by_parent = self._members()
-        layer = layer_of(f"{module}.")
-        if module in by_parent or layer is None or not module.endswith("experts"):
+        if module in by_parent or not module.endswith("experts"):
             return by_parent.get(module, {})
-        found = [
-            parent
-            for parent in by_parent
-            for own in [layer_of(f"{parent}.")]
-            if own is not None and own[1] == layer[1] and own[0].rpartition(".")[2] == layer[0].rpartition(".")[2]
-        ]
-        return by_parent[found[0]] if len(found) == 1 else {}
+        parent = _only_one_in_layer(by_parent, module)
+        return by_parent[parent] if parent is not None else {}
+
+    def stack(self, module: str, role: Role) -> str | None:
+        """Return the stack that holds a projection of all experts of a mixture, whatever module and stack are called.
+
+        Gate and up are one after the other in it, as in every family but GPT-OSS.
+        """
+        if self._stacks is None:
+            self._stacks = {mixture.owner: mixture.stacked for mixture in find_mixtures(self.shapes, None)}
+        owner = _only_one_in_layer(self._stacks, module) if module.endswith("experts") else None
+        name, form = self._stacks[owner].get(role, (None, None)) if owner is not None else (None, None)
+        return name if form is not None and form.halves != "interleaved" else None
 
     def _members(self) -> Mapping[str, Mapping[int, Mapping[str, str]]]:
         """Return the names of the weights of single experts: by module, by expert, then by part."""
@@ -67,6 +75,23 @@ class BaseNames:
                     parent, expert, part = member
                     self._experts.setdefault(parent, {}).setdefault(expert, {})[part] = name
         return self._experts
+
+
+def _only_one_in_layer(modules: Iterable[str], module: str) -> str | None:
+    """Return the only one of these modules that is in the same layer as another module, given by a model's name for it.
+
+    The stacks of layers may be below different modules.
+    """
+    layer = layer_of(f"{module}.")
+    if layer is None:
+        return None
+    found = [
+        other
+        for other in modules
+        for own in [layer_of(f"{other}.")]
+        if own is not None and own[1] == layer[1] and own[0].rpartition(".")[2] == layer[0].rpartition(".")[2]
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _tail(name: str) -> str:

@@ -15,6 +15,7 @@ from ....errors import CheckpointError
 from ....formats.digest import hash_json
 from ....listing import TensorSource
 from ....views import concatenate, describe, reshape, select, select_index, stack, transpose
+from .align_biases import align_biases
 from .layout import Layout
 from .mixtures import Mixture, Role, find_mixtures
 from .pairing import layer_prefix, pair_mixtures
@@ -66,7 +67,12 @@ def align_tensors(
             )
         replaced |= found.names
         changed |= _Builder(reference, tensors, wanted, found, model).tensors()
+        biases, old_biases = align_biases(reference.shapes, tensors, wanted, found, model)
+        changed |= {own_name(wanted, found, name): bias for name, bias in biases.items()}
+        replaced |= {*old_biases}
         for name, new_name in rename_rest(reference, wanted, found, shapes).items():
+            if name in old_biases:
+                continue
             replaced.add(name)
             shape = reference.shapes.get(reference_name(wanted, found, new_name))
             is_transposed = shape is not None and tensors[name].shape == shape[::-1] != shape

@@ -6,15 +6,16 @@ delta of the transposed matrix is A^T B^T, so both directions are exact, and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from ....errors import CheckpointError
 from ....listing import LoraPart, LoraSource, StackedLora
 from ....views import select
+from ...names import layer_of
 from .align import own_name, rename_rest, templates
 from .layout import Layout
-from .mixtures import Mixture, Role, find_mixtures
+from .mixtures import Mixture, Role, find_mixtures, is_router_name
 from .pairing import pair_mixtures
 from .stacks import Stack
 
@@ -50,9 +51,47 @@ def align_lora(reference: Layout, lora: Mapping[str, Lora], model: str) -> Mappi
         for name, new_name in rename_rest(reference, wanted, found, shapes).items():
             replaced.add(name)
             changed[new_name] = lora[name]
+    for name, new_name in _routers_of_other_names(reference, [name for name in lora if name not in replaced], shapes):
+        replaced.add(name)
+        changed[new_name] = lora[name]
     if not changed:
         return lora
     return {**{name: factors for name, factors in lora.items() if name not in replaced}, **changed}
+
+
+def _routers_of_other_names(
+    reference: Layout, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, str]]:
+    """Yield adapted routers whose layer has one mixture and no tensor of that name, with the name of its router.
+
+    An adapter has the names of the modules in memory: `mlp.gate` where Mixtral is stored with `block_sparse_moe.gate`.
+    """
+    known = {_in_layer(name) for name in reference.shapes}
+    by_layer: dict[tuple[str, int] | None, list[Mixture]] = {}
+    for mixture in reference.mixtures:
+        by_layer.setdefault(_in_layer(f"{mixture.owner}.")[0], []).append(mixture)
+    for name in names:
+        layer, rest = _in_layer(name)
+        mixtures = by_layer.get(layer, [])
+        if (
+            layer is None
+            or len(mixtures) != 1
+            or (layer, rest) in known
+            or ".experts." in name
+            or not is_router_name(rest)
+        ):
+            continue
+        routers = [one for one in mixtures[0].routers if reference.shapes[one] == shapes[name]]
+        if len(routers) == 1:
+            yield name, name[: len(name) - len(rest)] + _in_layer(routers[0])[1]
+
+
+def _in_layer(name: str) -> tuple[tuple[str, int] | None, str]:
+    """Return the last word of the stack of layers with the layer's number, and the name within the layer."""
+    layer = layer_of(name)
+    if layer is None:
+        return None, name
+    return (layer[0].rpartition(".")[2], layer[1]), name[len(f"{layer[0]}.{layer[1]}.") :]
 
 
 def _matrices(found: Mixture, lora: Mapping[str, Lora]) -> dict[tuple[Role, int], LoraSource]:

@@ -102,7 +102,7 @@ def find_mixtures(shapes: Shapes, config: Mapping[str, object] | None) -> list[M
     scopes = _names_in(owners, shapes)
     found: list[Mixture] = []
     for owner in owners:
-        routers = {name: shapes[name] for name in scopes[owner] if _is_router_name(name, owner)}
+        routers = {name: shapes[name] for name in scopes[owner] if _is_router(name, owner)}
         mixture = _read_mixture(owner, split[owner], stacked[owner], routers, shapes, config, counts)
         if mixture is not None:
             found.append(mixture)
@@ -133,9 +133,13 @@ def _names_in(owners: Iterable[str], shapes: Shapes) -> dict[str, list[str]]:
     return found
 
 
-def _is_router_name(name: str, owner: str) -> bool:
-    relative = name[len(owner) + 1 :]
-    return bool(_ROUTER.search(relative)) and "shared" not in relative and _SPLIT.match(name) is None
+def is_router_name(name: str) -> bool:
+    """Return whether a name within a layer or mixture is that of a tensor that chooses experts."""
+    return bool(_ROUTER.search(name)) and "shared" not in name
+
+
+def _is_router(name: str, owner: str) -> bool:
+    return _SPLIT.match(name) is None and is_router_name(name[len(owner) + 1 :])
 
 
 def _read_mixture(

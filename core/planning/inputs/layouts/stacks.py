@@ -97,13 +97,9 @@ class StackReader:
         return bool(self.model_types & _IN_OUT_MODEL_TYPES)
 
     def _bias_length(self, name: str) -> int | None:
-        """Return the number of outputs by the bias of a stack, (experts, outputs); None where there is none."""
-        module = name.removesuffix(".weight")
-        for other in (f"{module}_bias", f"{module}.bias"):
-            shape = self.shapes.get(other)
-            if shape is not None and len(shape) == 2 and shape[0] == self.count:
-                return shape[1]
-        return None
+        """Return the number of outputs by the bias of a stack; None where there is none."""
+        bias = bias_of_stack(name, self.shapes, self.count)
+        return self.shapes[bias][1] if bias is not None else None
 
     def _holds_gate_and_up(self, name: str, down: str | None, in_out: bool) -> bool:
         rows, columns = self.shapes[name][1:]
@@ -118,3 +114,13 @@ class StackReader:
             return "interleaved"
         # Without a config, GPT-OSS is recognized by its biases.
         return "interleaved" if not self.model_types and in_out and self._bias_length(name) else "concatenated"
+
+
+def bias_of_stack(name: str, shapes: Shapes, count: int) -> str | None:
+    """Return the name of the bias of a stack, (experts, outputs); None where there is none."""
+    module = name.removesuffix(".weight")
+    for other in (f"{module}_bias", f"{module}.bias"):
+        shape = shapes.get(other)
+        if shape is not None and len(shape) == 2 and shape[0] == count:
+            return other
+    return None

@@ -22,6 +22,7 @@ from ....formats.dtypes import FLOAT8_DTYPES
 from ....formats.file_names import TOKENIZER_NAME
 from ....listing import ModelListing, TensorSource
 from ....recipe.recipe import Recipe
+from ....views import reshape
 from ...inputs.tokenizers import Vocabulary, read_vocabulary, vocabulary_files
 from ...names import layer_of
 from ...plan import Rows
@@ -29,6 +30,7 @@ from .token_rows import (
     FittedTensor,
     count_rows,
     count_token_rows,
+    find_token_columns,
     find_token_tensors,
     last_parts,
     map_rows,
@@ -141,6 +143,7 @@ class VocabularyPlanner:
         known = {name: index for index, name in reversed(list(enumerate(recipe.expert_references)))}
         self._models = {**known, recipe.base_model: None}
         self._token_tensors = find_token_tensors(reference.tensors, reference.config)
+        self._token_columns = find_token_columns(reference.tensors, self._token_tensors)
 
     def _add_configured_tokens(self) -> None:
         if self._output is None:
@@ -160,6 +163,40 @@ class VocabularyPlanner:
     def is_by_token(self, name: str) -> bool:
         """Return whether a tensor of the reference has one row per token."""
         return name in self._token_tensors
+
+    def has_column_per_token(self, name: str) -> bool:
+        """Return whether a tensor of the reference is a bias (1, V) with one column per token."""
+        return name in self._token_columns
+
+    def check_columns_stay(self, name: str, source: TensorSource) -> None:
+        """Check that the output has the base's tokens, where a bias of the base has one column for each.
+
+        Raises
+        ------
+        RecipeError : the tokens change
+        """
+        columns = source.shape[1]
+        if self.output_rows(columns) != columns or self.fit_base(reshape(source, (columns,))).rows is not None:
+            raise RecipeError(
+                f"{name}: has one column for each of {columns} tokens, found other tokens in the output; set"
+                " `tokenizer_source: base`"
+            )
+
+    def fit_columns(self, name: str, expert: int, source: TensorSource, base_columns: int) -> FittedTensor:
+        """Return one expert's bias (1, V) in the base's columns.
+
+        Raises
+        ------
+        ShapeError : the columns would have to be moved, or some are missing
+        """
+        fitted = self.fit_expert(name, expert, reshape(source, source.shape[1:]), base_columns)
+        if fitted.rows is not None or fitted.source.shape != (base_columns,):
+            raise ShapeError(
+                f"{name}: {self._experts[expert].name} has shape {list(source.shape)}, the base has"
+                f" [1, {base_columns}], and its tokens are others than the base's first ones; give an expert with the"
+                f" base's tokens, or add a rule {{match: {name!r}, action: keep_base}}"
+            )
+        return FittedTensor(reshape(fitted.source, (1, base_columns)), None)
 
     @property
     def padding_start(self) -> int | None:

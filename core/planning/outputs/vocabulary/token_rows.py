@@ -60,6 +60,22 @@ def find_token_tensors(
     return frozenset(named | found)
 
 
+def find_token_columns(tensors: Mapping[str, TensorSource], by_row: Collection[str]) -> frozenset[str]:
+    """Return the names of biases (1, V) with one column per token: final_logits_bias of BART, Marian and Pegasus.
+
+    Parameters
+    ----------
+    by_row : result of `find_token_tensors`
+    """
+    sizes = {tensors[name].shape[0] for name in by_row}
+    return frozenset(
+        name
+        for name, source in tensors.items()
+        if len(source.shape) == 2 and source.shape[0] == 1 and source.shape[1] in sizes
+        if name.endswith("bias") and layer_of(name) is None
+    )
+
+
 def _vocabulary_sizes(config: Mapping[str, object] | None) -> set[int]:
     parts = [config or {}, *_inner(config, "text_config")]
     return {size for part in parts for size in [part.get("vocab_size")] if isinstance(size, int)}

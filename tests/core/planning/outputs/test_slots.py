@@ -57,6 +57,26 @@ def test_config_json_has_the_new_number_of_layers(models: list[Any], plan_of: An
     assert config["model_type"] == "llama"
 
 
+@pytest.mark.parametrize(
+    ("config", "depths"),
+    [
+        ({"text_config": CONFIG, "vision_config": {"num_hidden_layers": 4}}, (None, 6, 4)),
+        ({**CONFIG, "text_config": CONFIG, "vision_config": {"num_hidden_layers": 4}}, (6, 6, 4)),
+        ({**CONFIG, "vision_config": {"num_hidden_layers": 4}}, (6, None, 4)),
+    ],
+)
+def test_the_language_part_of_config_json_has_it_too(
+    model: Any, llama_tensors: Any, plan_of: Any, config: dict[str, Any], depths: tuple[int | None, ...]
+) -> None:
+    named = [model(name, llama_tensors(4), config=config) for name in ("base", "one", "two")]
+    files = {side.name: side.content for side in plan_of(STACK, *named).side_files}
+    found = json.loads(files["config.json"])
+    parts = (found, found.get("text_config", {}), found["vision_config"])
+    assert tuple(part.get("num_hidden_layers") for part in parts) == depths
+    text = found.get("text_config", found)
+    assert text["layer_types"] == ["a", "b", "c", "b", "c", "d"]
+
+
 def test_gradients_run_over_each_slice(models: list[Any], plan_of: Any, tensors_of: Any) -> None:
     text = """
 merge_method: slerp

@@ -61,6 +61,30 @@ def test_a_base_that_stores_its_experts_one_by_one_in_another_module(adapter: An
     assert rows[1].start - rows[0].start == 12 * 6 * 4  # the rows of up follow those of gate
 
 
+def test_stacks_of_other_names(adapter: Any) -> None:
+    """In memory Transformers calls Granite's stacks as everyone's."""
+    place = "model.layers.0.block_sparse_moe"
+    base = {f"{place}.input_linear.weight": (3, 24, 16), f"{place}.output_linear.weight": (3, 16, 12)}
+    base[f"{place}.router.layer.weight"] = (3, 16)
+    found = read(adapter, NESTED, base)
+    assert {name: factors.shape for name, factors in found.items()} == {k: v for k, v in base.items() if len(v) == 3}
+
+
+def test_a_router_of_another_name(adapter: Any, model: Any, plan_of: Any, tensors_of: Any) -> None:
+    """In memory Transformers calls the routers of Mixtral and Phi `mlp.gate` and `mlp.router`."""
+    stored = "model.layers.0.block_sparse_moe.gate.weight"
+    recipe = "merge_method: linear\nbase_model: base\nmodels: [a]\n"
+    for name in ("mlp.gate", "mlp.router"):
+        module = f"base_model.model.model.layers.0.{name}"
+        factors = {f"{module}.lora_A.weight": (2, 16), f"{module}.lora_B.weight": (3, 2)}
+        plan = plan_of(recipe, model("base", {**SPLIT, stored: (3, 16)}), adapter("a", factors))
+        assert tensors_of(plan)[stored].experts[0].lora.shape == (3, 16)
+    module = "base_model.model.model.layers.0.mlp.other"
+    factors = {f"{module}.lora_A.weight": (2, 16), f"{module}.lora_B.weight": (3, 2)}
+    with pytest.raises(CheckpointError, match=r"adapter targets model.layers.0.mlp.other.weight, which the base does"):
+        plan_of(recipe, model("base", {**SPLIT, stored: (3, 16)}), adapter("a", factors))
+
+
 def test_factors_that_call_the_outputs_the_input(adapter: Any) -> None:
     """Earlier versions of PEFT take every stack as (experts, in, out)."""
     names = {

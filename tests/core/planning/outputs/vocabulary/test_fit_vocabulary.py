@@ -202,3 +202,32 @@ def test_vocabularies(files: dict[str, bytes], found: dict[str, int] | None, mod
 def test_a_damaged_tokenizer_is_named(content: bytes, model: Any) -> None:
     with pytest.raises(CheckpointError, match=r"/models/m/tokenizer\.json"):
         read_vocabulary(model("m", {}), {"/models/m/tokenizer.json": content})
+
+
+BIAS = "final_logits_bias"
+
+
+def bart(model: Any, base_rows: int, rows: int) -> list[Any]:
+    """Models with a bias (1, V), as BART and Marian have it."""
+    return [
+        model(name, {"shared.weight": (count, 4), "layers.0.w.weight": (4, 4), BIAS: (1, count)})
+        for name, count in (("base", base_rows), ("a", rows))
+    ]
+
+
+def test_columns_of_appended_tokens_are_cut_off_too(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    known = contents(base=tokenizer(["x", "y", "z"]), a=tokenizer(["x", "y", "z"], ["<new>"]))
+    for source in ("", "tokenizer_source: base\n"):
+        plan = plan_of(TIES + source, *bart(model, 3, 4), side_file_contents=known)
+        assert tensors_of(plan)[BIAS].shape == (1, 3) == tensors_of(plan)[BIAS].experts[0].full.shape
+
+
+def test_columns_that_would_have_to_move_are_refused(model: Any, plan_of: Any, tensors_of: Any) -> None:
+    base, other = tokenizer(["x", "y", "z"]), tokenizer(["y", "x", "z"])
+    with pytest.raises(ShapeError, match=r"final_logits_bias: a has shape \[1, 3\], the base has \[1, 3\]"):
+        plan_of(TIES + "tokenizer_source: base\n", *bart(model, 3, 3), side_file_contents=contents(base=base, a=other))
+    with pytest.raises(RecipeError, match=r"final_logits_bias: has one column for each of 3 tokens"):
+        known = contents(base=base, a=tokenizer(["x", "y", "z"], ["<new>"]))
+        plan_of(TIES + "tokenizer_source: union\n", *bart(model, 3, 4), side_file_contents=known)
+    plan = plan_of(TIES, *bart(model, 3, 3))
+    assert tensors_of(plan)[BIAS].experts[0].full.shape == (1, 3)
