@@ -124,11 +124,41 @@ def speech_inputs() -> dict[str, torch.Tensor]:
     return {"input_features": torch.randn(2, 8, 40), "decoder_input_ids": torch.randint(3, VOCABULARY, (2, 5))}
 
 
+def waveform_inputs() -> dict[str, torch.Tensor]:
+    """Return two mono recordings of 400 samples."""
+    return {"input_values": torch.randn(2, 400)}
+
+
+def image_and_text_inputs() -> dict[str, torch.Tensor]:
+    """Return an image of 32 x 32 pixels, 16 patches, and tokens that it stands among."""
+    tokens = torch.randint(3, VOCABULARY - 1, (1, 9))
+    image = torch.full((1, 16), VOCABULARY - 1)
+    return {"input_ids": torch.cat([tokens, image], 1), "pixel_values": torch.randn(1, 3, 32, 32)}
+
+
 _IMAGE = {"image_size": 32, "patch_size": 8}
 _TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _TOWERS = {
     "text_config": {**_TOWER, "vocab_size": VOCABULARY, "max_position_embeddings": 16, "eos_token_id": 2},
     "vision_config": {**_TOWER, "image_size": 32, "patch_size": 8},
+}
+_TEXT = {**_TOWER, "vocab_size": VOCABULARY, "num_key_value_heads": 2, "pad_token_id": 0}
+_LLAVA = {
+    "text_config": {"model_type": "llama", **_TEXT},
+    "vision_config": {"model_type": "clip_vision_model", **_TOWER, "image_size": 32, "patch_size": 8},
+    "image_token_index": VOCABULARY - 1,
+    "image_token_id": VOCABULARY - 1,
+    "vision_feature_select_strategy": "default",
+    "vision_feature_layer": -1,
+}
+_WAVEFORM = {
+    "conv_dim": (8, 8),
+    "conv_stride": (5, 2),
+    "conv_kernel": (10, 3),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "vocab_size": VOCABULARY,
 }
 _CLIP = {**_TOWERS, "projection_dim": 16}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
@@ -221,6 +251,8 @@ FAMILIES: tuple[Family, ...] = (
         clip_inputs,
         False,
     ),
+    Family("LLaVA", "LlavaConfig", "LlavaForConditionalGeneration", _LLAVA, image_and_text_inputs, tied=False),
+    Family("wav2vec 2.0", "Wav2Vec2Config", "Wav2Vec2ForCTC", _WAVEFORM, waveform_inputs, False, False),
 )
 
 

@@ -1,10 +1,10 @@
 """Merge every family in every form, and write the table of docs/models.md.
 
-    .venv/bin/python tests/families/make_table.py            # all families, about two minutes
+    .venv/bin/python tests/families/make_table.py            # all families, about three minutes
     .venv/bin/python tests/families/make_table.py Llama BERT # prints these only
 
 A cell is "yes" if the merged checkpoint loads in transformers without missing or unexpected keys, and
-every parameter and the outputs equal those of the merge by hand.
+every parameter and the outputs equal those of the merge by hand; "refused" if nothing is merged and an error says why.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
                 result = check_form(family, form, Path(folder)).replace(f"{folder}/", "")
             if result not in {"yes", "-"}:
                 notes.append(f"{len(notes) + 1}. {family.name}, {form}: {result}\n")
-                result = f"no ({len(notes)})"
+                result = f"{'refused' if result.startswith('refused') else 'no'} ({len(notes)})"
             cells.append(result)
         lines.append(f"| {family.name} | " + " | ".join(cells) + " |\n")
         print(lines[-1], end="", flush=True)
