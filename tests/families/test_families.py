@@ -10,8 +10,10 @@ from .check_case import check_form
 from .families import FAMILIES
 from .forms import FORMS
 
-# One family for each kind of layout; the others are slow tests.
-QUICK = {"GPT-2", "BERT", "Qwen3-MoE", "GPT-OSS", "GraniteMoE", "T5"}
+# One family for each kind of layout: (in, out), split mixture, stacked mixture, encoder and decoder. Others are slow.
+QUICK = {"GPT-2", "Qwen3-MoE", "GPT-OSS", "T5"}
+# Transformers 5 calls every module of a layer differently in memory, and shapes do not tell which is which.
+REFUSED = {("ViT", "other names"), ("ViT", "LoRA")}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -23,4 +25,8 @@ QUICK = {"GPT-2", "BERT", "Qwen3-MoE", "GPT-OSS", "GraniteMoE", "T5"}
     ],
 )
 def test_merge_of_a_family_equals_the_merge_by_hand(family, form: str, tmp_path: Path) -> None:
-    assert check_form(family, form, tmp_path) in {"yes", "-"}
+    result = check_form(family, form, tmp_path)
+    if (family.name, form) in REFUSED:
+        assert result.startswith("refused: ") and "\n" not in result
+    else:
+        assert result in {"yes", "-"}
