@@ -99,6 +99,9 @@ def make_plan(
         small += template_files(recipe.chat_template, listings.values())
         small = list(dict.fromkeys(small))
         models = [reference, *(listing for listing in (tokenizer, *listings.values()) if listing is not None)]
+        # The files of a planned model are those of its own sources, which its plan has checked.
+        planned_uris = {listing.uri for listing in (planned or {}).values()}
+        models = [listing for listing in models if listing.uri not in planned_uris]
         check_linked_files(models, small, reference)
         contents = dict(zip(small, pool.map(read_object, small), strict=True))
         plan = plan_merge(
