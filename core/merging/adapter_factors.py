@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..numerics.cast import round_once
 from ..numerics.linear_algebra import qr
 from ..numerics.svd.compact_svd import CompactSVD, compact_svd
 from ..numerics.task_vectors import LowRank
@@ -54,7 +55,7 @@ def stored_factors(delta: LowRank, adapter: AdapterFactors, dtype: torch.dtype) 
     error = math.sqrt(float(values[kept:].square().sum()) / total) if kept < svd.num_directions else 0.0
     root = values[:kept].sqrt().to(svd.left.dtype).unsqueeze(1)
     left, right = _pad_rows(svd.left[:kept] * root, adapter.rank), _pad_rows(svd.right[:kept] * root, adapter.rank)
-    left, right = left.to(dtype), right.to(dtype)
+    left, right = round_once(left, dtype), round_once(right, dtype)
     rounded = _relative_error(svd, left, right, total)
     if adapter.transposed:  # delta = (up @ down)^T
         left, right = right, left

@@ -9,7 +9,8 @@ import torch
 
 from ..errors import NonFiniteError
 from ..listing import LoraSource, StackedLora, TensorSource
-from ..numerics.task_vectors import LowRank
+from ..numerics.linear_algebra import TOO_LARGE
+from ..numerics.task_vectors import LowRank, may_overflow
 from ..planning.plan import ExpertTensor, MatrixView, TensorPlan, matrix_shape_of
 from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.read_ahead import read_ahead
@@ -168,7 +169,7 @@ class ExpertStream:
         for stored in self._read_experts():
             weight = stored.entry.parameters.get("weight", 1.0)
             assert isinstance(weight, (int, float))
-            delta = self._delta(stored)
+            delta = self._bounded_delta(stored)
             del stored
             if weight != 1.0:
                 delta = LowRank(delta.left * weight, delta.right) if isinstance(delta, LowRank) else delta * weight
@@ -224,6 +225,22 @@ class ExpertStream:
         if stored.entry.lora is not None:
             return self._adapter_delta(stored)
         return self._no_delta()
+
+    def _bounded_delta(self, stored: _Stored) -> torch.Tensor | LowRank:
+        """Return the delta of one expert, after a check that sums of such deltas fit the arithmetic dtype.
+
+        Raises
+        ------
+        NonFiniteError : they do not
+        """
+        delta = self._delta(stored)
+        if may_overflow(delta, self.num_experts):
+            entry = stored.entry
+            source = entry.full.uri if entry.full is not None else stored.factors[0][0].up.uri
+            error = NonFiniteError(f"{source}: tensor {self.tensor.name!r}: {TOO_LARGE}")
+            error.source = source
+            raise error
+        return delta
 
     def _no_delta(self) -> torch.Tensor | LowRank:
         if (

@@ -17,12 +17,14 @@ from ..errors import NonFiniteError
 from ..numerics.apply_filter import Factors
 from ..numerics.method import SpectralMethod
 from ..numerics.registry import get_planned_method
+from ..numerics.rounding import arithmetic_epsilon, singular_value_cut
 from ..numerics.spectrum import Spectrum
-from ..numerics.svd.svc import calibration_warning, flat_spectrum_warning, svc_factors, svc_of_filtered
+from ..numerics.svd.svc import calibration_warning, flat_spectrum_warning, svc_decompose, svc_factors, svc_of_filtered
 from ..numerics.task_vectors import TaskVectors
 from ..planning.plan import MatrixView, RunSettings, TensorPlan
 from ..recipe.parts import SvcCalibration
 from ..storage.store import Store
+from .calibrated_direct import MergedDelta, without_weights
 from .expert_stream import ExpertStream
 from .kept_sums import KeptSums
 
@@ -106,6 +108,31 @@ class SpectralMerger:
         calibrated, calibrated_factors, notes = self._calibrated(method, stream, spectrum, factors)
         return calibrated, calibrated_factors, SpectralFacts(facts.rank, facts.energy, origin, key, notes)
 
+    def calibrated(self, stream: ExpertStream, delta: MergedDelta) -> tuple[Spectrum, Factors, SpectralFacts]:
+        """Return the spectrum of one matrix that a direct method merges, and the factors of SVC.
+
+        Neither the merged delta nor the experts are read where the store has the spectrum.
+
+        Raises
+        ------
+        NonFiniteError : an input holds NaN or Inf
+        """
+        tensor, key = stream.tensor, _spectrum_key(stream)
+        values: list[torch.Tensor] = []
+
+        def factors_of(spectrum: Spectrum) -> Factors:
+            values[:] = [spectrum.values]
+            return _svc_factors(tensor, spectrum)
+
+        provenance = _svc_provenance(stream, tensor.method)
+        spectrum, factors, origin = self._spectra.factored(
+            key, lambda: svc_decompose(delta.matrix(stream.view), without_weights(stream)), factors_of, provenance
+        )
+        rank = _numerical_rank(values[0], min(spectrum.shape))
+        warning = flat_spectrum_warning(spectrum)
+        notes = (warning,) if warning is not None else ()
+        return spectrum, factors, SpectralFacts(rank, _energy(values[0], rank), origin, key, notes)
+
     def largest_value(self, stream: ExpertStream) -> tuple[str, float, Origin]:
         """Return the key of one matrix' spectrum, its largest value, and whether this call computed the spectrum.
 
@@ -145,12 +172,11 @@ class SpectralMerger:
         tensor, view = stream.tensor, stream.view
         key = tensor.calibration_key if view is None else view.calibration_key
         assert key is not None, "the planner sets a key for every calibration"
-        svc = SvcCalibration.model_validate(tensor.calibration["svc"])
         found, calibrated, _ = self._spectra.factored(
             key,
             lambda: svc_of_filtered(spectrum, factors, self._second_pass(stream)),
-            lambda one: svc_factors(one, svc.alpha, svc.count, method.name),
-            {"tensor": tensor.name, "part": view.label if view else None, "after": method.name},
+            partial(_svc_factors, tensor),
+            _svc_provenance(stream, method.name),
         )
         warning = flat_spectrum_warning(found)
         # The plan has warned about methods for which this is always so.
@@ -183,6 +209,21 @@ def planned_method(tensor: TensorPlan) -> tuple[SpectralMethod[Any, Any], Any]:
     method = get_planned_method(tensor.method, tensor.method_package)
     assert isinstance(method, SpectralMethod), f"{tensor.method} has no spectrum"
     return method, method.Parameters.model_validate(dict(tensor.parameters))
+
+
+def _svc_factors(tensor: TensorPlan, spectrum: Spectrum) -> Factors:
+    svc = SvcCalibration.model_validate(tensor.calibration["svc"])
+    return svc_factors(spectrum, svc.alpha, svc.count, tensor.method)
+
+
+def _svc_provenance(stream: ExpertStream, after: str | None) -> dict[str, object]:
+    return {"tensor": stream.tensor.name, "part": stream.view.label if stream.view else None, "after": after}
+
+
+def _numerical_rank(values: torch.Tensor, order: int) -> int:
+    """Return the number of singular values above the rounding of the arithmetic."""
+    largest = float(values[0]) if len(values) else 0.0
+    return int((values > singular_value_cut(largest, order, arithmetic_epsilon(values.dtype))).sum())
 
 
 def _energy(values: torch.Tensor, rank: int) -> float:

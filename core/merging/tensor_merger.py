@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,9 +13,12 @@ from ..cache.reports import Origin, TensorReport
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..formats.digest import hash_bytes
-from ..numerics.apply_filter import apply_factors, low_rank_form
+from ..numerics.apply_filter import Factors, apply_factors, low_rank_form
+from ..numerics.cast import round_once
+from ..numerics.linear_algebra import TOO_LARGE, overflow_refused
 from ..numerics.method import DirectMethod
 from ..numerics.registry import get_planned_method
+from ..numerics.spectrum import Spectrum
 from ..numerics.task_vectors import LowRank
 from ..planning.plan import MatrixView, RunSettings, TensorPlan
 from ..planning.shards import OutputEntry, output_entries
@@ -21,11 +26,15 @@ from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.store import Store
 from ..storage.torch_dtypes import torch_dtype
 from .adapter_factors import mean_factors, stored_factors, zero_factors
+from .calibrated_direct import MergedDelta
 from .expert_stream import ExpertStream
 from .float8_output import quantize
 from .kept_sums import KeptSums, weighted_sum_of
 from .row_placement import place_rows
 from .spectral_merger import SpectralFacts, SpectralMerger, combine_facts
+
+# From one matrix of a tensor to its spectrum and the factors that make the merged delta of it.
+_SpectrumOf = Callable[[ExpertStream], tuple[Spectrum, Factors, SpectralFacts]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +99,8 @@ class TensorMerger:
         action, method = tensor.action, tensor.method
         notes: tuple[str, ...] = ()
         try:
-            merged = self._merge(tensor)
+            with overflow_refused(f"tensor {tensor.name!r}"):
+                merged = self._merge(tensor)
         except NonFiniteError as error:
             if not self._settings.allow_nonfinite or (tensor.base is None and tensor.adapter is None):
                 raise
@@ -128,7 +138,8 @@ class TensorMerger:
         as `SpectralMerger.largest_value`
         """
         spectral = self._of(tensor).spectral
-        found = [spectral.largest_value(self._stream(tensor, view)) for view in tensor.views or (None,)]
+        with overflow_refused(f"tensor {tensor.name!r}"):
+            found = [spectral.largest_value(self._stream(tensor, view)) for view in tensor.views or (None,)]
         origins = {origin for _, _, origin in found}
         return {key: value for key, value, _ in found}, "computed" if "computed" in origins else "reused"
 
@@ -143,17 +154,29 @@ class TensorMerger:
         assert tensor.method is not None, "the planner sets a method for what is merged"
         method = get_planned_method(tensor.method, tensor.method_package)
         if isinstance(method, DirectMethod):
+            if tensor.calibration:
+                return self._merge_calibrated(tensor)
             parameters = method.Parameters.model_validate(dict(tensor.parameters))
             experts = [method.Expert.model_validate(dict(expert.parameters)) for expert in tensor.experts]
             return _Merged((method.merge(self._stream(tensor), parameters, experts),))
+        return self._merge_matrices(tensor, self._of(tensor).spectral.filtered_spectrum)
+
+    def _merge_calibrated(self, tensor: TensorPlan) -> _Merged:
+        """Return what a direct method merges, calibrated by SVC."""
+        tools = self._of(tensor)
+        delta = MergedDelta(tensor, self._reader, tools.dtype, self._device, self._settings.seed)
+        return self._merge_matrices(tensor, lambda stream: tools.spectral.calibrated(stream, delta))
+
+    def _merge_matrices(self, tensor: TensorPlan, spectrum_of: _SpectrumOf) -> _Merged:
+        """Return base + merged delta of all matrices of a tensor, joined to the tensor's shape."""
         if not tensor.views:
-            result, one = self._merge_matrix(self._stream(tensor))
+            result, one = _add_delta(self._stream(tensor), spectrum_of)
             result = result.T if tensor.in_out else result
             return _Merged((result.reshape(tensor.shape),), one)
         joined: torch.Tensor | None = None
         facts: list[SpectralFacts] = []
         for view in tensor.views:
-            result, one = self._merge_matrix(self._stream(tensor, view))
+            result, one = _add_delta(self._stream(tensor, view), spectrum_of)
             entries = slice(view.start, view.stop, view.step)
             joined = result.new_empty(tensor.matrix_shape or tensor.shape) if joined is None else joined
             matrix = joined if view.index is None else joined[view.index]
@@ -161,12 +184,6 @@ class TensorMerger:
             facts.append(one)
         assert joined is not None
         return _Merged((joined.reshape(tensor.shape),), combine_facts(facts))
-
-    def _merge_matrix(self, stream: ExpertStream) -> tuple[torch.Tensor, SpectralFacts]:
-        """Return base + merged delta of one matrix."""
-        spectrum, factors, facts = self._of(stream.tensor).spectral.filtered_spectrum(stream)
-        delta = apply_factors(spectrum, factors)
-        return delta if stream.base is None else delta.add_(stream.base), facts
 
     def _merge_factors(self, tensor: TensorPlan) -> _Merged:
         """Return lora_A and lora_B of the merged delta."""
@@ -220,6 +237,13 @@ class TensorMerger:
         return ExpertStream(tensor, self._reader, dtype, self._device, self._settings.seed, view)
 
 
+def _add_delta(stream: ExpertStream, spectrum_of: _SpectrumOf) -> tuple[torch.Tensor, SpectralFacts]:
+    """Return base + merged delta of one matrix."""
+    spectrum, factors, facts = spectrum_of(stream)
+    delta = apply_factors(spectrum, factors)
+    return delta if stream.base is None else delta.add_(stream.base), facts
+
+
 def _scale(tensor: TensorPlan) -> float:
     scale = tensor.parameters.get("scale", 1.0)
     assert isinstance(scale, (int, float))
@@ -234,11 +258,13 @@ def _cast(result: torch.Tensor, entry: OutputEntry, name: str, check: bool) -> t
     NonFiniteError : a merged value does not fit the output dtype
     """
     assert tuple(result.shape) == entry.shape, (entry.name, result.shape, entry.shape)
-    merged = result.to(torch_dtype(entry.dtype))
+    merged = round_once(result, torch_dtype(entry.dtype))
     if check and merged.numel() and merged.is_floating_point() and not bool(torch.isfinite(merged.float().sum())):
         bad = int(merged.numel() - torch.isfinite(merged).sum())
         if bad:
             largest = float(result.abs().max())
+            if not math.isfinite(largest):
+                raise NonFiniteError(f"merged tensor {name!r} has {bad} NaN or Inf: {TOO_LARGE}")
             raise NonFiniteError(
                 f"merged tensor {name!r} has {bad} values that do not fit {entry.dtype}"
                 f" (largest {largest:.3g}); set out_dtype to float32 or bfloat16, or lower the scale"

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import cast
 
+from ..errors import NonFiniteError
 from .lazy_torch import torch
+
+
+@contextmanager
+def overflow_refused(name: str) -> Generator[None, None, None]:
+    """Translate torch's failure to decompose a matrix to NonFiniteError.
+
+    The inputs are finite, so a matrix with Inf or NaN has overflowed: a sum of values, or of their squares.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "_LinAlgError":  # torch does not declare torch.linalg.LinAlgError
+            raise
+        raise NonFiniteError(f"{name}: {TOO_LARGE} (torch: {' '.join(str(error).split())[:150]})") from None
+
+
+#: What to do where finite inputs give a result that is not.
+TOO_LARGE = (
+    "its values are too large for the arithmetic, sums of them or of their squares overflow; set arithmetic: float64,"
+    " correct or remove the expert with these values, or keep the base's tensor with a rule"
+)
 
 
 def qr(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

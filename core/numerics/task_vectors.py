@@ -114,3 +114,25 @@ class InMemoryTaskVectors:
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         return iter(self._vectors)
+
+
+def may_overflow(vector: torch.Tensor | LowRank, num_experts: int) -> bool:
+    """Return whether the sum of the absolute entries of `num_experts` such task vectors may exceed the dtype's range.
+
+    Sums over experts, and norms, are then Inf, or wrong without Inf where a method divides by them. Weights of models
+    are many orders of magnitude smaller. Reads the entries once, without a copy.
+    """
+    if isinstance(vector, LowRank):
+        left, right = vector.left, vector.right
+        if not left.numel() or not right.numel():
+            return False
+        largest = _largest(left) * _largest(right) * left.shape[1] * left.shape[0] * right.shape[1]
+    else:
+        left = vector
+        largest = _largest(vector) * vector.numel() if vector.numel() else 0.0
+    return largest * num_experts > torch.finfo(left.dtype).max
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    low, high = tensor.aminmax()
+    return max(-float(low), float(high))

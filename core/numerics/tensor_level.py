@@ -11,12 +11,14 @@ from typing import Any
 
 from ..errors import CheckpointError, NonFiniteError, RecipeError, ShapeError
 from .apply_filter import apply_factors
+from .cast import round_once
 from .lazy_torch import torch
+from .linear_algebra import TOO_LARGE, overflow_refused
 from .method import AnyMethod, DirectMethod, ExpertParameters, MethodParameters, SpectralMethod
 from .parameters import parse_parameters
 from .registry import get_method
 from .svd.svc import Count, apply_svc, svc_factors, svc_of_filtered
-from .task_vectors import InMemoryTaskVectors, LowRank
+from .task_vectors import InMemoryTaskVectors, LowRank, may_overflow
 
 _CALIBRATIONS = {"svc": ("alpha", "count")}
 
@@ -87,22 +89,27 @@ def merge_task_vectors(
     stacked = InMemoryTaskVectors(vectors)
     for index, vector in enumerate(vectors):
         _check_finite(index, vector)
+        if (isinstance(chosen, SpectralMethod) or svc is not None) and may_overflow(vector, len(vectors)):
+            raise NonFiniteError(f"task vector {index}: {TOO_LARGE}")
     shape = tuple(vectors[0].shape)
     if base is not None and tuple(base.shape) != shape:
         raise ShapeError(f"base has shape {tuple(base.shape)}, task vector 0 has {shape}")
     if isinstance(chosen, SpectralMethod) and len(shape) != 2:
         raise ShapeError(f"{chosen.name} merges matrices; task vector 0 has shape {shape}, expected (out, in)")
+    if svc is not None and len(shape) != 2:
+        raise ShapeError(f"calibration svc: task vector 0 has shape {shape}, expected a matrix (out, in)")
 
-    with torch.no_grad():
+    with torch.no_grad(), overflow_refused(chosen.name):
         if 0 in shape:
             return torch.zeros(shape, dtype=result_dtype, device=_device_of(vectors[0]))
         if isinstance(chosen, SpectralMethod):
             merged = _merge_spectral(chosen, settings, experts, stacked, svc)
         else:
-            merged = _merge_direct(chosen, settings, experts, _InMemoryInputs(stacked, base, seed))
-            if svc is not None:
-                merged = apply_svc(merged, stacked, svc.alpha, svc.count)
-        return merged.to(result_dtype)
+            merged = _merge_direct(chosen, settings, experts, stacked, base, seed, svc)
+        result = round_once(merged, result_dtype)
+        if not bool(torch.isfinite(result).all()):
+            raise NonFiniteError(f"{chosen.name}: the merged values do not fit {result_dtype}, or {TOO_LARGE}")
+        return result
 
 
 def _merge_spectral(
@@ -130,9 +137,21 @@ def _merge_direct(
     method: DirectMethod[Any, Any],
     settings: MethodParameters,
     experts: Sequence[MethodParameters],
-    inputs: _InMemoryInputs,
+    stacked: InMemoryTaskVectors,
+    base: torch.Tensor | None,
+    seed: int,
+    svc: _Svc | None,
 ) -> torch.Tensor:
-    return method.merge(inputs, settings, experts) - inputs.base
+    """Return the merged delta; with SVC calibrated on the task vectors without their weights, as the pipeline does."""
+    if svc is None:
+        inputs = _InMemoryInputs(stacked, base, seed)
+        return method.merge(inputs, settings, experts) - inputs.base
+    # in float64: base + delta - base would have the rounding of the base, which SVC takes for directions
+    precise = [vector.to(_device_of(vector), torch.float64) for vector in stacked]
+    inputs = _InMemoryInputs(InMemoryTaskVectors(precise), base, seed)
+    delta = (method.merge(inputs, settings, experts) - inputs.base).to(_dtype_of(next(iter(stacked))))
+    counted = [vector for vector, expert in zip(stacked, experts, strict=True) if getattr(expert, "weight", 1.0) != 0]
+    return apply_svc(delta, InMemoryTaskVectors(counted), svc.alpha, svc.count)
 
 
 class _InMemoryInputs:

@@ -20,6 +20,10 @@ from .plan import LayerShard, OutputFile, RunSettings, SideFile, TensorPlan
 PART_VERSION = 1
 # The same for sums of plain task vectors, from which means of 1-D tensors are computed.
 SUM_VERSION = 1
+# The same for the cast of float64 to shorter dtypes. 1 rounded twice, through float32.
+_ROUNDING_VERSION = 2
+# Keys of a recipe that say what the store keeps and how models are identified, not what is computed.
+_NOT_IN_RUN_KEY = frozenset({"spectra", "spectra_dtype", "fingerprint"})
 
 
 def spectrum_key(
@@ -31,6 +35,8 @@ def spectrum_key(
     *,
     incremental: bool = False,
     package: str | None = None,
+    vectors: str | None = None,
+    tf32: bool = False,
 ) -> str:
     """Return the object key of one matrix's decomposition.
 
@@ -41,12 +47,18 @@ def spectrum_key(
     matrix : shape and, for a part of a tensor, its cut
     incremental : the sums may have been added in another order, so the last bits may differ
     package : name and version of the package that defines the method; None for a built-in one
+    vectors : `RunSettings.rounded_vectors`
+    tf32 : `RunSettings.uses_tf32`
     """
     content: list[object] = ["spectrum", dict(decomposition), algorithm_version, arithmetic, inputs, matrix]
     if incremental:
         content.append("incremental")
     if package is not None:
         content.append({"package": package})
+    if vectors is not None:
+        content.append({"vectors": vectors})
+    if tf32:
+        content.append("tf32")
     return _spectrum_object_key(hash_json(content))
 
 
@@ -67,7 +79,9 @@ def alignment_key(spectra: Sequence[str]) -> str:
     return f"{ALIGNMENTS}{hashed}.json"
 
 
-def sums_key(algorithm_version: int, arithmetic: str, base: str, matrix: str, members: Sequence[str]) -> str:
+def sums_key(
+    algorithm_version: int, arithmetic: str, base: str, matrix: str, members: Sequence[str], *, tf32: bool = False
+) -> str:
     """Return the object key of sums over experts, for one matrix or one tensor of any shape.
 
     Sums over other sets of experts are in the same folder. The name begins with the size of the set, so the largest
@@ -78,8 +92,10 @@ def sums_key(algorithm_version: int, arithmetic: str, base: str, matrix: str, me
     base : identifies the base's tensor
     matrix : shape and, for a part of a tensor, its cut
     members : identify each expert's tensor and its weight, in any order
+    tf32 : `RunSettings.uses_tf32`
     """
-    shared = hash_json(["sums", algorithm_version, arithmetic, base, matrix])
+    content: list[object] = ["sums", algorithm_version, arithmetic, base, matrix]
+    shared = hash_json([*content, "tf32"] if tf32 else content)
     return f"{SUMS}{shared[:2]}/{shared}/{len(members):06d}-{hash_json(sorted(members))}.safetensors"
 
 
@@ -121,9 +137,17 @@ def tensor_identity(
         content["package"] = tensor.method_package
     if algorithm_version != 1:
         content["algorithm_version"] = algorithm_version
+    if _rounds_float64(tensor):
+        content["rounding"] = _ROUNDING_VERSION
     if tensor.sums_key is not None:
         content["incremental"] = True  # as for `spectrum_key`
     return hash_json(content)
+
+
+def _rounds_float64(tensor: TensorPlan) -> bool:
+    """Return whether a float64 result is cast to a dtype of less than 32 bits, without `RunSettings.arithmetic`."""
+    is_float64 = tensor.arithmetic == "float64" or (tensor.base is not None and tensor.base.dtype == "F64")
+    return is_float64 and tensor.out_dtype not in ("F64", "F32")
 
 
 def part_key(identities: Sequence[tuple[str, str]], settings: RunSettings) -> str:
@@ -134,9 +158,11 @@ def part_key(identities: Sequence[tuple[str, str]], settings: RunSettings) -> st
     identities : (output name, `tensor_identity`) in the order of the part
     """
     content: list[object] = ["part", PART_VERSION, settings.arithmetic, identities]
+    if settings.arithmetic == "float64":
+        content.append({"rounding": _ROUNDING_VERSION})
     if settings.allow_nonfinite:
         content.append("allow_nonfinite")  # a run without it must not reuse parts in which NaN was skipped
-    if settings.allow_tf32:
+    if settings.uses_tf32:
         content.append("tf32")
     return f"{PARTS}{hash_json(content)}.safetensors"
 
@@ -147,7 +173,13 @@ def run_key(
     files: Sequence[OutputFile],
     side_files: Sequence[SideFile],
 ) -> str:
-    """Return the hash of everything that determines the output's bytes."""
+    """Return the hash of everything that determines the output's bytes.
+
+    Parameters
+    ----------
+    recipe : without defaults; what of `spectra`, `spectra_dtype` and `fingerprint` changes numbers is in the part keys
+    """
     sides = [[side.name, hash_bytes(side.content) if side.content is not None else None] for side in side_files]
     layout = [[file.name, file.shards] for file in files]
-    return hash_json(["run", dict(recipe), [shard.part_key for shard in shards], layout, sides])
+    content = {name: value for name, value in recipe.items() if name not in _NOT_IN_RUN_KEY}
+    return hash_json(["run", content, [shard.part_key for shard in shards], layout, sides])

@@ -227,6 +227,17 @@ class RunSettings:
     keep_sums: bool = False
     seed: int = 0
 
+    @property
+    def rounded_vectors(self) -> str | None:
+        """The dtype to which the vectors of spectra are rounded before they are filtered; None where none is lost."""
+        narrower = self.spectra_dtype == "float32" and self.arithmetic == "float64"
+        return self.spectra_dtype if narrower else None
+
+    @property
+    def uses_tf32(self) -> bool:
+        """Whether products of matrices are computed in TF32: only float32 ones on a CUDA device can be."""
+        return self.allow_tf32 and self.arithmetic == "float32" and self.device.startswith("cuda")
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

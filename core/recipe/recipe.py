@@ -218,8 +218,11 @@ def _check_parameters(recipe: Recipe) -> None:
     for place, parameters, method, shared in _scopes(recipe):
         _check_scope(parameters, place, method, shared=shared)
     method = _get_method(recipe.merge_method, "merge_method")
-    if recipe.calibration is not None and not isinstance(method, SpectralMethod):
-        raise RecipeError(f"calibration: needs a spectral method; {method.name} is not one")
+    if recipe.calibration is not None and not isinstance(method, SpectralMethod) and not recipe.base_references:
+        raise RecipeError(
+            f"calibration: svc calibrates what a merge adds to base_model, and {method.name} has none here; set"
+            " base_model or remove calibration"
+        )
 
 
 def _scopes(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Any] | None, AnyMethod, bool]]:

@@ -71,7 +71,9 @@ class SpectrumCache:
                 self._add_row(key, head.spectrum, provenance)
                 return self._to_arithmetic(stored.spectrum), _first(factors, needed), "reused"
         spectrum = self._compute(key, decompose, provenance)
-        return spectrum, factors_of(spectrum), "computed"
+        factors = factors_of(spectrum)
+        needed = _count_used(factors)
+        return _first_directions(spectrum, needed), _first(factors, needed), "computed"
 
     def values(self, key: str, decompose: Decompose, provenance: Mapping[str, object]) -> tuple[torch.Tensor, Origin]:
         """Return the values of a spectrum and its origin; afterwards the store has what the recipe keeps of it."""
@@ -104,8 +106,9 @@ class SpectrumCache:
                 mode=self._mode,
                 vector_dtype=self._vector_dtype,
             )
-            # A run that computes the spectrum and a run that reads it have to write the same bytes.
-            spectrum = self._to_arithmetic(as_stored(spectrum, self._vector_dtype))
+        # A run that computes the spectrum and one that finds it in the store, which another run may have kept, have to
+        # write the same bytes: also where this run keeps none of it.
+        spectrum = self._to_arithmetic(as_stored(spectrum, self._vector_dtype))
         self._add_row(key, spectrum, provenance)
         return spectrum
 
@@ -153,6 +156,17 @@ def _count_used(factors: Factors) -> int:
         used = weight != 0 if not len(used) else used | (weight != 0)
     index = used.nonzero()
     return int(index[-1]) + 1 if len(index) else 0
+
+
+def _first_directions(spectrum: Spectrum, count: int) -> Spectrum:
+    """Return what `read_spectrum(top=count)` returns: all of the spectrum, restricted to the first directions."""
+    return dataclasses.replace(
+        spectrum,
+        values=spectrum.values[:count],
+        right=spectrum.right[:count],
+        left={name: block[:count] for name, block in spectrum.left.items()},
+        statistics={name: statistic[:count] for name, statistic in spectrum.statistics.items()},
+    )
 
 
 def _first(factors: Factors, count: int) -> Factors:

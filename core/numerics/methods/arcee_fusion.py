@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from ...errors import NonFiniteError
 from ..elementwise.blocks import block_elements
 from ..elementwise.expert_inputs import EXPERT_TENSORS, check_other_count, other_experts, require_base
 from ..lazy_torch import torch
+from ..linear_algebra import TOO_LARGE
 from ..method import DirectMethod, MethodParameters, TensorInputs
 
 _TINY = 1e-8  # added to probabilities before their logarithm
@@ -48,6 +51,7 @@ class ArceeFusion(DirectMethod[ArceeFusionParameters, MethodParameters]):
         Raises
         ------
         RecipeError : there is no base, or not exactly one other model
+        NonFiniteError : the importance overflows the arithmetic
         """
         base = require_base(inputs, self.name)
         check_other_count(inputs, self)
@@ -55,6 +59,8 @@ class ArceeFusion(DirectMethod[ArceeFusionParameters, MethodParameters]):
         if base.numel() == 0:
             return base.clone()
         importance = _compute_importance(base, other)
+        if not math.isfinite(float(importance.max())):
+            raise NonFiniteError(f"{inputs.name}: {TOO_LARGE}")
         first, median, third = (_select_quantile(importance, fraction) for fraction in (0.25, 0.5, 0.75))
         return torch.where(importance >= median + 1.5 * (third - first), other, base)
 

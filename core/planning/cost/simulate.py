@@ -128,7 +128,8 @@ def _uses_operator(tensor: TensorPlan) -> bool:
     """Return whether the method decomposes C = sum_i w_i v_i^T v_i (the WUDI family); other methods compute SVDs."""
     assert tensor.method is not None
     method = get_method(tensor.method)
-    assert isinstance(method, SpectralMethod), f"{tensor.method} has a spectrum key but is not spectral"
+    if not isinstance(method, SpectralMethod):  # SVC after a direct method
+        return False
     kind = method.decomposition(method.Parameters(**tensor.parameters))["kind"]
     return str(kind).startswith("interference")
 

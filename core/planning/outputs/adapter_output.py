@@ -19,7 +19,7 @@ from ...formats.digest import hash_json
 from ...formats.dtypes import element_bytes
 from ...formats.file_names import ADAPTER_CONFIG_NAME
 from ...listing import LoraSource, StackedLora
-from ...numerics.method import SpectralMethod
+from ...numerics.method import DirectMethod, SpectralMethod
 from ...numerics.registry import get_method
 from ...numerics.svd.compact_svd import stays_low_rank
 from ...recipe.recipe import Recipe
@@ -154,6 +154,11 @@ def _rewrite_as_mean(plan: TensorPlan) -> TensorPlan:
     ------
     RecipeError : another direct method
     """
+    if plan.method is not None and plan.calibration and isinstance(get_method(plan.method), DirectMethod):
+        raise RecipeError(
+            f"output: adapter: calibration after {plan.method} gives {plan.name} as a whole matrix; use a spectral"
+            " method, remove calibration, or write a checkpoint"
+        )
     if plan.method is None or plan.spectrum_key is not None or plan.views:
         return plan
     weights = [_number(expert.parameters.get("weight", 1.0)) for expert in plan.experts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ...numerics.method import AnyMethod, DirectMethod
 from ...numerics.registry import get_method
@@ -26,6 +26,7 @@ class ActionChoice:
     rule : index of the rule whose parameters apply, or None
     split_qkv : a spectral method decomposes q, k and v separately
     orientation : how a rule says that the matrix is stored, "in_out" or "out_in"; None where no rule does
+    calibrated : SVC follows a direct method: on the tensors that a spectral method decomposes
     """
 
     action: Action
@@ -34,6 +35,7 @@ class ActionChoice:
     rule: int | None = None
     split_qkv: bool = False
     orientation: str | None = None
+    calibrated: bool = False
 
 
 class ActionChooser:
@@ -93,12 +95,23 @@ class ActionChooser:
         rule_reason = f"rule {_show_patterns(rule)}" if rule is not None else ""
         if rule is not None and rule.action == "mean":
             return ActionChoice("mean", method, f"{rule_reason}: mean delta", index)
-        if isinstance(method, DirectMethod):
-            return ActionChoice("merge", method, rule_reason or f"{method.name} merges every tensor", index)
         forced = rule is not None and (rule.action == "merge" or rule.method is not None)
         conv, qkv = conv or self._recipe.conv, qkv or self._recipe.qkv
+        if isinstance(method, DirectMethod):
+            direct = ActionChoice("merge", method, rule_reason or f"{method.name} merges every tensor", index)
+            if not self._calibrates(method):
+                return direct
+            spectral = self._choose_spectral(kind, method, "", index, forced=False, conv=conv, qkv=qkv)
+            if spectral.action != "merge":
+                return direct
+            return replace(direct, calibrated=True, split_qkv=spectral.split_qkv, orientation=orientation)
         choice = self._choose_spectral(kind, method, rule_reason, index, forced=forced, conv=conv, qkv=qkv)
         return replace(choice, orientation=orientation)
+
+    def _calibrates(self, method: DirectMethod[Any, Any]) -> bool:
+        """Return whether SVC follows a direct method: not where the result is one model, to which nothing is added."""
+        calibration = self._recipe.calibration
+        return calibration is not None and calibration.svc is not None and method.max_experts != 1
 
     def _choose_spectral(
         self, kind: Kind, method: AnyMethod, rule_reason: str, rule: int | None, *, forced: bool, conv: str, qkv: str

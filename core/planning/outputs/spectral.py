@@ -69,19 +69,22 @@ class SpectralPlanner:
                 matrix,
                 incremental=keeps,
                 package=method.package,
+                vectors=self._settings.rounded_vectors,
+                tf32=self._settings.uses_tf32,
             )
             calibrated = calibration_key(own, filter_hash) if self._calibration else None
             sums = None
             if keeps:
-                sums = sums_key(method.algorithm_version, arithmetic, base_identity, matrix, members)
+                version, tf32 = method.algorithm_version, self._settings.uses_tf32
+                sums = sums_key(version, arithmetic, base_identity, matrix, members, tf32=tf32)
             return own, calibrated, sums
 
         views = tuple(
             MatrixView(cut.label, cut.start, cut.stop, own, cut.axis, calibrated, sums, cut.index, cut.step)
             for cut in matrices.cuts
-            for own, calibrated, sums in [keys(_describe(form, cut, matrices.in_out))]
+            for own, calibrated, sums in [keys(describe_matrix(form, cut, matrices.in_out))]
         )
-        whole = (None, None, None) if views else keys(_describe(form, None, matrices.in_out))
+        whole = (None, None, None) if views else keys(describe_matrix(form, None, matrices.in_out))
         flops, work, spectrum_bytes, sums_bytes = 0.0, 0, 0, 0
         for cut, shape in zip(matrices.cuts or (None,), matrices.shapes(plan.shape), strict=True):
             ranks = tuple(cost.max_rank(expert, shape, cut) for expert in plan.experts)
@@ -162,7 +165,7 @@ class SpectralPlanner:
         return costs
 
 
-def _describe(form: tuple[int, ...], cut: Cut | None, in_out: bool) -> str:
+def describe_matrix(form: tuple[int, ...], cut: Cut | None, in_out: bool) -> str:
     """Return the shape and the cut of a matrix, for its keys."""
     if cut is None:
         return f"{list(form)}" + ("/in_out" if in_out else "")

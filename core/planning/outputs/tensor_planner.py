@@ -25,6 +25,7 @@ from ..inputs.storage_precision import is_float64
 from ..keys import SUM_VERSION, sums_key, tensor_identity
 from ..names import Kind
 from ..plan import ExpertTensor, RunSettings, TensorPlan
+from .calibrated_direct import complete_calibrated
 from .choose_action import ActionChoice, ActionChooser
 from .expert_sources import BASE_SOURCE, ExpertSource, SourceFinder, Target
 from .incremental import can_keep_sums
@@ -228,6 +229,15 @@ class TensorPlanner:
             self.num_split_qkv += bool(matrices.cuts) and kind == "matrix"
             plan = self._spectral(plan).complete(plan, method, matrices, target.identity, identities)
         else:
+            if choice.calibrated and self._has_base:
+                assert self._recipe.calibration is not None
+                matrices = self._matrices(slot.template, target.shape, kind, choice)
+                self.num_split_qkv += bool(matrices.cuts) and kind == "matrix"
+                settings = self._settings_of(plan)
+                plan = complete_calibrated(
+                    plan, method, self._recipe.calibration, matrices, settings, target.identity, identities
+                )
+                return PlannedTensor(plan, tensor_identity(plan, base_identity, identities))
             plan = self._complete_direct(plan, method)
             seed, version = self._settings.seed, method.algorithm_version
             return PlannedTensor(plan, tensor_identity(plan, base_identity, identities, seed, version))
@@ -353,11 +363,12 @@ class TensorPlanner:
         if self._settings.keep_sums and can_keep_sums(plan):
             weighted = zip(identities, plan.experts, strict=True)
             members = tuple(hash_json((identity, expert.parameters)) for identity, expert in weighted)
-            form = f"sum {list(plan.shape)}"
+            form, settings = f"sum {list(plan.shape)}", self._settings_of(plan)
+            key = sums_key(SUM_VERSION, settings.arithmetic, target.identity, form, members, tf32=settings.uses_tf32)
             plan = replace(
                 plan,
                 members=members,
-                sums_key=sums_key(SUM_VERSION, self._settings_of(plan).arithmetic, target.identity, form, members),
+                sums_key=key,
                 sums_bytes=prod(plan.shape) * element_bytes,
             )
         return replace(

@@ -197,7 +197,7 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "mixture, kept sums": (
         "mixture",
         "merge_method: swudi\nkeep_sums: true\narithmetic: float64",
-        FrozenKeys("fd179e31cf990404", "239c0f86ff0b2908", "6f4269f582c15ad0", "08d10a2259485769"),
+        FrozenKeys("2da9def6bf70d24b", "8f3a9df5412845cd", "6f4269f582c15ad0", "08d10a2259485769"),
     ),
     "union": (
         "vocabularies",

@@ -113,12 +113,19 @@ def test_experts_with_one_fingerprint_and_two_weights(plan_of: Any, model: Any) 
 def test_settings_are_part_of_the_keys_only_where_they_change_numbers(three: list[Any]) -> None:
     recipe = read_recipe(SWUDI + "\n\n")
 
-    def key(**changes: Any) -> str:
-        return plan_merge(recipe, three[0], three[1:], replace(run_settings(recipe), **changes)).shards[0].part_key
+    def key(**changes: Any) -> tuple[str, ...]:
+        plan = plan_merge(recipe, three[0], three[1:], replace(run_settings(recipe), **changes))
+        return tuple(shard.part_key for shard in plan.shards)
 
     plain = key()
     assert key(device="cuda:0") == key(spectra="none") == key(spectra_dtype="float32") == key(seed=1) == plain
-    assert len({plain, key(allow_tf32=True), key(allow_nonfinite=True), key(arithmetic="float64")}) == 4
+    assert key(allow_tf32=True) == plain, "the CPU has no TF32"
+    tf32 = key(allow_tf32=True, device="cuda:1")
+    assert key(allow_tf32=True, device="cuda") == tf32
+    double, rounded = key(arithmetic="float64"), key(arithmetic="float64", spectra_dtype="float32")
+    assert len({plain, tf32, key(allow_nonfinite=True), double, rounded}) == 5
+    assert key(arithmetic="float64", allow_tf32=True, device="cuda") == double
+    assert key(arithmetic="float64", spectra_dtype="float64", spectra="values") == double
 
 
 def test_the_seed_is_part_of_the_keys_where_masks_are_drawn(plan_of: Any, three: list[Any]) -> None:

@@ -110,7 +110,10 @@ def test_slices_and_one_module() -> None:
             "merge_method: ties\nmodels: [a]\nrules: [{match: x, method: swudi, parameters: {expt: 1}}]\n",
             "swudi has no",
         ),
-        ("merge_method: ties\nmodels: [a]\ncalibration: {svc: }\n", "calibration: needs a spectral method"),
+        (
+            "merge_method: ties\nmodels: [a]\ncalibration: {svc: }\n",
+            "calibration: svc calibrates what a merge adds to base_model, and ties has none here; set base_model",
+        ),
         ("merge_method: swudi\nmodels: [a]\ncalibration: {svc: {alhpa: 1}}\n", "calibration.svc: unknown key 'alhpa'"),
         ("merge_method: ties\nmodels: [a]\ntokenizer_source: base\ntokenizer: {source: base}\n", "keep one of them"),
         ("merge_method: ties\nmodels: [a]\ntokenizer: {tokens: {x: {}}}\n", "tokenizer.tokens.x.source: is missing"),
