@@ -59,7 +59,7 @@ def merged(found: Spectrum, factors: Factors) -> torch.Tensor:
 def test_computed_once_and_then_read(place: Place) -> None:
     store, decompose = place("store"), Decompose()
     full, full_factors, origin = cache_of(store).factored(KEY, decompose, first_ten, PROVENANCE)
-    assert (origin, decompose.calls, full.num_directions) == ("computed", 1, DIRECTIONS)
+    assert (origin, decompose.calls, full.num_directions) == ("computed", 1, 10)
     again = cache_of(store)
     top, factors, origin = again.factored(KEY, decompose, first_ten, PROVENANCE)
     assert (origin, decompose.calls, top.num_directions, factors.rank) == ("reused", 1, 10, 10)
@@ -91,7 +91,7 @@ def test_a_run_that_computes_continues_with_what_it_stored(place: Place, stored:
         [computed.right[:10], computed.left["sum"][:10], factors.weights["target"][:10]],
     )
     assert (read_spectrum(store, KEY).spectrum.right.dtype == torch.float32) == (stored == "float32")
-    assert torch.equal(computed.right, spectrum(DIRECTIONS, dtype=torch.float64).right) == (stored != "float32")
+    assert torch.equal(computed.right, spectrum(DIRECTIONS, dtype=torch.float64).right[:10]) == (stored != "float32")
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "head", "vectors", "another spectrum"])
@@ -115,7 +115,8 @@ def test_a_damaged_spectrum_is_computed_again_with_a_note(place: Place, damage: 
     assert (origin, decompose.calls) == ("computed", 3)
     (note,) = again.notes
     assert "w.arrow" in note and note.endswith("; computed again")
-    assert_same_spectrum(found, spectrum(DIRECTIONS))
+    assert torch.equal(found.right, spectrum(DIRECTIONS).right[:10])
+    assert_same_spectrum(read_spectrum(store, KEY).spectrum, spectrum(DIRECTIONS))
     assert cache_of(store).factored(KEY, decompose, first_ten, PROVENANCE)[2] == "reused", "it is intact again"
 
 
