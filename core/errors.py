@@ -10,18 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from .escaping import printable
+
 
 def one_line(error: BaseException) -> str:
     """Return the message of an error as one line of printable characters."""
     return printable(" ".join(str(error).split()))
-
-
-def printable(text: str) -> str:
-    """Return text with control, formatting and direction characters as escapes.
-
-    A name from a model then cannot command a terminal, or change the order in which a line is read.
-    """
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class EigenmergeError(Exception):
@@ -32,6 +26,10 @@ class EigenmergeError(Exception):
 
     exit_code = 1
     source = ""
+
+    def __str__(self) -> str:
+        """Return the message as one printable line: it may name what an untrusted file contains."""
+        return printable(" ".join(super().__str__().split()))
 
 
 class RecipeError(EigenmergeError, ValueError):

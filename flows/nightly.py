@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import State
@@ -11,6 +12,7 @@ from prefect.states import Completed
 
 from ..core.cache.result import MergeResult
 from ..core.choices import RunnerName
+from ..core.escaping import markdown_text, printable
 from ..core.planning.plan import Plan
 from ..core.recipe.recipe import Recipe
 from ..core.steps.open_run import prepare_run
@@ -77,10 +79,15 @@ def nightly(
     schedule = Schedule(
         read_recipe_mapping(recipe), registry, publish, device=device, max_memory=max_memory, keep=keep, strict=strict
     )
-    result = scheduled_merge(schedule, merge_one, log.info)
+    result = scheduled_merge(schedule, merge_one, lambda line: log.info("%s", printable(line)))
     if not result.skipped:
         return result
-    rows = [{"expert": name, "reason": reason} for name, reason in result.skipped.items()]
+    rows = skipped_rows(result.skipped)
     server.report(create_table_artifact, rows, "skipped-experts", "Registered experts that are not in the result")
     message = "; ".join(f"skipped {name}: {reason}" for name, reason in result.skipped.items())
-    return Completed(name=WITH_SKIPPED, message=message[:2000], data=result)
+    return Completed(name=WITH_SKIPPED, message=printable(message[:2000]), data=result)
+
+
+def skipped_rows(skipped: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return the rows of the artifact that lists the experts which are left out."""
+    return [{"expert": markdown_text(name), "reason": markdown_text(reason)} for name, reason in skipped.items()]

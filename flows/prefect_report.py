@@ -21,6 +21,7 @@ from prefect.runtime import flow_run
 
 from ..core.cache.reports import ShardReport
 from ..core.cache.result import MergeResult
+from ..core.escaping import markdown_code, markdown_text, printable
 from ..core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
 from ..core.planning.plan import Plan
 from ..core.run import Run
@@ -77,7 +78,7 @@ class PrefectReport(Listener):
         with get_client(sync_client=True) as client:
             client.update_flow_run(
                 UUID(run_id),
-                name=f"{method}: {experts} on {base}",
+                name=printable(f"{method}: {experts} on {base}"),
                 tags={"eigenmerge", method, f"run:{plan.run_key[:12]}"},
             )
 
@@ -98,8 +99,8 @@ class PrefectReport(Listener):
             for tensor in report.tensors:
                 rows.append(
                     {
-                        "tensor": tensor.name,
-                        "method": tensor.method or tensor.action,
+                        "tensor": markdown_text(tensor.name),
+                        "method": markdown_text(tensor.method or tensor.action),
                         "rank": tensor.rank if tensor.rank is not None else "",
                         "energy kept": f"{100 * tensor.energy:.1f}%" if tensor.energy is not None else "",
                         "seconds": round(tensor.seconds, 3),
@@ -119,11 +120,12 @@ class PrefectReport(Listener):
 def _summary(result: MergeResult) -> str:
     place = result.destination.rstrip("/")
     lines = [
-        f"**{result.num_experts} experts merged with `{result.method}`** into `{place}`",
+        f"**{result.num_experts} experts merged with {markdown_code(result.method)}** into {markdown_code(place)}",
         "",
-        f"* report: `{place}/{MODEL_CARD_NAME}`, manifest: `{place}/{MANIFEST_NAME}`",
+        f"* report: {markdown_code(f'{place}/{MODEL_CARD_NAME}')},"
+        f" manifest: {markdown_code(f'{place}/{MANIFEST_NAME}')}",
         f"* {result.shards_done} shards computed, {result.shards_reused} found in the store",
         f"* {result.decompositions_computed} decompositions computed, {result.decompositions_reused} reused",
         f"* {result.bytes_read:,} bytes read, {result.bytes_written:,} written, {result.seconds:.1f} s",
     ]
-    return "\n".join(lines + [f"* warning: {warning}" for warning in result.warnings])
+    return "\n".join(lines + [f"* warning: {markdown_text(warning)}" for warning in result.warnings])

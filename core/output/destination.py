@@ -145,7 +145,10 @@ def clear_for_writing(store: Store, plan: Plan) -> None:
     store.delete([key for key in stale if not key.endswith(".index.json")])
     # Where uploads may not be listed, a lifecycle rule of the bucket removes them.
     with contextlib.suppress(StoreError):
-        store.remove_abandoned(0.0, lambda key: store.is_local or key in owned | planned, recursive=False)
+        ours = owned | planned
+        folders = {"", *(key.rpartition("/")[0] for key in ours)}
+        # On a local disk the name of a temporary file shows its writer, not what was written.
+        store.remove_abandoned(0.0, lambda key: key.rpartition("/")[0] in folders if store.is_local else key in ours)
 
 
 def _objects(store: Store) -> dict[str, int]:

@@ -10,6 +10,7 @@ import yaml
 
 from ..cache.reports import ShardReport
 from ..cache.result import EXACT_BELOW
+from ..escaping import markdown_block, markdown_code, markdown_name, markdown_text, printable
 from ..formats.file_names import MANIFEST_NAME
 from ..planning.plan import Plan
 
@@ -27,17 +28,19 @@ def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
         metadata,
         "---",
         "",
-        f"# Merged model ({method})",
+        f"# Merged model ({markdown_text(method)})",
         "",
-        f"{len(plan.experts)} experts of `{plan.base.name if plan.base else models[0]}` merged with"
+        f"{len(plan.experts)} experts of {markdown_code(plan.base.name if plan.base else models[0])} merged with"
         " [Eigenmerge](https://pypi.org/project/eigenmerge/), method"
-        f" `{method}`, arithmetic in {plan.settings.arithmetic}.",
+        f" {markdown_code(method)}, arithmetic in {plan.settings.arithmetic}.",
         "",
         "| expert | weight |",
         "|---|---|",
-        *(f"| {expert.name} | {_weight(plan, index)} |" for index, expert in enumerate(plan.experts)),
+        *(f"| {markdown_name(expert.name)} | {_weight(plan, index)} |" for index, expert in enumerate(plan.experts)),
         "",
-        "What happened to the tensors: " + ", ".join(f"{count} {name}" for name, count in actions.most_common()) + ".",
+        "What happened to the tensors: "
+        + ", ".join(f"{count} {markdown_text(name)}" for name, count in actions.most_common())
+        + ".",
         "",
         *_rank_lines(reports),
         *_truncation_lines(reports),
@@ -45,12 +48,10 @@ def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
         "",
         "## Recipe",
         "",
-        "```yaml",
-        yaml.safe_dump(dict(plan.recipe), sort_keys=False).strip(),
-        "```",
+        *markdown_block(yaml.safe_dump(dict(plan.recipe), sort_keys=False).strip(), "yaml"),
         "",
     ]
-    lines += [line for warning in plan.warnings for line in (f"> {warning}", "")]
+    lines += [line for warning in plan.warnings for line in (f"> {markdown_text(warning)}", "")]
     return "\n".join(lines).encode()
 
 
@@ -58,6 +59,7 @@ def _metadata(models: list[str], method: str, is_adapter: bool) -> str:
     """Return the metadata of the card as YAML."""
     from huggingface_hub import ModelCardData  # 0.1 s to import, needed once per merge
 
+    models = [printable(model) for model in models]
     base_model = models[0] if is_adapter else models
     library = "peft" if is_adapter else "transformers"
     return str(ModelCardData(base_model=base_model, library_name=library, tags=["eigenmerge", "merge", method]))

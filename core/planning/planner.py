@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from ..errors import CheckpointError, RecipeError
+from ..escaping import printable
 from ..formats.digest import hash_json
 from ..formats.file_names import ADAPTER_WEIGHTS_NAME, WEIGHTS_NAME
 from ..listing import ModelListing, TensorSource
@@ -211,7 +212,7 @@ def plan_merge(
         shards=shards,
         files=packing.files,
         side_files=side_files,
-        warnings=tuple(dict.fromkeys(warnings)),
+        warnings=tuple(dict.fromkeys(map(printable, warnings))),
         input_folders=tuple(dict.fromkeys(uri for listing in read for uri in listing.folders)),
         input_uris=tuple(sorted({uri for listing in read for uri in listing.file_uris()})),
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from ..errors import StoreError
+from ..escaping import printable
 from ..formats.redaction import redact
 from .addresses import absolute_uri, is_local, protocol_of, select_options
 from .retries import RetryPolicy, call_with_retries, http_status, is_transient
@@ -64,7 +65,7 @@ class _Contact:
         """Wait for the answer."""
         self._thread.join(_SECONDS_TO_NOTICE)
         if self._thread.is_alive():
-            logger.warning("waiting for an answer from %s", self._server)
+            logger.warning("waiting for an answer from %s", printable(self._server))
             self._thread.join(LONGEST_WAIT_SECONDS - _SECONDS_TO_NOTICE)
         if self._thread.is_alive():
             raise StoreError(

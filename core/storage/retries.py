@@ -19,6 +19,7 @@ from typing import TypeVar, cast
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_after_delay
 
 from ..errors import EigenmergeError, ObjectNotFoundError, StoreError, one_line
+from ..escaping import printable
 from ..formats.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def call_with_retries(action: Callable[[], Result], policy: RetryPolicy, what: s
         return action()
 
     def log(_: RetryCallState) -> None:
-        logger.info("%s failed at attempt %d; retrying", what, attempt)
+        logger.info("%s failed at attempt %d; retrying", printable(what), attempt)
 
     def wait(state: RetryCallState) -> float:
         doubled = policy.first_wait_seconds * 2.0 ** (state.attempt_number - 1)

@@ -21,6 +21,7 @@ from . import (
     plan_command,
     verify_command,
 )
+from .terminal import show, show_error, show_help
 
 app = typer.Typer(
     name="eigenmerge",
@@ -50,7 +51,7 @@ def _begin(
         _print_version()
         raise typer.Exit
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        show_help(context)
         raise typer.Exit(2)
 
 
@@ -90,16 +91,16 @@ def _answer_without_parsing(arguments: list[str]) -> bool:
         if found is None:
             return False
         command, context = found, typer.Context(found, info_name=name, parent=context)
-    print(command.get_help(context))
+    show_help(context)
     return True
 
 
 def _print_version() -> None:
     from importlib.metadata import version
 
-    print(f"eigenmerge {version('eigenmerge')}")
+    show(f"eigenmerge {version('eigenmerge')}")
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    print(f"eigenmerge: error: {message}", file=sys.stderr)
+    show_error(f"error: {message}")
     sys.exit(exit_code)

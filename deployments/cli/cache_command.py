@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +19,7 @@ from .options import (
     show_count,
 )
 from .table import table_lines
+from .terminal import show, show_help, show_json
 
 if TYPE_CHECKING:
     from ...core.cache.inventory import Inventory, StoredRun, Usage
@@ -32,7 +32,7 @@ _KEY_CHARACTERS = 12  # of a run key in tables
 @cache.callback(invoke_without_command=True)
 def _begin(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        show_help(context)
         raise typer.Exit(2)
 
 
@@ -62,7 +62,7 @@ def ls(
     unused = sizes.get(NO_RUN)
     no_run = {"num_objects": unused.num_objects, "num_bytes": unused.num_bytes} if unused else None
     if as_json:
-        print(json.dumps({"store": opened.display(""), "runs": rows, "no_run": no_run}, indent=1))
+        show_json({"store": opened.display(""), "runs": rows, "no_run": no_run})
         return
     columns = ("run", "state", "method", "experts", "started", "bytes", "own", "destination")
     _print_table(
@@ -82,8 +82,8 @@ def ls(
         ],
     )
     if unused:
-        print(f"used by no run: {show_count(unused.num_objects, 'object')}, {show_bytes(unused.num_bytes)}")
-    print(f"{opened.display('')}: {_total(inventory)}")
+        show(f"used by no run: {show_count(unused.num_objects, 'object')}, {show_bytes(unused.num_bytes)}")
+    show(f"{opened.display('')}: {_total(inventory)}")
 
 
 @cache.command()
@@ -101,17 +101,13 @@ def du(
     rows = usage(inventory, by)
     if as_json:
         total = {"num_objects": len(inventory.objects), "num_bytes": inventory.size(inventory.objects)}
-        print(
-            json.dumps(
-                {"store": opened.display(""), "by": by, "rows": [asdict(row) for row in rows], **total}, indent=1
-            )
-        )
+        show_json({"store": opened.display(""), "by": by, "rows": [asdict(row) for row in rows], **total})
         return
     _print_table(
         (by, "objects", "bytes", "own"),
         [(row.name, str(row.num_objects), show_bytes(row.num_bytes), show_bytes(row.own_bytes)) for row in rows],
     )
-    print(f"{opened.display('')}: {_total(inventory)}")
+    show(f"{opened.display('')}: {_total(inventory)}")
 
 
 @cache.command()
@@ -139,24 +135,23 @@ def gc(
     """Remove old or named runs and the remains of killed runs. Keeps what an active run or another run uses."""
     from ...core.steps.collect_garbage import collect_garbage
 
+    age = parse_age(older_than)
     opened = open_existing_store(store, recipe)
-    found = collect_garbage(
-        opened, older_than=parse_age(older_than), runs=run or (), superseded=superseded, dry_run=dry_run
-    )
+    found = collect_garbage(opened, older_than=age, runs=run or (), superseded=superseded, dry_run=dry_run)
     if as_json:
-        print(json.dumps({"store": opened.display(""), **asdict(found)}, indent=1))
+        show_json({"store": opened.display(""), **asdict(found)})
         return
     would = "would remove" if found.dry_run else "removed"
     runs = ", ".join(key[:_KEY_CHARACTERS] for key in found.runs[:5]) + (", ..." if len(found.runs) > 5 else "")
     named = f" ({runs})" if runs else ""
     removed = f"{show_count(len(found.runs), 'run')}{named}, {show_count(found.num_objects, 'object')}"
-    print(f"{would} {removed}, {show_bytes(found.num_bytes)}")
+    show(f"{would} {removed}, {show_bytes(found.num_bytes)}")
     if found.num_abandoned:
-        print(f"removed {show_count(found.num_abandoned, 'unfinished file')} or uploads of killed processes")
+        show(f"removed {show_count(found.num_abandoned, 'unfinished file')} or uploads of killed processes")
     for key in found.kept_foreign:
-        print(f"kept {key}: not written by Eigenmerge, or damaged; `eigenmerge cache verify` reads it")
+        show(f"kept {key}: not written by Eigenmerge, or damaged; `eigenmerge cache verify` reads it")
     for key in found.kept_running:
-        print(f"kept run {key[:_KEY_CHARACTERS]}: it is active")
+        show(f"kept run {key[:_KEY_CHARACTERS]}: it is active")
 
 
 @cache.command()
@@ -174,17 +169,17 @@ def verify(
     opened = open_existing_store(store, recipe)
     found = verify_store(opened, delete=delete)
     if as_json:
-        print(json.dumps({"store": opened.display(""), **asdict(found), "deleted": delete}, indent=1))
+        show_json({"store": opened.display(""), **asdict(found), "deleted": delete})
     else:
         for damage in found.damaged:
             outcome = ", removed" if damage.key in found.removed else ", kept" if delete else ""
-            print(f"damaged{outcome}: {damage.key}: {damage.reason}")
+            show(f"damaged{outcome}: {damage.key}: {damage.reason}")
         for key in found.foreign:
-            print(f"not checked: {key}: not written by this version of Eigenmerge")
+            show(f"not checked: {key}: not written by this version of Eigenmerge")
         if found.uncommitted:
-            print(f"not checked: {show_count(len(found.uncommitted), 'incomplete part')}, left by killed runs")
+            show(f"not checked: {show_count(len(found.uncommitted), 'incomplete part')}, left by killed runs")
         checked = f"{show_count(found.num_checked, 'object')}, {show_bytes(found.num_bytes)}"
-        print(f"checked {checked}: {_verdict(len(found.damaged), len(found.removed), delete)}")
+        show(f"checked {checked}: {_verdict(len(found.damaged), len(found.removed), delete)}")
     if len(found.damaged) > len(found.removed):
         raise typer.Exit(1)
 
@@ -222,5 +217,4 @@ def _total(inventory: Inventory) -> str:
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    for line in table_lines(columns, rows):
-        print(line)
+    show(*table_lines(columns, rows))

@@ -12,6 +12,7 @@ from ..deploy import DeployOptions, Target
 from ..deploy import deploy as apply
 from ..prefect_settings import quiet_prefect
 from .options import check_addresses
+from .terminal import show
 
 ApiOption = Annotated[
     str | None,
@@ -81,7 +82,7 @@ def deploy(
         job_variables=parse_variables(variables or []),
         update_pool=update_pool,
     )
-    print(apply(target, options, api_url=_require_api_url(api_url)))
+    show(*apply(target, options, api_url=_require_api_url(api_url)).split("\n"))
 
 
 def announce(
@@ -103,7 +104,7 @@ def announce(
     if not unchecked:
         check_registered(registry, expert)
     announce_expert(registry, expert, api_url=url)
-    print(f"announced {expert} in {registry}")
+    show(f"announced {expert} in {registry}")
 
 
 def parse_variables(pairs: list[str]) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from .options import JsonOption, check_addresses, show_bytes, show_count
 from .table import table_lines
+from .terminal import show, show_json
 
 
 def extract(
@@ -40,15 +40,15 @@ def extract(
         base, tuned, destination, rank=rank, max_error=max_error, dtype=dtype, leave_out=leave_out or ()
     )
     if as_json:
-        print(json.dumps(result.to_dict(), indent=1))
+        show_json(result.to_dict())
         return
     rows = [
         (item.name, item.form, str(item.rank or ""), f"{item.norm:.3g}", f"{item.error:.2%}") for item in result.tensors
     ]
-    print("\n".join(table_lines(("tensor", "form", "rank", "change", "error"), rows, None)))
+    show(*table_lines(("tensor", "form", "rank", "change", "error"), rows))
     changed = show_count(len(result.tensors), "tensor")
-    print(
-        f"Extracted {changed} of {result.num_tensors}; {result.num_unchanged} are unchanged\n"
-        f"  output: {result.destination} ({show_bytes(result.num_bytes)})\n"
-        f"  error: {result.error:.2%} of the whole change"
+    show(
+        f"Extracted {changed} of {result.num_tensors}; {result.num_unchanged} are unchanged",
+        f"  output: {result.destination} ({show_bytes(result.num_bytes)})",
+        f"  error: {result.error:.2%} of the whole change",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -11,6 +10,7 @@ import typer
 
 from .options import JsonOption, show_bytes
 from .table import table_lines
+from .terminal import show, show_json
 
 if TYPE_CHECKING:
     from ...core.listing import ModelListing
@@ -34,12 +34,12 @@ def inspect(
     facts = _describe_model(listing)
     if as_json:
         rows = {name: {"dtype": source.dtype, "shape": source.shape} for name, source in stored.items()}
-        print(json.dumps(facts | ({"tensors": rows} if tensors else {}), indent=1))
+        show_json(facts | ({"tensors": rows} if tensors else {}))
         return
-    print("\n".join(_fact_lines(facts)))
+    show(*_fact_lines(facts))
     if tensors:
         rows = [(source.dtype, "x".join(map(str, source.shape)), name) for name, source in sorted(stored.items())]
-        print("\n".join(table_lines(("dtype", "shape", "tensor"), rows)))
+        show(*table_lines(("dtype", "shape", "tensor"), rows))
 
 
 def _describe_model(listing: ModelListing) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import time
@@ -29,6 +28,7 @@ from .options import (
     show_count,
     show_seconds,
 )
+from .terminal import show, show_error, show_json
 
 if TYPE_CHECKING:
     from ...core.cache.result import MergeResult
@@ -142,16 +142,16 @@ def merge(
     pending = unfinished_stages(stages, max_memory=budget, allow_nonfinite=allow_nonfinite, device=device)
     result = [merge_stage(stage) for stage in pending][-1]
     if as_json:
-        print(json.dumps(result.to_dict()))
+        show_json(result.to_dict(), indent=None)
     elif not quiet:
-        print(summary(result))
+        show(*summary(result))
 
 
-def summary(result: MergeResult) -> str:
+def summary(result: MergeResult) -> list[str]:
     """Return the lines to print after a run."""
     lines = [f"warning: {warning}" for warning in result.warnings]
     if result.already_complete:
-        return "\n".join([*lines, f"Already complete: {result.destination} has the result of this recipe"])
+        return [*lines, f"Already complete: {result.destination} has the result of this recipe"]
     lines += [
         f"Merged {show_count(result.num_experts, 'expert')}, {show_count(result.num_tensors, 'tensor')}, with"
         f" {result.method} in {show_seconds(result.seconds)}",
@@ -164,7 +164,7 @@ def summary(result: MergeResult) -> str:
     ]
     if result.truncation_error is not None:
         lines.append(f"  adapter: {_describe_truncation(result)}")
-    return "\n".join(lines)
+    return lines
 
 
 def _describe_truncation(result: MergeResult) -> str:
@@ -185,7 +185,7 @@ def stop_on_signals(stop: StopSignal) -> None:
     def handler(number: int, _: FrameType | None) -> None:
         stop.stop(signal.Signals(number).name)
         signal.signal(number, signal.SIG_DFL)
-        print("eigenmerge: stopping; finished shards are kept (interrupt again to stop at once)", file=sys.stderr)
+        show_error("stopping; finished shards are kept (interrupt again to stop at once)")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL if stop.is_set else handler)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import JsonOption
+from .terminal import show, show_json
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -32,7 +32,7 @@ def methods(
             for entry in unavailable_methods()
         ]
     if as_json:
-        print(json.dumps(cards, indent=1))
+        show_json(cards)
         return
     for card in cards:
         _print_card(card)
@@ -55,13 +55,13 @@ def _card(method: AnyMethod) -> dict[str, Any]:
 
 def _print_card(card: Mapping[str, Any]) -> None:
     if "unavailable" in card:
-        print(f"{card['name']}: unavailable: {card['unavailable']}")
+        show(f"{card['name']}: unavailable: {card['unavailable']}")
         return
     origin = f"; package {card['package']}" if card["package"] else ""
-    print(f"{card['name']}: {card['summary']} [{card['kind']}; {card['source']}{origin}]")
+    show(f"{card['name']}: {card['summary']} [{card['kind']}; {card['source']}{origin}]")
     for title in ("parameters", "per_expert"):
         for parameter, text in card[title].items():
-            print(f"    {parameter}{' (per expert)' if title == 'per_expert' else ''}: {text}")
+            show(f"    {parameter}{' (per expert)' if title == 'per_expert' else ''}: {text}")
 
 
 def _describe(model: type[MethodParameters]) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +18,7 @@ from .options import (
     check_addresses,
     parse_size,
 )
+from .terminal import show, show_error, show_json
 
 if TYPE_CHECKING:
     from ...core.cache.result import MergeResult
@@ -96,15 +95,15 @@ def nightly(
 
     def log(line: str) -> None:
         if not quiet:
-            print(f"eigenmerge: {line}", file=sys.stderr)
+            show_error(line)
 
     template = read_recipe_mapping(recipe)
     schedule = Schedule(template, registry, publish, device=device, max_memory=budget, keep=keep, strict=strict)
     result = scheduled_merge(schedule, merge_one, log)
     if as_json:
-        print(json.dumps(result.to_dict()))
+        show_json(result.to_dict(), indent=None)
     elif not quiet:
-        print(summary(result.merged) if result.merged else f"Nothing to merge: {result.reason}")
+        show(*(summary(result.merged) if result.merged else [f"Nothing to merge: {result.reason}"]))
         if result.destination:
-            print(f"  published: {result.destination}")
+            show(f"  published: {result.destination}")
     return EXIT_SKIPPED if result.skipped else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +19,7 @@ from .simulate_option import (
     simulation_rows,
 )
 from .table import table_lines
+from .terminal import show, show_json
 
 if TYPE_CHECKING:
     from ...core.planning.plan import Plan
@@ -45,16 +45,17 @@ def plan(
     from ...core.steps.plan_stages import plan_stages
     from ...core.steps.read_recipe import read_stages
 
+    budget = parse_size(max_memory)
     stages = read_stages(recipe, "OUT")
     stages = allow_mixed_architectures(stages) if allow_mixed else stages
-    planned = plan_stages(stages, max_memory=parse_size(max_memory))
+    planned = plan_stages(stages, max_memory=budget)
     if as_json:
         shown = [_data(made, tensors, simulate, machine) for _, made in planned]
-        print(json.dumps(shown[0] if len(stages) == 1 else shown, indent=1))
+        show_json(shown[0] if len(stages) == 1 else shown)
         return
     for number, (stage, made) in enumerate(planned):
         if len(stages) > 1:
-            print(f"{chr(10) if number else ''}{stage.label} -> {stage.destination}")
+            show(*([""] if number else []), f"{stage.label} -> {stage.destination}")
         _print_plan(made, tensors, simulate, machine)
 
 
@@ -72,16 +73,16 @@ def _print_plan(made: Plan, tensors: bool, simulate: str | None, machine: str) -
     summary = summarize_plan(made)
     rows = tensor_rows(made) if tensors else []
     simulations = run_simulations(made, simulate, machine) if simulate else []
-    print("\n".join(_summary_lines(summary)))
+    show(*_summary_lines(summary))
     if simulations:
-        print("\n".join(simulation_lines(simulations, find_machine(machine).source)))
+        show(*simulation_lines(simulations, find_machine(machine).source))
     else:
-        print("\n".join(_shard_lines(summary["shards"])))
+        show(*_shard_lines(summary["shards"]))
     for row in rows:
         shape = "x".join(map(str, row["shape"]))
-        print(f"{row['name']}  {shape} {row['dtype']}  {row['method'] or row['action']}: {row['reason']}")
+        show(f"{row['name']}  {shape} {row['dtype']}  {row['method'] or row['action']}: {row['reason']}")
     for warning in summary["warnings"]:
-        print(f"warning: {warning}")
+        show(f"warning: {warning}")
 
 
 def _summary_lines(summary: dict[str, Any]) -> list[str]:

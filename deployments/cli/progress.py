@@ -20,10 +20,10 @@ class TerminalListener(Listener):
         self._lock = threading.Lock()
         self._bytes_read = 0
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=Console(stderr=True),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import DeviceOption, JsonOption, show_count
+from .terminal import show, show_json
 
 if TYPE_CHECKING:
     from ...core.steps.verification.verify_checkpoint import Verification
@@ -55,10 +55,9 @@ def verify(
         device=device,
     )
     if as_json:
-        print(json.dumps({**asdict(found), "problems": found.problems, "gaps": found.gaps}, indent=1))
+        show_json({**asdict(found), "problems": found.problems, "gaps": found.gaps})
     else:
-        for line in _result_lines(found):
-            print(line)
+        show(*_result_lines(found))
     if found.problems:
         raise typer.Exit(_DAMAGED)
     if found.gaps and sample:

@@ -9,7 +9,8 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 from ...cache.result import MergeResult
-from ...errors import CheckpointError, EigenmergeError, one_line
+from ...errors import CheckpointError, DestinationError, EigenmergeError, one_line
+from ...formats.redaction import redact
 from ...planning.plan import Plan
 from ...publishing.expert_registry import RegistryScan, list_folders, scan_registry
 from ...publishing.publication import (
@@ -26,6 +27,7 @@ from ...publishing.publication import (
 from ...publishing.run_order import RUNS, return_number, take_number
 from ...publishing.scheduled_recipe import template_digest
 from ...recipe.recipe import Recipe
+from ...storage.places import place_of
 from ...storage.reachable import check_reachable
 from ...storage.store import Store
 from ..make_plan import make_plan
@@ -93,9 +95,11 @@ def scheduled_merge(schedule: Schedule, merge: Merge, log: Callable[[str], None]
 
     Raises
     ------
+    DestinationError : `publish` is inside the registry
     EigenmergeError : no expert can be merged, the recipe or the base is wrong, or `strict` and an expert is bad
     """
     options = schedule.template.get("storage_options")
+    _check_places(schedule)
     check_reachable([schedule.registry, schedule.publish], options)
     registry, published = Store(schedule.registry, options), Store(schedule.publish, options)
     if not list_folders(registry):
@@ -107,6 +111,15 @@ def scheduled_merge(schedule: Schedule, merge: Merge, log: Callable[[str], None]
     finally:
         current = read_publication(published)
         return_number(published, number, current.sequence if current else 0)
+
+
+def _check_places(schedule: Schedule) -> None:
+    """Check that what is published does not become a registered expert of the next night."""
+    if place_of(schedule.registry).contains(place_of(schedule.publish)):
+        raise DestinationError(
+            f"{redact(schedule.publish)}: is inside the registry {redact(schedule.registry)}: its folders are experts;"
+            " publish to another prefix"
+        )
 
 
 def _merge_and_publish(

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...errors import CorruptObjectError, ObjectNotFoundError, StoreError
+from ...errors import CorruptObjectError, ObjectNotFoundError, StoreError, one_line
 from ..backends.local_backend import LocalBackend
 from ..backends.s3_backend import S3Backend
 from ..backends.s3_writer import LARGEST_OBJECT_BYTES
@@ -95,7 +95,7 @@ def assemble_file(
             raise
         except StoreError as error:
             # Some servers cannot copy ranges, or require parts of equal size. Any other problem occurs again below.
-            logger.warning("%s; sending the data from here instead of copying on the server", error)
+            logger.warning("%s; sending the data from here instead of copying on the server", one_line(error))
     if written is None:
         written = _transfer(target, key, header, source, ranges, tensors)
     size = target.info(key).size
