@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from ..errors import CorruptObjectError, ObjectNotFoundError
+from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
 from ..formats.digest import hash_text
 from ..formats.store_folders import PARTS
 from ..planning.plan import LayerShard
+from ..storage.bounded_read import read_bounded
 from ..storage.object_hash import hash_object
 from ..storage.store import Store
 from .reports import ShardReport
@@ -53,11 +56,13 @@ def read_record(store: Store, part_key: str) -> ShardReport:
     CorruptObjectError : truncated, changed, or the record of another part
     """
     try:
-        envelope = json.loads(store.read(record_key(part_key)))
+        content = read_bounded(store, record_key(part_key), LONGEST_INDEX_BYTES)
+        envelope: dict[str, Any] = parse_json_object(content, "the envelope", LONGEST_INDEX_BYTES)
         if hash_text(envelope["report"]) != envelope["sha256"]:
             raise ValueError("its checksum differs")
-        report = ShardReport.from_dict(json.loads(envelope["report"]))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        body = envelope["report"].encode()
+        report = ShardReport.from_dict(parse_json_object(body, "the report", LONGEST_INDEX_BYTES, finite=False))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CorruptObjectError(f"the record of part {part_key} is damaged ({error})") from None
     if report.part_key != part_key:
         raise CorruptObjectError(f"the record of part {part_key} is damaged (it belongs to another part)")

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 from ..coordination.claims import POLL_SECONDS, Claim, ClaimWatcher
 from ..coordination.stop import StopSignal
-from ..errors import CheckpointError, DestinationError, ObjectNotFoundError, StoreError
-from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
+from ..errors import CheckpointError, CorruptObjectError, DestinationError, ObjectNotFoundError, StoreError
+from ..formats.bounded_json import parse_json_object
 from ..formats.file_names import ADAPTER_CONFIG_NAME, CONFIG_NAME, INDEX_NAME, MANIFEST_NAME, MARKER_NAME
 from ..planning.plan import Plan
+from ..storage.bounded_read import read_bounded
 from ..storage.store import Store
 from .completeness import find_problem
 from .owned_files import check_files_are_owned, owned_names, planned_names
+from .read_manifest import LONGEST_MANIFEST_BYTES, MOST_MANIFEST_VALUES
 from .separate_places import check_inputs_are_elsewhere, check_store_is_elsewhere
 
 _PROBE_PREFIX = ".eigenmerge-probe-"
@@ -163,10 +165,11 @@ def _is_finished(store: Store, plan: Plan, present: Mapping[str, int]) -> bool:
 def _run_key_in(store: Store, name: str) -> str | None:
     """Return the run key in a marker or manifest; "" if that is damaged, None if it is missing."""
     try:
-        found = parse_json_object(store.read(name), name, LONGEST_INDEX_BYTES).get("run_key")
+        data = read_bounded(store, name, LONGEST_MANIFEST_BYTES)
+        found = parse_json_object(data, name, LONGEST_MANIFEST_BYTES, most_values=MOST_MANIFEST_VALUES).get("run_key")
     except ObjectNotFoundError:
         return None
-    except CheckpointError:
+    except (CheckpointError, CorruptObjectError):
         return ""
     return found if isinstance(found, str) else ""
 

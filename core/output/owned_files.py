@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import cast
 
-from ..errors import CheckpointError, DestinationError, ObjectNotFoundError
+from ..errors import CheckpointError, CorruptObjectError, DestinationError, ObjectNotFoundError
 from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
 from ..formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME, MODEL_CARD_NAME
 from ..planning.plan import Plan
+from ..storage.bounded_read import read_bounded
 from ..storage.store import Store
-from .read_manifest import LONGEST_MANIFEST_BYTES
+from .read_manifest import LONGEST_MANIFEST_BYTES, MOST_MANIFEST_VALUES
 
 # Files that loaders read as part of a checkpoint, whatever wrote them: one that remains beside another merge's files
 # would be loaded with them.
@@ -68,8 +69,8 @@ def check_files_are_owned(store: Store, uri: str, present: Iterable[str], plan: 
 def _read(store: Store, name: str) -> Mapping[str, object] | None:
     limit = LONGEST_MANIFEST_BYTES if name == MANIFEST_NAME else LONGEST_INDEX_BYTES
     try:
-        return parse_json_object(store.read(name), name, limit)
-    except (ObjectNotFoundError, CheckpointError):
+        return parse_json_object(read_bounded(store, name, limit), name, limit, most_values=MOST_MANIFEST_VALUES)
+    except (ObjectNotFoundError, CorruptObjectError, CheckpointError):
         return None
 
 

@@ -6,13 +6,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import CheckpointError, ObjectNotFoundError
+from ..errors import CheckpointError, CorruptObjectError, ObjectNotFoundError
 from ..formats.bounded_json import parse_json_object
 from ..formats.file_names import MANIFEST_NAME
+from ..storage.bounded_read import read_bounded
 from ..storage.store import Store
 from .manifest import FORMAT_VERSION
 
 LONGEST_MANIFEST_BYTES = 512 * 2**20  # about 500 bytes per tensor
+MOST_MANIFEST_VALUES = 20_000_000
 _SHA256 = r"^[0-9a-f]{64}$"
 
 
@@ -77,12 +79,14 @@ def read_manifest(store: Store) -> Manifest:
     """
     name = store.display(MANIFEST_NAME)
     try:
-        data = store.read(MANIFEST_NAME)
+        data = read_bounded(store, MANIFEST_NAME, LONGEST_MANIFEST_BYTES)
     except ObjectNotFoundError:
         raise CheckpointError(
             f"{store.display('')}: has no {MANIFEST_NAME}; expected a finished checkpoint of eigenmerge"
         ) from None
-    content = parse_json_object(data, name, LONGEST_MANIFEST_BYTES)
+    except CorruptObjectError as error:
+        raise CheckpointError(str(error)) from None
+    content = parse_json_object(data, name, LONGEST_MANIFEST_BYTES, most_values=MOST_MANIFEST_VALUES)
     if content.get("format") != FORMAT_VERSION:
         raise CheckpointError(f"{name}: format is {content.get('format')!r}, this version reads {FORMAT_VERSION}")
     try:

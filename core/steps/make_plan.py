@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from ..errors import CheckpointError, CorruptObjectError
 from ..listing import ModelListing
 from ..planning.inputs.chat_templates import template_files
 from ..planning.inputs.names.token_matrices import tensors_to_compare, tie_flag
@@ -14,6 +15,7 @@ from ..planning.outputs.vocabulary.fit_vocabulary import tokenizer_files_needed
 from ..planning.plan import Plan, SideFile
 from ..planning.planner import plan_merge, run_settings
 from ..recipe.recipe import Recipe
+from ..storage.bounded_read import read_bounded
 from ..storage.checkpoints.equal_tensors import find_equal_tensors
 from ..storage.checkpoints.file_version import observe_small_file
 from ..storage.checkpoints.linked_files import check_linked_files
@@ -23,6 +25,7 @@ from ..storage.reachable import check_reachable
 from ..storage.store import locate_object
 
 _PARALLEL_READS = 16
+_LONGEST_SIDE_FILE_BYTES = 256 * 2**20  # the largest tokenizer.json have 35 MB
 
 
 def make_plan(
@@ -84,7 +87,10 @@ def make_plan(
         if planned_contents and uri in planned_contents:
             return planned_contents[uri]
         store, key = locate_object(uri, recipe.storage_options)
-        return store.read(key)
+        try:
+            return read_bounded(store, key, _LONGEST_SIDE_FILE_BYTES)
+        except CorruptObjectError as error:
+            raise CheckpointError(str(error)) from None
 
     with ThreadPoolExecutor(min(_PARALLEL_READS, len(references)), thread_name_prefix="list") as pool:
         listings = dict(zip(references, pool.map(list_reference, references), strict=True))

@@ -64,7 +64,7 @@ def _parse(uri: str, content: bytes) -> dict[str, int]:
         if len(vocabulary) < len({token for token, _ in pairs}):
             raise ValueError("a row is not an integer")
         return vocabulary
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError) as error:
         raise CheckpointError(
             f"{uri}: is not a valid tokenizer file ({type(error).__name__}); repair the file"
         ) from None

@@ -59,7 +59,8 @@ class LocalBackend:
 
     def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
         with self._open(key) as descriptor:
-            return _read_at(descriptor, 0, num_bytes), os.fstat(descriptor).st_size
+            size = os.fstat(descriptor).st_size
+            return _read_at(descriptor, 0, min(num_bytes, size)), size
 
     def read_range(self, key: str, start: int, stop: int, etag: str = "") -> bytes:
         with self._open(key) as descriptor:

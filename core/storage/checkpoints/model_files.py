@@ -13,12 +13,13 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
-from ...errors import CheckpointError, ObjectNotFoundError, StoreError
+from ...errors import CheckpointError, CorruptObjectError, ObjectNotFoundError, StoreError
 from ...formats.bounded_json import LONGEST_CONFIG_BYTES, parse_json, parse_json_object
 from ...formats.file_names import CONFIG_NAME, TEMPLATES_FOLDER, TOKENIZER_CONFIG_NAME
 from ...formats.object_names import find_key_problem
 from ...listing import ModelListing
 from ..backends.protocol import ObjectInfo
+from ..bounded_read import read_bounded
 from ..store import Store, locate_object
 from .folder import is_side_file
 
@@ -70,7 +71,7 @@ def _read_modules(store: Store, files: Mapping[str, str]) -> list[Mapping[str, A
     if _MODULES_NAME not in files:
         return []
     name = store.display(_MODULES_NAME)
-    found = parse_json(store.read(_MODULES_NAME), name, LONGEST_CONFIG_BYTES)
+    found = parse_json(_read(store, _MODULES_NAME), name, LONGEST_CONFIG_BYTES)
     if not isinstance(found, list):
         return []  # another program's file of this name
     entries = [cast("Mapping[str, Any]", entry) for entry in cast("list[object]", found) if isinstance(entry, Mapping)]
@@ -104,9 +105,16 @@ def _add_module(store: Store, path: str, files: dict[str, str], notes: list[str]
 
 def _read_config(store: Store, name: str) -> Mapping[str, object]:
     try:
-        return parse_json_object(store.read(name), store.display(name), LONGEST_CONFIG_BYTES, finite=False)
+        return parse_json_object(_read(store, name), store.display(name), LONGEST_CONFIG_BYTES, finite=False)
     except ObjectNotFoundError:
         return {}
+
+
+def _read(store: Store, name: str) -> bytes:
+    try:
+        return read_bounded(store, name, LONGEST_CONFIG_BYTES)
+    except CorruptObjectError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _add_code(
