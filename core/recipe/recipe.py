@@ -138,9 +138,12 @@ class Recipe(StrictModel):
     def _check_structure(self) -> Recipe:
         forms = [key for key in ("models", "slices", "modules") if getattr(self, key)]
         if len(forms) != 1:
-            found = f"found {' and '.join(forms)}" if forms else "found none"
+            empty = [key for key in ("models", "slices", "modules") if getattr(self, key) is not None]
+            found = f"found {' and '.join(forms)}" if forms else f"{empty[0]} is empty" if empty else "found none"
             raise ValueError(f"exactly one of models, slices, modules must be given; {found}")
         for name, module in (self.modules or {}).items():
+            if not name.strip():
+                raise ValueError("modules: has a module without a name; expected a name such as text_decoder")
             if bool(module.models) == bool(module.slices):
                 raise ValueError(f"modules.{name}: exactly one of models, slices must be given inside a module")
         if self.tokenizer is not None and self.tokenizer_source is not None:
@@ -291,6 +294,23 @@ def recipe_from_mapping(data: Mapping[str, Any], origin: str = "recipe") -> Reci
         raise RecipeError(f"{origin}: {'; '.join(found[:3])}{more}") from None
 
 
+# What pydantic's error types expect, in the words of YAML.
+_EXPECTED = {
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "dataclass_type": "a mapping",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "string_type": "text",
+}
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def _format_error(item: Any) -> str:
     place = ""
     for part in item["loc"]:
@@ -298,7 +318,13 @@ def _format_error(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":
         message = "is missing"
-    elif not item["type"].startswith("value_error") and item["loc"] and item["loc"][0] != "storage_options":
-        found = repr(item["input"])
-        message += f", found {found if len(found) <= 60 else found[:57] + '...'}"
+    elif item["input"] is None:
+        message = f"has no value; expected {_EXPECTED.get(item['type'], 'one')}"
+    elif item["type"] == "too_short" and not item["input"]:
+        message = "is empty; expected at least one entry"
+    elif not item["type"].startswith("value_error") and item["loc"]:
+        if item["type"] in _EXPECTED:
+            message = f"expected {_EXPECTED[item['type']]}"
+        if item["loc"][0] != "storage_options":  # may hold credentials
+            message += f", found {_shortened(item['input'])}"
     return " ".join((f"{place}: {message}" if place else message).split())

@@ -127,6 +127,10 @@ def _read_text(recipe: str | Path) -> tuple[str, str]:
         for document in parse_yaml_documents(recipe, "recipe"):
             _refuse_secret_options(document)
         return recipe, "recipe"
+    if not isinstance(recipe, (str, Path)):
+        raise RecipeError(f"recipe: expected a mapping, a path, a URI or YAML text; found {type(recipe).__name__}")
+    if not str(recipe).strip():
+        raise RecipeError("recipe: is empty text; expected the path or URI of a recipe, or its YAML text")
     origin = redact(str(recipe))
     try:
         if isinstance(recipe, Path) or is_local(recipe):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, cast
 
 from ..errors import StoreError
 from ..escaping import printable
 from ..formats.redaction import redact
 from .addresses import absolute_uri, is_local, protocol_of, select_options
-from .retries import RetryPolicy, call_with_retries, http_status, is_transient
+from .retries import Result, RetryPolicy, call_with_retries, http_status, is_transient
 from .store import Store
 
 logger = logging.getLogger(__name__)
@@ -44,49 +44,67 @@ def check_reachable(uris: Iterable[str], storage_options: Mapping[str, object] |
         address = absolute_uri(uri)
         root = f"{protocol_of(address)}://{address.partition('://')[2].partition('/')[0]}"
         stores.setdefault(root, Store(root, storage_options, retry=FIRST_CONTACT))
-    contacts = [_Contact(store, storage_options) for store in stores.values()]
+    contacts = [_contact(store, storage_options) for store in stores.values()]
     for contact in contacts:
         contact.finish()
 
 
-class _Contact:
-    """One request in a thread of its own: a server that accepts a connection and is silent must not hold the caller."""
+class FirstContact(Generic[Result]):
+    """A request in a thread of its own: a server that accepts a connection and is silent must not hold the caller.
 
-    def __init__(self, store: Store, storage_options: Mapping[str, object] | None) -> None:
-        self._store = store
-        self._error: StoreError | None = None
-        options = select_options(store.root_uri, storage_options)
-        endpoint = options.get("endpoint_url") or _mapping(options.get("client_kwargs")).get("endpoint_url")
-        self._server = store.display("") + (f" at {redact(str(endpoint))}" if endpoint else "")
+    Parameters
+    ----------
+    server : what is asked, for messages
+    request : called once; raises an EigenmergeError if it fails
+    """
+
+    def __init__(self, server: str, request: Callable[[], Result]) -> None:
+        self._server = server
+        self._request = request
+        self._results: list[Result] = []
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._ask, name="reach", daemon=True)
         self._thread.start()
 
-    def finish(self) -> None:
-        """Wait for the answer."""
+    def finish(self, longest_seconds: float | None = None) -> Result:
+        """Wait for the answer and return it; after two seconds the log says what is being waited for.
+
+        Raises
+        ------
+        StoreError : no answer within `longest_seconds`, by default LONGEST_WAIT_SECONDS
+        """
+        longest = LONGEST_WAIT_SECONDS if longest_seconds is None else longest_seconds
         self._thread.join(_SECONDS_TO_NOTICE)
         if self._thread.is_alive():
             logger.warning("waiting for an answer from %s", printable(self._server))
-            self._thread.join(LONGEST_WAIT_SECONDS - _SECONDS_TO_NOTICE)
+            self._thread.join(longest - _SECONDS_TO_NOTICE)
         if self._thread.is_alive():
-            raise StoreError(
-                f"{self._server}: no answer within {LONGEST_WAIT_SECONDS:.0f} s; check the address and the network"
-            )
+            raise StoreError(f"{self._server}: no answer within {longest:.0f} s; check the address and the network")
         if self._error is not None:
             raise self._error
+        return self._results[0]
 
     def _ask(self) -> None:
         try:
-            call_with_retries(self._request, FIRST_CONTACT, f"connecting to {self._server}", ())
-        except StoreError as error:
+            self._results.append(self._request())
+        except BaseException as error:
             self._error = error
 
-    def _request(self) -> None:
+
+def _contact(store: Store, storage_options: Mapping[str, object] | None) -> FirstContact[None]:
+    options = select_options(store.root_uri, storage_options)
+    endpoint = options.get("endpoint_url") or _mapping(options.get("client_kwargs")).get("endpoint_url")
+    server = store.display("") + (f" at {redact(str(endpoint))}" if endpoint else "")
+
+    def request() -> None:
         try:
-            self._store.backend.info(_PROBED_KEY)
+            store.backend.info(_PROBED_KEY)
         except Exception as error:
             if isinstance(error, StoreError) or (is_transient(error) and http_status(error) is None):
                 raise
             # Otherwise the server answered: a refusal of this request says nothing about those that the run needs.
+
+    return FirstContact(server, lambda: call_with_retries(request, FIRST_CONTACT, f"connecting to {server}", ()))
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from urllib.parse import unquote
 
 from ...errors import CheckpointError
-from ...formats.redaction import find_secrets
+from ...formats.redaction import find_secrets, redact
 from ..addresses import select_options
+from ..reachable import FirstContact
 from ..retries import RetryPolicy, call_with_retries
 
 # Short: the Hub's client retries downloads itself, and a misspelled local path that looks like a Hub id must fail soon.
 HUB_RETRY = RetryPolicy(attempts=3, first_wait_seconds=0.5, total_seconds=60.0)
 
 _MODEL = re.compile(r"hf://(?P<id>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(?P<rest>/.*)?")
-_TIMEOUT_SECONDS = 20.0
+# The client's time limit holds for each address of the Hub and not for the lookup of its name, so it is not enough.
+_TIMEOUT_SECONDS = 10.0
+LONGEST_WAIT_SECONDS = 10.0
+_LOOKUP = RetryPolicy(attempts=3, first_wait_seconds=0.5, total_seconds=8.0)
 
 
 def pin_revision(uri: str, storage_options: Mapping[str, object] | None) -> str:
@@ -51,7 +55,9 @@ def pin_revision(uri: str, storage_options: Mapping[str, object] | None) -> str:
             ) from None
 
     what = f"looking up {uri} on the Hub (there is no such local path)"
-    commit = call_with_retries(find_commit, HUB_RETRY, what, find_secrets(options))
+    server = f"the Hub{f' at {redact(str(endpoint))}' if endpoint else ''}, to look up {uri} (there is no such local path)"
+    contact = FirstContact(server, lambda: call_with_retries(find_commit, _LOOKUP, what, find_secrets(options)))
+    commit = contact.finish(LONGEST_WAIT_SECONDS)
     return f"hf://{model_id}@{commit}{match['rest'] or ''}" if commit else uri
 
 

@@ -84,3 +84,76 @@ def test_a_misspelled_key_with_credentials_is_not_recorded(key: str) -> None:
         assert "planted" not in str(refused.value).lower()
     with pytest.raises(RecipeError, match="credentials"):
         check_recorded_argument("destination", Path("s3://key:pl/anted@bucket/out"))
+
+
+ONE_MODEL = "models: [{model: /a, parameters: {weight: 1}}]"
+GIVEN = "exactly one of models, slices, modules must be given"
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("models: []", f"{GIVEN}; models is empty"),
+        ("models:", f"{GIVEN}; found none"),
+        ("models: ''", "models: expected a list, found ''"),
+        ("models: [null]", r"models\[0\]: has no value; expected a mapping"),
+        ("models: [{}]", r"models\[0\].model: is missing"),
+        ("models: ['']", r"models\[0\].model: is empty; expected a path"),
+        ("models: [{model: }]", r"models\[0\].model: has no value; expected text"),
+        ("models: [{model: ' '}]", r"models\[0\].model: is empty; expected a path"),
+        ("models: [{model: {}}]", r"models\[0\].model: expected text, found {}"),
+        ("slices: []", f"{GIVEN}; slices is empty"),
+        ("slices: [null]", r"slices\[0\]: has no value; expected a mapping"),
+        ("slices: [{}]", r"slices\[0\].sources: is missing"),
+        ("slices: [{sources: []}]", r"slices\[0\].sources: is empty; expected at least one entry"),
+        ("slices: [{sources: }]", r"slices\[0\].sources: has no value; expected a list"),
+        ("slices: [{sources: [{}]}]", r"slices\[0\].sources\[0\].model: is missing"),
+        ("slices: [{sources: [{model: /a, layer_range: }]}]", r"slices\[0\].sources\[0\].layer_range: has no value; expected a list"),
+        ("modules: {}", f"{GIVEN}; modules is empty"),
+        ("modules: []", r"modules: expected a mapping, found \[\]"),
+        ("modules: {a: {}}", "modules.a: exactly one of models, slices must be given inside a module"),
+        ("modules: {a: }", "modules.a: has no value; expected a mapping"),
+        ("modules: {'': {models: [{model: /a}]}}", "modules: has a module without a name"),
+        (f"{ONE_MODEL}\nparameters: []", r"parameters: expected a mapping, found \[\]"),
+        (f"{ONE_MODEL}\nparameters: {{weight: []}}", "parameters.weight: is an empty list"),
+        (f"{ONE_MODEL}\nrules:", "rules: has no value; expected a list"),
+        (f"{ONE_MODEL}\nrules: [{{}}]", r"rules\[0\].match: is missing"),
+        (f"{ONE_MODEL}\nstorage_options: []", "storage_options: expected a mapping$"),
+        (f"{ONE_MODEL}\ntokenizer: {{source: union, tokens: {{a: }}}}", "tokenizer.tokens.a: has no value"),
+        (f"{ONE_MODEL}\nbase_model: ''", "base_model: is empty; expected a path"),
+        (f"{ONE_MODEL}\nbase_model: []", r"base_model: expected text, found \[\]"),
+        (f"{ONE_MODEL}\ndtype: ''", "dtype: is ''; expected one of"),
+    ],
+)
+def test_an_empty_part_of_a_recipe_is_one_clear_line(part: str, message: str) -> None:
+    text = f"merge_method: linear\n{part}\n"
+    for form in (text, yaml.safe_load(text)):
+        with pytest.raises(RecipeError, match=f"^recipe: {message}") as caught:
+            read_recipe(form)
+        assert "\n" not in str(caught.value) and "Input should be" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["parameters:", "parameters: {}", "rules: []", "storage_options:", "tokenizer:"])
+def test_a_part_that_may_be_left_out_may_be_empty(part: str) -> None:
+    text = f"merge_method: linear\n{ONE_MODEL}\n"
+    assert read_recipe(f"{text}{part}\n").models == read_recipe(text).models
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [("", "empty"), ("\n", "empty"), ("# nothing\n", "empty"), ("---\n---\n", "empty"), ("- a\n", "a list"),
+     ("[]\n", "a list"), ("null\n", "a single value"), ("hello\n", "a single value"), ("''\n", "empty")],
+)  # fmt: skip
+def test_a_file_that_is_not_a_mapping(tmp_path: Path, content: str, found: str) -> None:
+    (tmp_path / "recipe.yml").write_text(content)
+    with pytest.raises(RecipeError, match=rf"recipe\.yml: is {found}; expected a YAML mapping"):
+        read_recipe(tmp_path / "recipe.yml")
+
+
+def test_what_is_not_a_recipe_at_all() -> None:
+    for value in (None, [], 3):
+        with pytest.raises(RecipeError, match="recipe: expected a mapping, a path, a URI or YAML text; found"):
+            read_recipe(value)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    for empty in ("", "  "):
+        with pytest.raises(RecipeError, match="recipe: is empty text"):
+            read_recipe(empty)

@@ -27,7 +27,7 @@ def silent_port() -> Iterator[int]:
 
 def test_a_wrong_port_is_told_with_bucket_and_endpoint() -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(StoreError, match=f"connecting to s3://bucket at {endpoint} failed after 3 attempts"):
+    with pytest.raises(StoreError, match=f"connecting to s3://bucket at {endpoint} failed after"):
         check_reachable(["s3://bucket/some/prefix", "s3://bucket/other"], s3_options(endpoint))
 
 

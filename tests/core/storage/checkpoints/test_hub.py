@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +17,8 @@ import torch
 from safetensors.torch import save
 
 from eigenmerge.core.errors import CheckpointError, StoreError
+from eigenmerge.core.storage import reachable
+from eigenmerge.core.storage.checkpoints import hub as hub_module
 from eigenmerge.core.storage.checkpoints.list_model import list_model
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
 
@@ -148,3 +152,17 @@ class TestHub:
     def test_an_unreachable_hub(self) -> None:
         with pytest.raises(StoreError, match="no such local path"):
             list_model("models/misspelled", {"hf": {"endpoint": "http://127.0.0.1:1"}})
+
+    def test_a_silent_hub_is_named_while_it_is_awaited(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(reachable, "_SECONDS_TO_NOTICE", 0.1)
+        monkeypatch.setattr(hub_module, "LONGEST_WAIT_SECONDS", 0.3)
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+            endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+            expected = f"the Hub at {endpoint}, to look up hf://models/misspelled"
+            with caplog.at_level(logging.WARNING), pytest.raises(StoreError, match=f"{expected} .*: no answer within"):
+                list_model("models/misspelled", {"hf": {"endpoint": endpoint}})
+        assert f"waiting for an answer from {expected}" in caplog.text
