@@ -103,7 +103,7 @@ def scheduled_merge(schedule: Schedule, merge: Merge, log: Callable[[str], None]
     check_reachable([schedule.registry, schedule.publish], options)
     registry, published = Store(schedule.registry, options), Store(schedule.publish, options)
     if not list_folders(registry):
-        return NightlyResult("nothing new", "no expert is registered", None, None)
+        return NightlyResult("nothing new", f"{schedule.registry} has no expert", None, None)
     last = read_publication(published)
     number = take_number(published.with_probed_writes(f"{RUNS}probe-"), last.sequence if last else 0)
     try:

@@ -42,6 +42,8 @@ def _check(listing: ModelListing, path: Path) -> None:
     folder = _folder(listing.uri)
     if listing.adapter is not None and not path.is_relative_to(folder):  # a tokenizer that comes with the adapter
         folder = _folder(listing.adapter.uri)
+    if not path.is_relative_to(folder):  # a result that is only planned: the model that has the file is checked
+        return
     target = path.resolve()
     allowed = [folder.resolve()]
     if allowed[0].parent.name == "snapshots":  # models--owner--name/snapshots/<commit>

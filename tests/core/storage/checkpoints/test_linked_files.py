@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from eigenmerge.core.errors import CheckpointError
+from eigenmerge.core.steps.merge_run import merge_stages
+from eigenmerge.core.steps.read_recipe import read_stages
 
 
 @pytest.fixture
@@ -57,3 +59,31 @@ def test_links_that_people_use_are_followed(two: Any, pipeline: Any, tmp_path: P
     for number, base in enumerate((snapshot, tmp_path / "link")):
         pipeline(two.recipe("average") | {"base_model": str(base)}, tmp_path / f"out{number}")
         assert (tmp_path / f"out{number}/special_tokens_map.json").read_text() == "{}"
+
+
+def stages_of(two: Any, destination: Path) -> Any:
+    text = f"""
+name: half
+merge_method: linear
+base_model: {two.base}
+models: [{{model: {two.experts[0]}, parameters: {{weight: 1}}}}]
+---
+merge_method: linear
+models:
+  - {{model: half, parameters: {{weight: 1}}}}
+  - {{model: {two.experts[1]}, parameters: {{weight: 1}}}}
+"""
+    return read_stages(text, str(destination))
+
+
+def test_a_result_that_is_only_planned_has_the_files_of_its_base(two: Any, tmp_path: Path) -> None:
+    assert (two.base / "tokenizer.json").exists()
+    merge_stages(stages_of(two, tmp_path / "out"), store=str(tmp_path / "store"))
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_link_to_a_secret_is_refused_in_the_first_of_two_documents(two: Any, tmp_path: Path) -> None:
+    (tmp_path / "credentials").write_text('{"aws_secret_access_key": "planted"}')
+    (two.base / "vocab.txt").symlink_to(tmp_path / "credentials")
+    with pytest.raises(CheckpointError, match=r"'half': .*vocab\.txt is a link to .*credentials, outside of the model"):
+        merge_stages(stages_of(two, tmp_path / "out"), store=str(tmp_path / "store"))
