@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..core.errors import DeployError, suggestion
-from .dead_runs import apply_watch
+from .dead_runs import DEAD_AFTER_SECONDS, LEAST_DEAD_AFTER_SECONDS, apply_watch, heartbeat_environment
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -41,6 +41,7 @@ class DeployOptions:
     cron : schedule of the nightly merge, in UTC; None: that of prefect.yaml
     job_variables : values for variables of the pool, such as {"gpus": 8, "namespace": "merge"}
     update_pool : replace the job template of an existing pool
+    dead_after : seconds without a heartbeat after which the server ends a run
     """
 
     store: str
@@ -54,6 +55,7 @@ class DeployOptions:
     cron: str | None = None
     job_variables: Mapping[str, Any] | None = None
     update_pool: bool = False
+    dead_after: int = DEAD_AFTER_SECONDS
 
 
 def base_job_template(target: Target) -> dict[str, Any]:
@@ -83,6 +85,9 @@ def deployment_settings(target: Target, options: DeployOptions) -> list[dict[str
             "name": options.pool or settings["work_pool"]["name"],
             "job_variables": {**settings["work_pool"].get("job_variables", {}), **(options.job_variables or {})},
         }
+        if heartbeats := heartbeat_environment(options.dead_after):
+            variables = settings["work_pool"]["job_variables"]
+            variables["env"] = {**variables.get("env", {}), **heartbeats}
         if options.cron is not None and settings.get("schedules"):
             settings["schedules"] = [{**settings["schedules"][0], "cron": options.cron}]
         if kind == "nightly" and options.keep is not None:
@@ -109,7 +114,7 @@ def deploy(target: Target, options: DeployOptions, *, api_url: str) -> str:
             with get_client(sync_client=True) as client:
                 pool = settings[0]["work_pool"]["name"]
                 pool_line = _apply_pool(client, target, replace(options, pool=pool))
-                apply_watch(client)
+                apply_watch(client, options.dead_after)
             names = [_apply_deployment(entry) for entry in settings]
         except httpx.ConnectError as error:
             raise DeployError(
@@ -137,6 +142,11 @@ def _check_options(target: Target, options: DeployOptions) -> None:
         raise DeployError(f"the nightly merge needs --recipe, --registry and --publish; missing: {', '.join(missing)}")
     if options.limit is not None and options.limit < 1:
         raise DeployError(f"--limit is {options.limit}; expected the number of runs at the same time, 1 or more")
+    if options.dead_after < LEAST_DEAD_AFTER_SECONDS:
+        raise DeployError(
+            f"--dead-after is {options.dead_after} seconds; expected {LEAST_DEAD_AFTER_SECONDS} or more, because a run"
+            " sends a heartbeat every 30 seconds at most"
+        )
     known = base_job_template(target)["variables"]["properties"]
     for name, value in (options.job_variables or {}).items():
         if name not in known:

@@ -88,32 +88,52 @@ class PrefectMap:
         on_tensor: OnTensor | None,
     ) -> None:
         """Compute the jobs in Prefect tasks. `keep` adds to `reports` what is finished, also before an error."""
-        failure: BaseException | None = None
         shards = stop.child()
         common: dict[str, Any] = {}
         if self.runner == "threads":
             common |= {"stop": quote(shards), "on_tensor": quote(on_tensor) if on_tensor is not None else None}
         device = jobs[0].settings.device
         with make_runner(self.runner, workers=workers, address=self.address, device=device) as runner:
-            for wait in (False, True):
-                order = schedule_order([job.shard for job in jobs])
-                left = [jobs[position] for position in order if jobs[position].shard.index not in reports]
-                for job, future in _as_completed(runner, task, left, common | {"wait": wait}, shards):
-                    try:
-                        report = future.result()
-                    except Exception as error:
-                        if is_failure_of_prefect(error) and not stop.is_set and failure is None:
-                            raise
-                        if failure is None:
-                            failure = stop.error() if stop.is_set else runner.explain(error) or error
-                            shards.stop("an error in another shard")
-                        continue
-                    if report is not None:
-                        keep(report, job)
-                if failure is None and len(reports) < len(jobs) and stop.is_set:
-                    failure = stop.error()
-                if failure is not None:
-                    raise failure
+            try:
+                self._map_on(runner, task, jobs, reports, keep, common=common, stop=stop, shards=shards)
+            except Exception as error:  # also an error of submitting to a cluster that has ended
+                explained = runner.explain(error)
+                if explained is None:
+                    raise
+                raise explained from error
+
+    def _map_on(
+        self,
+        runner: ShardRunner,
+        task: Task[..., Any],
+        jobs: Sequence[ShardJob],
+        reports: Mapping[int, Any],
+        keep: Callable[[Any, ShardJob], None],
+        *,
+        common: Mapping[str, Any],
+        stop: StopSignal,
+        shards: StopSignal,
+    ) -> None:
+        failure: BaseException | None = None
+        for wait in (False, True):
+            order = schedule_order([job.shard for job in jobs])
+            left = [jobs[position] for position in order if jobs[position].shard.index not in reports]
+            for job, future in _as_completed(runner, task, left, {**common, "wait": wait}, shards):
+                try:
+                    report = future.result()
+                except Exception as error:
+                    if is_failure_of_prefect(error) and not stop.is_set and failure is None:
+                        raise
+                    if failure is None:
+                        failure = stop.error() if stop.is_set else error
+                        shards.stop("an error in another shard")
+                    continue
+                if report is not None:
+                    keep(report, job)
+            if failure is None and len(reports) < len(jobs) and stop.is_set:
+                failure = stop.error()
+            if failure is not None:
+                raise failure
 
 
 def _as_completed(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ...core.errors import DeployError
+from ..dead_runs import DEAD_AFTER_SECONDS
 from ..deploy import DeployOptions, Target
 from ..deploy import deploy as apply
 from ..prefect_settings import quiet_prefect
@@ -64,6 +65,12 @@ def deploy(
     update_pool: Annotated[
         bool, typer.Option("--update-pool", help="Replace the job template of an existing pool.")
     ] = False,
+    dead_after: Annotated[
+        int,
+        typer.Option(
+            "--dead-after", metavar="SECONDS", help="The server ends a run that has sent no heartbeat for this long."
+        ),
+    ] = DEAD_AFTER_SECONDS,
     api_url: ApiOption = None,
 ) -> None:
     """Create or update the work pool and the deployments of TARGET on a Prefect server, and print the next steps."""
@@ -81,6 +88,7 @@ def deploy(
         cron=cron,
         job_variables=parse_variables(variables or []),
         update_pool=update_pool,
+        dead_after=dead_after,
     )
     show(*apply(target, options, api_url=_require_api_url(api_url)).split("\n"))
 

@@ -8,13 +8,15 @@ from contextlib import nullcontext
 from typing import Any, Self
 
 import dask
-from distributed import KilledWorker, Worker, WorkerPlugin
+from distributed import CancelledError, KilledWorker, Worker, WorkerPlugin
+from distributed.client import ClosedClientError
+from distributed.comm import CommClosedError
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL
 from prefect.tasks import Task
 from prefect_dask import DaskTaskRunner
 
-from ...core.errors import EigenmergeError, RecipeError, one_line
+from ...core.errors import EigenmergeError, RecipeError, WorkerError, one_line
 from ..worker_process import prepare_worker
 from .runner import ShardRunner, workers_died_error
 
@@ -23,6 +25,9 @@ from .runner import ShardRunner, workers_died_error
 # after which Dask drops a silent worker.
 _PROFILER_MAY_HANG = sys.version_info < (3, 12)
 _REACH_SECONDS = 10.0
+
+# What the client raises where its scheduler ended or cannot be reached any more.
+_SCHEDULER_LOST = (CancelledError, ClosedClientError, CommClosedError)
 
 # The code that a worker process of a local cluster runs first.
 _PREPARE_WORKER = f"from {prepare_worker.__module__} import prepare_worker; prepare_worker()"
@@ -99,6 +104,12 @@ class DaskRunner(ShardRunner):
             return super().submit(task, parameters, peak_bytes)
 
     def explain(self, error: Exception) -> EigenmergeError | None:
+        if isinstance(error, _SCHEDULER_LOST):
+            where = f" at {self._address}" if self._address else ""
+            return WorkerError(
+                f"the Dask scheduler{where} ended, or the connection to it was lost ({one_line(error)[:200]}); finished"
+                " shards are kept: start the cluster and run the same command again to resume"
+            )
         if not isinstance(error, KilledWorker):
             return None
         died, last = error.allowed_failures + 1, error.last_worker.address
