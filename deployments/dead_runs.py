@@ -93,9 +93,7 @@ def _apply(
         within=timedelta(seconds=seconds),
     )
     action: Any = ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=message, force=False)
-    wanted = AutomationCore(
-        name=name, description="Created by `eigenmerge deploy`.", trigger=trigger, actions=[action]
-    )
+    wanted = AutomationCore(name=name, description="Created by `eigenmerge deploy`.", trigger=trigger, actions=[action])
     found = client.read_automations_by_name(name)
     if not found:
         client.create_automation(wanted)

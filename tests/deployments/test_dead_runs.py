@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -28,6 +29,7 @@ from eigenmerge.deployments.dead_runs import PENDING_NAME, RUNNING_NAME, apply_w
 from eigenmerge.deployments.deploy import DeployOptions, deploy, deployment_settings
 from eigenmerge.flows.queued_runs import cancel_queued_runs
 
+WORKER_MARK = "EIGENMERGE_TEST_WORKER"
 NIGHTLY = {"recipe": "s3://bucket/recipe.yaml", "registry": "s3://bucket/experts", "publish": "s3://bucket/merged"}
 
 
@@ -102,6 +104,7 @@ def state_of(client: SyncPrefectClient, run: FlowRun) -> StateType | None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_pool_is_free_again_after_worker_and_run_were_killed(
     client: SyncPrefectClient, prefect_api: str, server_environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -131,12 +134,12 @@ def test_the_pool_is_free_again_after_worker_and_run_were_killed(
     announce_expert(str(registry), "first", api_url=prefect_api)
     with worker("dying", environment, tmp_path / "first.log") as first:
         wait_until(lambda: runs_in(client, StateType.RUNNING), tmp_path / "first.log")
-        signal_tree(first, signal.SIGSTOP)  # the machine is silent from here on
+        signal_all(first, signal.SIGSTOP)  # the machine is silent from here on
         silent_since = datetime.now(UTC)
         announce_expert(str(registry), "second", api_url=prefect_api)
         announce_expert(str(registry), "first", api_url=prefect_api)
         wait_until(lambda: len(runs_in(client, StateType.SCHEDULED)) == 2, tmp_path / "first.log")
-        signal_tree(first, signal.SIGKILL)
+        signal_all(first, signal.SIGKILL)
     (dead,) = runs_in(client, StateType.RUNNING)  # the server does not know
 
     with worker("dying", environment, tmp_path / "second.log"):
@@ -164,7 +167,7 @@ def save_model(folder: Path, seed: int) -> None:
 
 
 def runs_in(client: SyncPrefectClient, state: StateType) -> list[FlowRun]:
-    """Return the runs of the nightly deployment in a state, without those that its schedule has planned for next year."""
+    """Return the runs of the nightly deployment in a state, without those of its schedule."""
     deployment = client.read_deployment_by_name("nightly/nightly-process")
     runs = client.read_flow_runs(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])))
     soon = datetime.now(UTC) + timedelta(hours=1)
@@ -180,25 +183,28 @@ def wait_until(ready: Callable[[], object], log: Path, seconds: float = 120) -> 
 
 
 @contextmanager
-def worker(pool: str, environment: dict[str, str], log: Path) -> Iterator[psutil.Process]:
+def worker(pool: str, environment: dict[str, str], log: Path) -> Iterator[str]:
+    """Run a process worker, and yield the value of WORKER_MARK by which its processes are found."""
+    mark = uuid4().hex
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool],
-            env=environment,
+            env={**environment, WORKER_MARK: mark},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         try:
-            yield psutil.Process(process.pid)
+            yield mark
         finally:
-            with suppress(psutil.NoSuchProcess):
-                signal_tree(psutil.Process(process.pid), signal.SIGKILL)
+            signal_all(mark, signal.SIGKILL)
             process.wait()
 
 
-def signal_tree(process: psutil.Process, number: signal.Signals) -> None:
-    """Send a signal to a worker and its flow runs, which are in sessions of their own."""
-    for each in [process, *process.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            os.kill(each.pid, number)
+def signal_all(mark: str, number: signal.Signals) -> None:
+    """Send a signal to a worker and its flow runs, which need not be its children; twice, for one that just started."""
+    for _ in range(2):
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, ProcessLookupError):
+                if process.environ().get(WORKER_MARK) == mark:
+                    os.kill(process.pid, number)

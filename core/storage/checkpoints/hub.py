@@ -55,7 +55,8 @@ def pin_revision(uri: str, storage_options: Mapping[str, object] | None) -> str:
             ) from None
 
     what = f"looking up {uri} on the Hub (there is no such local path)"
-    server = f"the Hub{f' at {redact(str(endpoint))}' if endpoint else ''}, to look up {uri} (there is no such local path)"
+    where = f" at {redact(str(endpoint))}" if endpoint else ""
+    server = f"the Hub{where}, to look up {uri} (there is no such local path)"
     contact = FirstContact(server, lambda: call_with_retries(find_commit, _LOOKUP, what, find_secrets(options)))
     commit = contact.finish(LONGEST_WAIT_SECONDS)
     return f"hf://{model_id}@{commit}{match['rest'] or ''}" if commit else uri

@@ -108,7 +108,7 @@ GIVEN = "exactly one of models, slices, modules must be given"
         ("slices: [{sources: []}]", r"slices\[0\].sources: is empty; expected at least one entry"),
         ("slices: [{sources: }]", r"slices\[0\].sources: has no value; expected a list"),
         ("slices: [{sources: [{}]}]", r"slices\[0\].sources\[0\].model: is missing"),
-        ("slices: [{sources: [{model: /a, layer_range: }]}]", r"slices\[0\].sources\[0\].layer_range: has no value; expected a list"),
+        ("slices: [{sources: [{model: /a, layer_range: }]}]", r"slices\[0\].sources\[0\].layer_range: has no value"),
         ("modules: {}", f"{GIVEN}; modules is empty"),
         ("modules: []", r"modules: expected a mapping, found \[\]"),
         ("modules: {a: {}}", "modules.a: exactly one of models, slices must be given inside a module"),
