@@ -94,6 +94,22 @@ def test_the_error_explains_that_workers_died(cluster: Any, reported: str) -> No
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="the profiler hangs only with Python 3.11")
+def test_the_error_explains_that_the_scheduler_ended() -> None:
+    from distributed.client import ClosedClientError, FutureCancelledError
+    from distributed.comm import CommClosedError
+
+    runner = make_runner("dask", workers=1, address="tcp://127.0.0.1:9")
+    lost = FutureCancelledError("shard-1", "scheduler-connection-lost", "Client lost the connection\nto the scheduler")
+    for error in (lost, ClosedClientError("Can't send"), CommClosedError("in connection pool")):
+        explained = runner.explain(error)
+        assert isinstance(explained, WorkerError)
+        assert str(explained).startswith(
+            "the Dask scheduler at tcp://127.0.0.1:9 ended, or the connection to it was lost"
+        )
+        assert "run the same command again to resume" in str(explained) and "\n" not in str(explained)
+    assert runner.explain(ValueError("of a shard")) is None
+
+
 def test_the_profiler_is_disabled(cluster: Any, reported: str) -> None:
     def profiles(dask_worker: Any) -> bool:
         return "profile" in dask_worker.periodic_callbacks

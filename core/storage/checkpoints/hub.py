@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from ...errors import CheckpointError
 from ...formats.redaction import find_secrets, redact
 from ..addresses import select_options
-from ..reachable import FirstContact
+from ..first_contact import FirstContact
 from ..retries import RetryPolicy, call_with_retries
 
 # Short: the Hub's client retries downloads itself, and a misspelled local path that looks like a Hub id must fail soon.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from eigenmerge.core.errors import StoreError
-from eigenmerge.core.storage import reachable
+from eigenmerge.core.storage import first_contact
 from eigenmerge.core.storage.reachable import check_reachable
 
 from ...conftest import S3Root, free_port, s3_options
@@ -34,8 +34,8 @@ def test_a_wrong_port_is_told_with_bucket_and_endpoint() -> None:
 def test_a_silent_server_is_named_while_it_is_awaited(
     silent_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(reachable, "_SECONDS_TO_NOTICE", 0.1)
-    monkeypatch.setattr(reachable, "LONGEST_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(first_contact, "_SECONDS_TO_NOTICE", 0.1)
+    monkeypatch.setattr(first_contact, "LONGEST_WAIT_SECONDS", 0.3)
     endpoint = f"http://127.0.0.1:{silent_port}"
     with caplog.at_level(logging.WARNING), pytest.raises(StoreError, match="no answer within"):
         check_reachable(["s3://bucket/prefix"], s3_options(endpoint))

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 
 from eigenmerge.core.errors import CheckpointError, StoreError
-from eigenmerge.core.storage import reachable
+from eigenmerge.core.storage import first_contact
 from eigenmerge.core.storage.checkpoints import hub as hub_module
 from eigenmerge.core.storage.checkpoints.list_model import list_model
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
@@ -156,7 +156,7 @@ class TestHub:
     def test_a_silent_hub_is_named_while_it_is_awaited(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(reachable, "_SECONDS_TO_NOTICE", 0.1)
+        monkeypatch.setattr(first_contact, "_SECONDS_TO_NOTICE", 0.1)
         monkeypatch.setattr(hub_module, "LONGEST_WAIT_SECONDS", 0.3)
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
