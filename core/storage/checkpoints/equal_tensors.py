@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ...listing import TensorSource
+from ...listing import Concatenation, TensorSource
+from ...views import stored_tensors
 from ..store import Store, locate_object
 
 _NUM_SAMPLES = 16
@@ -35,12 +36,21 @@ def find_equal_tensors(
     stores: dict[str, tuple[Store, str]] = {}
 
     def read(source: TensorSource, start: int, stop: int) -> bytes:
-        if source.uri not in stores:
-            stores[source.uri] = locate_object(source.uri, storage_options)
-        store, key = stores[source.uri]
-        return store.read_range(key, source.start + start, source.start + stop)
+        """Read bytes [start, stop) of the stored parts of a tensor, one after the other."""
+        data, first = b"", 0  # of the part, in the tensor
+        for part in stored_tensors(source):
+            begin, end = max(start - first, 0), min(stop - first, part.num_bytes)
+            if begin < end:
+                if part.uri not in stores:
+                    stores[part.uri] = locate_object(part.uri, storage_options)
+                store, key = stores[part.uri]
+                data += store.read_range(key, part.start + begin, part.start + end)
+            first += part.num_bytes
+        return data
 
     def equal(one: TensorSource, other: TensorSource) -> bool:
+        if _layout(one) != _layout(other):
+            return False  # parts of other shapes: the bytes are in another order
         size = one.num_bytes
         ranges = [(size * index // _NUM_SAMPLES, _SAMPLE_BYTES) for index in range(_NUM_SAMPLES)]
         if not samples_only or size <= _NUM_SAMPLES * _SAMPLE_BYTES:
@@ -58,3 +68,10 @@ def find_equal_tensors(
             else:
                 found[name] = match
     return found
+
+
+def _layout(source: TensorSource) -> object:
+    """Return the shapes of the stored parts of a tensor, and how they are joined."""
+    if isinstance(source.view, Concatenation):
+        return source.view.dim, [_layout(piece) for piece in source.view.pieces]
+    return source.shape

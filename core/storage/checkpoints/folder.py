@@ -28,6 +28,10 @@ from .hub import HUB_RETRY, pin_revision
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
+# One file of a process in a distributed checkpoint of PyTorch; the processes are not counted in the name.
+_DISTRIBUTED_NAME = re.compile(r"shard-\d+-model-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
+# PyTorch writes a distributed checkpoint to this folder of a model whose whole files it makes of it.
+_DISTRIBUTED_FOLDER = "sharded"
 _INDEXES = "*.safetensors.index.json"
 # Small files that belong to a model besides its weights. `model_files.py` adds those that these files name.
 _SIDE_FILES = (
@@ -136,6 +140,23 @@ def _list_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFo
     return CheckpointFolder(uri, store, files)
 
 
+def find_home(folder: CheckpointFolder, options: Mapping[str, object] | None) -> CheckpointFolder:
+    """Return the folder with the config and the side files of a model: the one of its weights, or the one above.
+
+    PyTorch writes a distributed checkpoint to MODEL/sharded; config and tokenizer are in MODEL then.
+    """
+    uri = folder.uri.rstrip("/")
+    parent, _, name = uri.rpartition("/")
+    if name != _DISTRIBUTED_FOLDER or CONFIG_NAME in folder.files or not parent:
+        return folder
+    store = Store(parent, options)
+    try:
+        files = {info.key: info for info in store.list(recursive=False)}
+    except StoreError:
+        return folder
+    return CheckpointFolder(parent, store, files) if CONFIG_NAME in files else folder
+
+
 def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, str] | None]:
     """Return the names of a full model's weight files, sorted, and the index's map of tensor name to file, or None.
 
@@ -148,6 +169,7 @@ def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, st
             weight_map = _read_index(folder, folder.only_file)
             return sorted(set(weight_map.values())), weight_map
         if folder.only_file.endswith(".safetensors"):
+            _check_not_a_part(folder, folder.only_file)
             return [folder.only_file], None
         raise pickle_error(folder, folder.only_file)
     safetensors = sorted(name for name in folder.files if name.endswith(".safetensors"))
@@ -173,14 +195,28 @@ def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, st
         )
     if len(full) == 1 and not SHARD_NAME.fullmatch(full[0]):
         return full, None
+    distributed = [name for name in full if _DISTRIBUTED_NAME.fullmatch(name)]
+    if distributed and len(distributed) == len(full):
+        _check_distributed(folder, full)
+        return full, None
     if full:
         _check_shards(folder, full)
         return full, None
+    if any(name == ".metadata" or name.endswith(".distcp") for name in folder.files):
+        raise CheckpointError(
+            f"{folder.display('')} is a distributed checkpoint with pickled metadata (.metadata and *.distcp), which can"
+            " run code when it is loaded; save it with torch.distributed.checkpoint.HuggingFaceStorageWriter, or convert"
+            " it where you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt,"
+            " then save its tensors with safetensors"
+        )
     pickles = sorted(filter(is_pickle, folder.files))
     if pickles:
         raise pickle_error(folder, pickles[0])
+    hint = ""
+    if any(folder.store.list(_DISTRIBUTED_FOLDER, recursive=False)):
+        hint = f"; for the checkpoint in it name {folder.display(_DISTRIBUTED_FOLDER)}"
     raise CheckpointError(
-        f"no such model: {folder.display('')} has no safetensors file; expected {WEIGHTS_NAME} or {INDEX_NAME}"
+        f"no such model: {folder.display('')} has no safetensors file; expected {WEIGHTS_NAME} or {INDEX_NAME}{hint}"
     )
 
 
@@ -244,6 +280,38 @@ def _check_shards(folder: CheckpointFolder, names: list[str]) -> None:
     count = int(next(iter(stems))[1])
     if len(names) != count:
         raise CheckpointError(f"{folder.display('')} has {len(names)} of {count} weight files; download the others")
+
+
+def _check_distributed(folder: CheckpointFolder, names: list[str]) -> None:
+    """Check that the files of a distributed checkpoint are one set, and that each of its files is there at least once.
+
+    A process without parts for a file does not write it. Whether all parts are there is checked for each tensor.
+    """
+    matches = [match for name in names if (match := _DISTRIBUTED_NAME.fullmatch(name))]
+    counts = sorted({match["count"] for match in matches})
+    if len(counts) > 1:
+        raise CheckpointError(
+            f"{folder.display('')} has files of two distributed checkpoints, of {int(counts[0])} and of"
+            f" {int(counts[1])} model files; remove the stale ones"
+        )
+    present = {int(match["number"]) for match in matches}
+    if len(present) != int(counts[0]):
+        raise CheckpointError(
+            f"{folder.display('')} has {len(present)} of {int(counts[0])} model files of a distributed checkpoint; copy"
+            " the others"
+        )
+
+
+def _check_not_a_part(folder: CheckpointFolder, name: str) -> None:
+    """Check that a file that the address names is not one of several of a distributed checkpoint."""
+    if not _DISTRIBUTED_NAME.fullmatch(name):
+        return
+    others = [other for other in folder.files if other != name and _DISTRIBUTED_NAME.fullmatch(other)]
+    if others or not name.startswith("shard-00001-model-00001-of-00001"):
+        raise CheckpointError(
+            f"{folder.display(name)} has parts of the tensors of a distributed checkpoint; name the folder of all its"
+            " files"
+        )
 
 
 def is_side_file(info: ObjectInfo, name: str) -> bool:

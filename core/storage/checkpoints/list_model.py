@@ -27,9 +27,10 @@ from .fingerprint import (
     hashes_all_bytes,
 )
 from .float8_scales import pair_scales
-from .folder import CheckpointFolder, NoModelError, choose_weights, open_folder
+from .folder import CheckpointFolder, NoModelError, choose_weights, find_home, open_folder
 from .references import ParsedReference, locate_model, parse_reference
 from .samples import COMPLETE, digest_file
+from .sharded_tensors import TensorPart, check_scales, join_parts, part_offsets
 
 Result = TypeVar("Result")
 
@@ -140,7 +141,7 @@ def _list_location(uri: str, options: Mapping[str, object] | None, kind: Fingerp
         fingerprint_file(file.version, folder.store.local_path(name)) for name, file in read.items()
     )
     num_bytes = sum(source.num_bytes for source in tensors.values())
-    adapter = None
+    adapter, home = None, folder if adapter_files is not None else find_home(folder, options)
     if adapter_files is not None:
         adapter_config = folder.read_json(ADAPTER_CONFIG_NAME, LONGEST_CONFIG_BYTES)
         fingerprint = fingerprint_adapter(fingerprint, adapter_config)
@@ -149,11 +150,11 @@ def _list_location(uri: str, options: Mapping[str, object] | None, kind: Fingerp
         )
     return ModelListing(
         name=redact(uri),
-        uri=folder.uri,
+        uri=home.uri,
         kind="adapter" if adapter is not None else "full",
         tensors={} if adapter is not None else pair_scales(tensors),
-        config=folder.read_json(CONFIG_NAME, LONGEST_CONFIG_BYTES) if CONFIG_NAME in folder.files else None,
-        side_files=folder.side_files(),
+        config=home.read_json(CONFIG_NAME, LONGEST_CONFIG_BYTES) if CONFIG_NAME in home.files else None,
+        side_files=home.side_files(),
         fingerprint=fingerprint,
         num_bytes=num_bytes,
         adapter=adapter,
@@ -193,28 +194,41 @@ def _read_weight_file(folder: CheckpointFolder, name: str, state: FileVersion, c
 def _collect_tensors(
     folder: CheckpointFolder, files: Mapping[str, _WeightFile], weight_map: Mapping[str, str] | None
 ) -> dict[str, TensorSource]:
-    """Return the tensors of all files. With an index, each tensor comes from the file that the index names."""
-    tensors: dict[str, TensorSource] = {}
+    """Return the tensors of all files. With an index, each tensor comes from the file that the index names.
+
+    Files of a distributed checkpoint hold parts of tensors, which are joined.
+    """
+    parts: dict[str, list[TensorPart]] = {}
+    in_parts: set[str] = set()  # the tensors that the files may hold in parts
     found_in: dict[str, str] = {}
     for file, read in files.items():
         uri = folder.store.uri(file)
+        offsets = part_offsets(read.header, folder.display(file))
+        in_parts.update(offsets or ())
         for name, entry in read.header.tensors.items():
             if weight_map and weight_map.get(name, file) != file:
                 _check_equal_copy(folder, name, file, weight_map[name], files)
                 continue
-            if name in tensors:
+            if name in parts and name not in in_parts:
                 raise CheckpointError(
                     f"{folder.display('')}: tensor {name!r} is in {found_in[name]} and in {file}, expected one file;"
                     " remove the stale file"
                 )
             found_in[name] = file
-            tensors[name] = TensorSource(uri, entry.start, entry.stop, entry.dtype, entry.shape, file=read.version)
+            source = TensorSource(uri, entry.start, entry.stop, entry.dtype, entry.shape, file=read.version)
+            start = offsets[name] if offsets is not None else (0,) * len(entry.shape)
+            parts.setdefault(name, []).append(TensorPart(file, start, source))
     for name, file in (weight_map or {}).items():
         if found_in.get(name) != file:
             raise CheckpointError(
                 f"{folder.display(folder.index_name)} lists tensor {name!r} in {file}, which does not contain it;"
                 " download the file and the index again"
             )
+    tensors = {
+        name: join_parts(name, found, folder.display("")) if name in in_parts else found[0].source
+        for name, found in parts.items()
+    }
+    check_scales(tensors, folder.display(""))
     return tensors
 
 

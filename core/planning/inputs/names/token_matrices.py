@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal, cast
 
 from ....formats.dtypes import MERGEABLE_DTYPES
-from ....listing import TensorSource
+from ....listing import Concatenation, TensorSource
 from ...names import layer_of, tensor_kind
 
 Role = Literal["embedding", "lm_head", "bias"]
@@ -91,6 +91,6 @@ def tensors_to_compare(
     groups: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for name in token_roles(tensors, config):
         source = tensors[name]
-        if source.scale is None and source.view is None:
+        if source.scale is None and (source.view is None or isinstance(source.view, Concatenation)):
             groups.setdefault((source.dtype, source.shape), []).append(name)
     return [tuple(names) for names in groups.values() if len(names) > 1]
