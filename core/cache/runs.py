@@ -10,7 +10,7 @@ of a checkpoint has none, so that the same inputs give the same bytes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -119,20 +119,11 @@ def _facts(plan: Plan, destination: str) -> dict[str, Any]:
         "experts": [model.name for model in plan.experts],
         "num_tensors": plan.num_tensors,
         "destination": redact(destination),
-        "recipe": _redact_strings(dict(plan.recipe)),
+        "recipe": dict(plan.recipe),
         "started": _now(),
         "finished": None,
         "result": None,
     }
-
-
-def _redact_strings(value: object) -> object:
-    """Remove the credentials that a URI in a recipe may contain, at every depth."""
-    if isinstance(value, Mapping):
-        return {name: _redact_strings(inner) for name, inner in cast("Mapping[str, object]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_redact_strings(inner) for inner in cast("list[object]", value)]
-    return redact(value) if isinstance(value, str) else value
 
 
 def _now() -> str:

@@ -48,6 +48,15 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     return _QUERY.sub("?***", _USER_INFO.sub("***@", text))
 
 
+def redact_strings(value: object) -> object:
+    """Return JSON data with the credentials of addresses removed from all its strings."""
+    if isinstance(value, Mapping):
+        return {name: redact_strings(inner) for name, inner in cast("Mapping[str, object]", value).items()}
+    if isinstance(value, list | tuple):
+        return [redact_strings(inner) for inner in cast("list[object]", value)]
+    return redact(value) if isinstance(value, str) else value
+
+
 def has_password(text: str) -> bool:
     """Return whether a text has an address with user:password@, also percent-encoded."""
     return _PASSWORD.search(text) is not None or ("%" in text and _PASSWORD.search(unquote(text)) is not None)

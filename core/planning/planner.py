@@ -8,12 +8,13 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 from ..errors import CheckpointError, RecipeError
 from ..escaping import printable
 from ..formats.digest import hash_json
 from ..formats.file_names import ADAPTER_WEIGHTS_NAME, WEIGHTS_NAME
+from ..formats.redaction import redact_strings
 from ..listing import ModelListing, TensorSource
 from ..numerics.registry import get_method
 from ..numerics.svd.svc import calibration_warning
@@ -201,7 +202,7 @@ def plan_merge(
     check_budget((item.plan for item in planned), max_memory if max_memory is not None else recipe.max_memory)
     packing = pack_tensors([item.plan for item in planned], file_bytes, shard_bytes, file_name)
     shards = _make_shards(planned, packing, settings)
-    canonical = recipe.canonical()
+    canonical = cast("dict[str, Any]", redact_strings(recipe.canonical()))  # addresses may be signed
     read = [listing for listing in (base, *experts, tokenizer) if listing is not None]
     return Plan(
         run_key=run_key(canonical, shards, packing.files, side_files),

@@ -27,6 +27,33 @@ def is_local(uri: str) -> bool:
     return protocol_of(uri) in {"file", "local"}
 
 
+def is_web(uri: str) -> bool:
+    """Return whether the address is on a web server: it may have a query string, which belongs to every file there."""
+    return protocol_of(uri) in {"http", "https"}
+
+
+def join_address(root: str, name: str) -> str:
+    """Return the address of a file below `root`, before the query string of a web address."""
+    path, mark, query = root.partition("?") if is_web(root) else (root, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
+
+
+def split_address(uri: str) -> tuple[str, str]:
+    """Return the address of the folder and the name of a file: the reverse of `join_address`."""
+    path, mark, query = uri.partition("?") if is_web(uri) else (uri, "", "")
+    folder, _, name = path.rpartition("/")
+    return (folder + mark + query if folder else ""), name
+
+
+def public_url(uri: str) -> str:
+    """Return the address of a file on a web server without credentials and query; "" for other addresses."""
+    if not is_web(uri):
+        return ""
+    protocol, _, rest = uri.partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{protocol.lower()}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def absolute_uri(uri: str) -> str:
     """Return the address in a form that is valid in every process: local paths become absolute.
 
@@ -36,6 +63,9 @@ def absolute_uri(uri: str) -> str:
     """
     if not uri or any(ord(char) < 32 for char in uri):
         raise StoreError(f"{redact(uri)!r} is not an address; expected a directory or a URL such as s3://bucket/prefix")
+    if is_web(uri):
+        path, mark, query = uri.partition("#")[0].partition("?")
+        return path.rstrip("/") + mark + query
     if not is_local(uri):
         return uri.rstrip("/") if not uri.endswith("://") else uri
     # Percent signs are kept, as fsspec does. Symbolic links are kept too: messages show the path that the user gave.

@@ -174,11 +174,11 @@ def s3_code(error: BaseException | None) -> str | None:
 def http_status(error: BaseException | None) -> int | None:
     """Return the HTTP status of an error of botocore, aiohttp, httpx, requests or gcsfs, or None."""
     while error is not None:
+        status = getattr(error, "status", None)
         candidates = (
             _response_field(error, "ResponseMetadata").get("HTTPStatusCode"),
             getattr(getattr(error, "response", None), "status_code", None),
-            getattr(error, "status", None),
-            getattr(error, "code", None),
+            status if status is not None else getattr(error, "code", None),  # aiohttp has both and warns about `code`
         )
         for candidate in candidates:
             if isinstance(candidate, int) and 400 <= candidate < 600:

@@ -18,7 +18,7 @@ from ..errors import ObjectChangedError, ObjectNotFoundError, StoreError
 from ..formats.object_names import check_key
 from ..formats.redaction import find_secrets, redact
 from ..formats.store_folders import PROBES
-from .addresses import absolute_uri, is_local, protocol_of, select_options
+from .addresses import absolute_uri, is_local, is_web, join_address, protocol_of, select_options, split_address
 from .backends.protocol import Backend, ObjectInfo, RequestRunner
 from .object_writer import ObjectWriter
 from .retries import RetryPolicy, call_with_retries
@@ -128,11 +128,11 @@ class Store:
 
     def uri(self, key: str) -> str:
         """Return the absolute address of an object."""
-        return f"{self._uri.rstrip('/')}/{check_key(key)}"
+        return join_address(self._uri, check_key(key))
 
     def display(self, key: str) -> str:
         """Return the address of an object, or of the root for "", without credentials, for messages."""
-        return redact(f"{self._uri.rstrip('/')}/{key}" if key else self._uri, self._secrets)
+        return redact(join_address(self._uri, key) if key else self._uri, self._secrets)
 
     def exists(self, key: str) -> bool:
         """Return whether the store has this object."""
@@ -355,8 +355,8 @@ def locate_object(
     ------
     StoreError : the address does not name an object
     """
-    parent, _, name = absolute_uri(uri).rpartition("/")
-    if not parent or parent.endswith(":/") or parent.endswith("://"):
+    parent, name = split_address(absolute_uri(uri))
+    if not parent or parent.partition("?")[0].endswith((":/", "://")):
         raise StoreError(f"{redact(uri)!r} is not the address of an object; expected one such as s3://bucket/name")
     return Store(parent, storage_options, retry=retry), check_key(name)
 
@@ -372,6 +372,10 @@ def connect(uri: str, options: Mapping[str, object]) -> Backend:
         from .backends.s3_backend import S3Backend
 
         return S3Backend(uri, options)
+    if is_web(uri):
+        from .backends.http_backend import HttpBackend
+
+        return HttpBackend(uri, options)
     from .backends.fsspec_backend import FsspecBackend
 
     return FsspecBackend(uri, options)

@@ -11,6 +11,7 @@ import functools
 import os
 import socket
 import stat
+import time
 import uuid
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -26,6 +27,9 @@ from ..store import ObjectInfo, Store, locate_object
 from .samples import COMPLETE, digest_file
 
 State = tuple[int, int, int]  # as `FileVersion.stat`
+
+_USUAL_STEP_NS = 20 * 10**6
+_LONGEST_STEP_NS = 2 * 10**9
 
 
 def observe_file(store: Store, key: str, listed: ObjectInfo | None = None) -> FileVersion:
@@ -45,12 +49,27 @@ def observe_file(store: Store, key: str, listed: ObjectInfo | None = None) -> Fi
     path = store.local_path(key)
     if path is not None:
         with store.translate_errors("looking up", key):
-            status = path.stat()
+            status = _settled_status(path)
         return FileVersion(status.st_size, stat=_state(status), machine=this_machine())
     if listed is not None and protocol_of(store.root_uri) == "hf":
         return FileVersion(listed.size)
     info = listed if listed is not None and store.backend.checks_etag else store.info(key)
     return FileVersion(info.size, info.etag)
+
+
+def _settled_status(path: Path) -> os.stat_result:
+    """Return the status of a file when a write after now gives it another time.
+
+    File systems count time in steps, of up to 10 ms on Linux; of 1 or 2 s where times are whole seconds. Two writes
+    within a step have the same time, so a file that was written in this step is looked at again after it.
+    """
+    status = path.stat()
+    step = _LONGEST_STEP_NS if status.st_ctime_ns % 10**9 == 0 else _USUAL_STEP_NS
+    age = time.time_ns() - status.st_ctime_ns
+    if 0 <= age < step:
+        time.sleep((step - age) / 1e9)
+        status = path.stat()
+    return status
 
 
 def check_unchanged(store: Store, key: str, version: FileVersion) -> None:

@@ -23,30 +23,37 @@ _HUB_BLOB = re.compile(r"[0-9a-f]{64}")
 
 
 def hashes_all_bytes(kind: FingerprintKind, files: Iterable[FileVersion]) -> bool:
-    """Return whether the files of a model are hashed completely."""
+    """Return whether the files of a model are hashed completely.
+
+    Remote files of which the storage says neither etag nor time always are: nothing else tells two versions apart.
+    """
     files = list(files)
-    if kind == "content":
+    if kind == "content" or any(file.stat is None and not file.etag for file in files):
         return True
     is_local = all(file.stat is not None for file in files)
     return sum(file.size for file in files) <= (_COMPLETE_LOCAL_BYTES if is_local else _COMPLETE_REMOTE_BYTES)
 
 
-def fingerprint_file(file: FileVersion, path: Path | None) -> str:
+def fingerprint_file(file: FileVersion, path: Path | None, url: str = "") -> str:
     """Return the fingerprint of one weight file from its state with digest.
 
     A digest of all bytes is the fingerprint, wherever the file is. Samples do not see a change of a few entries, so
-    these are added: the etag of a remote file (where the storage has one), the name of a blob in the cache of the Hub
-    (the hash of its content), or else both times of a local file.
+    these are added: the etag of a remote file, the name of a blob in the cache of the Hub (the hash of its content), or
+    else both times and the path of a local file. Times alone are not enough: `chown -R` gives all files one time of
+    change, and archives may give all one time of writing.
 
     Parameters
     ----------
     path : of a local file
+    url : of a file on a web server, whose etag tells versions of this file apart, not different files
     """
     if file.digest.startswith(COMPLETE):
         return file.digest.removeprefix(COMPLETE)
     blob = _hub_blob(path) if path is not None else None
-    times = None if file.stat is None or blob is not None else file.stat[1:]
-    return hash_json(["sampled", file.digest, file.etag, blob, times])
+    facts: list[object] = ["sampled", file.digest, file.etag, blob or url]
+    if file.stat is not None and blob is None:
+        facts += [file.stat[1:], str(path.resolve()) if path is not None else ""]
+    return hash_json(facts)
 
 
 def fingerprint_model(file_fingerprints: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from ...formats.file_names import (
 )
 from ...formats.object_names import find_key_problem
 from ...formats.redaction import redact
-from ..addresses import is_local, protocol_of
+from ..addresses import is_local, is_web, protocol_of, split_address
 from ..backends.protocol import ObjectInfo
 from ..store import Store, locate_object
 from .hub import HUB_RETRY, pin_revision
@@ -117,13 +117,17 @@ def _list_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFo
     retry = None
     if protocol_of(uri) == "hf":
         uri, retry = pin_revision(uri, options), HUB_RETRY
-    last = uri.rpartition("/")[2]
+    elif is_web(uri):
+        retry = HUB_RETRY
+    last = split_address(uri)[1]
     if fnmatchcase(last, "*.safetensors") or fnmatchcase(last, _INDEXES) or is_pickle(last):
         store, only_file = locate_object(uri, options, retry=retry)
         try:
             files = {info.key: info for info in store.list(recursive=False)}
         except StoreError:  # the object may be readable in a bucket that may not be listed
             files = {only_file: store.info(only_file)}
+        if is_web(uri) and only_file not in files:  # without an index page only files of usual names are found
+            files[only_file] = store.info(only_file)
         if only_file in files:
             return CheckpointFolder(uri, store, files, only_file)
         if not any(store.list(only_file, recursive=False)):
@@ -135,6 +139,11 @@ def _list_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFo
         if is_local(uri) and isinstance(error.__cause__, NotADirectoryError):
             raise CheckpointError(f"{uri} is not a model; expected a directory or a .safetensors file") from None
         raise
+    if not files and is_web(uri):
+        raise NoModelError(
+            f"no such model: {redact(uri)} has no index page with files of a model, and no {WEIGHTS_NAME},"
+            f" {INDEX_NAME} or {CONFIG_NAME}; correct the address, or name the file of the weights"
+        )
     if not files:
         raise NoModelError(f"no such model: {redact(uri)} has no files; expected a directory with safetensors files")
     return CheckpointFolder(uri, store, files)
@@ -145,8 +154,7 @@ def find_home(folder: CheckpointFolder, options: Mapping[str, object] | None) ->
 
     PyTorch writes a distributed checkpoint to MODEL/sharded; config and tokenizer are in MODEL then.
     """
-    uri = folder.uri.rstrip("/")
-    parent, _, name = uri.rpartition("/")
+    parent, name = split_address(folder.uri)
     if name != _DISTRIBUTED_FOLDER or CONFIG_NAME in folder.files or not parent:
         return folder
     store = Store(parent, options)
@@ -204,10 +212,10 @@ def choose_weights(folder: CheckpointFolder) -> tuple[list[str], Mapping[str, st
         return full, None
     if any(name == ".metadata" or name.endswith(".distcp") for name in folder.files):
         raise CheckpointError(
-            f"{folder.display('')} is a distributed checkpoint with pickled metadata (.metadata and *.distcp), which can"
-            " run code when it is loaded; save it with torch.distributed.checkpoint.HuggingFaceStorageWriter, or convert"
-            " it where you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt,"
-            " then save its tensors with safetensors"
+            f"{folder.display('')} is a distributed checkpoint with pickled metadata (.metadata and *.distcp), which"
+            " can run code when it is loaded; save it with torch.distributed.checkpoint.HuggingFaceStorageWriter, or"
+            " convert it where you trust it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER"
+            " FILE.pt, then save its tensors with safetensors"
         )
     pickles = sorted(filter(is_pickle, folder.files))
     if pickles:

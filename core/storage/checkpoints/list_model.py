@@ -14,6 +14,7 @@ from ...formats.file_names import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, CON
 from ...formats.redaction import redact
 from ...formats.safetensors_header import SafetensorsHeader
 from ...listing import AdapterListing, FileVersion, ModelListing, TensorSource
+from ..addresses import public_url
 from ..object_hash import hash_ranges
 from ..object_header import read_header
 from .adapter_folder import find_adapter
@@ -138,7 +139,8 @@ def _list_location(uri: str, options: Mapping[str, object] | None, kind: Fingerp
     read = _map_in_parallel(lambda name: _read_weight_file(folder, name, states[name], complete), names)
     tensors = _collect_tensors(folder, read, weight_map)
     fingerprint = fingerprint_model(
-        fingerprint_file(file.version, folder.store.local_path(name)) for name, file in read.items()
+        fingerprint_file(file.version, folder.store.local_path(name), public_url(folder.store.uri(name)))
+        for name, file in read.items()
     )
     num_bytes = sum(source.num_bytes for source in tensors.values())
     adapter, home = None, folder if adapter_files is not None else find_home(folder, options)

@@ -18,6 +18,7 @@ from ...formats.bounded_json import LONGEST_CONFIG_BYTES, parse_json, parse_json
 from ...formats.file_names import CONFIG_NAME, TEMPLATES_FOLDER, TOKENIZER_CONFIG_NAME
 from ...formats.object_names import find_key_problem
 from ...listing import ModelListing
+from ..addresses import join_address
 from ..backends.protocol import ObjectInfo
 from ..bounded_read import read_bounded
 from ..store import Store, locate_object
@@ -42,7 +43,7 @@ def complete_side_files(listing: ModelListing, options: Mapping[str, object] | N
     """
     if not listing.side_files and listing.config is None:
         return listing
-    anchor = next(iter(listing.side_files.values()), f"{listing.uri}/{CONFIG_NAME}")
+    anchor = next(iter(listing.side_files.values()), join_address(listing.uri, CONFIG_NAME))
     store, _ = locate_object(anchor, options)
     files = dict(listing.side_files)
     notes: list[str] = []

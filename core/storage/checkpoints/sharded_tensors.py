@@ -8,6 +8,7 @@ _hf_utils.py). The size of the whole tensor is not stated; it is where the last 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -56,13 +57,13 @@ def part_offsets(header: SafetensorsHeader, file: str) -> Mapping[str, tuple[int
     info = parse_json_object(text.encode(), f"{_INFO} of {file}", LONGEST_HEADER_BYTES)
     found: dict[str, tuple[int, ...]] = {}
     for name, entry in header.tensors.items():
-        stated = info.get(name)
-        offsets = cast("dict[str, object]", stated).get(_OFFSETS) if isinstance(stated, dict) else None
+        stated: object = info.get(name)
+        offsets: object = cast("dict[str, object]", stated).get(_OFFSETS) if isinstance(stated, dict) else None
         values = cast("list[object]", offsets) if isinstance(offsets, list) else []
         if offsets is None or len(values) != len(entry.shape) or not all(type(v) is int and v >= 0 for v in values):
             raise CheckpointError(
-                f"{file}: tensor {name[:200]!r} has the offsets {str(offsets)[:100]} in {_INFO}, expected one for each"
-                f" of its {len(entry.shape)} dimensions; save the checkpoint again"
+                f"{file}: tensor {name[:200]!r} has {json.dumps(info.get(name))[:100]} in {_INFO}, expected {_OFFSETS}"
+                f" with one number for each of its {len(entry.shape)} dimensions; save the checkpoint again"
             )
         found[name] = tuple(cast("list[int]", values))
     return found
@@ -106,14 +107,12 @@ def check_scales(tensors: Mapping[str, TensorSource], folder: str) -> None:
             continue
         if any(name + suffix in tensors for suffix in ("_scale", "_scale_inv")):
             raise CheckpointError(
-                f"{folder}: tensor {name[:200]!r} is float8 with scales and is in several files, which is not supported;"
-                " consolidate the files first (torch.distributed.checkpoint.consolidate_safetensors_files)"
+                f"{folder}: tensor {name[:200]!r} is float8 with scales and is in several files, which is not"
+                " supported; consolidate the files first (torch.distributed.checkpoint.consolidate_safetensors_files)"
             )
 
 
-def _cover(
-    where: str, parts: Sequence[TensorPart], starts: tuple[int, ...], stops: tuple[int, ...]
-) -> TensorSource:
+def _cover(where: str, parts: Sequence[TensorPart], starts: tuple[int, ...], stops: tuple[int, ...]) -> TensorSource:
     """Return the box [starts, stops) of a tensor from parts that must fill it: cut it along the first possible dim."""
     if len(parts) == 1 and (parts[0].offsets, parts[0].stops) == (starts, stops):
         return parts[0].source
@@ -152,8 +151,8 @@ def _cover_error(
             spans = zip(one.offsets, one.stops, other.offsets, other.stops, strict=True)
             if all(start < other_stop and other_start < stop for start, stop, other_start, other_stop in spans):
                 return CheckpointError(
-                    f"{where}: its parts in {other.file} and {one.file} overlap (they begin at {list(other.offsets)} and"
-                    f" {list(one.offsets)}); the files come from two checkpoints: remove the stale ones"
+                    f"{where}: its parts in {other.file} and {one.file} overlap (they begin at {list(other.offsets)}"
+                    f" and {list(one.offsets)}); the files come from two checkpoints: remove the stale ones"
                 )
     box = prod(stop - start for start, stop in zip(starts, stops, strict=True))
     filled = sum(prod(part.source.shape) for part in parts)

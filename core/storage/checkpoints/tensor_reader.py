@@ -13,7 +13,7 @@ from ...errors import CorruptObjectError, EigenmergeError, ObjectChangedError, O
 from ...formats.object_names import check_key
 from ...listing import Adaptation, Concatenation, FileVersion, LoraSource, Reshaping, Selection, TensorSource
 from ...views import has_scale, select
-from ..addresses import absolute_uri, is_local
+from ..addresses import absolute_uri, is_local, split_address
 from ..file_bytes import read_file_bytes
 from ..object_bytes import fetch_bytes
 from ..retries import RetryPolicy
@@ -148,7 +148,7 @@ class TensorReader:
 
     def _locate(self, uri: str) -> tuple[Store, str]:
         # One store per directory: a new store for each tensor would open a new connection each time.
-        folder, _, name = uri.rpartition("/")
+        folder, name = split_address(uri)
         with self._lock:
             store = self._stores.get(folder)
             if store is None:

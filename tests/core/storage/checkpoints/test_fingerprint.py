@@ -60,6 +60,20 @@ def test_equal_sizes_and_times_are_not_the_same_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("size")
+def test_files_with_equal_times_of_change_are_not_the_same_model(tmp_path: Path) -> None:
+    """`chown -R` and copies that end in one step of the clock give files the same time of change."""
+    one_entry = torch.zeros(1000, 100)
+    one_entry[500, 50] = 1e-30
+    folders = [write(tmp_path / "zeros", torch.zeros(1000, 100)), write(tmp_path / "one entry", one_entry)]
+    for _ in range(50):
+        for folder in folders:
+            (folder / "model.safetensors").chmod(0o644)
+        if len({(folder / "model.safetensors").stat().st_ctime_ns for folder in folders}) == 1:
+            break
+    assert len({print_of(folder) for folder in folders}) == 2
+
+
+@pytest.mark.usefixtures("size")
 def test_rewriting_in_place_with_the_old_time_is_seen(tmp_path: Path) -> None:
     changed = torch.zeros(1000, 100)
     before = print_of(write(tmp_path / "m", changed))
@@ -101,6 +115,7 @@ def test_which_models_are_hashed_completely() -> None:
     assert hashes_all_bytes("sampled", [local]) and not hashes_all_bytes("sampled", [local, local])
     assert hashes_all_bytes("sampled", [remote]) and not hashes_all_bytes("sampled", [remote, remote])
     assert hashes_all_bytes("content", [local] * 100)
+    assert hashes_all_bytes("sampled", [FileVersion(60 * MIB)] * 2)  # no etag
 
 
 def test_samples_are_not_enough() -> None:
@@ -110,6 +125,8 @@ def test_samples_are_not_enough() -> None:
     assert len({fingerprint_file(file, None) for file in (local, rewritten, remote, put_again)}) == 4
     moved = FileVersion(1, "", (9, 2, 3), "elsewhere", "samples:x")  # a shared disk numbers files in its own way
     assert fingerprint_file(moved, None) == fingerprint_file(local, None)
+    assert fingerprint_file(local, Path("/a/m")) != fingerprint_file(local, Path("/b/m"))  # one `chown` of both
+    assert fingerprint_file(remote, None, "https://x/a") != fingerprint_file(remote, None, "https://x/b")
     assert fingerprint_file(FileVersion(1, "e", digest="sha256:x"), None) == "x"
 
 

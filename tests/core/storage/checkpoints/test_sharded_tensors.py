@@ -112,7 +112,7 @@ def test_parts_that_are_no_grid(tmp_path: Path) -> None:
     whole = {"wheel": torch.randn(3, 3)}
     boxes = [((0, 0), (1, 2)), ((0, 2), (2, 1)), ((2, 1), (1, 2)), ((1, 0), (2, 1)), ((1, 1), (1, 1))]
     parts: list[list[Part]] = [[("wheel", start, size)] for start, size in boxes]
-    with pytest.raises(CheckpointError, match="'wheel': its 5 parts are no grid"):
+    with pytest.raises(CheckpointError, match=r"'wheel': its 5 parts are no grid"):
         list_model(str(write_distributed(tmp_path / "m", whole, parts)))
 
 
@@ -122,23 +122,23 @@ def test_parts_of_other_dtypes(tmp_path: Path) -> None:
     second = folder / "shard-00002-model-00001-of-00001.safetensors"
     info = json.dumps({"a.weight": {"saved_offsets": [5, 0]}})
     save_file({"a.weight": load_file(second)["a.weight"].half()}, second, {"DCP_SHARDING_INFO": info})
-    with pytest.raises(CheckpointError, match="'a.weight' is F16 with 2 dimensions in shard-00002.* and F32"):
+    with pytest.raises(CheckpointError, match=r"'a.weight' is F16 with 2 dimensions in shard-00002.* and F32"):
         list_model(str(folder))
     save_file({"a.weight": torch.zeros(5, 6)}, second, {"DCP_SHARDING_INFO": '{"a.weight": {"saved_offsets": [5]}}'})
-    with pytest.raises(CheckpointError, match=r"shard-00002.*'a.weight' has the offsets \[5\]"):
+    with pytest.raises(CheckpointError, match=r"shard-00002.*'a.weight' has .*\[5\].*2 dimensions"):
         list_model(str(folder))
 
 
 def test_float8_with_scales_is_refused(tmp_path: Path) -> None:
     whole = {"a.weight": torch.randn(4, 6).to(torch.float8_e4m3fn), "a.weight_scale": torch.ones(4, 1)}
-    with pytest.raises(CheckpointError, match="'a.weight' is float8 with scales"):
+    with pytest.raises(CheckpointError, match=r"'a.weight' is float8 with scales"):
         list_model(str(write_distributed(tmp_path / "m", whole, rows_of(whole, 2))))
 
 
 def test_one_file_of_several_is_no_model(tmp_path: Path) -> None:
     whole = {"a.weight": torch.randn(10, 6)}
     folder = write_distributed(tmp_path / "m", whole, rows_of(whole, 2))
-    with pytest.raises(CheckpointError, match="name the folder"):
+    with pytest.raises(CheckpointError, match=r"name the folder"):
         list_model(str(folder / "shard-00001-model-00001-of-00001.safetensors"))
 
 
@@ -148,17 +148,19 @@ def test_sets_that_do_not_belong_together(tmp_path: Path) -> None:
     folder = write_distributed(tmp_path / "m", whole, rows_of(whole, 2), numbers)
     for file in folder.glob("*-00002-of-*"):
         file.rename(tmp_path / file.name)
-    with pytest.raises(CheckpointError, match="1 of 2 model files"):
+    with pytest.raises(CheckpointError, match=r"1 of 2 model files"):
         list_model(str(folder))
     write_distributed(folder, whole, rows_of(whole, 2))
-    with pytest.raises(CheckpointError, match="two distributed checkpoints, of 1 and of 2 model files"):
+    with pytest.raises(CheckpointError, match=r"two distributed checkpoints, of 1 and of 2 model files"):
         list_model(str(folder))
 
 
 def test_pickled_distributed_checkpoints_are_named(tmp_path: Path) -> None:
     for name in (".metadata", "__0_0.distcp"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="distributed checkpoint with pickled metadata.*HuggingFaceStorageWriter"):
+    with pytest.raises(
+        CheckpointError, match=r"distributed checkpoint with pickled metadata.*HuggingFaceStorageWriter"
+    ):
         list_model(str(tmp_path))
 
 
