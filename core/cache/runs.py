@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..coordination.claims import hold_run
 from ..errors import CorruptObjectError
-from ..formats.redaction import redact
+from ..formats.redaction import redact, redact_strings
 from ..planning.plan import Plan, TensorPlan, spectrum_keys
 from ..run import Run
 from ..storage.store import Store
@@ -119,7 +119,7 @@ def _facts(plan: Plan, destination: str) -> dict[str, Any]:
         "experts": [model.name for model in plan.experts],
         "num_tensors": plan.num_tensors,
         "destination": redact(destination),
-        "recipe": dict(plan.recipe),
+        "recipe": redact_strings(dict(plan.recipe)),
         "started": _now(),
         "finished": None,
         "result": None,
