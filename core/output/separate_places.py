@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..errors import DestinationError
 from ..formats.redaction import redact
 from ..planning.plan import Plan
-from ..storage.places import Place, place_of
 from ..storage.store import Store
+from .places import Place, place_of
 
 
 def check_inputs_are_elsewhere(plan: Plan, uri: str, target: Store) -> None:

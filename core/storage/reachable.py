@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 from ..errors import StoreError
-from ..escaping import printable
 from ..formats.redaction import redact
 from .addresses import absolute_uri, is_local, protocol_of, select_options
 from .first_contact import FirstContact

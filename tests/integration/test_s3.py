@@ -96,8 +96,8 @@ def test_the_server_copies_the_weights(
     result = pipeline(recipe_from_mapping(recipe), f"{models.uri}/out", f"{models.uri}/store", listeners=(Watching(),))
     assert len(result.files) == num_files and result.bytes_written > 105e6 * num_files
     assert result.bytes_through_reduce <= 0.05 * result.bytes_written
-    # Bytes that pass through are read once and sent once. The joined file is read once more, to compare the hash of every
-    # tensor with that of its computation; the remaining traffic of the reduce is the manifest.
+    # Bytes that pass through are read once and sent once. The joined file is read once more, to compare the hash of
+    # every tensor with that of its computation; the remaining traffic of the reduce is the manifest.
     assert 0 <= proxy.bytes_moved - moved[0] - 2 * result.bytes_through_reduce - result.bytes_written < 1e6
     expected = {
         name: base + (expert - base)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from ...cache.result import MergeResult
 from ...errors import CheckpointError, DestinationError, EigenmergeError, one_line
 from ...formats.redaction import redact
+from ...output.places import place_of
 from ...planning.plan import Plan
 from ...publishing.expert_registry import RegistryScan, list_folders, scan_registry
 from ...publishing.publication import (
@@ -27,7 +28,6 @@ from ...publishing.publication import (
 from ...publishing.run_order import RUNS, return_number, take_number
 from ...publishing.scheduled_recipe import template_digest
 from ...recipe.recipe import Recipe
-from ...storage.places import place_of
 from ...storage.reachable import check_reachable
 from ...storage.store import Store
 from ..make_plan import make_plan

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .addresses import absolute_uri, is_local, protocol_of
+from ..storage.addresses import absolute_uri, is_local, protocol_of
 
 # Protocols that open the same objects.
 _SAME_SERVICE = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "wasb": "az", "wasbs": "az"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eigenmerge.core.storage.places import place_of
+from eigenmerge.core.output.places import place_of
 
 
 @pytest.mark.parametrize(
