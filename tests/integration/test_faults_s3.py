@@ -21,7 +21,7 @@ def faulty(s3_models: S3Models, faulty_s3: Any) -> S3Models:
 
 
 @pytest.mark.parametrize(
-    ("outage_seconds", "repetitions"), [(3.0, 1), pytest.param(10.0, 5, marks=pytest.mark.soak)], ids=["3 s", "10 s"]
+    ("outage_seconds", "repetitions"), [(1.0, 1), pytest.param(10.0, 5, marks=pytest.mark.soak)], ids=["1 s", "10 s"]
 )
 def test_temporary_failures_do_not_change_the_result(
     s3_models: S3Models,

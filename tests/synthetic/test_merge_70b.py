@@ -97,6 +97,7 @@ def assert_as_projected(facts: dict[str, Any]) -> None:
     assert facts["bytes_read"] == facts["projected_bytes_read"]
 
 
+@pytest.mark.slow
 def test_task_arithmetic_on_a_block_of_8b(merge_and_measure) -> None:
     model = "llama-8b.blocks-5-5.bare"
     facts, folder = merge_and_measure(model, "task_arithmetic", "expert", 2)

@@ -56,7 +56,7 @@ def svc_decompose(merged_delta: torch.Tensor | LowRank, task_vectors: TaskVector
     Returns
     -------
     Spectrum of kind "svc": values sigma_r, right v_r, block "left" u_r, statistics["projection"] (R, N);
-    `num_experts` is N
+    `num_experts` is N; without experts that are not 0 there are no statistics
 
     References
     ----------
@@ -192,8 +192,7 @@ def _calibrated_spectrum(
     found = [_responses(left, values, right, vector) for vector in task_vectors]
     responses = [response for response in found if response is not None]
     shape = (left.shape[1], right.shape[1])
-    projection = torch.stack(responses, dim=1) if responses else values.new_zeros((len(values), 0))
-    statistics = {"projection": projection.to(values.dtype)}
+    statistics = {"projection": torch.stack(responses, dim=1).to(values.dtype)} if responses else {}
     info = {"rank": values.shape[0], "full_rank": min(shape), "num_unchanged": len(found) - len(responses)}
     return Spectrum(_KIND, shape, len(responses), values, right, {"left": left}, statistics, info)
 
