@@ -122,13 +122,6 @@ def test_the_pool_is_free_again_after_worker_and_run_were_killed(
         cron="0 0 1 1 *",  # never during the test
         dead_after=dead_after,
     )
-    # Runs that a worker took and did not start: ended in a process pool, not on Kubernetes.
-    deploy("process", DeployOptions(store="/store", pool="orphans", dead_after=dead_after), api_url=prefect_api)
-    orphan = create_run(client, "merge/merge-process", Pending())
-    image = "registry.example/eigenmerge:0.1.0"
-    deploy("kubernetes", DeployOptions(store="/store", image=image, dead_after=dead_after), api_url=prefect_api)
-    in_queue_of_cluster = create_run(client, "merge/merge-kubernetes", Pending())
-
     deploy("process", options, api_url=prefect_api)
     environment = {**server_environment, "PREFECT_API_URL": prefect_api}
     announce_expert(str(registry), "first", api_url=prefect_api)
@@ -154,7 +147,20 @@ def test_the_pool_is_free_again_after_worker_and_run_were_killed(
     assert dead_after - 30 < waited < 2 * dead_after  # the limit, and the start of a process on a busy machine
     assert (tmp_path / "published" / "latest.json").exists()
 
-    assert state_of(client, orphan) is StateType.CRASHED
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_that_a_dead_worker_took_is_ended(client: SyncPrefectClient, prefect_api: str, tmp_path: Path) -> None:
+    """A process worker starts a run at once; on Kubernetes a run may wait for a GPU."""
+    options = DeployOptions(store="/store", pool="orphans", dead_after=90)
+    deploy("process", options, api_url=prefect_api)
+    image = "registry.example/eigenmerge:0.1.0"
+    deploy("kubernetes", DeployOptions(store="/store", image=image, dead_after=90), api_url=prefect_api)
+    orphan = create_run(client, "merge/merge-process", Pending())
+    in_queue_of_cluster = create_run(client, "merge/merge-kubernetes", Pending())
+    log = tmp_path / "no.log"
+    log.touch()
+    wait_until(lambda: state_of(client, orphan) is StateType.CRASHED, log, seconds=250)
     assert state_of(client, in_queue_of_cluster) is StateType.PENDING
 
 

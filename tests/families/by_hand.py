@@ -39,7 +39,7 @@ def merge_matrices(base: Any, experts: Sequence[Any], merge: Merge) -> Any:
     head = base.get_output_embeddings()
     with torch.no_grad():
         for place, module in merged.named_modules():
-            if head is not None and base.get_submodule(place) is head:
+            if place == "lm_head" or (head is not None and base.get_submodule(place) is head):
                 continue
             for name, value in module.named_parameters(place, recurse=False):
                 deltas = [other[name] - before[name] for other in others]
