@@ -58,7 +58,7 @@ P = TypeVar("P", bound=AnchorParameters)
 
 # Largest gain f(lambda)/lambda of a filter in float32. A gain g multiplies the rounding of D: measured on experts whose
 # singular values fall by four decades, g = 1e4 makes an error of 1e-3, 1e5 1e-2, 1e6 8e-2, 1e9 70.
-_MAX_GAIN_FLOAT32 = 1e4
+MAX_GAIN_FLOAT32 = 1e4
 # A direction that is rounding noise passes while its gain times the noise of the eigenvalues is at most this.
 _HARMLESS = 0.1
 
@@ -129,10 +129,10 @@ def amplifies_rounding(parameters: FilterParameters) -> bool:
     if parameters.filter == "none" or parameters.gamma < 1.0:
         return True
     if parameters.filter == "tikhonov":
-        return parameters.tikhonov_alpha is not None and parameters.tikhonov_alpha <= 1.0 / _MAX_GAIN_FLOAT32
+        return parameters.tikhonov_alpha is not None and parameters.tikhonov_alpha <= 1.0 / MAX_GAIN_FLOAT32
     if parameters.filter == "landweber":  # the largest eigenvalue is about 1 or more
-        return parameters.landweber_steps * parameters.landweber_eta >= _MAX_GAIN_FLOAT32
-    return parameters.filter == "exponential" and parameters.exp_time >= _MAX_GAIN_FLOAT32
+        return parameters.landweber_steps * parameters.landweber_eta >= MAX_GAIN_FLOAT32
+    return parameters.filter == "exponential" and parameters.exp_time >= MAX_GAIN_FLOAT32
 
 
 def factors_of_filter(spectrum: Spectrum, chosen: FilterValues, rank: int, anchor: Anchor, scale: float) -> Factors:

@@ -12,6 +12,7 @@ from ..filters import heavy_ball
 from ..interference.iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
 from ..interference.optmerge_operator import optmerge_operator, optmerge_spectrum, truncation_rank
 from ..interference.wudi_family import (
+    MAX_GAIN_FLOAT32,
     Anchor,
     FilterParameters,
     InterferenceMethod,
@@ -78,7 +79,10 @@ class OptMerge(InterferenceMethod[OptMergeParameters]):
     passes = 2  # the mean, then the experts relative to it
 
     def needs_float64(self, parameters: OptMergeParameters) -> bool:
-        return parameters.solver == "closed_form" and amplifies_rounding(parameters)
+        if parameters.solver == "closed_form":
+            return amplifies_rounding(parameters)
+        gain = 2.0 * _resolve_learning_rate(parameters) * parameters.iterations / (1.0 - _LORA_MOMENTUM)
+        return parameters.variant == "lora" and gain >= MAX_GAIN_FLOAT32
 
     def decomposition(self, parameters: OptMergeParameters) -> Mapping[str, object]:
         if not _uses_adam(parameters):

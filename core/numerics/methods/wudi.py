@@ -11,7 +11,13 @@ from ..apply_filter import Factors
 from ..filters import landweber
 from ..interference.iterate import factors_of_iterate, iterate_elements, iterate_flops, spectrum_of_iterate
 from ..interference.operator import accumulate
-from ..interference.wudi_family import AnchorParameters, InterferenceMethod, anchor_factor, factors_of_filter
+from ..interference.wudi_family import (
+    MAX_GAIN_FLOAT32,
+    AnchorParameters,
+    InterferenceMethod,
+    anchor_factor,
+    factors_of_filter,
+)
 from ..spectrum import Spectrum
 from ..task_vectors import TaskVectors
 
@@ -42,6 +48,10 @@ class Wudi(InterferenceMethod[WudiParameters]):
     summary = "WUDI's objective minimized by 300 Adam (or SGD) steps: the published baseline"
     source = "arXiv:2503.08099"
     Parameters = WudiParameters
+
+    def needs_float64(self, parameters: WudiParameters) -> bool:
+        gain = 2.0 * parameters.learning_rate * parameters.iterations
+        return parameters.optimizer == "sgd" and gain >= MAX_GAIN_FLOAT32
 
     def decomposition(self, parameters: WudiParameters) -> Mapping[str, object]:
         if parameters.optimizer == "sgd":
