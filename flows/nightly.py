@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from prefect import State
 from prefect.artifacts import create_table_artifact
@@ -15,8 +14,8 @@ from ..core.choices import RunnerName
 from ..core.escaping import markdown_text, printable
 from ..core.planning.plan import Plan
 from ..core.recipe.recipe import Recipe
-from ..core.steps.open_run import prepare_run
 from ..core.steps.read_recipe import read_recipe_mapping
+from ..core.steps.scheduled.prepare_scheduled import prepare_scheduled
 from ..core.steps.scheduled.scheduled_merge import NightlyResult, Schedule, scheduled_merge
 from .merge_with_reports import merge_with_reports
 from .queued_runs import cancel_queued_runs
@@ -62,18 +61,17 @@ def nightly(
     server.report(cancel_queued_runs)
 
     def merge_one(recipe: Recipe, destination: str, plan: Plan) -> MergeResult:
-        # overwrite: the folder is named after its inputs, so a killed run can only have left the same merge
-        places: dict[str, Any] = {"store": store, "device": device, "max_memory": max_memory, "workers": workers}
-        prepared = prepare_run(recipe, destination, overwrite=True, plan=plan, **places)
-        parameters = {
-            "recipe": recipe,
-            "destination": destination,
-            "runner": runner,
-            "runner_address": runner_address,
-            "overwrite": True,
-            **places,
-        }
-        chosen_runner = runner or recipe.runner.kind
+        prepared, parameters, chosen_runner = prepare_scheduled(
+            recipe,
+            destination,
+            plan,
+            store=store,
+            device=device,
+            max_memory=max_memory,
+            workers=workers,
+            runner=runner,
+            runner_address=runner_address,
+        )
         return merge_with_reports(prepared, RunContext(server=server), parameters, chosen_runner)
 
     schedule = Schedule(

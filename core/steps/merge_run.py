@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from ..cache.reports import ShardReport
 from ..cache.result import MergeResult, complete_result, merge_result
@@ -18,7 +17,6 @@ from ..errors import RecipeError
 from ..output.destination import Destination
 from ..output.file_hashes import FileHashes
 from ..recipe.recipe import Recipe
-from ..recipe.stages import Stage
 from ..run import Run
 from ..storage.assembly.part_check import DamagedPartError
 from .align_layers import align_layers
@@ -27,7 +25,6 @@ from .listener import Listener, notify
 from .map_in_threads import map_in_threads
 from .merge_shard import merge_shard
 from .open_run import PreparedRun, prepare_run, store_warnings
-from .plan_stages import unfinished_stages
 from .remake_parts import remake_parts
 from .shard_steps import MapShards, map_in_turn
 
@@ -126,23 +123,6 @@ def run_in_threads(
             " runner 'threads'"
         )
     return run_prepared(prepared, stop=stop, listeners=listeners, map_shards=map_in_threads)
-
-
-def merge_stages(stages: Sequence[Stage], **options: Any) -> MergeResult:
-    """Merge the stages in turn and return the last result. Finished stages are not merged again.
-
-    Parameters
-    ----------
-    stages : in the order of `make_stages`
-    options : as for `merge_run`
-
-    Raises
-    ------
-    EigenmergeError : for every error that a user can correct
-    """
-    planning = {key: options[key] for key in ("max_memory", "allow_nonfinite", "device") if key in options}
-    results = [merge_run(stage.recipe, stage.destination, **options) for stage in unfinished_stages(stages, **planning)]
-    return results[-1]
 
 
 def run_plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -65,8 +65,8 @@ def nightly(
 ) -> int:
     """Merge the experts of REGISTRY if anything changed, and publish the result. Exit code 3: experts were skipped."""
     from ...core.coordination.stop import StopSignal
-    from ...core.steps.open_run import prepare_run
     from ...core.steps.read_recipe import read_recipe_mapping
+    from ...core.steps.scheduled.prepare_scheduled import prepare_scheduled
     from ...core.steps.scheduled.scheduled_merge import Schedule, scheduled_merge
     from ..reported_merge import reported_merge
 
@@ -76,18 +76,17 @@ def nightly(
     budget = parse_size(max_memory)
 
     def merge_one(recipe: Recipe, destination: str, plan: Plan) -> MergeResult:
-        # overwrite: the folder is named after its inputs, so a killed run can only have left the same merge
-        places: dict[str, Any] = {"store": store, "device": device, "max_memory": budget, "workers": workers}
-        prepared = prepare_run(recipe, destination, overwrite=True, plan=plan, **places)
-        parameters = {
-            "recipe": recipe,
-            "destination": destination,
-            "runner": runner,
-            "runner_address": runner_address,
-            "overwrite": True,
-            **places,
-        }
-        chosen_runner = runner or recipe.runner.kind
+        prepared, parameters, chosen_runner = prepare_scheduled(
+            recipe,
+            destination,
+            plan,
+            store=store,
+            device=device,
+            max_memory=budget,
+            workers=workers,
+            runner=runner,
+            runner_address=runner_address,
+        )
         begin = partial(stop_on_signals, stop)
         return reported_merge(
             prepared, parameters, runner=chosen_runner, stop=stop, on_begin=begin, use_prefect=not no_prefect

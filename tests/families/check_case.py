@@ -11,7 +11,8 @@ from eigenmerge.core.errors import EigenmergeError
 from eigenmerge.core.steps.merge_run import merge_run
 from eigenmerge.core.steps.read_recipe import read_recipe
 
-from .families import Family, suppress_messages
+from ..quiet_libraries import suppress_messages
+from .families import Family
 from .forms import FORMS, Case, NotApplicable
 
 TOLERANCE = 1e-4

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -254,19 +250,3 @@ FAMILIES: tuple[Family, ...] = (
     Family("LLaVA", "LlavaConfig", "LlavaForConditionalGeneration", _LLAVA, image_and_text_inputs, tied=False),
     Family("wav2vec 2.0", "Wav2Vec2Config", "Wav2Vec2ForCTC", _WAVEFORM, waveform_inputs, False, False),
 )
-
-
-@contextlib.contextmanager
-def suppress_messages() -> Iterator[None]:
-    """Suppress messages of transformers and PEFT."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stderr(io.StringIO()),
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)

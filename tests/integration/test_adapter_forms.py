@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from ..quiet_libraries import suppress_messages
 
 Pipeline = Callable[..., Any]
 SIZES = {
@@ -27,14 +25,8 @@ CAUSAL = {"task_type": "CAUSAL_LM"}
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Suppress messages of PEFT and transformers."""
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
+    with suppress_messages():
+        yield
 
 
 def make_adapters(root: Path, make: Callable[[], Any], options: list[dict[str, Any]]) -> tuple[Path, list[Path]]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eigenmerge.core.cache.result import EXACT_BELOW
+
+from ..quiet_libraries import suppress_messages
 
 Pipeline = Callable[..., Any]
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -40,18 +38,6 @@ class Family:
             "models": [str(path) for path in experts],
             **keys,
         }
-
-
-@contextlib.contextmanager
-def suppress_messages() -> Iterator[None]:
-    """Suppress messages of PEFT and transformers."""
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
 
 
 def make_family(root: Path, make_base: Callable[[], Any], load: Callable[[str], Any], configs: list[Any]) -> Family:

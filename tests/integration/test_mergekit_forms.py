@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from eigenmerge.core.cache.result import MergeResult
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
 from eigenmerge.core.steps.make_plan import make_plan
-from eigenmerge.core.steps.merge_run import merge_stages
 from eigenmerge.core.steps.read_recipe import read_stages
 
 from ..mergekit.forms import FORMS, Form
 from ..mergekit.models import TEMPLATE, make_models
 from ..mergekit.table import BEGIN, PAGE, make_tables, outcome, recipe_text
+from ..stages import merge_stages
 
 Merge = Callable[[str], dict[str, torch.Tensor]]
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from eigenmerge.core.errors import CheckpointError
-from eigenmerge.core.steps.merge_run import merge_stages
 from eigenmerge.core.steps.read_recipe import read_stages
+
+from ....stages import merge_stages
 
 
 @pytest.fixture
