@@ -361,9 +361,8 @@ def _collect_warnings(
     for names, count in extra.items():
         shown = ", ".join(names[:_MAX_EXTRA_NAMES_SHOWN]) + (", ..." if len(names) > _MAX_EXTRA_NAMES_SHOWN else "")
         who = "an expert has" if count == 1 else f"{count} experts have"
-        found.append(
-            f"{who} {len(names)} tensors that the {'base' if base else 'first model'} does not have; left out: {shown}"
-        )
+        tensors = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+        found.append(f"{who} {tensors} that the {'base' if base else 'first model'} does not have; left out: {shown}")
     by_fingerprint: dict[str, list[str]] = {}
     for listing in experts:
         by_fingerprint.setdefault(listing.fingerprint, []).append(listing.name)

@@ -87,7 +87,7 @@ def scan_registry(registry: Store, storage_options: Mapping[str, Any] | None = N
             return RegisteredExpert(name, uri, list_model(uri, storage_options).fingerprint)
         except EigenmergeError as error:
             return str(error)
-        except Exception as error:  # one expert must not cost the night, whatever its files hold
+        except Exception as error:  # one expert must not end the run, whatever its files hold
             return f"cannot be listed ({type(error).__name__}: {one_line(error)[:200]})"
 
     with ThreadPoolExecutor(_PARALLEL_EXPERTS, thread_name_prefix="registry") as pool:

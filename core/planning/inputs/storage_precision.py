@@ -19,8 +19,8 @@ def rounds_values_of(stored: TensorSource, other: TensorSource) -> bool:
     """Return whether storing the values of `other` in the dtype of `stored` can round them.
 
     A float8 tensor with a scale is read as float32, and holds only multiples of its own scale. Where both are stored
-    so, the base is as coarse as the expert: equal bytes under equal scales are equal values, and under other scales an
-    equal entry says little. A tensor that is joined of pieces in different dtypes counts as exact.
+    so, the base is as coarse as the expert. Under another scale, an entry with the same value does not show that the
+    weight stayed the same. A tensor that is joined of pieces in different dtypes counts as exact.
     """
     forms = {(piece.dtype, piece.scale is not None) for piece in stored_tensors(stored)}
     if len(forms) != 1:

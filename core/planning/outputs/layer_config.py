@@ -7,7 +7,7 @@
     decoder_sparse_step, full_attention_interval      a period: the index of a layer modulo the period
 
 Lists follow the layers. The number of first layers and a period can describe the new order of layers or not; if not,
-the merge is refused, because the loaded model would compute something else.
+the merge is refused, because the loaded model would give wrong outputs.
 """
 
 from __future__ import annotations

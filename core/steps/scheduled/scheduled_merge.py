@@ -84,7 +84,7 @@ class Schedule:
 def scheduled_merge(schedule: Schedule, merge: Merge, log: Callable[[str], None]) -> NightlyResult:
     """Merge the registered experts if anything changed that decides the result, and publish it.
 
-    An expert that cannot be merged costs that expert, not the night: it is skipped, by name and with the reason. That
+    An expert that cannot be merged does not end the run: it is skipped, by name and with the reason. That
     holds for what the plan finds in headers and for what is found when weights are read; then the run is planned again
     without this expert.
 
@@ -114,7 +114,7 @@ def scheduled_merge(schedule: Schedule, merge: Merge, log: Callable[[str], None]
 
 
 def _check_places(schedule: Schedule) -> None:
-    """Check that what is published does not become a registered expert of the next night."""
+    """Check that what is published does not become a registered expert of the next run."""
     if place_of(schedule.registry).contains(place_of(schedule.publish)):
         raise DestinationError(
             f"{redact(schedule.publish)}: is inside the registry {redact(schedule.registry)}: its folders are experts;"
@@ -127,17 +127,17 @@ def _merge_and_publish(
 ) -> NightlyResult:
     options = schedule.template.get("storage_options")
     published = Store(schedule.publish, options)
-    night = _Night(schedule, scan_registry(Store(schedule.registry, options), options), last, log)
+    choice = _ExpertChoice(schedule, scan_registry(Store(schedule.registry, options), options), last, log)
     while True:
-        chosen = night.choose()
-        inputs = night.inputs(chosen)
+        chosen = choice.choose()
+        inputs = choice.inputs(chosen)
         place = schedule.publish.rstrip("/")
         damage = find_damage(Store(f"{place}/{last.folder}", options), last) if last else ""
         decision = decide_update(inputs, last, damage)
         log(f"{decision.outcome}: {decision.reason}")
         if decision.outcome == "nothing new" and last is not None:
             destination = f"{place}/{last.folder}"
-            result = NightlyResult(decision.outcome, decision.reason, destination, None, night.reasons)
+            result = NightlyResult(decision.outcome, decision.reason, destination, None, choice.reasons)
             _retain(published, options, last, schedule.keep)
             return result
         folder = folder_name(datetime.now(UTC), inputs, last.folder if last and damage else "")
@@ -146,7 +146,7 @@ def _merge_and_publish(
             merged = merge(chosen.recipe, destination, chosen.plan)
         except EigenmergeError as error:
             remove_empty_directory(Store(destination, options))
-            if not night.skip(error):
+            if not choice.skip(error):
                 raise
             continue
         break
@@ -154,7 +154,7 @@ def _merge_and_publish(
         folder=folder,
         inputs=inputs,
         sequence=number,
-        skipped=night.skipped,
+        skipped=choice.skipped,
         etags=file_versions(Store(destination, options)),
         history=(folder,),
     )
@@ -162,13 +162,13 @@ def _merge_and_publish(
     if later is not None:
         reason = f"a later run has published {later.folder}; this merge is in {folder}"
         log(reason)
-        return NightlyResult("superseded", reason, f"{place}/{later.folder}", merged, night.reasons)
-    result = NightlyResult(decision.outcome, decision.reason, destination, merged, night.reasons)
+        return NightlyResult("superseded", reason, f"{place}/{later.folder}", merged, choice.reasons)
+    result = NightlyResult(decision.outcome, decision.reason, destination, merged, choice.reasons)
     _retain(published, options, read_publication(published), schedule.keep)
     return result
 
 
-class _Night:
+class _ExpertChoice:
     """The experts of one scheduled run: which are merged, and why the others are not."""
 
     def __init__(

@@ -68,8 +68,8 @@ def check_architectures(
             more = f" (and {len(serious) - _MAX_SHOWN} more)" if len(serious) > _MAX_SHOWN else ""
             shown = "; ".join(_show(item, reference, expert) for item in serious[:_MAX_SHOWN])
             raise CheckpointError(
-                f"config.json: {shown}{more}; equal weights compute something else there. Merge models of one"
-                " architecture, or set `allow_mixed_architectures: true`"
+                f"config.json: {shown}{more}; with another value, the same weights give other outputs. Merge models"
+                " of one architecture, or set `allow_mixed_architectures: true`"
             )
         warnings += [f"config.json: {_show(item, reference, expert)}; the output has the first" for item in found]
     return warnings
@@ -85,7 +85,7 @@ def _short(value: object) -> str:
 
 
 def find_differences(reference: Config, own: Config) -> list[Difference]:
-    """Return the entries that make equal weights compute something else, the model type first.
+    """Return the entries with which the same weights give other outputs, the model type first.
 
     A model with text and vision parts is compared with a model that is one of these parts by that part.
     """
