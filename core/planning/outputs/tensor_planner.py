@@ -199,7 +199,7 @@ class TensorPlanner:
             kept, kept_identities = _without_weight_zero(experts, identities)
             if kept:
                 experts, identities = kept, kept_identities
-            elif target.base_rows is None:
+            elif target.is_unchanged:
                 return self._copy(target, "every expert has weight 0: base kept")
         arithmetic = self._arithmetic(reference, experts)
         if arithmetic is None and is_merge and self._needs_float64(method, parameters):
