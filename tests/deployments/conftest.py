@@ -34,11 +34,15 @@ def server_environment(
 
 @pytest.fixture
 def prefect_api(prefect_server: str) -> Iterator[str]:
-    """Make this process use the server, too; return its API address."""
+    """Make this process use the server, too; return its API address. The test's deployments are deleted after it."""
+    from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: prefect_server}):
         yield prefect_server
+        with get_client(sync_client=True) as client:  # the next test must not see the runs of this one
+            for deployment in client.read_deployments():
+                client.delete_deployment(deployment.id)
 
 
 @pytest.fixture(scope="session")

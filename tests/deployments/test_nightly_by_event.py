@@ -16,6 +16,8 @@ import psutil
 import torch
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import State
+from prefect.client.schemas.sorting import FlowRunSort
 from safetensors.torch import save_file
 
 from eigenmerge.deployments.deploy import DeployOptions, deploy
@@ -51,12 +53,13 @@ def worker(pool: str, environment: dict[str, str], log: Path) -> Iterator[None]:
                     child.kill()
 
 
-def nightly_has_ended() -> bool:
+def nightly_states() -> list[State]:
+    """Return the states of the runs of the deployment, the earliest run first."""
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("nightly/nightly-process")
         mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
-        runs = client.read_flow_runs(deployment_filter=mine)
-    return any(run.state is not None and run.state.is_final() for run in runs)
+        runs = client.read_flow_runs(deployment_filter=mine, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+    return [run.state for run in runs if run.state is not None]
 
 
 def test_an_announced_expert_is_merged(prefect_api: str, server_environment: dict[str, str], tmp_path: Path) -> None:
@@ -83,9 +86,10 @@ def test_an_announced_expert_is_merged(prefect_api: str, server_environment: dic
         )
         assert announced.returncode == 0, announced.stderr
         deadline = time.monotonic() + 240
-        while not nightly_has_ended():
+        while not (ended := [state for state in nightly_states() if state.is_final()]):
             assert time.monotonic() < deadline, log.read_text()[-4000:]
             time.sleep(0.5)
+    assert any(state.is_completed() for state in ended), f"{ended}\n{log.read_text()[-4000:]}"
     state = json.loads((published / "latest.json").read_text())
     assert set(state["experts"]) == {"first", "second"}
     assert (published / state["folder"] / "model.safetensors").exists()
