@@ -1,1 +1,1 @@
-"""One file per subcommand."""
+"""The command line."""

@@ -1,4 +1,4 @@
-"""The `eigenmerge` command: one file per subcommand. Heavy packages are imported only when a subcommand runs."""
+"""The `eigenmerge` command. Heavy packages are imported only when a subcommand of `commands` runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer.main
 from typer.core import TyperGroup
 
 from ...core.errors import EigenmergeError, one_line
-from . import (
+from .commands import (
     cache_command,
     deploy_command,
     extract_command,

@@ -23,7 +23,8 @@ This page is generated: `python tests/contracts/module_map.py` writes it from th
 # In the import order: a folder may import from those after it. The contracts in pyproject.toml are stricter.
 FOLDERS = {
     "deployments": "the programs that start a merge: Python calls, embedded Prefect server, deployments on a server",
-    "deployments/cli": "the command line, one file per subcommand",
+    "deployments/cli": "the command line: arguments, text and progress on the terminal",
+    "deployments/cli/commands": "one file per subcommand",
     "deployments/face": "the public package: what `import eigenmerge` provides",
     "flows": "Prefect flows",
     "tasks": "Prefect tasks; their arguments are keys and addresses, never tensors",

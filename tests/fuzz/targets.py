@@ -110,7 +110,7 @@ def make_targets(folder: Path) -> Mapping[str, Target]:
             write_sealed_json(store, run_object_key(RUN, "run.json"), record)
         else:
             store.write(run_object_key(RUN, "run.json"), content)
-        from eigenmerge.deployments.cli.cache_command import ls
+        from eigenmerge.deployments.cli.commands.cache_command import ls
 
         take_inventory(store)
         ls(store=store.root_uri)

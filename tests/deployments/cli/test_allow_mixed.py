@@ -10,8 +10,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from eigenmerge.deployments.cli import merge_command
 from eigenmerge.deployments.cli.app import app
+from eigenmerge.deployments.cli.commands import merge_command
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import DeviceOption, JsonOption, show_count
-from .terminal import show, show_json
+from ..options import DeviceOption, JsonOption, show_count
+from ..terminal import show, show_json
 
 if TYPE_CHECKING:
-    from ...core.steps.verification.verify_checkpoint import Verification
+    from ....core.steps.verification.verify_checkpoint import Verification
 
 _DEFAULT_SAMPLE = 3
 _DAMAGED, _NOT_CHECKED = 1, 2
@@ -41,9 +41,9 @@ def verify(
 
     Exit code 0: no problem found. 1: damaged. 2: the sample requested by --sample could not be recomputed.
     """
-    from ...core.steps.read_recipe import read_recipe
-    from ...core.steps.verification.verify_checkpoint import verify_checkpoint
-    from ...core.storage.store import Store
+    from ....core.steps.read_recipe import read_recipe
+    from ....core.steps.verification.verify_checkpoint import verify_checkpoint
+    from ....core.storage.store import Store
 
     options = read_recipe(recipe).storage_options if recipe is not None else None
     count = _DEFAULT_SAMPLE if sample is None else sample

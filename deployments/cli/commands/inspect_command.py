@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from .options import JsonOption, show_bytes
-from .table import table_lines
-from .terminal import show, show_json
+from ..options import JsonOption, show_bytes
+from ..table import table_lines
+from ..terminal import show, show_json
 
 if TYPE_CHECKING:
-    from ...core.listing import ModelListing
+    from ....core.listing import ModelListing
 
 _ADAPTER_FACTS = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")
 
@@ -27,7 +27,7 @@ def inspect(
 
     Reads headers, and what the fingerprint needs: models of at most 1 GiB, samples of larger ones.
     """
-    from ...core.storage.checkpoints.list_model import list_model
+    from ....core.storage.checkpoints.list_model import list_model
 
     listing = list_model(checkpoint, None)
     stored = dict(listing.tensors) | (dict(listing.adapter.tensors) if listing.adapter else {})

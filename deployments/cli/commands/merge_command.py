@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...core.choices import RunnerName
-from ...core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
-from .options import (
+from ....core.choices import RunnerName
+from ....core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
+from ..options import (
     AllowMixedOption,
     AllowNonfiniteOption,
     DeviceOption,
@@ -28,12 +28,12 @@ from .options import (
     show_count,
     show_seconds,
 )
-from .terminal import show, show_error, show_json
+from ..terminal import show, show_error, show_json
 
 if TYPE_CHECKING:
-    from ...core.cache.result import MergeResult
-    from ...core.coordination.stop import StopSignal
-    from ...core.recipe.stages import Stage
+    from ....core.cache.result import MergeResult
+    from ....core.coordination.stop import StopSignal
+    from ....core.recipe.stages import Stage
 
 
 def merge(
@@ -78,11 +78,11 @@ def merge(
     """
     import os
 
-    from ...core.coordination.stop import StopSignal
-    from ...core.recipe.stages import allow_mixed_architectures
-    from ...core.steps.open_run import prepare_run
-    from ...core.steps.plan_stages import unfinished_stages
-    from ...core.steps.read_recipe import read_stages
+    from ....core.coordination.stop import StopSignal
+    from ....core.recipe.stages import allow_mixed_architectures
+    from ....core.steps.open_run import prepare_run
+    from ....core.steps.plan_stages import unfinished_stages
+    from ....core.steps.read_recipe import read_stages
 
     stop = StopSignal()
     stop_on_signals(stop)  # importing and starting Prefect takes seconds
@@ -107,8 +107,8 @@ def merge(
         )
         stop.check()
 
-        from ..reported_merge import reported_merge
-        from .progress import make_listener
+        from ...reported_merge import reported_merge
+        from ..progress import make_listener
 
         parameters = {
             "recipe": stage.recipe,
@@ -168,7 +168,7 @@ def summary(result: MergeResult) -> list[str]:
 
 
 def _describe_truncation(result: MergeResult) -> str:
-    from ...core.cache.result import EXACT_BELOW
+    from ....core.cache.result import EXACT_BELOW
 
     text = "its rank represents the merged deltas exactly"
     if result.truncation_error is not None and result.truncation_error >= EXACT_BELOW:

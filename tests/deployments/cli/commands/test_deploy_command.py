@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eigenmerge.core.errors import DeployError, RecipeError
-from eigenmerge.deployments.cli.deploy_command import announce, deploy, parse_variables
+from eigenmerge.deployments.cli.commands.deploy_command import announce, deploy, parse_variables
 
 
 def test_variables_are_json_or_text() -> None:

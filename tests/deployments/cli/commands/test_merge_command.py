@@ -11,7 +11,7 @@ import pytest
 
 from eigenmerge.core.cache.result import MergeResult
 from eigenmerge.core.coordination.stop import StopSignal
-from eigenmerge.deployments.cli.merge_command import stop_on_signals, summary
+from eigenmerge.deployments.cli.commands.merge_command import stop_on_signals, summary
 
 RESULT = MergeResult(
     destination="out",

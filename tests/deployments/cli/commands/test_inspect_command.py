@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from eigenmerge.core.errors import CheckpointError
-from eigenmerge.deployments.cli.inspect_command import inspect
+from eigenmerge.deployments.cli.commands.inspect_command import inspect
 
 
 @pytest.fixture

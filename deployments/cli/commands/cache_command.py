@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...core.choices import Grouping
-from .options import (
+from ....core.choices import Grouping
+from ..options import (
     JsonOption,
     RecipeForStoreOption,
     StoreOption,
@@ -18,11 +18,11 @@ from .options import (
     show_bytes,
     show_count,
 )
-from .table import table_lines
-from .terminal import show, show_help, show_json
+from ..table import table_lines
+from ..terminal import show, show_help, show_json
 
 if TYPE_CHECKING:
-    from ...core.cache.inventory import Inventory, StoredRun, Usage
+    from ....core.cache.inventory import Inventory, StoredRun, Usage
 
 cache = typer.Typer(help="List, measure, clean and verify a store.")
 
@@ -48,7 +48,7 @@ def ls(
     as_json: JsonOption = False,
 ) -> None:
     """List the runs of a store: state, method, number of experts, sizes and destination."""
-    from ...core.cache.inventory import NO_RUN, take_inventory, usage
+    from ....core.cache.inventory import NO_RUN, take_inventory, usage
 
     opened = open_existing_store(store, recipe)
     inventory = take_inventory(opened)
@@ -94,7 +94,7 @@ def du(
     as_json: JsonOption = False,
 ) -> None:
     """Show sizes by kind, run, method or model. OWN is the size of what no other row uses: what its removal frees."""
-    from ...core.cache.inventory import take_inventory, usage
+    from ....core.cache.inventory import take_inventory, usage
 
     opened = open_existing_store(store, recipe)
     inventory = take_inventory(opened)
@@ -133,7 +133,7 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Remove old or named runs and the remains of killed runs. Keeps what an active run or another run uses."""
-    from ...core.steps.collect_garbage import collect_garbage
+    from ....core.steps.collect_garbage import collect_garbage
 
     age = parse_age(older_than)
     opened = open_existing_store(store, recipe)
@@ -164,7 +164,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every object and check it against its checksums. Exit code 1: a damaged object was found and not removed."""
-    from ...core.steps.verification.verify_store import verify_store
+    from ....core.steps.verification.verify_store import verify_store
 
     opened = open_existing_store(store, recipe)
     found = verify_store(opened, delete=delete)

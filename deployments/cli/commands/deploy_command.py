@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ...core.errors import DeployError
-from ..dead_runs import DEAD_AFTER_SECONDS
-from ..deploy import DeployOptions, Target
-from ..deploy import deploy as apply
-from ..prefect_settings import quiet_prefect
-from .options import check_addresses
-from .terminal import show
+from ....core.errors import DeployError
+from ...dead_runs import DEAD_AFTER_SECONDS
+from ...deploy import DeployOptions, Target
+from ...deploy import deploy as apply
+from ...prefect_settings import quiet_prefect
+from ..options import check_addresses
+from ..terminal import show
 
 ApiOption = Annotated[
     str | None,
@@ -107,7 +107,7 @@ def announce(
     quiet_prefect()
     url = _require_api_url(api_url)
     check_addresses(REGISTRY=registry)
-    from ..announce import announce_expert, check_registered
+    from ...announce import announce_expert, check_registered
 
     if not unchecked:
         check_registered(registry, expert)

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from .options import JsonOption, check_addresses, show_bytes, show_count
-from .table import table_lines
-from .terminal import show, show_json
+from ..options import JsonOption, check_addresses, show_bytes, show_count
+from ..table import table_lines
+from ..terminal import show, show_json
 
 
 def extract(
@@ -33,7 +33,7 @@ def extract(
 
     Changed norms, embeddings and biases are stored whole, without error. What an adapter cannot hold is an error.
     """
-    from ...core.extraction.extract_adapter import extract_adapter
+    from ....core.extraction.extract_adapter import extract_adapter
 
     check_addresses(BASE=base, TUNED=tuned, OUT=destination)
     result = extract_adapter(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import AllowMixedOption, JsonOption, MaxMemoryOption, RecipeArgument, parse_size, show_bytes, show_count
-from .simulate_option import (
+from ..options import AllowMixedOption, JsonOption, MaxMemoryOption, RecipeArgument, parse_size, show_bytes, show_count
+from ..simulate_option import (
     DEFAULT_MACHINE,
     MachineOption,
     SimulateOption,
@@ -18,11 +18,11 @@ from .simulate_option import (
     simulation_lines,
     simulation_rows,
 )
-from .table import table_lines
-from .terminal import show, show_json
+from ..table import table_lines
+from ..terminal import show, show_json
 
 if TYPE_CHECKING:
-    from ...core.planning.plan import Plan
+    from ....core.planning.plan import Plan
 
 _MOST_SHARDS_SHOWN = 40
 _MOST_EXPERTS_SHOWN = 20
@@ -41,9 +41,9 @@ def plan(
 
     Reads headers, and what identifies the models: those of at most 1 GiB, samples of larger ones.
     """
-    from ...core.recipe.stages import allow_mixed_architectures
-    from ...core.steps.plan_stages import plan_stages
-    from ...core.steps.read_recipe import read_stages
+    from ....core.recipe.stages import allow_mixed_architectures
+    from ....core.steps.plan_stages import plan_stages
+    from ....core.steps.read_recipe import read_stages
 
     budget = parse_size(max_memory)
     stages = read_stages(recipe, "OUT")
@@ -60,7 +60,7 @@ def plan(
 
 
 def _data(made: Plan, tensors: bool, simulate: str | None, machine: str) -> dict[str, Any]:
-    from ...core.planning.summary import summarize_plan, tensor_rows
+    from ....core.planning.summary import summarize_plan, tensor_rows
 
     simulations = run_simulations(made, simulate, machine) if simulate else []
     extra = {"tensors": tensor_rows(made)} if tensors else {}
@@ -68,7 +68,7 @@ def _data(made: Plan, tensors: bool, simulate: str | None, machine: str) -> dict
 
 
 def _print_plan(made: Plan, tensors: bool, simulate: str | None, machine: str) -> None:
-    from ...core.planning.summary import summarize_plan, tensor_rows
+    from ....core.planning.summary import summarize_plan, tensor_rows
 
     summary = summarize_plan(made)
     rows = tensor_rows(made) if tensors else []

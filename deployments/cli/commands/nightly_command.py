@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...core.choices import RunnerName
-from .merge_command import stop_on_signals, summary
-from .options import (
+from ....core.choices import RunnerName
+from ..options import (
     DeviceOption,
     JsonOption,
     MaxMemoryOption,
@@ -18,12 +17,13 @@ from .options import (
     check_addresses,
     parse_size,
 )
-from .terminal import show, show_error, show_json
+from ..terminal import show, show_error, show_json
+from .merge_command import stop_on_signals, summary
 
 if TYPE_CHECKING:
-    from ...core.cache.result import MergeResult
-    from ...core.planning.plan import Plan
-    from ...core.recipe.recipe import Recipe
+    from ....core.cache.result import MergeResult
+    from ....core.planning.plan import Plan
+    from ....core.recipe.recipe import Recipe
 
 #: Published, but experts were left out.
 EXIT_SKIPPED = 3
@@ -64,11 +64,11 @@ def nightly(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> int:
     """Merge the experts of REGISTRY if anything changed, and publish the result. Exit code 3: experts were skipped."""
-    from ...core.coordination.stop import StopSignal
-    from ...core.steps.read_recipe import read_recipe_mapping
-    from ...core.steps.scheduled.prepare_scheduled import prepare_scheduled
-    from ...core.steps.scheduled.scheduled_merge import Schedule, scheduled_merge
-    from ..reported_merge import reported_merge
+    from ....core.coordination.stop import StopSignal
+    from ....core.steps.read_recipe import read_recipe_mapping
+    from ....core.steps.scheduled.prepare_scheduled import prepare_scheduled
+    from ....core.steps.scheduled.scheduled_merge import Schedule, scheduled_merge
+    from ...reported_merge import reported_merge
 
     stop = StopSignal()
     stop_on_signals(stop)

@@ -8,7 +8,7 @@ import pytest
 
 from eigenmerge.core.errors import RecipeError
 from eigenmerge.core.numerics.registry import all_methods
-from eigenmerge.deployments.cli.methods_command import methods
+from eigenmerge.deployments.cli.commands.methods_command import methods
 
 
 def test_one_method(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import JsonOption
-from .terminal import show, show_json
+from ..options import JsonOption
+from ..terminal import show, show_json
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from ...core.numerics.method import AnyMethod, MethodParameters
+    from ....core.numerics.method import AnyMethod, MethodParameters
 
 
 def methods(
@@ -23,7 +23,7 @@ def methods(
     as_json: JsonOption = False,
 ) -> None:
     """List the merge methods, each with its source and its parameters."""
-    from ...core.numerics.registry import all_methods, get_method, unavailable_methods
+    from ....core.numerics.registry import all_methods, get_method, unavailable_methods
 
     cards = [_card(method) for method in ([get_method(name)] if name else all_methods().values())]
     if name is None:
@@ -39,7 +39,7 @@ def methods(
 
 
 def _card(method: AnyMethod) -> dict[str, Any]:
-    from ...core.numerics.method import SpectralMethod
+    from ....core.numerics.method import SpectralMethod
 
     return {
         "name": method.name,
