@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import pydantic
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError, WithJsonSchema
 
 from ..formats.dtypes import OUTPUT_DTYPES, OutputDtype
 from ..formats.redaction import has_password
@@ -102,8 +102,38 @@ def _parse_dtype(value: Any) -> Any:
     return name
 
 
-ModelReference = Annotated[str, BeforeValidator(_parse_model_reference)]
+# The JSON Schemas state what the validators accept, for editors (json_schema.py).
+_REVISION_SCHEMA = {"type": ["string", "null"]}
+_PART_SCHEMA = {
+    "type": ["string", "object", "null"],
+    "properties": {"path": {"type": "string"}, "revision": _REVISION_SCHEMA},
+}
+_MODEL_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {
+            "type": "object",
+            "properties": {
+                "model": _PART_SCHEMA,
+                "lora": _PART_SCHEMA,
+                "path": {"type": "string"},
+                "revision": _REVISION_SCHEMA,
+                "override_architecture": {"type": "null"},
+            },
+            "additionalProperties": False,
+        },
+    ]
+}
+_SIZE_SCHEMA = {
+    "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": f"^{_SIZE_FORM.pattern}$"}],
+    "examples": ["5GB", "512MiB"],
+}
+_DTYPE_SCHEMA = {
+    "enum": [*OUTPUT_DTYPES, *_SHORT_DTYPE_NAMES, *(f"torch.{name}" for name in OUTPUT_DTYPES)],
+}
+
+ModelReference = Annotated[str, BeforeValidator(_parse_model_reference), WithJsonSchema(_MODEL_SCHEMA)]
 Address = Annotated[str, BeforeValidator(_parse_address)]
 ParameterSettings = dict[str, Annotated[Any, BeforeValidator(_check_setting)]]
-DtypeName = Annotated[OutputDtype, BeforeValidator(_parse_dtype)]
-ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
+DtypeName = Annotated[OutputDtype, BeforeValidator(_parse_dtype), WithJsonSchema(_DTYPE_SCHEMA)]
+ByteCount = Annotated[int, BeforeValidator(parse_bytes), WithJsonSchema(_SIZE_SCHEMA)]

@@ -71,7 +71,8 @@ def normalize_forms(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _known_parameters() -> frozenset[str]:
+def known_parameters() -> frozenset[str]:
+    """Return the parameters of all methods of mergekit, and those of its earlier versions."""
     names = set(_EARLIER_PARAMETERS)
     for method in map(get_method, METHODS):
         names |= {*type_adapters(method.Parameters), *type_adapters(method.Expert)}
@@ -80,7 +81,7 @@ def _known_parameters() -> frozenset[str]:
 
 def has_no_effect(name: str, method: AnyMethod) -> bool:
     """Return whether a parameter that `method` lacks is one of another method of mergekit, which ignores it there."""
-    return method.name in METHODS and name in _known_parameters()
+    return method.name in METHODS and name in known_parameters()
 
 
 def describe_ineffective(places: Iterable[tuple[str, str, str]]) -> list[str]:

@@ -60,7 +60,8 @@ def make_plan(
     tokenizer_model = source if source not in (None, "base", "union") else None
     used = [*recipe.base_references, *recipe.expert_references, tokenizer_model]
     references = list(dict.fromkeys(reference for reference in used if reference is not None))
-    check_reachable((reference for reference in references if "://" in reference), recipe.storage_options)
+    remote = (reference for reference in references if "://" in reference and reference not in (planned or {}))
+    check_reachable(remote, recipe.storage_options)
 
     def list_reference(reference: str) -> ModelListing:
         model, plus, adapter = reference.partition("+")

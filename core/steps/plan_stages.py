@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import EigenmergeError, RecipeError
 from ..listing import ModelListing
@@ -16,7 +16,12 @@ from .make_plan import make_plan
 
 
 def plan_stages(
-    stages: Sequence[Stage], *, max_memory: int | None = None, allow_nonfinite: bool = False, device: str = "cpu"
+    stages: Sequence[Stage],
+    *,
+    max_memory: int | None = None,
+    allow_nonfinite: bool = False,
+    device: str = "cpu",
+    models: Mapping[str, ModelListing] | None = None,
 ) -> Iterator[tuple[Stage, Plan]]:
     """Yield each stage with its plan. A result that does not exist yet is planned from the plan of its stage.
 
@@ -24,12 +29,13 @@ def plan_stages(
     ----------
     stages : in the order of `make_stages`
     max_memory, allow_nonfinite, device : as for `make_plan`
+    models : listings by reference, of models that are planned without being read
 
     Raises
     ------
     EigenmergeError : as `make_plan`; the message begins with the stage
     """
-    listings: dict[str, ModelListing] = {}
+    listings: dict[str, ModelListing] = dict(models or {})
     contents: dict[str, bytes] = {}
     for stage in stages:
         try:

@@ -21,12 +21,13 @@ from .commands import (
     plan_command,
     verify_command,
 )
+from .setup import doctor_command, init_command, schema_command
 from .terminal import show, show_error, show_help
 
 app = typer.Typer(
     name="eigenmerge",
     help="Merge fine-tuned experts of one base model into a single checkpoint by closed-form spectral filtering.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -38,6 +39,9 @@ app.command("inspect")(inspect_command.inspect)
 app.command("methods")(methods_command.methods)
 app.command("verify")(verify_command.verify)
 app.add_typer(cache_command.cache, name="cache")
+app.command("init")(init_command.init)
+app.command("doctor")(doctor_command.doctor)
+app.command("schema")(schema_command.schema)
 app.command("deploy")(deploy_command.deploy)
 app.command("announce")(deploy_command.announce)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, TextIO
 
 from ...core.escaping import printable
@@ -15,6 +17,17 @@ if TYPE_CHECKING:
 def show(*lines: str) -> None:
     """Print lines on standard output, with everything that is not printable as escapes."""
     _write(sys.stdout, *lines)
+
+
+def wrapped(label: str, text: str) -> list[str]:
+    """Return a label and a text as lines of the terminal's width, the following ones indented; one line in a pipe."""
+    if not sys.stdout.isatty():
+        return [label + text]
+    width = shutil.get_terminal_size().columns
+    indent = " " * len(label)
+    return textwrap.wrap(
+        label + text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ) or [label]
 
 
 def show_error(line: str) -> None:

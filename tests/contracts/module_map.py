@@ -25,6 +25,7 @@ FOLDERS = {
     "deployments": "the programs that start a merge: Python calls, embedded Prefect server, deployments on a server",
     "deployments/cli": "the command line: arguments, text and progress on the terminal",
     "deployments/cli/commands": "one file per subcommand",
+    "deployments/cli/setup": "subcommands that prepare a merge: write a recipe, check the machine, describe recipes",
     "deployments/face": "the public package: what `import eigenmerge` provides",
     "flows": "Prefect flows",
     "tasks": "Prefect tasks; their arguments are keys and addresses, never tensors",

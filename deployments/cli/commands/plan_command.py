@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import AllowMixedOption, JsonOption, MaxMemoryOption, RecipeArgument, parse_size, show_bytes, show_count
+from ....core.errors import RecipeError
+from ..options import AllowMixedOption, JsonOption, MaxMemoryOption, parse_size, show_bytes, show_count
+from ..shape_option import ExpertsOption, MethodOption, RankOption, ShapeOption, shaped_stages
 from ..simulate_option import (
     DEFAULT_MACHINE,
     MachineOption,
@@ -22,6 +24,9 @@ from ..table import table_lines
 from ..terminal import show, show_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ....core.listing import ModelListing
     from ....core.planning.plan import Plan
 
 _MOST_SHARDS_SHOWN = 40
@@ -29,26 +34,44 @@ _MOST_EXPERTS_SHOWN = 20
 
 
 def plan(
-    recipe: RecipeArgument,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="Path or URI of a recipe in YAML, or its text.", show_default=False),
+    ] = None,
     max_memory: MaxMemoryOption = None,
     allow_mixed: AllowMixedOption = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="Print one line per output tensor as well.")] = False,
     simulate: SimulateOption = None,
     machine: MachineOption = DEFAULT_MACHINE,
+    shape: ShapeOption = None,
+    experts: ExpertsOption = None,
+    method: MethodOption = None,
+    rank: RankOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a merge of RECIPE reads, computes and writes.
 
-    Reads headers, and what identifies the models: those of at most 1 GiB, samples of larger ones.
+    Reads headers, and what identifies the models: those of at most 1 GiB, samples of larger ones. With --shape, nothing
+    is read, and RECIPE may be left out: eigenmerge plan --shape llama-70b --experts 8 --method swudi_a
     """
     from ....core.recipe.stages import allow_mixed_architectures
     from ....core.steps.plan_stages import plan_stages
     from ....core.steps.read_recipe import read_stages
 
     budget = parse_size(max_memory)
-    stages = read_stages(recipe, "OUT")
+    models: Mapping[str, ModelListing] = {}
+    if shape is not None:
+        stages, models = shaped_stages(recipe, shape, experts, method, rank)
+    else:
+        given = {"--experts": experts, "--method": method, "--rank": rank}
+        unused = next((option for option, value in given.items() if value is not None), None)
+        if unused is not None:
+            raise RecipeError(f"{unused} is for --shape; add --shape NAME, or remove it")
+        if recipe is None:
+            raise RecipeError("RECIPE is missing; give one, or --shape NAME to plan a merge of models of a known shape")
+        stages = read_stages(recipe, "OUT")
     stages = allow_mixed_architectures(stages) if allow_mixed else stages
-    planned = plan_stages(stages, max_memory=budget)
+    planned = plan_stages(stages, max_memory=budget, models=models)
     if as_json:
         shown = [_data(made, tensors, simulate, machine) for _, made in planned]
         show_json(shown[0] if len(stages) == 1 else shown)
