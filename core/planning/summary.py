@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -27,6 +28,7 @@ def summarize_plan(plan: Plan) -> dict[str, Any]:
         "peak_bytes": plan.peak_bytes,
         "largest_tensor": largest_tensor(plan),
         "treatments": treatments(tensors),
+        "kinds": kind_rows(tensors),
         "shards": shard_rows(plan),
         "files": [
             {"name": file.name, "num_bytes": file.num_bytes, "num_shards": len(file.shards)} for file in plan.files
@@ -51,6 +53,44 @@ def treatments(tensors: list[TensorPlan]) -> list[dict[str, Any]]:
         {"action": action, "method": method, "reason": reason, "num_tensors": count}
         for (action, method, reason), count in ordered
     ]
+
+
+_NUMBER_IN_NAME = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+def name_pattern(name: str) -> str:
+    """Return a name with every number between dots as a star: "model.layers.*.mlp.up_proj.weight"."""
+    return _NUMBER_IN_NAME.sub("*", name)
+
+
+def kind_rows(tensors: list[TensorPlan]) -> list[dict[str, Any]]:
+    """Return one row for the tensors of equal name pattern, shape and treatment, in the order of the plan.
+
+    `peak_bytes` is that of the largest of them, the other numbers are sums.
+    """
+    rows: dict[object, dict[str, Any]] = {}
+    for tensor in tensors:
+        name = name_pattern(tensor.name)
+        key = (name, tensor.shape, tensor.action, tensor.method, tensor.reason)
+        row = rows.setdefault(
+            key,
+            {
+                "name": name,
+                "shape": list(tensor.shape),
+                "action": tensor.action,
+                "method": tensor.method,
+                "reason": tensor.reason,
+                "num_tensors": 0,
+                "bytes_read": 0,
+                "flops": 0.0,
+                "peak_bytes": 0,
+            },
+        )
+        row["num_tensors"] += 1
+        row["bytes_read"] += tensor.bytes_read
+        row["flops"] += tensor.flops
+        row["peak_bytes"] = max(row["peak_bytes"], tensor.peak_bytes)
+    return list(rows.values())
 
 
 def shard_rows(plan: Plan) -> list[dict[str, Any]]:

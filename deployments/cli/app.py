@@ -22,6 +22,7 @@ from .commands import (
     verify_command,
 )
 from .setup import doctor_command, init_command, schema_command
+from .status import start_status, stop_status
 from .terminal import show, show_error, show_help
 
 app = typer.Typer(
@@ -64,6 +65,8 @@ def main() -> None:
     try:
         if _answer_without_parsing(sys.argv[1:]):
             return
+        if _shows_status(sys.argv[1:]):
+            start_status(f"eigenmerge {sys.argv[1]}")
         code = app(standalone_mode=False, prog_name="eigenmerge")
     except EigenmergeError as error:
         _fail(one_line(error), error.exit_code)
@@ -75,6 +78,8 @@ def main() -> None:
         _fail(f"{message}; see `{command} --help`", error.exit_code)
     except BrokenPipeError:
         sys.exit(1)
+    finally:
+        stop_status()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -97,6 +102,12 @@ def _answer_without_parsing(arguments: list[str]) -> bool:
         command, context = found, typer.Context(found, info_name=name, parent=context)
     show_help(context)
     return True
+
+
+def _shows_status(arguments: list[str]) -> bool:
+    """Return whether a command begins that has not been told to be quiet. Completion of a shell has no arguments."""
+    quiet = {"--json", "--quiet", "-q", "--help", "-h"}
+    return bool(arguments) and not arguments[0].startswith("-") and quiet.isdisjoint(arguments)
 
 
 def _print_version() -> None:

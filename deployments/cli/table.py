@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
 
 from ...core.escaping import printable
 
@@ -30,3 +33,32 @@ def _shorten(text: str, room: int | None) -> str:
     if room is None or len(text) <= room:
         return text
     return f"…{text[len(text) - room + 1 :]}"
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal on standard output; None in a pipe, whose reader gets whole lines."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def wrapped_lines(lines: Iterable[str], width: int | None, indent: int = 4) -> list[str]:
+    """Return lines broken between words, so that a terminal of `width` columns cuts no number; None breaks nothing.
+
+    Parameters
+    ----------
+    indent : of the rest of a broken line, more than the line itself
+    """
+    if width is None:
+        return list(lines)
+    found: list[str] = []
+    for line in map(printable, lines):
+        start = line[: len(line) - len(line.lstrip())]
+        rest = " " * (len(start) + indent)
+        found += textwrap.wrap(
+            line,
+            width,
+            subsequent_indent=rest,
+            drop_whitespace=True,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+    return found

@@ -9,6 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING, TextIO
 
 from ...core.escaping import printable
+from .status import clear_status, set_status
 
 if TYPE_CHECKING:
     import typer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 def show(*lines: str) -> None:
     """Print lines on standard output, with everything that is not printable as escapes."""
+    set_status("")  # a result follows
     _write(sys.stdout, *lines)
 
 
@@ -42,10 +44,12 @@ def show_json(value: object, *, indent: int | None = 1) -> None:
 
 def show_help(context: typer.Context) -> None:
     """Print the help of a command, which is text of this package and may contain colors."""
+    clear_status()
     print(context.get_help())
 
 
 def _write(stream: TextIO, *lines: str) -> None:
+    clear_status()
     encoding = stream.encoding or "utf-8"
     for line in lines:
         text = printable(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,7 @@ from ..options import (
     show_bytes,
     show_count,
 )
-from ..table import table_lines
+from ..table import table_lines, terminal_width, wrapped_lines
 from ..terminal import show, show_help, show_json
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 cache = typer.Typer(help="List, measure, clean and verify a store.")
 
 _KEY_CHARACTERS = 12  # of a run key in tables
+_MOST_EXPERTS_SHOWN = 5
+_MOST_CHARACTERS_OF_A_VALUE = 60
 
 
 @cache.callback(invoke_without_command=True)
@@ -47,7 +50,10 @@ def ls(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs of a store: state, method, number of experts, sizes and destination."""
+    """List the runs of a store: state, method, sizes, models, destination, and what differs between runs of a sweep.
+
+    SIZE is what a run uses, OWN what no other run uses: what its removal frees.
+    """
     from ....core.cache.inventory import NO_RUN, take_inventory, usage
 
     opened = open_existing_store(store, recipe)
@@ -58,29 +64,13 @@ def ls(
         for run in inventory.runs
         if (method is None or run.method == method) and (model is None or any(model in name for name in run.models))
     ]
-    rows = [_run_row(run, sizes) for run in sorted(chosen, key=lambda run: run.written)]
+    rows = _run_rows(sorted(chosen, key=lambda run: run.written), sizes)
     unused = sizes.get(NO_RUN)
     no_run = {"num_objects": unused.num_objects, "num_bytes": unused.num_bytes} if unused else None
     if as_json:
         show_json({"store": opened.display(""), "runs": rows, "no_run": no_run})
         return
-    columns = ("run", "state", "method", "experts", "started", "bytes", "own", "destination")
-    _print_table(
-        columns,
-        [
-            (
-                row["run"][:_KEY_CHARACTERS],
-                row["state"],
-                row["method"],
-                str(len(row["experts"])),
-                (row["started"] or "?").replace("T", " ").removesuffix("+00:00"),
-                show_bytes(row["num_bytes"]),
-                show_bytes(row["own_bytes"]),
-                row["destination"] or "?",
-            )
-            for row in rows
-        ],
-    )
+    show(*_run_lines(rows, terminal_width()))
     if unused:
         show(f"used by no run: {show_count(unused.num_objects, 'object')}, {show_bytes(unused.num_bytes)}")
     show(f"{opened.display('')}: {_total(inventory)}")
@@ -195,8 +185,22 @@ def _verdict(num_damaged: int, num_removed: int, delete: bool) -> str:
     return f"{num_damaged} damaged and removed"
 
 
-def _run_row(run: StoredRun, sizes: dict[str, Usage]) -> dict[str, Any]:
-    size = sizes.get(run.key)
+def _run_rows(runs: Sequence[StoredRun], sizes: dict[str, Usage]) -> list[dict[str, Any]]:
+    """Return what `--json` prints of each run; "differs" are the keys in which runs of the same models differ."""
+    from ....core.recipe.differences import differing_keys
+
+    groups: dict[tuple[str, ...], list[StoredRun]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run.models), []).append(run)
+    differs: dict[str, dict[str, object]] = {}
+    for group in groups.values():
+        keys = differing_keys([run.facts.get("recipe") or {} for run in group])
+        for index, run in enumerate(group):
+            differs[run.key] = {path: values[index] for path, values in keys.items()}
+    return [_run_row(run, sizes.get(run.key)) | {"differs": differs[run.key]} for run in runs]
+
+
+def _run_row(run: StoredRun, size: Usage | None) -> dict[str, Any]:
     return {
         "run": run.key,
         "state": run.state,
@@ -210,6 +214,51 @@ def _run_row(run: StoredRun, sizes: dict[str, Usage]) -> dict[str, Any]:
         "num_bytes": size.num_bytes if size else 0,
         "own_bytes": size.own_bytes if size else 0,
     }
+
+
+def _run_lines(rows: Sequence[dict[str, Any]], width: int | None) -> list[str]:
+    """Return a table in 80 columns, with what does not fit below each row: where to, of which models, what differs."""
+    table = table_lines(
+        ("run", "state", "method", "started", "size", "own"),
+        [
+            (
+                row["run"][:_KEY_CHARACTERS],
+                row["state"],
+                row["method"],
+                (row["started"] or "?").replace("T", " ").removesuffix("+00:00"),
+                show_bytes(row["num_bytes"]),
+                show_bytes(row["own_bytes"]),
+            )
+            for row in rows
+        ],
+    )
+    lines = table[:1]
+    for line, row in zip(table[1:], rows, strict=True):
+        lines.append(line)
+        lines += wrapped_lines((f"    {text}" for text in _run_details(row)), width, indent=9)
+    return lines
+
+
+def _run_details(row: dict[str, Any]) -> list[str]:
+    experts = [_last_name(name) for name in row["experts"]]
+    more = f", ... ({len(experts)} experts)" if len(experts) > _MOST_EXPERTS_SHOWN else ""
+    models = ", ".join(experts[:_MOST_EXPERTS_SHOWN]) + more
+    if row["base"]:
+        models += f" on {_last_name(row['base'])}"
+    # The method has a column of its own.
+    differs = [f"{path} {_value(value)}" for path, value in row["differs"].items() if path != "merge_method"]
+    found = {"to": row["destination"], "of": models, "with": "; ".join(differs)}
+    return [f"{label:<4} {text}" for label, text in found.items() if text]
+
+
+def _last_name(reference: str) -> str:
+    """Return the end of a model's reference that tells it from its neighbours: "math" of /models/math."""
+    return "+".join(part.rstrip("/").rpartition("/")[2] or part for part in reference.split("+"))
+
+
+def _value(value: object) -> str:
+    text = "(default)" if value is None else json.dumps(value)
+    return text if len(text) <= _MOST_CHARACTERS_OF_A_VALUE else text[: _MOST_CHARACTERS_OF_A_VALUE - 3] + "..."
 
 
 def _total(inventory: Inventory) -> str:

@@ -28,6 +28,7 @@ from ..options import (
     show_count,
     show_seconds,
 )
+from ..status import process_start, set_status
 from ..terminal import show, show_error, show_json
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def merge(
 
     A recipe of several documents is merged document by document; intermediate results are in OUT.stages.
     """
+    set_status("reading the recipe and the headers of the models")
     import os
 
     from ....core.coordination.stop import StopSignal
@@ -106,6 +108,7 @@ def merge(
             allow_nonfinite=allow_nonfinite,
         )
         stop.check()
+        set_status("importing torch" if no_prefect else "starting Prefect")
 
         from ...reported_merge import reported_merge
         from ..progress import make_listener
@@ -142,19 +145,29 @@ def merge(
     pending = unfinished_stages(stages, max_memory=budget, allow_nonfinite=allow_nonfinite, device=device)
     result = [merge_stage(stage) for stage in pending][-1]
     if as_json:
-        show_json(result.to_dict(), indent=None)
+        show_json(result.to_dict() | {"total_seconds": total_seconds()}, indent=None)
     elif not quiet:
-        show(*summary(result))
+        show(*summary(result, total_seconds()))
 
 
-def summary(result: MergeResult) -> list[str]:
-    """Return the lines to print after a run."""
+def total_seconds() -> float:
+    """Return the seconds since the start of this process, which a user waits for: start, plan, Prefect and merge."""
+    return time.monotonic() - process_start()
+
+
+def summary(result: MergeResult, seconds: float) -> list[str]:
+    """Return the lines to print after a run.
+
+    Parameters
+    ----------
+    seconds : that the command took until now
+    """
     lines = [f"warning: {warning}" for warning in result.warnings]
     if result.already_complete:
         return [*lines, f"Already complete: {result.destination} has the result of this recipe"]
     lines += [
         f"Merged {show_count(result.num_experts, 'expert')}, {show_count(result.num_tensors, 'tensor')}, with"
-        f" {result.method} in {show_seconds(result.seconds)}",
+        f" {result.method} in {show_seconds(seconds)}",
         f"  output: {result.destination} ({show_bytes(result.bytes_written)}; report in {MODEL_CARD_NAME}, details in"
         f" {MANIFEST_NAME})",
         f"  shards: {result.shards_done} computed, {result.shards_reused} reused; decompositions:"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..options import JsonOption
+from ..table import terminal_width, wrapped_lines
 from ..terminal import show, show_json
 
 if TYPE_CHECKING:
@@ -15,14 +16,21 @@ if TYPE_CHECKING:
 
     from ....core.numerics.method import AnyMethod, MethodParameters
 
+_PIPE_COLUMNS = 80
+_KINDS = {
+    "spectral": "a decomposition and a filter; another filter reuses the stored decomposition",
+    "direct": "computes the merged tensor itself, and reads the experts in every run",
+}
+
 
 def methods(
     name: Annotated[
         str | None, typer.Argument(metavar="METHOD", help="Show this method only.", show_default=False)
     ] = None,
+    long: Annotated[bool, typer.Option("--long", help="Show all methods with their parameters.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the merge methods, each with its source and its parameters."""
+    """List the merge methods; METHOD shows one of them with its parameters, --long all."""
     from ....core.numerics.registry import all_methods, get_method, unavailable_methods
 
     cards = [_card(method) for method in ([get_method(name)] if name else all_methods().values())]
@@ -34,8 +42,12 @@ def methods(
     if as_json:
         show_json(cards)
         return
-    for card in cards:
-        _print_card(card)
+    width = terminal_width()
+    if name is None and not long:
+        show(*_overview(cards, width))
+        return
+    for number, card in enumerate(cards):
+        show(*([""] if number else []), *wrapped_lines(_page(card), width))
 
 
 def _card(method: AnyMethod) -> dict[str, Any]:
@@ -53,15 +65,38 @@ def _card(method: AnyMethod) -> dict[str, Any]:
     }
 
 
-def _print_card(card: Mapping[str, Any]) -> None:
+def _overview(cards: Sequence[Mapping[str, Any]], width: int | None) -> list[str]:
+    """Return the names of all methods in columns, which fit on one screen."""
+    lines: list[str] = []
+    for kind, meaning in _KINDS.items():
+        names = [str(card["name"]) for card in cards if card.get("kind") == kind]
+        lines += [f"{kind}: {meaning}", *_in_columns(names, width or _PIPE_COLUMNS)]
+    lines.append("`eigenmerge methods NAME` shows one with its parameters; --long shows all.")
+    lines += [line for card in cards if "unavailable" in card for line in _page(card)]
+    return wrapped_lines(lines, width)
+
+
+def _in_columns(names: Sequence[str], width: int) -> list[str]:
+    size = max(map(len, names), default=0) + 2
+    count = max(1, (width - 2) // size)
+    rows = -(-len(names) // count)
+    return ["  " + "".join(name.ljust(size) for name in names[row::rows]).rstrip() for row in range(rows)]
+
+
+def _page(card: Mapping[str, Any]) -> list[str]:
     if "unavailable" in card:
-        show(f"{card['name']}: unavailable: {card['unavailable']}")
-        return
-    origin = f"; package {card['package']}" if card["package"] else ""
-    show(f"{card['name']}: {card['summary']} [{card['kind']}; {card['source']}{origin}]")
+        return [f"{card['name']}: unavailable: {card['unavailable']}"]
+    aliases = f" (also called {', '.join(card['aliases'])})" if card["aliases"] else ""
+    origin = f"package {card['package']}" if card["package"] else f"docs/methods/{card['name']}.md"
+    lines = [
+        f"{card['name']}{aliases}: {card['summary']}",
+        f"  {card['kind']}: {_KINDS[card['kind']]}",
+        f"  source: {card['source']}; {origin}",
+    ]
     for title in ("parameters", "per_expert"):
         for parameter, text in card[title].items():
-            show(f"    {parameter}{' (per expert)' if title == 'per_expert' else ''}: {text}")
+            lines.append(f"  {parameter}{' (per expert)' if title == 'per_expert' else ''}: {text}")
+    return lines
 
 
 def _describe(model: type[MethodParameters]) -> dict[str, str]:

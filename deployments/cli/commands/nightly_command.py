@@ -18,7 +18,7 @@ from ..options import (
     parse_size,
 )
 from ..terminal import show, show_error, show_json
-from .merge_command import stop_on_signals, summary
+from .merge_command import stop_on_signals, summary, total_seconds
 
 if TYPE_CHECKING:
     from ....core.cache.result import MergeResult
@@ -102,7 +102,7 @@ def nightly(
     if as_json:
         show_json(result.to_dict(), indent=None)
     elif not quiet:
-        show(*(summary(result.merged) if result.merged else [f"Nothing to merge: {result.reason}"]))
+        show(*(summary(result.merged, total_seconds()) if result.merged else [f"Nothing to merge: {result.reason}"]))
         if result.destination:
             show(f"  published: {result.destination}")
     return EXIT_SKIPPED if result.skipped else 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +18,8 @@ from ..simulate_option import (
     simulation_lines,
     simulation_rows,
 )
-from ..table import table_lines
+from ..status import set_status
+from ..table import table_lines, terminal_width, wrapped_lines
 from ..terminal import show, show_json
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from ....core.listing import ModelListing
     from ....core.planning.plan import Plan
 
-_MOST_SHARDS_SHOWN = 40
+_MOST_KINDS_SHOWN = 40
 _MOST_EXPERTS_SHOWN = 20
 
 
@@ -54,6 +53,7 @@ def plan(
     Reads headers, and what identifies the models: those of at most 1 GiB, samples of larger ones. With --shape, nothing
     is read, and RECIPE may be left out: eigenmerge plan --shape llama-70b --experts 8 --method swudi_a
     """
+    set_status("reading the recipe and the headers of the models")
     from ....core.recipe.stages import allow_mixed_architectures
     from ....core.steps.plan_stages import plan_stages
     from ....core.steps.read_recipe import read_stages
@@ -96,16 +96,17 @@ def _print_plan(made: Plan, tensors: bool, simulate: str | None, machine: str) -
     summary = summarize_plan(made)
     rows = tensor_rows(made) if tensors else []
     simulations = run_simulations(made, simulate, machine) if simulate else []
-    show(*_summary_lines(summary))
+    width = terminal_width()
+    show(*wrapped_lines(_summary_lines(summary), width))
     if simulations:
         show(*simulation_lines(simulations, find_machine(machine).source))
     else:
-        show(*_shard_lines(summary["shards"]))
+        show(*_kind_lines(summary["kinds"], width))
     for row in rows:
         shape = "x".join(map(str, row["shape"]))
         show(f"{row['name']}  {shape} {row['dtype']}  {row['method'] or row['action']}: {row['reason']}")
     for warning in summary["warnings"]:
-        show(f"warning: {warning}")
+        show(*wrapped_lines([f"warning: {warning}"], width))
 
 
 def _summary_lines(summary: dict[str, Any]) -> list[str]:
@@ -149,22 +150,21 @@ def _arrival_lines(experts: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _shard_lines(rows: list[dict[str, Any]]) -> list[str]:
-    columns = ("shard", "tensors", "read", "flops", "memory", "write", "first tensor")
+def _kind_lines(rows: list[dict[str, Any]], width: int | None) -> list[str]:
+    """Return one line for the tensors of a kind. Only names are shortened, and only on a terminal."""
+    columns = ("tensors", "shape", "treatment", "read", "memory", "name")
     cells = [
         (
-            str(row["index"]),
             str(row["num_tensors"]),
+            "x".join(map(str, row["shape"])) or "scalar",
+            row["method"] or row["action"],
             show_bytes(row["bytes_read"]),
-            f"{row['flops']:.2g}",
             show_bytes(row["peak_bytes"]),
-            show_bytes(row["bytes_written"]),
-            row["name"].split(" .. ")[0],
+            row["name"],
         )
-        for row in rows[:_MOST_SHARDS_SHOWN]
+        for row in rows[:_MOST_KINDS_SHOWN]
     ]
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     lines = table_lines(columns, cells, width)
-    if len(rows) > _MOST_SHARDS_SHOWN:
-        lines.append(f"... and {show_count(len(rows) - _MOST_SHARDS_SHOWN, 'more shard')}; --json lists all")
+    if len(rows) > _MOST_KINDS_SHOWN:
+        lines.append(f"... and {show_count(len(rows) - _MOST_KINDS_SHOWN, 'more kind')} of tensors; --json lists all")
     return lines

@@ -36,7 +36,7 @@ RESULT = MergeResult(
 
 
 def test_the_summary() -> None:
-    assert summary(RESULT) == [
+    assert summary(RESULT, 125.0) == [
         "Merged 1 expert, 13 tensors, with swudi_a in 2 min 05 s",
         "  output: out (77.9 KB; report in README.md, details in eigenmerge_manifest.json)",
         "  shards: 4 computed, 9 reused; decompositions: 4 computed, 8 reused",
@@ -48,13 +48,13 @@ def test_warnings_sums_and_truncation() -> None:
     changed = dataclasses.replace(
         RESULT, warnings=("first", "second"), kept_bytes_read=10**6, truncation_error=0.031, truncated_tensor="q"
     )
-    lines = summary(changed)
+    lines = summary(changed, 1.0)
     assert lines[:2] == ["warning: first", "warning: second"]
     assert lines[-2:] == [
         "  read: 295 KB and 1 MB of kept sums",
         "  adapter: largest error of its rank: 3.10% of the merged delta of q",
     ]
-    exact = summary(dataclasses.replace(RESULT, truncation_error=1e-9, truncated_tensor="q"))
+    exact = summary(dataclasses.replace(RESULT, truncation_error=1e-9, truncated_tensor="q"), 1.0)
     assert exact[-1] == "  adapter: its rank represents the merged deltas exactly"
 
 

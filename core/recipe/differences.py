@@ -1,0 +1,44 @@
+"""Which keys of recorded recipes differ: between the points of a sweep, or between two merges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+
+def flatten_recipe(recipe: Mapping[str, object]) -> dict[str, object]:
+    """Return the values of a recipe by their path, such as {"models[1].parameters.weight": 0.8}.
+
+    Parameters
+    ----------
+    recipe : JSON data, as `Recipe.canonical()`; values that are no mapping and no list are kept as they are
+    """
+    found: dict[str, object] = {}
+
+    def visit(value: object, path: str) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, inner in cast("Mapping[str, object]", value).items():
+                visit(inner, f"{path}.{key}" if path else str(key))
+        elif isinstance(value, list) and any(
+            isinstance(entry, Mapping | list) for entry in cast("list[object]", value)
+        ):
+            for index, inner in enumerate(cast("list[object]", value)):
+                visit(inner, f"{path}[{index}]")
+        else:
+            found[path] = value
+
+    visit(recipe, "")
+    return found
+
+
+def differing_keys(recipes: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
+    """Return the paths whose values are not equal in all recipes, with the value in each; None where it is not set."""
+    flat = [flatten_recipe(recipe) for recipe in recipes]
+    paths = dict.fromkeys(path for one in flat for path in one)
+    missing = object()
+    rows: dict[str, list[object]] = {}
+    for path in paths:
+        values = [one.get(path, missing) for one in flat]
+        if any(value != values[0] for value in values[1:]):
+            rows[path] = [None if value is missing else value for value in values]
+    return rows
