@@ -27,6 +27,8 @@ def build_manifest(plan: Plan, reports: Sequence[ShardReport], file_hashes: Mapp
         checksums of its tensors
     """
     by_index = {report.index: report for report in reports}
+    orders: dict[tuple[int, ...], int] = {}
+    tensors = _tensors(plan, by_index, orders)
     manifest = {
         "format": FORMAT_VERSION,
         "eigenmerge": version("eigenmerge"),
@@ -37,6 +39,7 @@ def build_manifest(plan: Plan, reports: Sequence[ShardReport], file_hashes: Mapp
         "arithmetic": plan.settings.arithmetic,
         "base": _model(plan.base) if plan.base else None,
         "experts": [_model(expert) for expert in plan.experts],
+        "expert_orders": [list(order) for order in orders],
         "warnings": list(plan.warnings),
         "files": [
             {
@@ -52,7 +55,7 @@ def build_manifest(plan: Plan, reports: Sequence[ShardReport], file_hashes: Mapp
         "side_files": {
             name: digest for name, digest in sorted(file_hashes.items()) if name not in {f.name for f in plan.files}
         },
-        "tensors": _tensors(plan, by_index),
+        "tensors": tensors,
     }
     return (json.dumps(manifest, indent=1, sort_keys=False) + "\n").encode()
 
@@ -62,7 +65,13 @@ def _model(model: ModelSummary) -> dict[str, Any]:
     return facts | {"num_tensors": model.num_tensors} | arrival_row(model)
 
 
-def _tensors(plan: Plan, reports: Mapping[int, ShardReport]) -> list[dict[str, Any]]:
+def _tensors(
+    plan: Plan, reports: Mapping[int, ShardReport], orders: dict[tuple[int, ...], int]
+) -> list[dict[str, Any]]:
+    """Return one row per tensor, and add to `orders` the orders in which experts were added.
+
+    Most tensors share one order, which is therefore listed once.
+    """
     rows: list[dict[str, Any]] = []
     for shard in plan.shards:
         for planned, done in zip(shard.tensors, reports[shard.index].tensors, strict=True):
@@ -79,7 +88,10 @@ def _tensors(plan: Plan, reports: Mapping[int, ShardReport]) -> list[dict[str, A
             if planned.method is not None:
                 row |= {"method": planned.method, "parameters": dict(planned.parameters)}
                 row |= {"method_package": planned.method_package} if planned.method_package is not None else {}
+            if planned.experts:
+                order = tuple(expert.expert for expert in planned.experts)
                 row |= {"weights": [expert.parameters.get("weight", 1.0) for expert in planned.experts]}
+                row |= {"expert_order": orders.setdefault(order, len(orders))}
             if done.rank is not None:
                 row |= {"rank": done.rank, "energy": done.energy, "spectrum": done.spectrum_key}
             row |= _matrices(planned) | _adapter_facts(planned, done) | _float8_facts(planned, done)

@@ -36,6 +36,9 @@ class ManifestModel(_Part):
 
     name: str = Field(description="as written in the recipe")
     fingerprint: str = Field(description="of its weights when they were merged")
+    kind: str = Field(default="full", description="full, adapter or full+adapter")
+    num_tensors: int | None = Field(default=None, description="that it stores")
+    share_placed: float | None = Field(default=None, description="of its parameters that have a place in the output")
 
 
 class ManifestTensor(_Part):
@@ -49,6 +52,24 @@ class ManifestTensor(_Part):
         pattern=_SHA256, description="of its bytes; if stored as several tensors, of their concatenation"
     )
     stored_as: list[str] | None = Field(default=None, description="names in the file, where they differ from `name`")
+    reason: str = Field(default="", description="why it was treated so")
+    method: str | None = Field(default=None, description="that merged it")
+    method_package: str | None = Field(default=None, description="that defines the method; null: built-in")
+    parameters: dict[str, Any] = Field(default_factory=dict[str, Any], description="of the method, for this tensor")
+    weights: list[float] | None = Field(
+        default=None, description="of the experts, in the order in which they were added"
+    )
+    expert_order: int | None = Field(default=None, description="index into `expert_orders`")
+    rank: int | None = Field(default=None, description="directions that were kept; of several matrices their sum")
+    energy: float | None = Field(default=None, description="share of the sum of the eigenvalues in these directions")
+    spectrum: str | None = Field(default=None, description="key of the decomposition in the store; of the first matrix")
+    orientation: str | None = Field(default=None, description="how the matrix is stored: out_in or in_out")
+    matrix_shape: list[int] | None = Field(default=None, description="in which it was decomposed, if not its own")
+    num_matrices: int | None = Field(default=None, description="into which it was divided")
+    arithmetic: str | None = Field(default=None, description="where it differs from that of the run")
+    truncation_error: float | None = Field(default=None, description="of an adapter's rank, relative")
+    error: float | None = Field(default=None, description="of the stored form, relative")
+    notes: list[str] = Field(default_factory=list[str], description="what the merge noticed")
 
     @property
     def stored_names(self) -> list[str]:
@@ -57,7 +78,7 @@ class ManifestTensor(_Part):
 
 
 class Manifest(_Part):
-    """The parts of a manifest that verification needs."""
+    """The parts of a manifest that verification, `inspect`, `explain` and `compare` need."""
 
     format: int = Field(description="of the manifest")
     eigenmerge: str = Field(description="version that merged")
@@ -65,6 +86,12 @@ class Manifest(_Part):
     recipe: dict[str, Any] = Field(description="without secrets")
     base: ManifestModel | None = Field(description="null where the recipe has none")
     experts: list[ManifestModel] = Field(description="in the recipe's order")
+    expert_orders: list[list[int]] = Field(
+        default_factory=list[list[int]],
+        description="indices of experts in the orders in which tensors add them; an earlier version wrote none",
+    )
+    arithmetic: str = Field(default="float32", description="of the run")
+    warnings: list[str] = Field(default_factory=list[str], description="of the plan")
     files: list[ManifestFile] = Field(description="weight files")
     side_files: dict[str, str] = Field(description="name to sha256")
     tensors: list[ManifestTensor] = Field(description="in the order of the files")

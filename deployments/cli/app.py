@@ -12,7 +12,9 @@ from typer.core import TyperGroup
 from ...core.errors import EigenmergeError, one_line
 from .commands import (
     cache_command,
+    compare_command,
     deploy_command,
+    explain_command,
     extract_command,
     inspect_command,
     merge_command,
@@ -37,6 +39,8 @@ app.command("nightly")(nightly_command.nightly)
 app.command("plan")(plan_command.plan)
 app.command("extract")(extract_command.extract)
 app.command("inspect")(inspect_command.inspect)
+app.command("explain")(explain_command.explain)
+app.command("compare")(compare_command.compare)
 app.command("methods")(methods_command.methods)
 app.command("verify")(verify_command.verify)
 app.add_typer(cache_command.cache, name="cache")

@@ -32,6 +32,7 @@ FOLDERS = {
     "tasks/runners": "where tasks run: threads, Dask, Ray",
     "core": "the whole merge without Prefect",
     "core/steps": "the actions that a command or a flow calls",
+    "core/steps/reading": "what a finished merge recorded: ranks, origins of parameters, one tensor, comparisons",
     "core/steps/verification": "verify checkpoints and stores, and recompute tensors",
     "core/steps/scheduled": "a scheduled merge of registered experts: choose, decide, publish, retain",
     "core/extraction": "make a LoRA adapter of a full fine-tune",

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..options import JsonOption, show_bytes
-from ..table import table_lines
+from ....core.errors import CheckpointError
+from ....core.formats.file_names import MANIFEST_NAME
+from ..merge_facts import look_at_merge, merge_lines, rank_lines
+from ..options import JsonOption, RecipeForStoreOption, StoreOption, show_bytes
+from ..status import set_status
+from ..table import table_lines, terminal_width, wrapped_lines
 from ..terminal import show, show_json
 
 if TYPE_CHECKING:
@@ -21,25 +25,53 @@ _ADAPTER_FACTS = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")
 def inspect(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Directory, file or URI, or BASE+ADAPTER.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List the tensors as well.")] = False,
+    ranks: Annotated[
+        bool, typer.Option("--ranks", help="Of a merge: list the rank of each layer, of how many, and why.")
+    ] = False,
+    store: StoreOption = None,
+    recipe: RecipeForStoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show size, dtypes, architecture and fingerprint of CHECKPOINT.
+    """Show size, dtypes, architecture and fingerprint of CHECKPOINT; of a merge also base, experts, method and time.
 
     Reads headers, and what the fingerprint needs: models of at most 1 GiB, samples of larger ones.
     """
     from ....core.storage.checkpoints.list_model import list_model
 
-    listing = list_model(checkpoint, None)
+    set_status("reading headers")
+    options = _storage_options(recipe)
+    listing = list_model(checkpoint, options)
+    merge = look_at_merge(listing, store, recipe, options)
+    if ranks and merge is None:
+        raise CheckpointError(
+            f"{checkpoint}: has no {MANIFEST_NAME}; --ranks needs a checkpoint that Eigenmerge merged"
+        )
     stored = dict(listing.tensors) | (dict(listing.adapter.tensors) if listing.adapter else {})
     facts = _describe_model(listing)
     if as_json:
         rows = {name: {"dtype": source.dtype, "shape": source.shape} for name, source in stored.items()}
-        show_json(facts | ({"tensors": rows} if tensors else {}))
+        extra: dict[str, Any] = {"merge": merge.facts() if merge is not None else None}
+        extra |= {"tensors": rows} if tensors else {}
+        extra |= {"ranks": [row.as_dict() for row in merge.ranks()]} if merge is not None and ranks else {}
+        show_json(facts | extra)
         return
-    show(*_fact_lines(facts))
+    width = terminal_width()
+    show(*wrapped_lines(_fact_lines(facts), width, indent=14))
+    if merge is not None:
+        show(*wrapped_lines(merge_lines(merge), width, indent=14))
+    if merge is not None and ranks:
+        show(*rank_lines(merge, width))
     if tensors:
         rows = [(source.dtype, "x".join(map(str, source.shape)), name) for name, source in sorted(stored.items())]
         show(*table_lines(("dtype", "shape", "tensor"), rows))
+
+
+def _storage_options(recipe: str | None) -> dict[str, Any] | None:
+    if recipe is None:
+        return None
+    from ....core.steps.read_recipe import read_recipe
+
+    return read_recipe(recipe).storage_options
 
 
 def _describe_model(listing: ModelListing) -> dict[str, Any]:

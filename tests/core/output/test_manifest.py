@@ -86,11 +86,21 @@ def test_a_tensor_that_a_spectral_method_merged() -> None:
         "method": "swudi",
         "parameters": {"exp_time": 3.0},
         "weights": [0.5, 2.0],
+        "expert_order": 0,
         "rank": 2,
         "energy": 0.75,
         "spectrum": "spectra/w.arrow",
         "orientation": "out_in",
     }
+
+
+def test_orders_of_experts_are_listed_once() -> None:
+    plan = small_plan([[weight("a"), weight("b", weights=(0.5, 2.0, 1.0))], [weight("c"), norm("n")]])
+    found = manifest_of(plan, make_checkpoint(plan).reports)
+    rows = {row["name"]: row for row in found["tensors"]}
+    orders = {name: found["expert_orders"][row["expert_order"]] for name, row in rows.items() if "expert_order" in row}
+    planned = {t.name: [e.expert for e in t.experts] for shard in plan.shards for t in shard.tensors if t.experts}
+    assert orders == planned and len(found["expert_orders"]) == len({tuple(order) for order in planned.values()})
 
 
 def test_a_tensor_without_a_method() -> None:

@@ -1,0 +1,1 @@
+"""Read what a finished merge recorded about itself."""
