@@ -101,8 +101,8 @@ class PrefectReport(Listener):
                     {
                         "tensor": markdown_text(tensor.name),
                         "method": markdown_text(tensor.method or tensor.action),
-                        "rank": tensor.rank if tensor.rank is not None else "",
-                        "energy kept": f"{100 * tensor.energy:.1f}%" if tensor.energy is not None else "",
+                        "rank": _both(tensor.rank, tensor.outputs_rank, "{}"),
+                        "energy kept": _both(tensor.energy, tensor.outputs_energy, "{:.1%}"),
                         "seconds": round(tensor.seconds, 3),
                         "spectrum": "reused" if report.reused and tensor.spectrum != "none" else tensor.spectrum,
                     }
@@ -115,6 +115,15 @@ class PrefectReport(Listener):
             return plot_spectra(run)
         except Exception:  # the picture is no part of the result
             return None
+
+
+def _both(inputs: float | None, outputs: float | None, form: str) -> int | str:
+    """Return a number of a decomposition, or of those over inputs and outputs; "" where there is none."""
+    if inputs is None:
+        return ""
+    if outputs is not None:
+        return f"{form.format(inputs)} inputs, {form.format(outputs)} outputs"
+    return inputs if isinstance(inputs, int) else form.format(inputs)
 
 
 def _summary(result: MergeResult) -> str:

@@ -12,7 +12,7 @@ from typing import TypeGuard, cast
 
 from ..errors import CorruptObjectError, ObjectNotFoundError, StoreError
 from ..numerics.interference.exp_times import align_exp_times
-from ..planning.plan import LayerShard, Plan, TensorPlan, spectrum_keys
+from ..planning.plan import LayerShard, Plan, TensorPlan, decompositions
 from ..storage.store import Store
 from .reports import DecomposeReport
 from .sealed_json import read_sealed_json, write_sealed_json
@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 
 def aligned_tensors(shard: LayerShard) -> list[TensorPlan]:
     """Return the tensors of a shard whose filter depends on other layers."""
-    return [tensor for tensor in shard.tensors if tensor.alignment_key is not None]
+    return [tensor for tensor in shard.tensors if tensor.alignment_key or tensor.outputs_alignment_key]
 
 
 def alignment_groups(plan: Plan) -> dict[str, list[str]]:
@@ -30,8 +30,10 @@ def alignment_groups(plan: Plan) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for shard in plan.shards:
         for tensor in aligned_tensors(shard):
-            assert tensor.alignment_key is not None
-            groups.setdefault(tensor.alignment_key, []).extend(spectrum_keys(tensor))
+            for view in tensor.views or (None,):
+                for one in decompositions(tensor, view):
+                    assert one.alignment_key is not None
+                    groups.setdefault(one.alignment_key, []).append(one.spectrum_key)
     return groups
 
 

@@ -21,6 +21,8 @@ class TensorReport:
     rank : number of directions that the method kept (K); None where the method has no spectrum
     energy : share of the eigenvalue sum in those directions, 0 to 1
     spectrum : origin of the decomposition
+    outputs_rank, outputs_energy, outputs_spectrum_key : the same of the decomposition over the outputs, where a tensor
+        is decomposed over both sides
     truncation_error : of an adapter, the share of the merged delta that its rank leaves out (Frobenius norm); None for
         full checkpoints
     error : difference of what is stored from what was merged, relative to it (Frobenius norm): of an adapter's factors,
@@ -39,6 +41,9 @@ class TensorReport:
     notes: tuple[str, ...] = ()
     truncation_error: float | None = None
     error: float | None = None
+    outputs_rank: int | None = None
+    outputs_energy: float | None = None
+    outputs_spectrum_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

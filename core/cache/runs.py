@@ -105,7 +105,13 @@ def _read_checked(store: Store, run_key: str, name: str) -> dict[str, Any]:
 def _tensor_objects(tensor: TensorPlan) -> Iterator[str]:
     yield from spectrum_keys(tensor)
     matrices = (tensor, *tensor.views)
-    keys = (tensor.alignment_key, *(one.calibration_key for one in matrices), *(one.sums_key for one in matrices))
+    keys = (
+        tensor.alignment_key,
+        tensor.outputs_alignment_key,
+        *(one.calibration_key for one in matrices),
+        *(one.sums_key for one in matrices),
+        *(one.outputs.sums_key for one in matrices if one.outputs is not None),
+    )
     yield from (key for key in keys if key is not None)
 
 

@@ -31,7 +31,7 @@ class StoredFactors:
     error: float
 
 
-def stored_factors(delta: LowRank, adapter: AdapterFactors, dtype: torch.dtype) -> StoredFactors:
+def stored_factors(delta: torch.Tensor | LowRank, adapter: AdapterFactors, dtype: torch.dtype) -> StoredFactors:
     """Return the best approximation of the adapter's rank, U S V^T, as lora_B = U sqrt(S) and lora_A = sqrt(S) V^T.
 
     The singular values descend, so the first rows and columns are an adapter of lower rank. A delta of lower rank is

@@ -19,7 +19,7 @@ from ..errors import CorruptObjectError, ObjectNotFoundError, ShapeError
 from ..numerics.interference.operator import InterferenceOperator, accumulate
 from ..numerics.interference.stored_form import StoredForm, reorder_experts, stack_factors, stored_form, unstack_factors
 from ..numerics.interference.summed_task_vectors import SummedTaskVectors
-from ..numerics.task_vectors import InMemoryTaskVectors, LowRank, TaskVectors
+from ..numerics.task_vectors import InMemoryTaskVectors, LowRank, TaskVectors, TransposedTaskVectors
 from ..storage.store import Store
 from .expert_stream import ExpertStream
 
@@ -60,13 +60,14 @@ class KeptSums:
         self.notes: list[str] = []
         self.bytes_read = 0
 
-    def task_vectors(self, stream: ExpertStream, key: str, members: Sequence[str]) -> TaskVectors:
+    def task_vectors(self, stream: TaskVectors, key: str, members: Sequence[str]) -> TaskVectors:
         """Return the experts of one matrix together with their sums, and keep the sums of all of them.
 
         Reads the base, and those experts that are not in the largest subset in the store.
 
         Parameters
         ----------
+        stream : ExpertStream, or TransposedTaskVectors of one: the sums are then those of the transposed matrix
         key : `TensorPlan.sums_key`, or the view's
         members : `TensorPlan.members`, one for each expert of the stream
         """
@@ -74,7 +75,7 @@ class KeptSums:
             return self._factors(stream, key, members)
         return SummedTaskVectors(self._operator(stream, key, members), stream)
 
-    def second_pass(self, stream: ExpertStream, key: str, members: Sequence[str]) -> TaskVectors:
+    def second_pass(self, stream: TaskVectors, key: str, members: Sequence[str]) -> TaskVectors:
         """Return the experts for a second pass: their kept factors, or else the experts themselves."""
         return self._factors(stream, key, members) if _form(stream) == "factors" else stream
 
@@ -89,11 +90,11 @@ class KeptSums:
         subset = self._largest_subset(key, members, parse)
         if not subset.missing and subset.stored is not None:
             return subset.stored
-        total = weighted_sum_of(_restrict(stream, subset.missing), subset.stored)
+        total = weighted_sum_of(_restrict_stream(stream, subset.missing), subset.stored)
         self._keep(key, "sum", members, subset.all, {"sum": total})
         return total
 
-    def _operator(self, stream: ExpertStream, key: str, members: Sequence[str]) -> InterferenceOperator:
+    def _operator(self, stream: TaskVectors, key: str, members: Sequence[str]) -> InterferenceOperator:
         def parse(form: str, tensors: Mapping[str, torch.Tensor]) -> InterferenceOperator:
             if form == "factors":
                 found = accumulate(InMemoryTaskVectors(unstack_factors(tensors)))
@@ -112,7 +113,7 @@ class KeptSums:
         positions = sorted(range(len(members)), key=subset.all.__getitem__)
         return reorder_experts(operator, positions)
 
-    def _factors(self, stream: ExpertStream, key: str, members: Sequence[str]) -> TaskVectors:
+    def _factors(self, stream: TaskVectors, key: str, members: Sequence[str]) -> TaskVectors:
         def parse(form: str, tensors: Mapping[str, torch.Tensor]) -> list[LowRank]:
             found = unstack_factors(tensors)
             if any(expert.shape != stream.shape for expert in found):
@@ -193,11 +194,19 @@ def weighted_sum_of(stream: ExpertStream, start: torch.Tensor | None = None) -> 
     return total
 
 
-def _form(stream: ExpertStream) -> StoredForm:
+def _form(stream: TaskVectors) -> StoredForm:
     return stored_form(stream.shape, stream.max_ranks, stream.all_low_rank)
 
 
-def _restrict(stream: ExpertStream, indices: Sequence[int]) -> ExpertStream:
+def _restrict(stream: TaskVectors, indices: Sequence[int]) -> TaskVectors:
+    """Return the same task vectors of these experts alone."""
+    if isinstance(stream, TransposedTaskVectors):
+        return TransposedTaskVectors(_restrict(stream.original, indices))
+    assert isinstance(stream, ExpertStream), type(stream)
+    return _restrict_stream(stream, indices)
+
+
+def _restrict_stream(stream: ExpertStream, indices: Sequence[int]) -> ExpertStream:
     """Return a stream of these experts alone, which shares the base in memory."""
     experts = tuple(stream.tensor.experts[index] for index in indices)
     if any(expert.full is not None for expert in experts):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,14 +14,15 @@ from ..cache.reports import Origin
 from ..cache.spectra.cache import SpectrumCache
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
-from ..numerics.apply_filter import Factors
-from ..numerics.method import SpectralMethod
+from ..numerics.apply_filter import Factors, low_rank_form
+from ..numerics.method import Side, SpectralMethod
 from ..numerics.registry import get_planned_method
 from ..numerics.rounding import arithmetic_epsilon, singular_value_cut
 from ..numerics.spectrum import Spectrum
-from ..numerics.svd.svc import calibration_warning, flat_spectrum_warning, svc_decompose, svc_factors, svc_of_filtered
-from ..numerics.task_vectors import TaskVectors
-from ..planning.plan import MatrixView, RunSettings, TensorPlan
+from ..numerics.svd.side_deltas import FilteredSide, add_sides, svc_of_sides
+from ..numerics.svd.svc import calibration_warning, flat_spectrum_warning, svc_decompose, svc_factors
+from ..numerics.task_vectors import LowRank, TaskVectors, TransposedTaskVectors
+from ..planning.plan import Decomposition, RunSettings, TensorPlan, decompositions, part_label
 from ..recipe.parts import SvcCalibration
 from ..storage.store import Store
 from .calibrated_direct import MergedDelta, without_weights
@@ -37,6 +38,7 @@ class SpectralFacts:
     energy : share of the sum of the eigenvalues in those directions, 0 to 1
     origin : "computed" if any spectrum was decomposed by this run
     spectrum_key : of the first matrix
+    outputs : of the decomposition over the outputs, where the tensor is decomposed over both sides
     """
 
     rank: int
@@ -44,16 +46,19 @@ class SpectralFacts:
     origin: Origin
     spectrum_key: str
     notes: tuple[str, ...] = ()
+    outputs: SpectralFacts | None = None
 
 
 def combine_facts(facts: Sequence[SpectralFacts]) -> SpectralFacts:
     """Return the facts of a tensor that consists of several matrices: the ranks add up, the smallest energy counts."""
+    outputs = [one.outputs for one in facts if one.outputs is not None]
     return SpectralFacts(
         rank=sum(one.rank for one in facts),
         energy=min(one.energy for one in facts),
         origin="computed" if any(one.origin == "computed" for one in facts) else facts[-1].origin,
         spectrum_key=facts[0].spectrum_key,
         notes=tuple(note for one in facts for note in one.notes),
+        outputs=combine_facts(outputs) if outputs else None,
     )
 
 
@@ -83,33 +88,61 @@ class SpectralMerger:
         """Values and statistics of all spectra so far."""
         return self._spectra.rows
 
-    def filtered_spectrum(self, stream: ExpertStream) -> tuple[Spectrum, Factors, SpectralFacts]:
-        """Return one matrix' spectrum, and the factors that make the merged delta of it; calibrated by SVC if planned.
+    def merged_delta(self, stream: ExpertStream) -> tuple[torch.Tensor | LowRank, SpectralFacts]:
+        """Return the merged delta of one matrix, (out, in), calibrated by SVC if planned.
 
         Raises
         ------
         NonFiniteError : an input holds NaN or Inf
         """
         tensor = stream.tensor
-        key = _spectrum_key(stream)
         method, parameters = planned_method(tensor)
-        parameters = self._aligned(parameters, tensor, key)
+        sides = method.sides(parameters, stream.shape)
+        planned = decompositions(tensor, stream.view)
+        facts: list[SpectralFacts] = []
+
+        def filter_sides() -> Iterator[FilteredSide]:
+            for side, one in zip(sides, planned, strict=True):
+                assert side.over_outputs == one.over_outputs, "the plan has the sides of the method"
+                spectrum, factors, found = self._filtered(method, parameters, stream, side, one)
+                facts.append(found)
+                yield side, spectrum, factors
+                del spectrum, factors
+
+        notes: tuple[str, ...] = ()
+        if "svc" in tensor.calibration:
+            spectrum, factors, notes = self._calibrated(method, stream, sides, filter_sides())
+            delta: torch.Tensor | LowRank = LowRank(*low_rank_form(spectrum, factors))
+        else:
+            delta = add_sides(sides, filter_sides(), stream.shape)
+        origin: Origin = "computed" if any(one.origin == "computed" for one in facts) else facts[0].origin
+        outputs = facts[1] if len(facts) > 1 else None
+        return delta, replace(facts[0], origin=origin, notes=notes, outputs=outputs)
+
+    def _filtered(
+        self,
+        method: SpectralMethod[Any, Any],
+        parameters: Any,
+        stream: ExpertStream,
+        side: Side,
+        planned: Decomposition,
+    ) -> tuple[Spectrum, Factors, SpectralFacts]:
+        """Return the spectrum of one side, and the factors that make its delta."""
+        key = planned.spectrum_key
+        parameters = self._aligned(parameters, planned)
         values: list[torch.Tensor] = []
 
         def factors_of(spectrum: Spectrum) -> Factors:
             values[:] = [spectrum.values]
             return method.factors(spectrum, parameters)
 
-        decompose = partial(self._decompose, method, parameters, stream)
-        spectrum, factors, origin = self._spectra.factored(key, decompose, factors_of, self._provenance(method, stream))
-        facts = SpectralFacts(factors.rank, _energy(values[0], factors.rank), origin, key)
-        if "svc" not in tensor.calibration:
-            return spectrum, factors, facts
-        calibrated, calibrated_factors, notes = self._calibrated(method, stream, spectrum, factors)
-        return calibrated, calibrated_factors, SpectralFacts(facts.rank, facts.energy, origin, key, notes)
+        decompose = partial(self._decompose, method, parameters, stream, side, planned)
+        provenance = self._provenance(method, stream, planned)
+        spectrum, factors, origin = self._spectra.factored(key, decompose, factors_of, provenance)
+        return spectrum, factors, SpectralFacts(factors.rank, _energy(values[0], factors.rank), origin, key)
 
-    def calibrated(self, stream: ExpertStream, delta: MergedDelta) -> tuple[Spectrum, Factors, SpectralFacts]:
-        """Return the spectrum of one matrix that a direct method merges, and the factors of SVC.
+    def calibrated(self, stream: ExpertStream, delta: MergedDelta) -> tuple[torch.Tensor | LowRank, SpectralFacts]:
+        """Return the merged delta of one matrix that a direct method merges, calibrated by SVC.
 
         Neither the merged delta nor the experts are read where the store has the spectrum.
 
@@ -131,42 +164,63 @@ class SpectralMerger:
         rank = _numerical_rank(values[0], min(spectrum.shape))
         warning = flat_spectrum_warning(spectrum)
         notes = (warning,) if warning is not None else ()
-        return spectrum, factors, SpectralFacts(rank, _energy(values[0], rank), origin, key, notes)
+        merged = LowRank(*low_rank_form(spectrum, factors))
+        return merged, SpectralFacts(rank, _energy(values[0], rank), origin, key, notes)
 
-    def largest_value(self, stream: ExpertStream) -> tuple[str, float, Origin]:
-        """Return the key of one matrix' spectrum, its largest value, and whether this call computed the spectrum.
+    def largest_values(self, stream: ExpertStream) -> list[tuple[str, float, Origin]]:
+        """Return of each decomposition of one matrix its key, its largest value, and whether this call computed it.
 
-        The spectrum is in the store afterwards if the recipe keeps spectra. The value is 0 where all experts are zero.
+        The spectra are in the store afterwards if the recipe keeps spectra. The value is 0 where all experts are zero.
 
         Raises
         ------
         NonFiniteError : an input holds NaN or Inf, and `allow_nonfinite` is false; with it the value is 0
         """
-        key = _spectrum_key(stream)
         method, parameters = planned_method(stream.tensor)
-        decompose = partial(self._decompose, method, parameters, stream)
-        try:
-            values, origin = self._spectra.values(key, decompose, self._provenance(method, stream))
-        except NonFiniteError:
-            if not self._settings.allow_nonfinite or stream.tensor.base is None:
-                raise
-            return key, 0.0, "none"
-        return key, float(values[0]) if len(values) else 0.0, origin
+        found: list[tuple[str, float, Origin]] = []
+        planned = decompositions(stream.tensor, stream.view)
+        for side, one in zip(method.sides(parameters, stream.shape), planned, strict=True):
+            decompose = partial(self._decompose, method, parameters, stream, side, one)
+            try:
+                values, origin = self._spectra.values(
+                    one.spectrum_key, decompose, self._provenance(method, stream, one)
+                )
+            except NonFiniteError:
+                if not self._settings.allow_nonfinite or stream.tensor.base is None:
+                    raise
+                found.append((one.spectrum_key, 0.0, "none"))
+            else:
+                found.append((one.spectrum_key, float(values[0]) if len(values) else 0.0, origin))
+        return found
 
-    def _decompose(self, method: SpectralMethod[Any, Any], parameters: Any, stream: ExpertStream) -> Spectrum:
-        return method.decompose(self._first_pass(stream), parameters)
+    def _decompose(
+        self,
+        method: SpectralMethod[Any, Any],
+        parameters: Any,
+        stream: ExpertStream,
+        side: Side,
+        planned: Decomposition,
+    ) -> Spectrum:
+        task_vectors = side.task_vectors_of(stream)
+        if planned.sums_key is not None:
+            task_vectors = self._sums.task_vectors(task_vectors, planned.sums_key, stream.tensor.members)
+        return method.decompose(task_vectors, parameters)
 
-    def _aligned(self, parameters: Any, tensor: TensorPlan, key: str) -> Any:
+    def _aligned(self, parameters: Any, planned: Decomposition) -> Any:
         """Return the parameters with this layer's own filter time, where that depends on the other layers."""
-        if tensor.alignment_key is None:
+        if planned.alignment_key is None:
             return parameters
         time = self._aligned_exp_times.exp_time(
-            tensor.alignment_key, key, parameters.exp_time, parameters.alignment_rho
+            planned.alignment_key, planned.spectrum_key, parameters.exp_time, parameters.alignment_rho
         )
         return parameters.model_copy(update={"exp_time": time})
 
     def _calibrated(
-        self, method: SpectralMethod[Any, Any], stream: ExpertStream, spectrum: Spectrum, factors: Factors
+        self,
+        method: SpectralMethod[Any, Any],
+        stream: ExpertStream,
+        sides: Sequence[Side],
+        filtered: Iterator[FilteredSide],
     ) -> tuple[Spectrum, Factors, tuple[str, ...]]:
         """Apply SVC to the merged delta. Its spectrum is kept too, so that another alpha reads no expert."""
         tensor, view = stream.tensor, stream.view
@@ -174,28 +228,34 @@ class SpectralMerger:
         assert key is not None, "the planner sets a key for every calibration"
         found, calibrated, _ = self._spectra.factored(
             key,
-            lambda: svc_of_filtered(spectrum, factors, self._second_pass(stream)),
+            lambda: svc_of_sides(sides, filtered, stream.shape, self._second_pass(stream)),
             partial(_svc_factors, tensor),
             _svc_provenance(stream, method.name),
         )
+        for _ in filtered:  # where the calibration was in the store: the facts of all sides are reported
+            pass
         warning = flat_spectrum_warning(found)
         # The plan has warned about methods for which this is always so.
         notes = (warning,) if warning is not None and calibration_warning(method.name) is None else ()
         return found, calibrated, notes
 
-    def _first_pass(self, stream: ExpertStream) -> TaskVectors:
-        key = _sums_key(stream)
-        return stream if key is None else self._sums.task_vectors(stream, key, stream.tensor.members)
-
     def _second_pass(self, stream: ExpertStream) -> TaskVectors:
-        key = _sums_key(stream)
-        return stream if key is None else self._sums.second_pass(stream, key, stream.tensor.members)
+        """Return the experts, or their kept factors instead of them."""
+        kept = decompositions(stream.tensor, stream.view)[0]
+        if kept.sums_key is None:
+            return stream
+        members = stream.tensor.members
+        if not kept.over_outputs:
+            return self._sums.second_pass(stream, kept.sums_key, members)
+        return TransposedTaskVectors(self._sums.second_pass(TransposedTaskVectors(stream), kept.sums_key, members))
 
-    def _provenance(self, method: SpectralMethod[Any, Any], stream: ExpertStream) -> dict[str, object]:
-        tensor, view = stream.tensor, stream.view
+    def _provenance(
+        self, method: SpectralMethod[Any, Any], stream: ExpertStream, planned: Decomposition
+    ) -> dict[str, object]:
+        tensor = stream.tensor
         return {
             "tensor": tensor.name,
-            "part": view.label if view else None,
+            "part": part_label(stream.view, planned.over_outputs),
             "method": method.name,
             "algorithm_version": method.algorithm_version,
             "arithmetic": self._settings.arithmetic,
@@ -233,11 +293,6 @@ def _energy(values: torch.Tensor, rank: int) -> float:
 
 
 def _spectrum_key(stream: ExpertStream) -> str:
-    view: MatrixView | None = stream.view
-    key = stream.tensor.spectrum_key if view is None else view.spectrum_key
+    key = stream.tensor.spectrum_key if stream.view is None else stream.view.spectrum_key
     assert key is not None, "the planner sets a key for every decomposition"
     return key
-
-
-def _sums_key(stream: ExpertStream) -> str | None:
-    return stream.tensor.sums_key if stream.view is None else stream.view.sums_key

@@ -13,13 +13,11 @@ from ..cache.reports import Origin, TensorReport
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..formats.digest import hash_bytes
-from ..numerics.apply_filter import Factors, apply_factors, low_rank_form
 from ..numerics.cast import round_once
 from ..numerics.linear_algebra import TOO_LARGE, overflow_refused
 from ..numerics.method import DirectMethod
 from ..numerics.registry import get_planned_method
-from ..numerics.spectrum import Spectrum
-from ..numerics.task_vectors import LowRank
+from ..numerics.task_vectors import LowRank, to_dense, transpose
 from ..planning.plan import MatrixView, RunSettings, TensorPlan
 from ..planning.shards import OutputEntry, output_entries
 from ..storage.checkpoints.tensor_reader import TensorReader
@@ -33,8 +31,8 @@ from .kept_sums import KeptSums, weighted_sum_of
 from .row_placement import place_rows
 from .spectral_merger import SpectralFacts, SpectralMerger, combine_facts
 
-# From one matrix of a tensor to its spectrum and the factors that make the merged delta of it.
-_SpectrumOf = Callable[[ExpertStream], tuple[Spectrum, Factors, SpectralFacts]]
+# From one matrix of a tensor to its merged delta.
+_DeltaOf = Callable[[ExpertStream], tuple[torch.Tensor | LowRank, SpectralFacts]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +109,7 @@ class TensorMerger:
             weight = quantize(merged.tensors[0], tensor.float8, tensor.name)
             merged = replace(merged, tensors=(weight.stored, weight.scale), error=weight.error)
         spectral = merged.spectral
+        outputs = spectral.outputs if spectral else None
         entries = zip(merged.tensors, output_entries(tensor), strict=True)
         pieces = [_bytes_of(_cast(result, entry, tensor.name, action != "copy")) for result, entry in entries]
         data = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
@@ -124,6 +123,9 @@ class TensorMerger:
             energy=spectral.energy if spectral else None,
             spectrum=spectral.origin if spectral else "none",
             spectrum_key=spectral.spectrum_key if spectral else None,
+            outputs_rank=outputs.rank if outputs else None,
+            outputs_energy=outputs.energy if outputs else None,
+            outputs_spectrum_key=outputs.spectrum_key if outputs else None,
             notes=notes + (spectral.notes if spectral else ()),
             truncation_error=merged.truncation_error,
             error=merged.error,
@@ -135,11 +137,12 @@ class TensorMerger:
 
         Raises
         ------
-        as `SpectralMerger.largest_value`
+        as `SpectralMerger.largest_values`
         """
         spectral = self._of(tensor).spectral
         with overflow_refused(f"tensor {tensor.name!r}"):
-            found = [spectral.largest_value(self._stream(tensor, view)) for view in tensor.views or (None,)]
+            matrices = [spectral.largest_values(self._stream(tensor, view)) for view in tensor.views or (None,)]
+        found = [one for decompositions in matrices for one in decompositions]
         origins = {origin for _, _, origin in found}
         return {key: value for key, value, _ in found}, "computed" if "computed" in origins else "reused"
 
@@ -159,7 +162,7 @@ class TensorMerger:
             parameters = method.Parameters.model_validate(dict(tensor.parameters))
             experts = [method.Expert.model_validate(dict(expert.parameters)) for expert in tensor.experts]
             return _Merged((method.merge(self._stream(tensor), parameters, experts),))
-        return self._merge_matrices(tensor, self._of(tensor).spectral.filtered_spectrum)
+        return self._merge_matrices(tensor, self._of(tensor).spectral.merged_delta)
 
     def _merge_calibrated(self, tensor: TensorPlan) -> _Merged:
         """Return what a direct method merges, calibrated by SVC."""
@@ -167,16 +170,16 @@ class TensorMerger:
         delta = MergedDelta(tensor, self._reader, tools.dtype, self._device, self._settings.seed)
         return self._merge_matrices(tensor, lambda stream: tools.spectral.calibrated(stream, delta))
 
-    def _merge_matrices(self, tensor: TensorPlan, spectrum_of: _SpectrumOf) -> _Merged:
+    def _merge_matrices(self, tensor: TensorPlan, delta_of: _DeltaOf) -> _Merged:
         """Return base + merged delta of all matrices of a tensor, joined to the tensor's shape."""
         if not tensor.views:
-            result, one = _add_delta(self._stream(tensor), spectrum_of)
+            result, one = _add_delta(self._stream(tensor), delta_of)
             result = result.T if tensor.in_out else result
             return _Merged((result.reshape(tensor.shape),), one)
         joined: torch.Tensor | None = None
         facts: list[SpectralFacts] = []
         for view in tensor.views:
-            result, one = _add_delta(self._stream(tensor, view), spectrum_of)
+            result, one = _add_delta(self._stream(tensor, view), delta_of)
             entries = slice(view.start, view.stop, view.step)
             joined = result.new_empty(tensor.matrix_shape or tensor.shape) if joined is None else joined
             matrix = joined if view.index is None else joined[view.index]
@@ -193,9 +196,8 @@ class TensorMerger:
         if tensor.action == "mean":
             delta = mean_factors(stream, _scale(tensor))
         else:
-            spectrum, factors, facts = self._of(tensor).spectral.filtered_spectrum(stream)
-            delta = LowRank(*low_rank_form(spectrum, factors))
-            delta = LowRank(delta.right.T, delta.left.T) if tensor.in_out else delta
+            delta, facts = self._of(tensor).spectral.merged_delta(stream)
+            delta = transpose(delta) if tensor.in_out else delta
         stored = stored_factors(delta, tensor.adapter, torch_dtype(tensor.out_dtype))
         return _Merged((stored.down, stored.up), facts, stored.truncation_error, stored.error)
 
@@ -237,10 +239,11 @@ class TensorMerger:
         return ExpertStream(tensor, self._reader, dtype, self._device, self._settings.seed, view)
 
 
-def _add_delta(stream: ExpertStream, spectrum_of: _SpectrumOf) -> tuple[torch.Tensor, SpectralFacts]:
+def _add_delta(stream: ExpertStream, delta_of: _DeltaOf) -> tuple[torch.Tensor, SpectralFacts]:
     """Return base + merged delta of one matrix."""
-    spectrum, factors, facts = spectrum_of(stream)
-    delta = apply_factors(spectrum, factors)
+    merged, facts = delta_of(stream)
+    delta = to_dense(merged)
+    del merged
     return delta if stream.base is None else delta.add_(stream.base), facts
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .apply_filter import Factors
 from .lazy_torch import torch
 from .spectrum import Spectrum
-from .task_vectors import LowRank, TaskVectors
+from .task_vectors import LowRank, TaskVectors, TransposedTaskVectors
 
 # For packages with methods of their own; `eigenmerge` exports the same names (docs/own-method.md).
 __all__ = [
@@ -56,6 +57,26 @@ class ExpertParameters(MethodParameters):
     """Parameters of one expert: in a recipe under `models[].parameters`, or under `parameters` for all experts."""
 
     weight: float = Field(1.0, description="factor on this expert's task vector")
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One decomposition of a weight, over its inputs (columns) or over its outputs (rows).
+
+    over_outputs : the task vectors are transposed before they are decomposed, and the merged delta is transposed back
+    share : factor of this merged delta in the result; those of all sides of a weight add up to 1
+    """
+
+    over_outputs: bool = False
+    share: float = 1.0
+
+    def shape_of(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the shape of the matrices that are decomposed, for a weight of shape (M, K)."""
+        return (shape[1], shape[0]) if self.over_outputs else shape
+
+    def task_vectors_of(self, task_vectors: TaskVectors) -> TaskVectors:
+        """Return the task vectors that are decomposed."""
+        return TransposedTaskVectors(task_vectors) if self.over_outputs else task_vectors
 
 
 P = TypeVar("P", bound=MethodParameters)
@@ -103,6 +124,13 @@ class SpectralMethod(Method[P, E]):
         May use `values`, `statistics`, `info`, `shape` and `num_experts` of the spectrum, not its vectors: they are
         read later, and only those with a factor other than 0.
         """
+
+    def sides(self, parameters: P, shape: tuple[int, int]) -> tuple[Side, ...]:
+        """Return over which sides a weight of shape (M, K) is decomposed; `decompose` gets transposed task vectors.
+
+        The merged delta is the sum of the sides' deltas, each multiplied by its share.
+        """
+        return (Side(),)
 
     def needs_float64(self, parameters: P) -> bool:
         """Return True where the filter multiplies the rounding of float32 so much that the result would be wrong.

@@ -69,6 +69,8 @@ def _validate(method: AnyMethod, model: type[MethodParameters], values: dict[str
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
             raise RecipeError(f"{method.name} needs the parameter {place!r}: {_describe(model, place)}") from None
+        if not place:  # values that do not fit each other
+            raise RecipeError(f"{method.name}: {first['msg'].removeprefix('Value error, ')}") from None
         raise RecipeError(f"{method.name}: {place} is {first['input']!r}: {first['msg']}") from None
 
 

@@ -116,6 +116,52 @@ class InMemoryTaskVectors:
         return iter(self._vectors)
 
 
+class TransposedTaskVectors:
+    """The transposes of task vectors, (K, M) each, as views without a copy; factors are exchanged and transposed.
+
+    Parameters
+    ----------
+    original : TaskVectors, (M, K)
+    """
+
+    def __init__(self, original: TaskVectors) -> None:
+        self.original = original
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.original.shape
+        return columns, rows
+
+    @property
+    def num_experts(self) -> int:
+        return self.original.num_experts
+
+    @property
+    def max_ranks(self) -> Sequence[int]:
+        return self.original.max_ranks
+
+    @property
+    def all_low_rank(self) -> bool:
+        return self.original.all_low_rank
+
+    def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
+        for vector in self.original:
+            transposed = transpose(vector)
+            del vector  # a bound name would keep this expert in memory beside the next one
+            yield transposed
+            del transposed
+
+
+def transpose(delta: torch.Tensor | LowRank) -> torch.Tensor | LowRank:
+    """Return the transpose of a matrix or of a product of factors, as views."""
+    return LowRank(delta.right.T, delta.left.T) if isinstance(delta, LowRank) else delta.T
+
+
+def to_dense(delta: torch.Tensor | LowRank) -> torch.Tensor:
+    """Return a matrix as it is, and a product of factors multiplied out."""
+    return delta.dense() if isinstance(delta, LowRank) else delta
+
+
 def may_overflow(vector: torch.Tensor | LowRank, num_experts: int) -> bool:
     """Return whether the sum of the absolute entries of `num_experts` such task vectors may exceed the dtype's range.
 

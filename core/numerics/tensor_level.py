@@ -14,11 +14,12 @@ from .apply_filter import apply_factors
 from .cast import round_once
 from .lazy_torch import torch
 from .linear_algebra import TOO_LARGE, overflow_refused
-from .method import AnyMethod, DirectMethod, ExpertParameters, MethodParameters, SpectralMethod
+from .method import AnyMethod, DirectMethod, ExpertParameters, MethodParameters, Side, SpectralMethod
 from .parameters import parse_parameters
 from .registry import get_method
-from .svd.svc import Count, apply_svc, svc_factors, svc_of_filtered
-from .task_vectors import InMemoryTaskVectors, LowRank, may_overflow
+from .svd.side_deltas import FilteredSide, add_sides, svc_of_sides
+from .svd.svc import Count, apply_svc, svc_factors
+from .task_vectors import InMemoryTaskVectors, LowRank, may_overflow, to_dense
 
 _CALIBRATIONS = {"svc": ("alpha", "count")}
 
@@ -123,14 +124,21 @@ def _merge_spectral(
     weights = [expert.weight for expert in experts if isinstance(expert, ExpertParameters)]
     weighted = [_multiply(vector, weight) for vector, weight in zip(stacked, weights, strict=True) if weight != 0]
     if not weighted:
-        return torch.zeros_like(_to_dense(next(iter(stacked))))
+        return torch.zeros_like(to_dense(next(iter(stacked))))
     vectors = InMemoryTaskVectors(weighted)
-    spectrum = method.decompose(vectors, settings)
-    factors = method.factors(spectrum, settings)
-    if svc is not None:
-        spectrum = svc_of_filtered(spectrum, factors, vectors)
-        factors = svc_factors(spectrum, svc.alpha, svc.count, method.name)
-    return apply_factors(spectrum, factors)
+    sides = method.sides(settings, vectors.shape)
+    filtered = (_filter_side(method, settings, side, vectors) for side in sides)
+    if svc is None:
+        return to_dense(add_sides(sides, filtered, vectors.shape))
+    spectrum = svc_of_sides(sides, filtered, vectors.shape, vectors)
+    return apply_factors(spectrum, svc_factors(spectrum, svc.alpha, svc.count, method.name))
+
+
+def _filter_side(
+    method: SpectralMethod[Any, Any], settings: MethodParameters, side: Side, vectors: InMemoryTaskVectors
+) -> FilteredSide:
+    spectrum = method.decompose(side.task_vectors_of(vectors), settings)
+    return side, spectrum, method.factors(spectrum, settings)
 
 
 def _merge_direct(
@@ -160,7 +168,7 @@ class _InMemoryInputs:
     name = "tensor"
 
     def __init__(self, stacked: InMemoryTaskVectors, base: torch.Tensor | None, seed: int) -> None:
-        self._vectors = [_to_dense(vector) for vector in stacked]
+        self._vectors = [to_dense(vector) for vector in stacked]
         first = self._vectors[0]
         self._base = torch.zeros_like(first) if base is None else base.to(first.device, first.dtype)
         self.seed = seed
@@ -239,10 +247,6 @@ def _multiply(vector: torch.Tensor | LowRank, weight: float) -> torch.Tensor | L
     if weight == 1.0:
         return vector
     return LowRank(vector.left * weight, vector.right) if isinstance(vector, LowRank) else vector * weight
-
-
-def _to_dense(vector: torch.Tensor | LowRank) -> torch.Tensor:
-    return vector.dense() if isinstance(vector, LowRank) else vector
 
 
 def _dtype_of(vector: torch.Tensor | LowRank) -> torch.dtype:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..cache.reports import ShardReport, TensorReport
 from ..planning.outputs.matrices import is_fused_qkv
-from ..planning.plan import ModelSummary, Plan, TensorPlan
+from ..planning.plan import ModelSummary, Plan, TensorPlan, decompositions
 from ..planning.shards import output_entries
 from ..planning.summary import arrival_row
 
@@ -94,6 +94,9 @@ def _tensors(
                 row |= {"expert_order": orders.setdefault(order, len(orders))}
             if done.rank is not None:
                 row |= {"rank": done.rank, "energy": done.energy, "spectrum": done.spectrum_key}
+            if done.outputs_rank is not None:
+                row |= {"outputs_rank": done.outputs_rank, "outputs_energy": done.outputs_energy}
+                row |= {"outputs_spectrum": done.outputs_spectrum_key}
             row |= _matrices(planned) | _adapter_facts(planned, done) | _float8_facts(planned, done)
             if done.notes:
                 row["notes"] = list(done.notes)
@@ -108,6 +111,9 @@ def _matrices(planned: TensorPlan) -> dict[str, Any]:
     facts: dict[str, Any] = {"orientation": "in_out" if planned.in_out else "out_in"}
     if is_fused_qkv(planned.name):
         facts["qkv"] = "split" if planned.views else "stored"
+    over_outputs = {one.over_outputs for view in planned.views or (None,) for one in decompositions(planned, view)}
+    if True in over_outputs:
+        facts["decomposed_over"] = ["inputs", "outputs"] if False in over_outputs else ["outputs"]
     if planned.matrix_shape is not None:
         facts["matrix_shape"] = list(planned.matrix_shape)
     if planned.views:

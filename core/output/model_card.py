@@ -81,12 +81,20 @@ def _weight(plan: Plan, expert: int) -> str:
 
 
 def _rank_lines(reports: Sequence[ShardReport]) -> list[str]:
-    ranks = [(tensor.rank, tensor.energy) for report in reports for tensor in report.tensors if tensor.rank is not None]
-    if not ranks:
+    tensors = [tensor for report in reports for tensor in report.tensors]
+    lines = _sentence_on_ranks("", [(tensor.rank, tensor.energy) for tensor in tensors])
+    return lines + _sentence_on_ranks(
+        " over outputs, of layers that are decomposed over both sides",
+        [(tensor.outputs_rank, tensor.outputs_energy) for tensor in tensors],
+    )
+
+
+def _sentence_on_ranks(which: str, found: Sequence[tuple[int | None, float | None]]) -> list[str]:
+    kept = sorted(rank for rank, _ in found if rank is not None)
+    if not kept:
         return []
-    kept = sorted(rank for rank, _ in ranks)
-    energies = [energy for _, energy in ranks if energy is not None]
-    text = f"Directions kept per layer: {kept[0]} to {kept[-1]}, median {kept[len(kept) // 2]}"
+    energies = [energy for _, energy in found if energy is not None]
+    text = f"Directions kept per layer{which}: {kept[0]} to {kept[-1]}, median {kept[len(kept) // 2]}"
     if energies:
         text += f"; they hold {100 * min(energies):.1f}% to {100 * max(energies):.1f}% of each layer's eigenvalue sum"
     return [text + ".", ""]

@@ -124,7 +124,7 @@ def tensor_identity(
         "method": tensor.method,
         "parameters": tensor.parameters,
         "calibration": tensor.calibration,
-        "spectra": [tensor.spectrum_key, *(view.spectrum_key for view in tensor.views)],
+        "spectra": [tensor.spectrum_key, *(view.spectrum_key for view in tensor.views), *_outputs_keys(tensor)],
     }
     if tensor.spectrum_key is None and not tensor.views:  # otherwise the spectrum keys identify the experts
         pairs = zip(experts, tensor.experts, strict=True)
@@ -142,6 +142,11 @@ def tensor_identity(
     if tensor.sums_key is not None:
         content["incremental"] = True  # as for `spectrum_key`
     return hash_json(content)
+
+
+def _outputs_keys(tensor: TensorPlan) -> list[str]:
+    """Return the keys of second decompositions, over outputs."""
+    return [matrix.outputs.spectrum_key for matrix in (tensor, *tensor.views) if matrix.outputs is not None]
 
 
 def _rounds_float64(tensor: TensorPlan) -> bool:

@@ -68,6 +68,14 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputsKeys:
+    """Keys of the second decomposition of a matrix that is decomposed over both sides: the one over its outputs."""
+
+    spectrum_key: str
+    sums_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MatrixView:
     """A `Cut` whose matrix is decomposed, with its keys. A tensor is first reshaped to `TensorPlan.matrix_shape`."""
 
@@ -80,6 +88,18 @@ class MatrixView:
     sums_key: str | None = None
     index: int | None = None
     step: int = 1
+    over_outputs: bool = False  # as in TensorPlan
+    outputs: OutputsKeys | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decomposition:
+    """One decomposition of a matrix, over its inputs or over its outputs, with its keys."""
+
+    spectrum_key: str
+    sums_key: str | None
+    alignment_key: str | None
+    over_outputs: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +158,9 @@ class TensorPlan:
     arithmetic: Literal["float64"] | None = None  # where it differs from the run's: an input is stored in float64
     # Matrices are stored (in, out). They are transposed before they are decomposed, and the result is transposed back.
     in_out: bool = False
+    over_outputs: bool = False  # `spectrum_key` and `sums_key` are those of the transposed matrix
+    outputs: OutputsKeys | None = None  # decomposed over both sides: `spectrum_key` over the inputs, these over outputs
+    outputs_alignment_key: str | None = None  # as `alignment_key`, for decompositions over outputs
     tied_to: str | None = None  # name of the output tensor with the same values; random masks are drawn by that name
 
 
@@ -293,8 +316,34 @@ class Plan:
 
 def spectrum_keys(tensor: TensorPlan) -> list[str]:
     """Return the keys of all decompositions of one tensor, in the order of its views."""
-    own = [tensor.spectrum_key] if tensor.spectrum_key is not None else []
-    return own + [view.spectrum_key for view in tensor.views]
+    return [one.spectrum_key for view in tensor.views or (None,) for one in decompositions(tensor, view)]
+
+
+def decompositions(tensor: TensorPlan, view: MatrixView | None) -> list[Decomposition]:
+    """Return the decompositions of one matrix of a tensor, that over its inputs first; none without a spectrum.
+
+    Parameters
+    ----------
+    view : one of the tensor's views; None where the tensor is one matrix
+    """
+    matrix = tensor if view is None else view
+    if matrix.spectrum_key is None:
+        return []
+
+    def one(spectrum_key: str, sums_key: str | None, over_outputs: bool) -> Decomposition:
+        aligned = tensor.outputs_alignment_key if over_outputs else tensor.alignment_key
+        return Decomposition(spectrum_key, sums_key, aligned, over_outputs)
+
+    found = [one(matrix.spectrum_key, matrix.sums_key, matrix.over_outputs)]
+    if matrix.outputs is not None:
+        found.append(one(matrix.outputs.spectrum_key, matrix.outputs.sums_key, over_outputs=True))
+    return found
+
+
+def part_label(view: MatrixView | None, over_outputs: bool) -> str | None:
+    """Return what of a tensor a decomposition is of: "q", "outputs", "q, outputs"; None for the inputs of the whole."""
+    parts = ([view.label] if view is not None else []) + (["outputs"] if over_outputs else [])
+    return ", ".join(parts) or None
 
 
 def matrix_shape_of(shape: tuple[int, ...], cut: Cut | MatrixView | None, in_out: bool = False) -> tuple[int, int]:

@@ -260,9 +260,9 @@ def _add_alignment(planned: Sequence[PlannedTensor]) -> list[PlannedTensor]:
     if not keys:
         return list(planned)
     return [
-        PlannedTensor(add_alignment(item.plan, key), hash_json([item.identity, key])) if key is not None else item
+        PlannedTensor(add_alignment(item.plan, own), hash_json([item.identity, *filter(None, own)])) if own else item
         for item in planned
-        for key in [keys.get(item.plan.name)]
+        for own in [keys.get(item.plan.name)]
     ]
 
 

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from .plan import ModelSummary, Plan, TensorPlan
+from .plan import ModelSummary, Plan, TensorPlan, spectrum_keys
 
 
 def summarize_plan(plan: Plan) -> dict[str, Any]:
@@ -125,6 +125,7 @@ def tensor_rows(plan: Plan) -> list[dict[str, Any]]:
             "reason": tensor.reason,
             "num_experts": len(tensor.experts),
             "num_matrices": len(tensor.views) or int(tensor.spectrum_key is not None),
+            "num_decompositions": len(spectrum_keys(tensor)),
             "bytes_read": tensor.bytes_read,
             "spectrum_bytes": tensor.spectrum_bytes,
             "sums_bytes": tensor.sums_bytes,

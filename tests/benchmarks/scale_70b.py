@@ -15,22 +15,27 @@ from pathlib import Path
 from eigenmerge.core.planning.cost.machines import MACHINES, MachineModel
 from eigenmerge.core.planning.cost.simulate import Simulation, simulate, split_work
 from eigenmerge.core.planning.plan import Plan
+from eigenmerge.core.planning.summary import largest_tensor
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.read_recipe import read_recipe
 
 WORKERS = (1, 8, 64)
 BEGIN, END = "<!-- tables: written by tests/benchmarks/scale_70b.py -->", "<!-- end of tables -->"
 CASES = [
-    ("SWUDI-A, full experts, spectra not kept", "swudi_a", "expert", "none"),
-    ("SWUDI-A, full experts, spectra kept", "swudi_a", "expert", "full"),
-    ("SWUDI-A, LoRA adapters of rank 16", "swudi_a", "lora", "none"),
-    ("task arithmetic, full experts", "task_arithmetic", "expert", "none"),
+    ("SWUDI-A, full experts, spectra not kept", "swudi_a", "expert", "none", "inputs"),
+    ("the same, `side: smaller`", "swudi_a", "expert", "none", "smaller"),
+    ("the same, `side: both`", "swudi_a", "expert", "none", "both"),
+    ("SWUDI-A, full experts, spectra kept", "swudi_a", "expert", "full", "inputs"),
+    ("SWUDI-A, LoRA adapters of rank 16", "swudi_a", "lora", "none", "inputs"),
+    ("the same, `side: both`, LoRA", "swudi_a", "lora", "none", "both"),
+    ("task arithmetic, full experts", "task_arithmetic", "expert", "none", None),
 ]
 
 
-def plan_of(method: str, member: str, spectra: str, num_experts: int = 8) -> Plan:
+def plan_of(method: str, member: str, spectra: str, side: str | None = None, num_experts: int = 8) -> Plan:
     models = "".join(f"  - model: synthetic://llama-70b/{member}{index}\n" for index in range(num_experts))
     text = f"merge_method: {method}\nbase_model: synthetic://llama-70b/base\nspectra: {spectra}\nmodels:\n{models}"
+    text += f"parameters: {{side: {side}}}\n" if side is not None else ""
     return make_plan(read_recipe(text), device="cuda")
 
 
@@ -70,10 +75,12 @@ def work_table(plans: dict[str, Plan]) -> list[str]:
         work = [split_work(tensor) for shard in plan.shards for tensor in shard.tensors]
         matmul, eigh = sum(part.matmul for part in work), sum(part.eigh for part in work)
         svd, elementwise = sum(part.svd for part in work), sum(part.elementwise for part in work)
+        largest = largest_tensor(plan)
+        name = largest["name"].removesuffix(".weight").rpartition(".")[2] if largest else ""
         lines.append(
             f"| {title} | {plan.bytes_read / 1e9:.0f} GB | {plan.bytes_written / 1e9:.0f} GB |"
             f" {plan.spectrum_bytes / 1e9:.0f} GB | {matmul / 1e15:.3g} PFLOP | {eigh / 1e15:.3g} PFLOP |"
-            f" {svd / 1e15:.3g} PFLOP | {elementwise / 1e15:.3g} PFLOP | {plan.peak_bytes / 1e9:.1f} GB |"
+            f" {svd / 1e15:.3g} PFLOP | {elementwise / 1e15:.3g} PFLOP | {plan.peak_bytes / 1e9:.1f} GB ({name}) |"
         )
     return lines
 
@@ -106,7 +113,7 @@ def sensitivity_table(plan: Plan, machine: MachineModel) -> list[str]:
 
 
 def tables(machine: MachineModel) -> str:
-    plans = {title: plan_of(method, member, spectra) for title, method, member, spectra in CASES}
+    plans = {title: plan_of(*case) for title, *case in CASES}
     first = plans[CASES[0][0]]
     parts = [work_table(plans), schedule_table(plans, machine), sensitivity_table(first, machine)]
     return "\n\n".join("\n".join(part) for part in parts)

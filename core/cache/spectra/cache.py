@@ -15,7 +15,7 @@ from ...planning.plan import RunSettings
 from ...storage.store import Store
 from ..reports import Origin
 from .reader import StoredSpectrum, read_spectrum
-from .table_file import TableRow
+from .table_file import TableRow, table_name
 from .writer import as_stored, write_spectrum
 
 Decompose = Callable[[], Spectrum]
@@ -116,7 +116,7 @@ class SpectrumCache:
         if self._mode == "none":
             return
         part = provenance.get("part")
-        name = f"{provenance['tensor']}[{part}]" if part else str(provenance["tensor"])
+        name = table_name(str(provenance["tensor"]), str(part) if part else None)
         self.rows.append(TableRow(name, key, without_vectors(spectrum)))
 
     def _to_arithmetic(self, spectrum: Spectrum, *, vectors: bool = True) -> Spectrum:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ...errors import CorruptObjectError, ObjectNotFoundError
-from ...planning.plan import LayerShard, TensorPlan, spectrum_keys
+from ...planning.plan import LayerShard, TensorPlan, decompositions, part_label
 from ...run import Run
 from ...storage.store import Store
 from ..parts import shard_table_key
 from ..run_folder import TABLE_NAME, run_object_key
 from .reader import read_spectrum
-from .table_file import TableRow, read_run_table, write_run_table
+from .table_file import TableRow, read_run_table, table_name, write_run_table
 
 
 def write_shard_table(store: Store, part_key: str, rows: Sequence[TableRow]) -> None:
@@ -61,5 +61,8 @@ def _read_rows(store: Store, shard: LayerShard) -> Iterator[TableRow]:
 
 def _matrices(tensor: TensorPlan) -> list[tuple[str, str]]:
     """Return the name in the table and the spectrum key of each matrix."""
-    names = [f"{tensor.name}[{view.label}]" for view in tensor.views] or [tensor.name]
-    return list(zip(names, spectrum_keys(tensor), strict=False))
+    return [
+        (table_name(tensor.name, part_label(view, one.over_outputs)), one.spectrum_key)
+        for view in tensor.views or (None,)
+        for one in decompositions(tensor, view)
+    ]

@@ -63,13 +63,18 @@ _SCHEMA = pa.schema(
 class TableRow:
     """One matrix of a run.
 
-    name : of the tensor, or "tensor[q]" for one matrix of several
+    name : of the tensor, or "tensor[q]" for one matrix of several, "tensor[outputs]" for a decomposition over outputs
     spectrum : values and statistics; in a row that was read, the vectors are on the "meta" device
     """
 
     name: str
     spectrum_key: str
     spectrum: Spectrum
+
+
+def table_name(tensor: str, part: str | None) -> str:
+    """Return the name of a row: that of the tensor, with the part of it that was decomposed."""
+    return f"{tensor}[{part}]" if part else tensor
 
 
 def write_run_table(store: Store, key: str, rows: Iterable[TableRow]) -> int:

@@ -8,27 +8,55 @@ Shapes: D2 = in features, R = number of directions, K = number of directions tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ...errors import RecipeError
 from .. import filters
 from ..apply_filter import Factors
 from ..filters import FilterName, FilterValues
 from ..lazy_torch import torch
-from ..method import ExpertParameters, SpectralMethod, SpectralParameters
+from ..method import ExpertParameters, Side, SpectralMethod, SpectralParameters
 from ..spectrum import Spectrum
 from ..task_vectors import TaskVectors
 from .decompose import choose_route, decompose_interference, decomposition_elements, decomposition_flops
 
 Anchor = Literal["sum", "mean", "zero"]
+SideName = Literal["inputs", "outputs", "both", "smaller"]
 
 
 class AnchorParameters(SpectralParameters):
     """Parameters of every method of the family."""
 
     anchor: Anchor = Field("sum", description="the result where the filter is 0: sum or mean of the experts, or zero")
+    side: SideName = Field(
+        "inputs",
+        description="what to solve over: inputs (columns) of a weight, outputs (rows), both (mean of the two merged"
+        " deltas), or smaller (the smaller dimension; inputs if equal)",
+    )
+    outputs_share: float | None = Field(
+        None, ge=0, le=1, description="share of the delta over the outputs, for side: both only (default: 0.5)"
+    )
+
+    @model_validator(mode="after")
+    def _check_share(self) -> Self:
+        if self.outputs_share is not None and self.side != "both":
+            raise ValueError(
+                f"outputs_share is {self.outputs_share:g} and side is {self.side}; outputs_share is for side: both,"
+                " expected null or no value"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _omit_default_side(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the default of `side`: keys of stored objects are those from before there was a choice."""
+        content: dict[str, Any] = serialize(self)
+        if self.side == "inputs":
+            content.pop("side", None)
+        if self.outputs_share is None:
+            content.pop("outputs_share", None)
+        return content
 
 
 class FilterParameters(AnchorParameters):
@@ -68,6 +96,13 @@ class InterferenceMethod(SpectralMethod[P, ExpertParameters]):
 
     def decomposition(self, parameters: P) -> Mapping[str, object]:
         return {"kind": "interference"}
+
+    def sides(self, parameters: P, shape: tuple[int, int]) -> tuple[Side, ...]:
+        if parameters.side == "both":
+            share = 0.5 if parameters.outputs_share is None else parameters.outputs_share
+            return Side(False, 1.0 - share), Side(True, share)
+        rows, columns = shape
+        return (Side(parameters.side == "outputs" or (parameters.side == "smaller" and rows < columns)),)
 
     def decompose(self, task_vectors: TaskVectors, parameters: P) -> Spectrum:
         return decompose_interference(task_vectors)

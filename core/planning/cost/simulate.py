@@ -16,7 +16,7 @@ from ...numerics.interference.decompose import choose_route
 from ...numerics.interference.stored_form import stored_form
 from ...numerics.method import SpectralMethod
 from ...numerics.registry import get_method
-from ..plan import LayerShard, Plan, TensorPlan, matrix_shape_of
+from ..plan import LayerShard, Plan, TensorPlan, decompositions, matrix_shape_of
 from .machines import EIGH_FLOPS_PER_CUBE, SVD_FLOPS_PER_CUBE, MachineModel
 from .projection import max_rank
 
@@ -114,11 +114,13 @@ def split_work(tensor: TensorPlan) -> WorkSplit:
     for view in tensor.views or (None,):
         shape = matrix_shape_of(tensor.matrix_shape or tensor.shape, view, tensor.in_out)
         ranks = [max_rank(expert, shape, view) for expert in tensor.experts]
-        kept = tensor.members and stored_form(shape, ranks, all(expert.full is None for expert in tensor.experts))
-        if uses_operator and (kept == "operator" or choose_route(shape, ranks) == "gram"):
-            eigh_sides.append(shape[1])
-        else:
-            svd_sides.append(min(shape[1], sum(ranks)) if uses_operator else min(*shape, sum(ranks)))
+        for one in decompositions(tensor, view):
+            side = (shape[1], shape[0]) if one.over_outputs else shape
+            kept = tensor.members and stored_form(side, ranks, all(expert.full is None for expert in tensor.experts))
+            if uses_operator and (kept == "operator" or choose_route(side, ranks) == "gram"):
+                eigh_sides.append(side[1])
+            else:
+                svd_sides.append(min(side[1], sum(ranks)) if uses_operator else min(*side, sum(ranks)))
     eigh = min(tensor.flops, EIGH_FLOPS_PER_CUBE * sum(side**3 for side in eigh_sides))
     svd = min(tensor.flops - eigh, SVD_FLOPS_PER_CUBE * sum(side**3 for side in svd_sides))
     return WorkSplit(eigh_rows=sum(eigh_sides), eigh=eigh, svd=svd, matmul=tensor.flops - eigh - svd)

@@ -25,7 +25,7 @@ from ...numerics.svd.compact_svd import stays_low_rank
 from ...recipe.recipe import Recipe
 from ..cost import projection as cost
 from ..inputs.checkpoint import Checkpoint
-from ..plan import AdapterFactors, RunSettings, SideFile, TensorPlan
+from ..plan import AdapterFactors, RunSettings, SideFile, TensorPlan, decompositions
 from .adapter_whole_tensors import PREFIX, WholeTensors, plan_whole_tensors
 from .tensor_planner import PlannedTensor
 
@@ -105,9 +105,9 @@ def _plan_factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, ad
     stored = AdapterFactors(rank, stem.format("A"), stem.format("B"), None, factors[0].fan_in_fan_out)
     widest = max((lora.down.dtype for lora in factors), key=element_bytes)
     dtype = widest if recipe.out_dtype is None and recipe.dtype is None else plan.out_dtype
-    stacked = sum(ranks)
+    sides = _decomposed_shapes(plan)
     held = _peak_elements(plan, (rows, columns), ranks) * cost.arithmetic_bytes(settings, plan.arithmetic)
-    if not stays_low_rank((rows, columns), ranks, True) or _is_iterated(plan):
+    if not stays_low_rank((rows, columns), ranks * len(sides), True) or _is_iterated(plan):
         # The stacked factors are as large as the weight, or an optimizer works on the dense weight.
         held = max(held, plan.peak_bytes)
     plan = replace(
@@ -117,7 +117,7 @@ def _plan_factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, ad
         base=None,
         bytes_read=cost.bytes_read(None, plan.experts, 1),
         peak_bytes=held,
-        flops=max(0.0, plan.flops - 2.0 * min(columns, stacked) * prod(plan.shape)),
+        flops=max(0.0, plan.flops - sum(2.0 * min(inner, sum(ranks)) * prod(plan.shape) for _, inner in sides)),
     )
     return PlannedTensor(plan, hash_json([item.identity, plan.parameters, dtype, rank, stored.down, stored.up]))
 
@@ -127,14 +127,22 @@ def _peak_elements(plan: TensorPlan, shape: tuple[int, int], ranks: Sequence[int
 
     Measured with 8 experts of rank 16: 8 to 11 times the stacked factors, 13 times with SVC.
     """
-    stacked = sum(ranks)
+    sides = _decomposed_shapes(plan)
+    stacked = sum(ranks) * len(sides)  # the factors of every side are stacked
     factors = (16 if plan.calibration else 14) * stacked * sum(shape) + 24 * stacked * stacked
     if plan.method is None:
         return factors
     method = get_method(plan.method)
     assert isinstance(method, SpectralMethod)
     # minus the dense delta, which the method's projection includes and an adapter output does not compute
-    return max(factors, method.peak_elements(shape, ranks, True) - prod(shape))
+    return max(factors, *(method.peak_elements(side, ranks, True) - prod(shape) for side in sides))
+
+
+def _decomposed_shapes(plan: TensorPlan) -> list[tuple[int, int]]:
+    """Return the shape of the matrices that each side of a weight decomposes; its own where there is no spectrum."""
+    rows, columns = plan.shape
+    planned = decompositions(plan, None)
+    return [(columns, rows) if one.over_outputs else (rows, columns) for one in planned] or [(rows, columns)]
 
 
 def _is_iterated(plan: TensorPlan) -> bool:

@@ -17,7 +17,7 @@ from eigenmerge.core.errors import NonFiniteError, StoreError
 from eigenmerge.core.merging.expert_stream import ExpertStream
 from eigenmerge.core.merging.kept_sums import KeptSums
 from eigenmerge.core.merging.spectral_merger import SpectralFacts, SpectralMerger, combine_facts
-from eigenmerge.core.numerics.apply_filter import apply_factors
+from eigenmerge.core.numerics.task_vectors import to_dense
 from eigenmerge.core.planning.plan import MatrixView, RunSettings, TensorPlan
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
 from eigenmerge.core.storage.store import Store
@@ -60,8 +60,8 @@ class Matrix:
     def merge(self, plan: TensorPlan, view: MatrixView | None = None, **settings: Any) -> Outcome:
         merger, stream = self.merger(**settings), self.stream(plan, view)
         with torch.no_grad():
-            spectrum, factors, facts = merger.filtered_spectrum(stream)
-            return Outcome(apply_factors(spectrum, factors), facts, stream.reader.bytes_read, merger)
+            delta, facts = merger.merged_delta(stream)
+            return Outcome(to_dense(delta), facts, stream.reader.bytes_read, merger)
 
     def expected(self, method: str = "swudi", **keys: Any) -> torch.Tensor:
         return merge_task_vectors(self.weight.deltas, method=method, **keys)
@@ -206,29 +206,29 @@ class TestLargestValue:
     """The value that alignment of layers needs."""
 
     def test_it_is_the_first_eigenvalue(self, matrix: Matrix) -> None:
-        key, value, origin = matrix.merger().largest_value(matrix.stream(matrix.plan()))
+        ((key, value, origin),) = matrix.merger().largest_values(matrix.stream(matrix.plan()))
         assert (key, origin) == (KEY, "computed")
         assert value == float(read_spectrum(matrix.store, KEY).spectrum.values[0])
         stream = matrix.stream(matrix.plan())
-        assert matrix.merger().largest_value(stream) == (KEY, value, "reused") and stream.reader.bytes_read == 0
+        assert matrix.merger().largest_values(stream) == [(KEY, value, "reused")] and stream.reader.bytes_read == 0
 
     def test_it_is_zero_where_all_experts_are_the_base(self, tmp_path: Path) -> None:
         matrix = Matrix(tmp_path, 8, 6, size=0.0)
-        assert matrix.merger().largest_value(matrix.stream(matrix.plan()))[1] == 0.0
+        assert matrix.merger().largest_values(matrix.stream(matrix.plan()))[0][1] == 0.0
 
     def test_values_that_are_not_finite(self, tmp_path: Path) -> None:
         matrix = Matrix(tmp_path, 4, 4, num_experts=1)
         matrix.weight = Weight(tmp_path / "nan", random(1, 4, 4), [torch.full((4, 4), math.nan)])
         with pytest.raises(NonFiniteError):
-            matrix.merger().largest_value(matrix.stream(matrix.plan()))
-        found = matrix.merger(allow_nonfinite=True).largest_value(matrix.stream(matrix.plan()))
-        assert found == (KEY, 0.0, "none") and not matrix.store.exists(KEY)
+            matrix.merger().largest_values(matrix.stream(matrix.plan()))
+        found = matrix.merger(allow_nonfinite=True).largest_values(matrix.stream(matrix.plan()))
+        assert found == [(KEY, 0.0, "none")] and not matrix.store.exists(KEY)
 
     def test_without_a_base_they_are_an_error_in_any_case(self, tmp_path: Path) -> None:
         matrix = Matrix(tmp_path, 4, 4, num_experts=1)
         matrix.weight = Weight(tmp_path / "nan", None, [torch.full((4, 4), math.nan)])
         with pytest.raises(NonFiniteError):
-            matrix.merger(allow_nonfinite=True).largest_value(matrix.stream(matrix.plan()))
+            matrix.merger(allow_nonfinite=True).largest_values(matrix.stream(matrix.plan()))
 
 
 class TestAlignment:

@@ -78,7 +78,7 @@ def test_layers_of_one_method_with_alignment_share_a_key(model: Any, plan_of: An
 def test_alignment_changes_calibrations_and_not_decompositions(model: Any, plan_of: Any, tensors_of: Any) -> None:
     models = [model(name, {"layers.0.mlp.experts.down_proj": (2, 4, 4)}) for name in ("base", "a")]
     (tensor,) = tensors_of(plan_of(SWUDI + "models: [a]\ncalibration: {svc: }", *models)).values()
-    aligned = add_alignment(tensor, "alignments/x.json")
+    aligned = add_alignment(tensor, ("alignments/x.json", None))
     assert aligned.alignment_key == "alignments/x.json"
     assert spectrum_keys(aligned) == spectrum_keys(tensor)
     before, after = ([view.calibration_key for view in one.views] for one in (tensor, aligned))
