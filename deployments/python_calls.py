@@ -11,16 +11,18 @@ from ..core.recipe.recipe import Recipe
 from ..core.steps.make_plan import make_plan
 from ..core.steps.read_recipe import read_recipe
 from ..core.storage.store import Store
+from .python_arguments import errors_name_arguments, number_of_bytes
 
 if TYPE_CHECKING:  # it imports torch, which `plan` does not need
     from ..core.steps.verification.verify_checkpoint import Verification
 
 
+@errors_name_arguments
 def plan(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     *,
     device: str = "cpu",
-    max_memory: int | None = None,
+    max_memory: int | str | None = None,
     allow_nonfinite: bool = False,
 ) -> Plan:
     """Return what a merge would read, compute and write. Reads headers, and what identifies the models
@@ -30,7 +32,7 @@ def plan(
     ----------
     recipe : a Recipe, a mapping, the path or URI of a recipe file, or its text
     device : "cpu", "cuda", "cuda:1"
-    max_memory : bytes that all workers together may use; None takes the recipe's
+    max_memory : bytes that all workers together may use, as a number or as "16GB"; None takes the recipe's
     allow_nonfinite : keep the base's tensor where an expert holds NaN or Inf
 
     Raises
@@ -38,10 +40,11 @@ def plan(
     EigenmergeError : for every error that a user can correct
     """
     read = read_recipe(recipe)
-    budget = max_memory or read.max_memory
+    budget = number_of_bytes("max_memory", max_memory) or read.max_memory
     return make_plan(read, max_memory=budget, allow_nonfinite=allow_nonfinite, device=device)
 
 
+@errors_name_arguments
 def verify(
     checkpoint: str | Path,
     *,

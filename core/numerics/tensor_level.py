@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, cast, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from ..errors import CheckpointError, NonFiniteError, RecipeError, ShapeError
 from .apply_filter import apply_factors
@@ -21,6 +24,8 @@ from .svd.side_deltas import FilteredSide, add_sides, svc_of_sides
 from .svd.svc import Count, apply_svc, svc_factors
 from .task_vectors import InMemoryTaskVectors, LowRank, may_overflow, to_dense
 
+FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
+
 _CALIBRATIONS = {"svc": ("alpha", "count")}
 
 
@@ -32,6 +37,7 @@ class _Svc:
     count: Count
 
 
+@overload
 def merge_task_vectors(
     task_vectors: Iterable[torch.Tensor | LowRank],
     method: str = "swudi",
@@ -40,20 +46,39 @@ def merge_task_vectors(
     base: torch.Tensor | None = None,
     seed: int = 0,
     **parameters: Any,
-) -> torch.Tensor:
+) -> torch.Tensor: ...
+@overload
+def merge_task_vectors(
+    task_vectors: Iterable[FloatArray],
+    method: str = "swudi",
+    *,
+    calibration: Mapping[str, Mapping[str, Any]] | None = None,
+    base: FloatArray | None = None,
+    seed: int = 0,
+    **parameters: Any,
+) -> FloatArray: ...
+def merge_task_vectors(
+    task_vectors: Iterable[torch.Tensor | LowRank | FloatArray],
+    method: str = "swudi",
+    *,
+    calibration: Mapping[str, Mapping[str, Any]] | None = None,
+    base: torch.Tensor | FloatArray | None = None,
+    seed: int = 0,
+    **parameters: Any,
+) -> torch.Tensor | FloatArray:
     """Merge the task vectors of one weight; the base weight plus the result is the merged weight.
 
     Cost: that of the method, see docs/methods.md; all task vectors are in memory.
 
     Parameters
     ----------
-    task_vectors : iterable of Tensor (M, K) or LowRank
+    task_vectors : iterable of Tensor (M, K), LowRank, or numpy array (M, K)
         Expert minus base, one per expert, all on one device. May be a generator.
     method : str
         Name or alias as in `eigenmerge methods`.
     calibration : mapping, optional
         {"svc": {"alpha": ...}} calibrates the scaled result of the method; {"svc": {}} uses the default alpha.
-    base : Tensor (M, K), optional
+    base : Tensor or numpy array (M, K), optional
         The base weight, for methods on whole weights (slerp, linear, model_stock, ...). By default zero.
     seed : int
         Seed of methods that draw at random.
@@ -63,8 +88,8 @@ def merge_task_vectors(
 
     Returns
     -------
-    Tensor, (M, K), in the dtype of the inputs; computed in float64 for float64 inputs and where the
-    filter needs it (`SpectralMethod.needs_float64`), else in float32, and cast once
+    Tensor, (M, K), in the dtype of the inputs; a numpy array where these are arrays. Computed in float64 for float64
+    inputs and where the filter needs it (`SpectralMethod.needs_float64`), else in float32, and cast once
 
     Raises
     ------
@@ -79,7 +104,10 @@ def merge_task_vectors(
     >>> merge_task_vectors([v1, v2, v3], method="swudi", exp_time=300, rank_ratio=0.85)  # doctest: +SKIP
     """
     chosen = get_method(method)
-    given = list(task_vectors)
+    found = list(task_vectors)
+    given = [_to_tensor(vector) for vector in found]
+    base = None if base is None else _to_tensor(base)
+    returns_array = bool(found) and all(isinstance(vector, np.ndarray) for vector in found)
     _check_count(chosen, len(given))
     result_dtype = _find_common_dtype(given)
     settings, experts = parse_parameters(chosen, parameters, len(given))
@@ -102,7 +130,8 @@ def merge_task_vectors(
 
     with torch.no_grad(), overflow_refused(chosen.name):
         if 0 in shape:
-            return torch.zeros(shape, dtype=result_dtype, device=_device_of(vectors[0]))
+            empty = torch.zeros(shape, dtype=result_dtype, device=_device_of(vectors[0]))
+            return empty.numpy() if returns_array else empty
         if isinstance(chosen, SpectralMethod):
             merged = _merge_spectral(chosen, settings, experts, stacked, svc)
         else:
@@ -110,7 +139,19 @@ def merge_task_vectors(
         result = round_once(merged, result_dtype)
         if not bool(torch.isfinite(result).all()):
             raise NonFiniteError(f"{chosen.name}: the merged values do not fit {result_dtype}, or {TOO_LARGE}")
-        return result
+        return result.numpy() if returns_array else result
+
+
+def _to_tensor(vector: Any) -> Any:
+    """Return a tensor of a numpy array, whatever its byte order and strides; anything else unchanged."""
+    if not isinstance(vector, np.ndarray):
+        return vector
+    array = cast("FloatArray", vector)
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise CheckpointError(
+            f"task vectors: found an array of dtype {array.dtype}; expected float16, float32 or float64"
+        )
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
 def _merge_spectral(

@@ -119,7 +119,7 @@ def make_listener(*, quiet: bool, terminal: bool) -> Listener:
     return BarListener() if terminal else LineListener()
 
 
-def notebook_listener() -> Listener | None:
+def notebook_listener() -> BarListener | None:
     """Return a bar in a Jupyter notebook, None anywhere else."""
     console = Console()
     return BarListener(console) if console.is_jupyter else None

@@ -18,7 +18,6 @@ from .core.errors import ShapeError as ShapeError
 from .core.errors import StoreError as StoreError
 from .core.errors import WorkerError as WorkerError
 from .core.extraction.extract_adapter import Extraction as Extraction
-from .core.extraction.extract_adapter import extract_adapter as extract_adapter
 from .core.numerics.method import DirectMethod as DirectMethod
 from .core.numerics.method import ExpertParameters as ExpertParameters
 from .core.numerics.method import Factors as Factors
@@ -42,6 +41,8 @@ from .core.steps.verification.verify_checkpoint import Verification as Verificat
 from .core.storage.store import Store as Store
 from .deployments.python_calls import plan as plan
 from .deployments.python_calls import verify as verify
+from .deployments.python_extract import extract_adapter as extract_adapter
 from .deployments.python_merge import merge as merge
+from .deployments.python_result import Merge as Merge
 
 __version__: str
