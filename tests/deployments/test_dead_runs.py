@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,30 @@ def test_the_automations_are_created_once_and_updated(client: SyncPrefectClient)
         (automation,) = client.read_automations_by_name(name)
         assert automation.trigger.within == timedelta(seconds=300)  # pyright: ignore[reportAttributeAccessIssue]
         assert "for 300 s" in automation.actions[0].message  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_second_deployment_leaves_the_automations_alone(client: SyncPrefectClient, prefect_api: str) -> None:
+    """The server forgets the runs that an automation waits for when it is updated."""
+    options = DeployOptions(store="/store", pool="again", dead_after=300)
+    deploy("process", options, api_url=prefect_api)
+    first = [automations(client, name) for name in (RUNNING_NAME, PENDING_NAME)]
+    assert [len(found) for found in first] == [1, 1]
+    deploy("process", options, api_url=prefect_api)
+    # Equal with the time of the last update, and the identity of the trigger.
+    assert [automations(client, name) for name in (RUNNING_NAME, PENDING_NAME)] == first
+
+    client.pause_automation(first[0][0]["id"])
+    deploy("process", replace(options, dead_after=400), api_url=prefect_api)
+    assert [one["enabled"] for name in (RUNNING_NAME, PENDING_NAME) for one in automations(client, name)] == [
+        False,
+        True,
+    ]
+
+
+def automations(client: SyncPrefectClient, name: str) -> list[dict[str, Any]]:
+    """Return what the server stores of the automations of a name."""
+    body = {"sort": "UPDATED_DESC", "automations": {"name": {"any_": [name]}}}
+    return client.request("POST", "/automations/filter", json=body).json()
 
 
 def test_a_run_does_the_work_of_those_that_wait(
@@ -149,18 +174,31 @@ def test_the_pool_is_free_again_after_worker_and_run_were_killed(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_a_run_that_a_dead_worker_took_is_ended(client: SyncPrefectClient, prefect_api: str, tmp_path: Path) -> None:
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("then", ["nothing", "deploy again", "deploy with another time"])
+def test_a_run_that_a_dead_worker_took_is_ended(
+    client: SyncPrefectClient, prefect_api: str, tmp_path: Path, then: str
+) -> None:
     """A process worker starts a run at once; on Kubernetes a run may wait for a GPU."""
     options = DeployOptions(store="/store", pool="orphans", dead_after=90)
-    deploy("process", options, api_url=prefect_api)
     image = "registry.example/eigenmerge:0.1.0"
-    deploy("kubernetes", DeployOptions(store="/store", image=image, dead_after=90), api_url=prefect_api)
+    on_cluster = DeployOptions(store="/store", image=image, dead_after=90)
+    deploy("process", options, api_url=prefect_api)
+    deploy("kubernetes", on_cluster, api_url=prefect_api)
     orphan = create_run(client, "merge/merge-process", Pending())
+    silent = create_run(client, "merge/merge-process", Running())
     in_queue_of_cluster = create_run(client, "merge/merge-kubernetes", Pending())
-    log = tmp_path / "no.log"
+    log, began, most = tmp_path / "no.log", time.monotonic(), 160.0
     log.touch()
-    wait_until(lambda: state_of(client, orphan) is StateType.CRASHED, log, seconds=250)
+    if then != "nothing":
+        time.sleep(45)
+        if then == "deploy again":
+            deploy("process", options, api_url=prefect_api)
+        else:
+            deploy("process", replace(options, dead_after=100), api_url=prefect_api)
+            most += 55
+    wait_until(lambda: state_of(client, orphan) is state_of(client, silent) is StateType.CRASHED, log, seconds=250)
+    assert time.monotonic() - began < most, "the wait did not begin anew"
     assert state_of(client, in_queue_of_cluster) is StateType.PENDING
 
 
