@@ -160,6 +160,7 @@ def _as_completed(
             yield pending[future], future
             del pending[future]
     while pending and (runner.sees_stop_signal or not stop.is_set):
+        runner.check()
         with suppress(Empty):
             future = done.get(timeout=_POLL_SECONDS)
             yield pending[future], future

@@ -99,7 +99,9 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not (home / "done").exists():
             environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_LOGGING_LEVEL": "CRITICAL"}
             upgrade = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
-            subprocess.run(upgrade, env=environment, capture_output=True, check=True, timeout=120)
+            subprocess.run(
+                upgrade, env=environment, capture_output=True, check=True, timeout=600
+            )  # 10 s on an idle machine
             (home / "done").touch()
     return home / "prefect.db"
 

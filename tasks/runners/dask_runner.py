@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import nullcontext
+from importlib.metadata import version as installed_version
 from typing import Any, Self
 
 import dask
@@ -18,6 +19,7 @@ from prefect_dask import DaskTaskRunner
 
 from ...core.errors import EigenmergeError, RecipeError, WorkerError, one_line
 from ..worker_process import prepare_worker
+from .dask_watch import DaskWatch
 from .runner import ShardRunner, workers_died_error
 
 # Python 3.11 deadlocks when a thread starts while another one lists all threads (python/cpython#106883). Dask's
@@ -60,6 +62,7 @@ class DaskRunner(ShardRunner):
         self._on_gpu = device.startswith("cuda")
         self._resources: dict[str, float] | None = None
         self._levels: dict[logging.Logger, int] = {}
+        self._watch: DaskWatch | None = None
         if address:
             super().__init__(DaskTaskRunner(address=address))
             return
@@ -103,6 +106,10 @@ class DaskRunner(ShardRunner):
         with dask.annotate(resources=self._resources) if self._resources else nullcontext():
             return super().submit(task, parameters, peak_bytes)
 
+    def check(self) -> None:
+        if self._watch is not None:
+            self._watch.check()
+
     def explain(self, error: Exception) -> EigenmergeError | None:
         if isinstance(error, _SCHEDULER_LOST):
             where = f" at {self._address}" if self._address else ""
@@ -128,15 +135,37 @@ class DaskRunner(ShardRunner):
         if self._address:
             if _PROFILER_MAY_HANG:
                 client.register_plugin(StopProfiler())
+            self._check_scheduler()
             self._check_workers()
+            self._watch = DaskWatch(client, self._address)
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         if self._on_gpu and any("GPU" in worker["resources"] for worker in workers):
             self._resources = {"GPU": 1}
 
+    def _check_scheduler(self) -> None:
+        """Check that the scheduler has this version of eigenmerge, and let it import what it needs of it.
+
+        A scheduler unpickles the tasks that it receives. It does not answer while it imports, which may take a minute
+        on a busy machine or a network file system, and Dask drops a connection that has data waiting for 30 seconds.
+        """
+        ours = installed_version("eigenmerge")
+        try:
+            theirs, _ = self._runner.client.run_on_scheduler(_describe_worker, None)
+        except ImportError as error:
+            raise RecipeError(
+                f"runner 'dask': the scheduler at {self._address} cannot import eigenmerge ({one_line(error)}); install"
+                f" version {ours} there"
+            ) from error
+        if theirs != ours:
+            raise RecipeError(
+                f"runner 'dask': the scheduler at {self._address} has eigenmerge {theirs}, this process {ours}; install"
+                " one version everywhere"
+            )
+
     def _check_workers(self) -> None:
         """Check that every worker has this version of eigenmerge and reaches the Prefect server of the run."""
         api_url = PREFECT_API_URL.value()
-        ours = _describe_worker(None)[0]
+        ours = installed_version("eigenmerge")
         answers = self._runner.client.run(_describe_worker, api_url, on_error="return")
         for worker, answer in answers.items():
             if isinstance(answer, Exception):
@@ -172,14 +201,17 @@ def _silence_dask() -> dict[logging.Logger, int]:
 
 
 def _describe_worker(api_url: str | None) -> tuple[str, str | None]:
-    """Return, on a worker, its version of eigenmerge, and why it does not reach the Prefect server, if so."""
-    from importlib.metadata import version
+    """Return the version of eigenmerge of this process, and why it does not reach the Prefect server, if so.
 
+    Imports everything that a shard needs: what is missing is an ImportError here.
+    """
     import httpx
+
+    from .. import shard_task  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
     if api_url is not None:
         try:
             httpx.get(f"{api_url}/health", timeout=_REACH_SECONDS)  # any answer proves that it is reached, 401 too
         except httpx.HTTPError as error:
-            return version("eigenmerge"), str(error) or type(error).__name__
-    return version("eigenmerge"), None
+            return installed_version("eigenmerge"), str(error) or type(error).__name__
+    return installed_version("eigenmerge"), None

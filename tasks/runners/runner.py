@@ -36,6 +36,9 @@ class ShardRunner:
         """Submit the task of a shard that needs `peak_bytes` of memory."""
         return self._runner.submit(task, parameters=parameters)
 
+    def check(self) -> None:
+        """Raise a WorkerError if the submitted shards will not be computed; called while they are awaited."""
+
     def explain(self, error: Exception) -> EigenmergeError | None:
         """Return an error that users understand for an error of the runner itself; None for any other error."""
         return None
