@@ -45,6 +45,19 @@ def test_checkpoints_are_taken_in_the_order_of_their_numbers(run: Path) -> None:
     assert names(soup(run, every=2, last=2)) == ["step-10", "step-100"]
 
 
+@pytest.mark.parametrize("scheme", ["http", "https", "HTTPS"])
+def test_a_pattern_on_a_web_server_is_refused(scheme: str) -> None:
+    """Also in a module; without any request, so that the host need not exist."""
+    models = {"glob": f"{scheme}://host.invalid/run/step-*?token=secret"}
+    for recipe, key in (
+        ({"merge_method": "linear", "models": models}, "models.glob: "),
+        ({"merge_method": "linear", "modules": {"a": {"models": models}}}, "modules.a.models.glob: "),
+    ):
+        with pytest.raises(RecipeError, match="write the address of each checkpoint as a list under models") as caught:
+            read_recipe(recipe)
+        assert str(caught.value).startswith(key) and "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("keys", "says"),
     [

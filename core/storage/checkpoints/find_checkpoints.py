@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from ...errors import RecipeError, StoreError
+from ...formats.redaction import redact
 from ...numerics.registry import get_method
 from ...recipe.soup import choose_checkpoints, number_key, parse_soup, soup_entries, soup_keys
-from ..addresses import is_local, select_options
+from ..addresses import is_local, is_web, select_options
 from ..fsspec_calls import open_file_system
 
 
@@ -21,7 +22,8 @@ def expand_soups(document: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises
     ------
-    RecipeError : a pattern matches fewer than two checkpoints, or a key of the soup is invalid
+    RecipeError : a pattern matches fewer than two checkpoints or is one of a web server, or a key of the soup is
+        invalid
     StoreError : the store of a pattern cannot be listed
     """
     expanded = dict(document)
@@ -52,6 +54,12 @@ def _expand_models(
     soup = parse_soup(keys, f"{prefix}models")
     if soup.weights != "uniform" and isinstance(method, str) and "weight" not in get_method(method).Expert.model_fields:
         raise RecipeError(f"{prefix}models.weights: {method} has no weights; remove it, or choose linear")
+    if is_web(soup.glob):
+        raise RecipeError(
+            f"{prefix}models.glob: {redact(soup.glob)} is a pattern on a web server, which has no reliable list of its"
+            " files; write the address of each checkpoint as a list under models, or use a pattern on a disk or an"
+            " object store"
+        )
     found = sorted(find_checkpoints(soup.glob, options), key=number_key)
     return {"models": soup_entries(soup, choose_checkpoints(soup, found, f"{prefix}models"))}
 
