@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ..choices import Grouping
 from ..coordination.claim_keys import parse_claim_key
-from ..coordination.claims import is_alive
+from ..coordination.claims import is_alive, read_claim
 from ..errors import CorruptObjectError, ObjectNotFoundError, StoreError
 from ..formats.store_folders import CLAIMS, PROBES, RUNS, STORE_MARKER
 from ..storage.backends.protocol import ObjectInfo
@@ -218,6 +218,6 @@ def _read_stored_run(
 
 def _read_or_none(store: Store, key: str) -> bytes | None:
     try:
-        return store.read(key)
+        return read_claim(store, key)
     except ObjectNotFoundError:
         return None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ..coordination.claims import is_claim
+from ..coordination.claims import is_claim, read_claim
 from ..errors import CorruptObjectError, ObjectNotFoundError
 from ..formats.store_folders import ALIGNMENTS, CLAIMS, PARTS, PROBES, RUNS, SPECTRA, SUMS
 from ..storage.store import PROBE_CONTENTS, Store
@@ -76,7 +76,8 @@ def _seal_of_spectrum(store: Store, key: str) -> None:
 def _check_table(store: Store, key: str) -> None:
     from .spectra.table_file import read_run_table
 
-    read_run_table(store, key)
+    for _ in read_run_table(store, key):
+        pass
 
 
 def _check_sums(store: Store, key: str) -> None:
@@ -131,7 +132,7 @@ def _seal_of_record(store: Store, key: str) -> None:
 
 
 def _seal_of_claim(store: Store, key: str) -> None:
-    if not is_claim(store.read_head(key, _LONGEST_CLAIM_BYTES)[0]):
+    if not is_claim(read_claim(store, key)):
         raise CorruptObjectError(f"{store.display(key)}: is not a claim")
 
 
@@ -142,7 +143,6 @@ def _seal_of_probe(store: Store, key: str) -> None:
 
 _SEAL_OF_RUN = _first_that_passes(_check_run_objects, _check_run)
 _MARKED_BYTES = 64 * 2**10
-_LONGEST_CLAIM_BYTES = 64 * 2**10
 _LONGEST_PROBE_BYTES = 1 + max(map(len, PROBE_CONTENTS))
 
 KINDS: tuple[Kind, ...] = (

@@ -16,7 +16,6 @@ from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
 from ..formats.digest import hash_text
 from ..formats.store_folders import PARTS
 from ..planning.plan import LayerShard
-from ..storage.bounded_read import read_bounded
 from ..storage.object_hash import hash_object
 from ..storage.store import Store
 from .reports import ShardReport
@@ -56,7 +55,7 @@ def read_record(store: Store, part_key: str) -> ShardReport:
     CorruptObjectError : truncated, changed, or the record of another part
     """
     try:
-        content = read_bounded(store, record_key(part_key), LONGEST_INDEX_BYTES)
+        content = store.read(record_key(part_key), LONGEST_INDEX_BYTES)
         envelope: dict[str, Any] = parse_json_object(content, "the envelope", LONGEST_INDEX_BYTES)
         if hash_text(envelope["report"]) != envelope["sha256"]:
             raise ValueError("its checksum differs")

@@ -9,7 +9,6 @@ from typing import Any
 from ..errors import CheckpointError, CorruptObjectError
 from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
 from ..formats.digest import hash_json
-from ..storage.bounded_read import read_bounded
 from ..storage.store import Store
 
 _CHECKSUM = "sha256"
@@ -32,7 +31,7 @@ def read_sealed_json(store: Store, key: str) -> dict[str, Any]:
     """
     name = store.display(key)
     try:
-        data = read_bounded(store, key, LONGEST_INDEX_BYTES)
+        data = store.read(key, LONGEST_INDEX_BYTES)
         content: dict[str, Any] = parse_json_object(data, name, LONGEST_INDEX_BYTES)
     except CheckpointError as error:
         raise CorruptObjectError(str(error)) from None

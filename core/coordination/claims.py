@@ -27,6 +27,7 @@ STALE_SECONDS = 60.0
 POLL_SECONDS = 1.0
 # An inventory reads a claim once and cannot watch it, so it allows for more missed heartbeats.
 _STALE_AT_FIRST_READ_SECONDS = 300.0
+_LONGEST_CLAIM_BYTES = 64 * 2**10
 
 Found = TypeVar("Found")
 
@@ -108,7 +109,7 @@ class Claim:
     def check(self) -> bool:
         """Read the claim and return whether this process still holds it."""
         with contextlib.suppress(ObjectNotFoundError):
-            self.is_lost = self.is_lost or _read_id(self._store.read(self._key)) != self._owner["id"]
+            self.is_lost = self.is_lost or _read_id(read_claim(self._store, self._key)) != self._owner["id"]
         return not self.is_lost
 
     def release(self) -> None:
@@ -175,7 +176,7 @@ class ClaimWatcher:
         if self._store.create(self._key, _body(owner, 0)):
             return Claim(self._store, self._key, owner)
         try:
-            content = self._store.read(self._key)
+            content = read_claim(self._store, self._key)
         except ObjectNotFoundError:
             return None  # just released: the caller looks for the result before it tries again
         if content != self._content:
@@ -186,6 +187,16 @@ class ClaimWatcher:
             self._store.write(self._key, _body(owner, 0))
             return Claim(self._store, self._key, owner)
         return None
+
+
+def read_claim(store: Store, key: str) -> bytes:
+    """Return the content of a claim. Of an object that is longer than any claim the beginning, which is no claim.
+
+    Raises
+    ------
+    ObjectNotFoundError : no such object
+    """
+    return store.read_head(key, _LONGEST_CLAIM_BYTES)[0]
 
 
 def is_claim(content: bytes) -> bool:

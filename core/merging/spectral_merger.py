@@ -12,6 +12,7 @@ import torch
 from ..cache.alignments import AlignedExpTimes
 from ..cache.reports import Origin
 from ..cache.spectra.cache import SpectrumCache
+from ..cache.spectra.format import most_spectrum_bytes
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..numerics.apply_filter import Factors, low_rank_form
@@ -138,7 +139,7 @@ class SpectralMerger:
 
         decompose = partial(self._decompose, method, parameters, stream, side, planned)
         provenance = self._provenance(method, stream, planned)
-        spectrum, factors, origin = self._spectra.factored(key, decompose, factors_of, provenance)
+        spectrum, factors, origin = self._spectra.factored(key, decompose, factors_of, provenance, _most_bytes(stream))
         return spectrum, factors, SpectralFacts(factors.rank, _energy(values[0], factors.rank), origin, key)
 
     def calibrated(self, stream: ExpertStream, delta: MergedDelta) -> tuple[torch.Tensor | LowRank, SpectralFacts]:
@@ -159,7 +160,11 @@ class SpectralMerger:
 
         provenance = _svc_provenance(stream, tensor.method)
         spectrum, factors, origin = self._spectra.factored(
-            key, lambda: svc_decompose(delta.matrix(stream.view), without_weights(stream)), factors_of, provenance
+            key,
+            lambda: svc_decompose(delta.matrix(stream.view), without_weights(stream)),
+            factors_of,
+            provenance,
+            _most_bytes(stream),
         )
         rank = _numerical_rank(values[0], min(spectrum.shape))
         warning = flat_spectrum_warning(spectrum)
@@ -183,7 +188,7 @@ class SpectralMerger:
             decompose = partial(self._decompose, method, parameters, stream, side, one)
             try:
                 values, origin = self._spectra.values(
-                    one.spectrum_key, decompose, self._provenance(method, stream, one)
+                    one.spectrum_key, decompose, self._provenance(method, stream, one), _most_bytes(stream)
                 )
             except NonFiniteError:
                 if not self._settings.allow_nonfinite or stream.tensor.base is None:
@@ -231,6 +236,7 @@ class SpectralMerger:
             lambda: svc_of_sides(sides, filtered, stream.shape, self._second_pass(stream)),
             partial(_svc_factors, tensor),
             _svc_provenance(stream, method.name),
+            _most_bytes(stream),
         )
         for _ in filtered:  # where the calibration was in the store: the facts of all sides are reported
             pass
@@ -269,6 +275,10 @@ def planned_method(tensor: TensorPlan) -> tuple[SpectralMethod[Any, Any], Any]:
     method = get_planned_method(tensor.method, tensor.method_package)
     assert isinstance(method, SpectralMethod), f"{tensor.method} has no spectrum"
     return method, method.Parameters.model_validate(dict(tensor.parameters))
+
+
+def _most_bytes(stream: ExpertStream) -> int:
+    return most_spectrum_bytes(stream.shape, stream.num_experts)
 
 
 def _svc_factors(tensor: TensorPlan, spectrum: Spectrum) -> Factors:

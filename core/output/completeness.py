@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, CorruptObjectError
 from ..formats.digest import hash_bytes
 from ..formats.file_names import INDEX_NAME, MODEL_CARD_NAME
 from ..planning.plan import OutputFile, Plan
@@ -38,7 +38,7 @@ def find_problem(store: Store, plan: Plan, present: Mapping[str, int]) -> str | 
     for name, sha256 in manifest.side_files.items():
         if name not in present:
             return f"{name} is missing"
-        if name != MODEL_CARD_NAME and hash_bytes(store.read(name)) != sha256:
+        if name != MODEL_CARD_NAME and not _has_content(store, name, sha256):
             return f"{name} was changed"
     missing = sorted({side.name for side in plan.side_files} - manifest.side_files.keys())
     if missing:
@@ -46,10 +46,17 @@ def find_problem(store: Store, plan: Plan, present: Mapping[str, int]) -> str | 
     index = build_index(plan)
     if index is None and INDEX_NAME in present:
         return f"{INDEX_NAME} is not part of it"
-    if index is not None and (INDEX_NAME not in present or store.read(INDEX_NAME) != index):
+    if index is not None and (INDEX_NAME not in present or not _has_content(store, INDEX_NAME, hash_bytes(index))):
         return f"{INDEX_NAME} is missing or was changed"
     foreign = foreign_weights(present, {file.name for file in plan.files})
     return f"{foreign[0]} is not part of it, and loaders may read it" if foreign else None
+
+
+def _has_content(store: Store, name: str, sha256: str) -> bool:
+    try:
+        return hash_bytes(store.read(name)) == sha256
+    except CorruptObjectError:  # larger than any of these files
+        return False
 
 
 def _find_weights_problem(store: Store, plan: Plan, file: OutputFile, size: int | None) -> str | None:

@@ -13,7 +13,6 @@ from ..errors import CheckpointError, CorruptObjectError, DestinationError, Obje
 from ..formats.bounded_json import parse_json_object
 from ..formats.file_names import ADAPTER_CONFIG_NAME, CONFIG_NAME, INDEX_NAME, MANIFEST_NAME, MARKER_NAME
 from ..planning.plan import Plan
-from ..storage.bounded_read import read_bounded
 from ..storage.store import Store
 from .completeness import find_problem
 from .owned_files import check_files_are_owned, owned_names, planned_names
@@ -165,7 +164,7 @@ def _is_finished(store: Store, plan: Plan, present: Mapping[str, int]) -> bool:
 def _run_key_in(store: Store, name: str) -> str | None:
     """Return the run key in a marker or manifest; "" if that is damaged, None if it is missing."""
     try:
-        data = read_bounded(store, name, LONGEST_MANIFEST_BYTES)
+        data = store.read(name, LONGEST_MANIFEST_BYTES)
         found = parse_json_object(data, name, LONGEST_MANIFEST_BYTES, most_values=MOST_MANIFEST_VALUES).get("run_key")
     except ObjectNotFoundError:
         return None

@@ -14,7 +14,6 @@ from ..errors import CheckpointError, CorruptObjectError, DestinationError, Obje
 from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
 from ..formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME, MODEL_CARD_NAME
 from ..planning.plan import Plan
-from ..storage.bounded_read import read_bounded
 from ..storage.store import Store
 from .read_manifest import LONGEST_MANIFEST_BYTES, MOST_MANIFEST_VALUES
 
@@ -69,7 +68,7 @@ def check_files_are_owned(store: Store, uri: str, present: Iterable[str], plan: 
 def _read(store: Store, name: str) -> Mapping[str, object] | None:
     limit = LONGEST_MANIFEST_BYTES if name == MANIFEST_NAME else LONGEST_INDEX_BYTES
     try:
-        return parse_json_object(read_bounded(store, name, limit), name, limit, most_values=MOST_MANIFEST_VALUES)
+        return parse_json_object(store.read(name, limit), name, limit, most_values=MOST_MANIFEST_VALUES)
     except (ObjectNotFoundError, CorruptObjectError, CheckpointError):
         return None
 

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import CheckpointError, CorruptObjectError, ObjectNotFoundError
 from ..formats.bounded_json import parse_json_object
 from ..formats.file_names import MANIFEST_NAME
-from ..storage.bounded_read import read_bounded
 from ..storage.store import Store
 from .manifest import FORMAT_VERSION
 
@@ -106,7 +105,7 @@ def read_manifest(store: Store) -> Manifest:
     """
     name = store.display(MANIFEST_NAME)
     try:
-        data = read_bounded(store, MANIFEST_NAME, LONGEST_MANIFEST_BYTES)
+        data = store.read(MANIFEST_NAME, LONGEST_MANIFEST_BYTES)
     except ObjectNotFoundError:
         raise CheckpointError(
             f"{store.display('')}: has no {MANIFEST_NAME}; expected a finished checkpoint of eigenmerge"

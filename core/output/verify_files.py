@@ -13,7 +13,6 @@ from ..errors import CheckpointError, CorruptObjectError, ObjectNotFoundError, S
 from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
 from ..formats.file_names import INDEX_NAME, MARKER_NAME
 from ..formats.safetensors_header import SafetensorsHeader, TensorEntry
-from ..storage.bounded_read import read_bounded
 from ..storage.object_hash import hash_ranges
 from ..storage.object_header import read_header
 from ..storage.object_ranges import ObjectRange
@@ -177,9 +176,7 @@ def _check_index(
         yield f"{INDEX_NAME} is missing: the merge has not finished"
         return
     try:
-        content = parse_json_object(
-            read_bounded(store, INDEX_NAME, LONGEST_INDEX_BYTES), INDEX_NAME, LONGEST_INDEX_BYTES
-        )
+        content = parse_json_object(store.read(INDEX_NAME, LONGEST_INDEX_BYTES), INDEX_NAME, LONGEST_INDEX_BYTES)
     except (CheckpointError, StoreError) as error:
         yield str(error)
         return

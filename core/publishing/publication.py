@@ -18,7 +18,6 @@ from typing import Any, Literal
 from ..errors import CheckpointError, CorruptObjectError, ObjectNotFoundError
 from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
 from ..formats.digest import hash_json
-from ..storage.bounded_read import read_bounded
 from ..storage.store import Store
 
 LATEST = "latest.json"
@@ -206,7 +205,7 @@ def forget_folders(store: Store, folders: Collection[str]) -> None:
 
 def _read_latest(store: Store) -> bytes | None:
     try:
-        return read_bounded(store, LATEST, LONGEST_INDEX_BYTES)
+        return store.read(LATEST, LONGEST_INDEX_BYTES)
     except ObjectNotFoundError:
         return None
 

@@ -15,7 +15,6 @@ from ..planning.outputs.vocabulary.fit_vocabulary import tokenizer_files_needed
 from ..planning.plan import Plan, SideFile
 from ..planning.planner import plan_merge, run_settings
 from ..recipe.recipe import Recipe
-from ..storage.bounded_read import read_bounded
 from ..storage.checkpoints.equal_tensors import find_equal_tensors
 from ..storage.checkpoints.file_version import observe_small_file
 from ..storage.checkpoints.linked_files import check_linked_files
@@ -89,7 +88,7 @@ def make_plan(
             return planned_contents[uri]
         store, key = locate_object(uri, recipe.storage_options)
         try:
-            return read_bounded(store, key, _LONGEST_SIDE_FILE_BYTES)
+            return store.read(key, _LONGEST_SIDE_FILE_BYTES)
         except CorruptObjectError as error:
             raise CheckpointError(str(error)) from None
 

@@ -26,9 +26,9 @@ def plot_spectra(run: Run) -> str | None:
         return None
     try:
         rows = read_run_table(run.store, run_object_key(run.plan.run_key, TABLE_NAME))
+        curves = [row.spectrum.values.double() for row in rows if len(row.spectrum.values) > 1]
     except ObjectNotFoundError:
         return None
-    curves = [row.spectrum.values.double() for row in rows if len(row.spectrum.values) > 1]
     if not curves:
         return None
     figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")

@@ -12,7 +12,7 @@ from ..formats.redaction import find_secrets, redact
 from ..recipe.fields import refuse_credentials
 from ..recipe.recipe import Recipe, recipe_from_mapping
 from ..recipe.stages import Stage, make_stages
-from ..recipe.strict_yaml import parse_yaml_documents, parse_yaml_mapping
+from ..recipe.strict_yaml import MAX_TEXT_BYTES, parse_yaml_documents, parse_yaml_mapping
 from ..storage.addresses import is_local
 from ..storage.checkpoints.find_checkpoints import expand_soups
 from ..storage.store import locate_object
@@ -136,7 +136,7 @@ def _read_text(recipe: str | Path) -> tuple[str, str]:
         if isinstance(recipe, Path) or is_local(recipe):
             return _read_local_file(recipe), origin
         store, key = locate_object(recipe)
-        return store.read(key).decode(), origin
+        return store.read(key, MAX_TEXT_BYTES).decode(), origin
     except UnicodeDecodeError:
         raise RecipeError(f"{origin}: is not text in UTF-8; expected a YAML file") from None
 
@@ -154,7 +154,8 @@ def _is_yaml_text(recipe: str) -> bool:
 def _read_local_file(recipe: str | Path) -> str:
     path = recipe.partition("://")[2] if isinstance(recipe, str) and "://" in recipe else recipe
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        with Path(path).expanduser().open(encoding="utf-8") as file:
+            return file.read(MAX_TEXT_BYTES + 1)  # the parser refuses what is longer
     except UnicodeDecodeError:  # a ValueError, which the caller reports
         raise
     except (OSError, ValueError) as error:

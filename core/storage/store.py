@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, final
 
-from ..errors import ObjectChangedError, ObjectNotFoundError, StoreError
+from ..errors import CorruptObjectError, ObjectChangedError, ObjectNotFoundError, StoreError
 from ..formats.object_names import check_key
 from ..formats.redaction import find_secrets, redact
 from ..formats.store_folders import PROBES
@@ -30,6 +30,9 @@ Result = TypeVar("Result")
 
 # What `probe_conditional_writes` and probes of other kinds write, so that a garbage collection recognizes them.
 PROBE_CONTENTS = (b"", b"first", b"second")
+
+# What is read completely is a small object: the largest real ones, tokenizer.json of large vocabularies, have 35 MB.
+LARGEST_SMALL_BYTES = 256 * 2**20
 
 _SINGLE_PUT_BYTES = 32 * 2**20  # larger objects go in several requests: faster, and a failure repeats less
 
@@ -163,10 +166,23 @@ class Store:
         with self.translate_errors("listing", prefix):
             yield from self.backend.list(prefix, recursive, self.request_runner(prefix))
 
-    def read(self, key: str) -> bytes:
-        """Read a complete object."""
+    def read(self, key: str, limit: int = LARGEST_SMALL_BYTES) -> bytes:
+        """Read a complete object, and refuse one that is too large: others may be able to write to the place.
+
+        Parameters
+        ----------
+        limit : bytes that no object of its kind reaches
+
+        Raises
+        ------
+        ObjectNotFoundError : no such object
+        CorruptObjectError : the object is larger than `limit`; not more than `limit` bytes of it were read
+        """
         check_key(key)
-        return self._run_with_retries(lambda: self.backend.read(key), "reading", key)
+        data, size = self._run_with_retries(lambda: self.backend.read(key, limit), "reading", key)
+        if size > limit:
+            raise CorruptObjectError(f"{self.display(key)}: {size} bytes, expected at most {limit}")
+        return data
 
     def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
         """Read the first `num_bytes` bytes, or all if the object is shorter, and its size. One request on S3."""

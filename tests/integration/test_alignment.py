@@ -101,7 +101,7 @@ def test_the_table_of_a_run_is_built_again_from_the_spectra(
     pipeline(recipe, tmp_path / "out", store=store.root_uri)
     plan = make_plan(recipe)
     key = f"runs/{plan.run_key}/spectra.arrow"
-    rows = read_run_table(store, key)
+    rows = list(read_run_table(store, key))
     assert [row.name for row in rows] == [f"layers.{index}.w.weight" for index in range(3)]
     alignment_key = plan.shards[0].tensors[0].alignment_key
     assert alignment_key is not None

@@ -43,7 +43,12 @@ class SpectrumCache:
         self.rows: list[TableRow] = []
 
     def factored(
-        self, key: str, decompose: Decompose, factors_of: FactorsOf, provenance: Mapping[str, object]
+        self,
+        key: str,
+        decompose: Decompose,
+        factors_of: FactorsOf,
+        provenance: Mapping[str, object],
+        most_bytes: int | None = None,
     ) -> tuple[Spectrum, Factors, Origin]:
         """Return a spectrum with as many directions as its factors need, the factors, and the origin of the spectrum.
 
@@ -56,13 +61,14 @@ class SpectrumCache:
         decompose : computes the spectrum if the store does not have it
         factors_of : computes the factors of a spectrum from its values and statistics
         provenance : see `write_spectrum`; "tensor" and "part" name the row in the table of the run
+        most_bytes : as for `read_spectrum`
         """
-        head = self._read_head(key)
+        head = self._read_head(key, most_bytes)
         if head is not None and head.has_vectors:
             factors = factors_of(self._to_arithmetic(head.spectrum, vectors=False))
             needed = _count_used(factors)
             try:
-                stored = read_spectrum(self._store, key, top=needed)
+                stored = read_spectrum(self._store, key, top=needed, most_bytes=most_bytes)
             except ObjectNotFoundError:
                 pass
             except CorruptObjectError as error:
@@ -75,17 +81,19 @@ class SpectrumCache:
         needed = _count_used(factors)
         return _first_directions(spectrum, needed), _first(factors, needed), "computed"
 
-    def values(self, key: str, decompose: Decompose, provenance: Mapping[str, object]) -> tuple[torch.Tensor, Origin]:
+    def values(
+        self, key: str, decompose: Decompose, provenance: Mapping[str, object], most_bytes: int | None = None
+    ) -> tuple[torch.Tensor, Origin]:
         """Return the values of a spectrum and its origin; afterwards the store has what the recipe keeps of it."""
-        head = self._read_head(key)
+        head = self._read_head(key, most_bytes)
         if head is not None and (head.has_vectors or self._mode != "full"):
             return head.spectrum.values, "reused"
         return self._compute(key, decompose, provenance).values, "computed"
 
-    def _read_head(self, key: str) -> StoredSpectrum | None:
+    def _read_head(self, key: str, most_bytes: int | None) -> StoredSpectrum | None:
         """Return a stored spectrum without its vectors; None where it is missing or damaged."""
         try:
-            return read_spectrum(self._store, key, values_only=True)
+            return read_spectrum(self._store, key, values_only=True, most_bytes=most_bytes)
         except ObjectNotFoundError:
             return None
         except CorruptObjectError as error:

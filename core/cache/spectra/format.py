@@ -143,6 +143,24 @@ class Description:
     small_checksums: tuple[str, ...]
     vector_checksums: tuple[str, ...]
 
+    @property
+    def most_bytes(self) -> int:
+        """No file with this description is larger: after the batches is a footer with the schema and their offsets."""
+        layout = self.layout
+        return layout.end + 4 * layout.first_batch + 256 * layout.num_batches + 2**20
+
+
+def most_spectrum_bytes(shape: tuple[int, int], num_experts: int) -> int:
+    """Return what no spectrum of a matrix of `shape` reaches, on either side: several times the largest of any method.
+
+    The factored methods have at most as many directions as the experts together; a method has one block of left vectors
+    for each expert at most, and fewer than a hundred statistics of 8 bytes.
+    """
+    longer = max(shape)
+    directions = (num_experts + 1) * longer
+    numbers = (num_experts + 3) * longer + 100 + 2 * num_experts
+    return 2 * 8 * directions * numbers + 2 * LONGEST_DESCRIPTION_BYTES
+
 
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name of a dtype in spectrum files."""
@@ -222,6 +240,8 @@ def parse_head(head: bytes, size: int, name: str) -> Description:
         raise CorruptObjectError(f"{name}: its columns differ from its description")
     if description.layout.end > size:
         raise CorruptObjectError(f"{name} is truncated: {size} bytes, expected at least {description.layout.end}")
+    if size > description.most_bytes:
+        raise CorruptObjectError(f"{name} has {size} bytes, expected at most {description.most_bytes}")
     return description
 
 

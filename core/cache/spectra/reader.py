@@ -49,8 +49,14 @@ class StoredSpectrum:
     has_vectors: bool
 
 
-def read_spectrum(store: Store, key: str, *, top: int | None = None, values_only: bool = False) -> StoredSpectrum:
+def read_spectrum(
+    store: Store, key: str, *, top: int | None = None, values_only: bool = False, most_bytes: int | None = None
+) -> StoredSpectrum:
     """Read a spectrum, its first `top` directions, or only its values and statistics.
+
+    Parameters
+    ----------
+    most_bytes : `most_spectrum_bytes` of the matrix, where it is known; a larger object is damaged
 
     Cost: on S3 one request for the description, then requests in parallel for the batches that contain the first `top`
     rows (with `values_only` for their small columns). On a local disk a memory map: a spectrum of one batch (256
@@ -61,7 +67,7 @@ def read_spectrum(store: Store, key: str, *, top: int | None = None, values_only
     ObjectNotFoundError : no such object
     CorruptObjectError : truncated, changed, of another format, or the object of another key
     """
-    description, read_range = _open(store, key)
+    description, read_range = _open(store, key, most_bytes)
     layout = description.layout
     num_rows = layout.num_directions if top is None else min(top, layout.num_directions)
     reader = _RowReader(description, read_range, store.display(key))
@@ -93,7 +99,7 @@ def verify_spectrum(store: Store, key: str) -> None:
     """
     read_spectrum(store, key)
     description, _ = _open(store, key)
-    name, layout, data = store.display(key), description.layout, store.read(key)
+    name, layout, data = store.display(key), description.layout, store.read(key, description.most_bytes)
     try:
         file = pa.ipc.open_file(pa.py_buffer(data))
         batches = [file.get_batch(index) for index in range(file.num_record_batches)]
@@ -114,10 +120,12 @@ def _array_bytes(array: pa.Array) -> torch.Tensor:
     return torch.tensor(flat.to_numpy()).view(torch.uint8)
 
 
-def _open(store: Store, key: str) -> tuple[Description, ReadRange]:
+def _open(store: Store, key: str, most_bytes: int | None = None) -> tuple[Description, ReadRange]:
     """Read the description; return it and a function that reads a byte range of the object."""
     name = store.display(key)
     head, size = store.read_head(key, _FIRST_READ_BYTES)
+    if most_bytes is not None and size > most_bytes:
+        raise CorruptObjectError(f"{name} has {size} bytes, expected at most {most_bytes} for a matrix of this shape")
     length = head_bytes(head, size, name)
     if length > len(head):
         head += store.read_range(key, len(head), length)

@@ -43,7 +43,7 @@ def write_spectra_table(run: Run) -> str | None:
 def _read_rows(store: Store, shard: LayerShard) -> Iterator[TableRow]:
     """Read the shard's own table; where it is missing or damaged, the spectra that the store has."""
     try:
-        rows = read_run_table(store, shard_table_key(shard.part_key))
+        rows = list(read_run_table(store, shard_table_key(shard.part_key)))
         expected = {matrix for tensor in shard.tensors for matrix in _matrices(tensor)}
         # A table has no key of its own: other names mean that it was copied from another shard.
         if {(row.name, row.spectrum_key) for row in rows} <= expected:

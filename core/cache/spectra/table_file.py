@@ -7,7 +7,7 @@ the table is written while its rows are produced.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -28,6 +28,8 @@ Numbers: TypeAlias = npt.NDArray[np.float64]
 
 _FORMAT = b"eigenmerge run table 1"
 _LONGEST_JSON_BYTES = 16 * 2**20
+_SMALL_TABLE_BYTES = 64 * 2**20  # read in one request; the tables of shards and of most runs
+_LONGEST_ROW_BYTES = 2**30  # a million directions with a hundred numbers each; the footer has 24 bytes for each row
 # What Arrow, JSON and torch raise for a damaged table. CorruptObjectError is an OSError too.
 _UNREADABLE = (pa.ArrowException, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -88,29 +90,61 @@ def write_run_table(store: Store, key: str, rows: Iterable[TableRow]) -> int:
     return writer.num_bytes
 
 
-def read_run_table(store: Store, key: str) -> list[TableRow]:
-    """Read all rows and check them.
+def read_run_table(store: Store, key: str) -> Iterator[TableRow]:
+    """Yield all rows, checked. Holds one row in memory at a time, of a small table all bytes.
 
     Raises
     ------
     ObjectNotFoundError : no such object
     CorruptObjectError : truncated, changed, or not a table of spectra
     """
-    name, data = store.display(key), store.read(key)
+    name = store.display(key)
+    data, size = store.read_head(key, _SMALL_TABLE_BYTES)
     try:
-        file = pa.ipc.open_file(pa.py_buffer(data))
+        ranges: Any = _TableRanges(store, key, size)
+        source: Any = pa.py_buffer(data) if size == len(data) else pa.PythonFile(ranges, mode="r")
+        file = pa.ipc.open_file(source)
         if file.schema != _SCHEMA or (file.schema.metadata or {}).get(b"eigenmerge") != _FORMAT:
             raise CorruptObjectError(f"{name} is not a table of spectra")
-        rows: list[TableRow] = []
         for index in range(file.num_record_batches):
             batch = file.get_batch(index)
             batch.validate(full=True)
-            rows.extend(_from_arrow(batch.slice(number, 1), name) for number in range(batch.num_rows))
+            for number in range(batch.num_rows):
+                yield _from_arrow(batch.slice(number, 1), name)
     except CorruptObjectError:
         raise
     except _UNREADABLE as error:
         raise CorruptObjectError(f"{name} is damaged ({str(error)[:100]})") from None
-    return rows
+
+
+class _TableRanges:
+    """A large table as a file for Arrow, which reads its footer and one row at a time."""
+
+    closed = False
+
+    def __init__(self, store: Store, key: str, size: int) -> None:
+        self._store, self._key, self._size = store, key, size
+        self._position = 0
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        self._position = position + (0, self._position, self._size)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, num_bytes: int) -> bytes:
+        start, stop = self._position, min(self._position + num_bytes, self._size)
+        if not 0 <= stop - start <= _LONGEST_ROW_BYTES:
+            raise CorruptObjectError(
+                f"{self._store.display(self._key)}: a row of {stop - start} bytes, expected at most"
+                f" {_LONGEST_ROW_BYTES}"
+            )
+        self._position = stop
+        return self._store.read_range(self._key, start, stop)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def _to_arrow(row: TableRow) -> pa.RecordBatch:

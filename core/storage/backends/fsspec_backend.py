@@ -71,8 +71,11 @@ class FsspecBackend:
             if name.rstrip("/") != folder.rstrip("/") and _PARTIAL_NAME.fullmatch(name) is None:
                 yield self._object_info(found)
 
-    def read(self, key: str) -> bytes:
-        return self._fs.cat_file(self._path(key))
+    def read(self, key: str, limit: int) -> tuple[bytes, int]:
+        # The size comes from another request: one read up to it could cut an object that was replaced in between.
+        size = self.info(key).size
+        data: bytes = self._fs.cat_file(self._path(key)) if size <= limit else b""
+        return data, len(data) if size <= limit else size
 
     def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
         size = self.info(key).size
@@ -100,7 +103,7 @@ class FsspecBackend:
             self._fs.pipe_file(path, data, mode="create")
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError):  # another process created it and has deleted it since
-                return not first_attempt and self.read(key) == data
+                return not first_attempt and self.read(key, len(data)) == (data, len(data))
             return False
         except (NotImplementedError, TypeError):  # no exclusive creation on this file system
             if self._fs.exists(path):
@@ -109,7 +112,7 @@ class FsspecBackend:
         return True
 
     def replace(self, key: str, data: bytes, expected: bytes) -> bool:
-        if self.read(key) != expected:
+        if self.read(key, len(expected)) != (expected, len(expected)):
             return False
         self.write(key, data)
         return True

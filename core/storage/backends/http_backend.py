@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import quote
 
 from ...errors import CorruptObjectError, ObjectChangedError, StoreError
+from ...formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
 from ...formats.file_names import INDEX_NAME, MARKER_NAME
 from ...formats.object_names import find_key_problem
 from ..addresses import join_address
@@ -120,19 +121,27 @@ class HttpBackend(FsspecBackend):
             if http_status(error) not in {400, 401, 403, 405}:
                 raise
             return set()
+        if len(response.body) > _LONGEST_PAGE_BYTES:
+            raise StoreError(
+                f"{self._shown(folder)} shows an index page of more than {_LONGEST_PAGE_BYTES // 2**20} MiB; download"
+                " the model and name its folder"
+            )
         return linked_names(response.body.decode(errors="replace"), response.url) if response.is_page else set()
 
     def _indexed_names(self) -> set[str]:
         """Return the weight files that the index names; what is wrong with it is said where it is read."""
         try:
-            content = json.loads(self.read(INDEX_NAME))
+            data, _ = self.read(INDEX_NAME, LONGEST_INDEX_BYTES)
+            content: Any = parse_json_object(data, INDEX_NAME, LONGEST_INDEX_BYTES)
             values = {str(value) for value in content["weight_map"].values()}
         except (ValueError, KeyError, TypeError, AttributeError):
             return set()
         return {name for name in values if find_key_problem(name) is None and "/" not in name}
 
-    def read(self, key: str) -> bytes:
-        return self._get(key).body
+    def read(self, key: str, limit: int) -> tuple[bytes, int]:
+        response = self._get(key, limit=limit)
+        stated = response.headers.get("Content-Length", "") if len(response.body) > limit else ""
+        return response.body, max(len(response.body), int(stated) if stated.isdecimal() else 0)
 
     def read_range(self, key: str, start: int, stop: int, etag: str = "") -> bytes:
         kept = self._whole
@@ -161,7 +170,10 @@ class HttpBackend(FsspecBackend):
         """Read a file completely and keep it, from a server that sends no parts or does not state the size."""
         with self._whole_lock:
             if self._whole is None or self._whole[0] != key or not etag or self._whole[1].version != etag:
-                self._whole = key, self._get(key, limit=_LARGEST_WHOLE_BYTES)
+                response = self._get(key, limit=_LARGEST_WHOLE_BYTES)
+                if len(response.body) > _LARGEST_WHOLE_BYTES:
+                    raise StoreError(self._without_ranges(key))
+                self._whole = key, response
             return self._whole[1]
 
     def _get(
@@ -171,7 +183,7 @@ class HttpBackend(FsspecBackend):
 
         Parameters
         ----------
-        limit : bytes; a longer body is refused
+        limit : bytes; of a longer body little more than that is read
         needs_body : read the body; False closes the connection of a server that begins to send the whole file
 
         Raises
@@ -201,7 +213,7 @@ class HttpBackend(FsspecBackend):
                 async for chunk in answer.content.iter_chunked(2**20):
                     body += chunk
                     if limit is not None and len(body) > limit:
-                        raise StoreError(self._without_ranges(key))
+                        break
                 return replace(found, body=bytes(body))
 
         return run_coroutine(self._fs, request)

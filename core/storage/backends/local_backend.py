@@ -53,9 +53,8 @@ class LocalBackend:
                         # Links to files are followed: the cache of the Hub consists of them.
                         yield _object_info(prefix + entry.name, entry.stat())
 
-    def read(self, key: str) -> bytes:
-        with self._open(key) as descriptor:
-            return _read_at(descriptor, 0, os.fstat(descriptor).st_size)
+    def read(self, key: str, limit: int) -> tuple[bytes, int]:
+        return self.read_head(key, limit)
 
     def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
         with self._open(key) as descriptor:
@@ -91,7 +90,7 @@ class LocalBackend:
 
     def replace(self, key: str, data: bytes, expected: bytes) -> bool:
         with _locked_folder(self.path(key).parent):
-            if self.read(key) != expected:
+            if self.read(key, len(expected)) != (expected, len(expected)):
                 return False
             self.write(key, data)
             return True

@@ -61,18 +61,18 @@ class S3Backend:
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, limit: int) -> tuple[bytes, int]:
         # As a range, because only then the response contains the size of the object. A proxy that truncates the body
         # and announces the shorter length would otherwise go unnoticed.
         try:
-            data, size = self._get_range(key, "bytes=0-")
+            data, size = self._get_range(key, "bytes=0-", limit=limit)
         except Exception as error:
             if _is_beyond_end(error):
-                return b""
+                return b"", 0
             raise
-        if len(data) != size:
+        if size <= limit and len(data) != size:
             raise ShortReadError(f"the object has {size} bytes, got {len(data)}")
-        return data
+        return data, size
 
     def read_head(self, key: str, num_bytes: int) -> tuple[bytes, int]:
         try:
@@ -126,7 +126,7 @@ class S3Backend:
     def replace(self, key: str, data: bytes, expected: bytes) -> bool:
         # The ETag is taken before the content: a change in between makes the condition fail.
         etag = self.info(key).etag
-        if self.read(key) != expected:
+        if self.read(key, len(expected)) != (expected, len(expected)):
             return False
         try:
             self.call("put_object", Key=self.object_key(key), Body=data, IfMatch=f'"{etag}"')
@@ -179,10 +179,11 @@ class S3Backend:
             arguments["KeyMarker"] = page["NextKeyMarker"]
             arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
 
-    def _get_range(self, key: str, byte_range: str, etag: str = "") -> tuple[bytes, int]:
+    def _get_range(self, key: str, byte_range: str, etag: str = "", limit: int | None = None) -> tuple[bytes, int]:
         """Return the bytes of an HTTP range, and the size of the whole object, which must have the etag if it is given.
 
-        The etag of the response is compared too, because some servers ignore If-Match.
+        The etag of the response is compared too, because some servers ignore If-Match. Nothing is read of an object
+        with more than `limit` bytes.
         """
         arguments = {"Bucket": self.bucket, "Key": self.object_key(key), "Range": byte_range}
         if etag and self._sends_if_match and not etag.startswith("W/"):  # If-Match never matches a weak etag
@@ -193,13 +194,16 @@ class S3Backend:
             try:
                 if etag and _etag(response) not in ("", etag):
                     raise self._changed(key)
+                size = response.get("ContentRange", "").rpartition("/")[2]
+                size = int(size) if size.isdecimal() else response["ContentLength"]
+                if limit is not None and size > limit:
+                    return b"", size
                 data = await response["Body"].read()
             finally:
                 response["Body"].close()
             if len(data) != response["ContentLength"]:
                 raise ShortReadError(f"the server announced {response['ContentLength']} bytes and sent {len(data)}")
-            size = response.get("ContentRange", "").rpartition("/")[2]
-            return data, int(size) if size.isdigit() else len(data)
+            return data, size
 
         return run_coroutine(self.fs, fetch)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import cast
 
-from ...errors import CheckpointError, StoreError
+from ...errors import CheckpointError, CorruptObjectError, StoreError
 from ...formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
 from ...formats.file_names import (
     ADAPTER_CONFIG_NAME,
@@ -86,10 +86,11 @@ class CheckpointFolder:
 
     def read_json(self, name: str, limit: int) -> dict[str, object]:
         """Read a JSON object of at most `limit` bytes."""
-        size = self.files[name].size
-        if size > limit:
-            raise CheckpointError(f"{self.display(name)}: {size} bytes of JSON, expected at most {limit}")
-        return parse_json_object(self.store.read(name), self.display(name), limit, finite=False)
+        try:
+            data = self.store.read(name, limit)
+        except CorruptObjectError as error:
+            raise CheckpointError(str(error)) from None
+        return parse_json_object(data, self.display(name), limit, finite=False)
 
     def side_files(self) -> Mapping[str, str]:
         """Return name to URI of the small files that belong to the model."""

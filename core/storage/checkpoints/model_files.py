@@ -20,7 +20,6 @@ from ...formats.object_names import find_key_problem
 from ...listing import ModelListing
 from ..addresses import join_address
 from ..backends.protocol import ObjectInfo
-from ..bounded_read import read_bounded
 from ..store import Store, locate_object
 from .folder import is_side_file
 
@@ -113,7 +112,7 @@ def _read_config(store: Store, name: str) -> Mapping[str, object]:
 
 def _read(store: Store, name: str) -> bytes:
     try:
-        return read_bounded(store, name, LONGEST_CONFIG_BYTES)
+        return store.read(name, LONGEST_CONFIG_BYTES)
     except CorruptObjectError as error:
         raise CheckpointError(str(error)) from None
 
@@ -178,11 +177,10 @@ def _with_imports(store: Store, modules: set[str]) -> dict[str, bool]:
         if name in found:
             continue
         try:
-            too_long = store.info(name).size > _LONGEST_CODE_BYTES
-            text = "" if too_long else store.read(name).decode(errors="replace")
-        except ObjectNotFoundError:
+            text = store.read(name, _LONGEST_CODE_BYTES).decode(errors="replace")
+        except (ObjectNotFoundError, CorruptObjectError):  # not there, or longer than any code
             found[name] = False
             continue
-        found[name] = not too_long
+        found[name] = True
         waiting += [first or second for first, second in _RELATIVE_IMPORT.findall(text)]
     return found

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from eigenmerge.core.cache.spectra.cache import SpectrumCache, without_vectors
+from eigenmerge.core.cache.spectra.format import most_spectrum_bytes
 from eigenmerge.core.cache.spectra.reader import read_spectrum
 from eigenmerge.core.numerics.apply_filter import Factors
 from eigenmerge.core.numerics.spectrum import Spectrum
+from eigenmerge.core.planning.cost.projection import spectrum_bytes
 from eigenmerge.core.planning.plan import RunSettings
 from eigenmerge.core.storage.store import Store
 
@@ -166,3 +168,19 @@ def test_without_vectors_keeps_shapes() -> None:
     full = spectrum(7)
     assert_same_numbers(without_vectors(full), full)
     assert without_vectors(replace(full)).left["sum"].shape == full.left["sum"].shape
+
+
+def test_a_spectrum_that_is_larger_than_any_of_its_matrix_is_computed_again(place: Place) -> None:
+    store, decompose = place("store"), Decompose()
+    cache_of(store).factored(KEY, decompose, first_ten, PROVENANCE)
+    size, again = store.info(KEY).size, cache_of(store)
+    assert again.factored(KEY, decompose, first_ten, PROVENANCE, size)[2] == "reused"
+    assert again.factored(KEY, decompose, first_ten, PROVENANCE, size - 1)[2] == "computed"
+    assert again.values(KEY, decompose, PROVENANCE, size - 1)[1] == "computed"
+    assert len(again.notes) == 2 and all("for a matrix of this shape; computed again" in note for note in again.notes)
+
+
+def test_the_limit_is_above_what_the_plan_projects() -> None:
+    for shape, experts in (((4096, 14336), 8), ((1, 7), 1), ((512, 512), 200)):
+        projected = spectrum_bytes(shape, experts * max(shape), experts, RunSettings(spectra_dtype="float64"), experts)
+        assert most_spectrum_bytes(shape, experts) > projected

@@ -39,7 +39,7 @@ def store(place: Place) -> Store:
 def table(store: Store) -> list[TableRow]:
     key = write_spectra_table(Run(PLAN, store))
     assert key == run_object_key(RUN_KEY, TABLE_NAME)
-    rows = read_run_table(store, key)
+    rows = list(read_run_table(store, key))
     for row in rows:
         assert_same_numbers(row.spectrum, ROWS[row.name].spectrum)
         assert row.spectrum_key == ROWS[row.name].spectrum_key

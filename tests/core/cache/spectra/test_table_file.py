@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eigenmerge.core.cache.spectra import table_file
 from eigenmerge.core.cache.spectra.table_file import TableRow, read_run_table, write_run_table
 from eigenmerge.core.errors import CorruptObjectError, ObjectNotFoundError
 from eigenmerge.core.storage.store import Store
@@ -38,7 +39,7 @@ def test_values_and_statistics_come_back(place: Place) -> None:
 
 def test_an_empty_table(place: Place) -> None:
     write_run_table(place("store"), KEY, [])
-    assert read_run_table(place("store"), KEY) == []
+    assert list(read_run_table(place("store"), KEY)) == []
 
 
 def test_rows_are_written_as_they_are_produced(place: Place) -> None:
@@ -52,7 +53,7 @@ def test_rows_are_written_as_they_are_produced(place: Place) -> None:
     with pytest.raises(ValueError, match="second row"):
         write_run_table(store, KEY, failing())
     with pytest.raises(ObjectNotFoundError):
-        read_run_table(store, KEY)
+        list(read_run_table(store, KEY))
 
 
 def test_the_same_rows_have_the_same_bytes(place: Place) -> None:
@@ -79,7 +80,7 @@ def test_another_arrow_file_is_refused(place: Place) -> None:
         file.write_batch(pa.record_batch([pa.array(["a"])], names=["name"]))
     store.write(KEY, sink.getvalue().to_pybytes())
     with pytest.raises(CorruptObjectError, match="not a table of spectra"):
-        read_run_table(store, KEY)
+        list(read_run_table(store, KEY))
 
 
 @pytest.mark.parametrize("length", [0, 7, 8, 100, -1, -2000])
@@ -88,7 +89,7 @@ def test_truncated(place: Place, length: int) -> None:
     write_run_table(store, KEY, rows())
     store.write(KEY, store.read(KEY)[:length])
     with pytest.raises(CorruptObjectError, match=r"spectra\.arrow"):
-        read_run_table(store, KEY)
+        list(read_run_table(store, KEY))
 
 
 def test_a_changed_number_names_its_row(place: Place) -> None:
@@ -99,7 +100,7 @@ def test_a_changed_number_names_its_row(place: Place) -> None:
     assert content.count(number) == 1
     store.write(KEY, content.replace(number, bytes(8)))
     with pytest.raises(CorruptObjectError, match="the row of 'layer3' fails its checksum"):
-        read_run_table(store, KEY)
+        list(read_run_table(store, KEY))
 
 
 @settings(deadline=None, max_examples=100)
@@ -112,8 +113,21 @@ def test_any_damage_is_noticed_or_harmless(position: int, piece: bytes, cut: boo
     content[position : None if cut else position + len(piece)] = piece
     store.write(KEY, bytes(content))
     try:
-        found = read_run_table(store, KEY)
+        found = list(read_run_table(store, KEY))
     except CorruptObjectError:
         return
     # Padding, or bytes that stayed the same.
     assert [torch.equal(row.spectrum.values, written[0].spectrum.values) for row in found] in ([True], [])
+
+
+def test_a_large_table_is_read_row_by_row(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = place("store")
+    write_run_table(store, KEY, rows())
+    expected = list(read_run_table(store, KEY))
+    monkeypatch.setattr(table_file, "_SMALL_TABLE_BYTES", 100)
+    for row, small in zip(read_run_table(store, KEY), expected, strict=True):
+        assert row.name == small.name
+        assert_same_numbers(row.spectrum, small.spectrum)
+    monkeypatch.setattr(table_file, "_LONGEST_ROW_BYTES", 400)
+    with pytest.raises(CorruptObjectError, match=r"a row of [0-9]+ bytes, expected at most 400"):
+        list(read_run_table(store, KEY))
