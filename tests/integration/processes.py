@@ -12,6 +12,11 @@ from typing import Any
 
 import psutil
 
+# Limits against a hang, not measurements: beside other work on two cores the start of a command and its first shards
+# took more than 90 s, which take 6 s on an idle machine.
+START_SECONDS = 300.0
+END_SECONDS = 200.0
+
 COMMAND = str(Path(sys.executable).parent / "eigenmerge")
 
 

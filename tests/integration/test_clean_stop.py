@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from .processes import num_parts, start, wait_until
+from .processes import END_SECONDS, START_SECONDS, num_parts, start, wait_until
+
+pytestmark = pytest.mark.timeout(900)
 
 FILES = ("model.safetensors", "eigenmerge_manifest.json", "README.md", "config.json")
 
@@ -39,9 +41,9 @@ def test_a_signal_stops_the_run_cleanly(
 ) -> None:
     store, out = tmp_path / "store", tmp_path / "out"
     process = start(["merge", reference, out, "--store", store, "--workers", "2"], prefect_server)
-    wait_until(lambda: num_parts(store) >= 2, 90, process)
+    wait_until(lambda: num_parts(store) >= 2, START_SECONDS, process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=END_SECONDS)
     assert process.returncode == 130, errors
     lines = errors.strip().splitlines()
     assert lines[0] == "eigenmerge: stopping; finished shards are kept (interrupt again to stop at once)"
@@ -65,7 +67,7 @@ def test_a_signal_during_the_imports(reference: Path, prefect_server: str, tmp_p
     assert process.stderr is not None
     time.sleep(1.5)  # during the imports
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=END_SECONDS)
     assert (
         process.returncode in (130, -signal.SIGTERM) and "Traceback" not in errors
     )  # before main() Python handles the signal

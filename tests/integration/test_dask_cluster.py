@@ -19,7 +19,7 @@ distributed = pytest.importorskip("distributed", reason="the dask extra is not i
 from eigenmerge.core.errors import RecipeError, WorkerError  # noqa: E402
 from eigenmerge.tasks.runners.runner import make_runner  # noqa: E402
 
-from .processes import num_parts, running_processes, start, wait_until  # noqa: E402
+from .processes import END_SECONDS, START_SECONDS, num_parts, running_processes, start, wait_until  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +155,7 @@ def test_an_error_in_one_shard_stops_the_others(
     assert not list((tmp_path / "out").glob("*"))
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_run_is_resumed(
     make_models: Any,
@@ -168,12 +169,12 @@ def test_a_stopped_run_is_resumed(
     store, out = tmp_path / "store", tmp_path / "out"
     arguments = ["merge", recipe, out, "--store", store, "--runner", "dask", "--workers", "2"]
     process = start(arguments, prefect_server, start_new_session=True)
-    wait_until(lambda: num_parts(store) >= 2, 90, process)
+    wait_until(lambda: num_parts(store) >= 2, START_SECONDS, process)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=END_SECONDS)
     assert process.returncode == 130, errors
     assert len(errors.strip().splitlines()) == 2, errors  # no messages of Dask
     first, last = errors.strip().splitlines()

@@ -12,9 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
-from .processes import COMMAND, num_parts, wait_until
+from .processes import COMMAND, START_SECONDS, num_parts, wait_until
 
 
+@pytest.mark.timeout(900)
 def test_a_killed_merge_is_resumed_by_the_same_command(
     make_models: Any, make_prefect_home: Any, command: Any, pipeline: Any, tmp_path: Path
 ) -> None:
@@ -25,7 +26,7 @@ def test_a_killed_merge_is_resumed_by_the_same_command(
     environment.pop("PREFECT_API_URL", None)  # the command starts its own server, which must end with it
     started = [COMMAND, "merge", str(recipe), str(tmp_path / "out"), "--store", str(store), "--workers", "1"]
     process = subprocess.Popen(started, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: num_parts(store) >= 3, 90, process)
+    wait_until(lambda: num_parts(store) >= 3, START_SECONDS, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
