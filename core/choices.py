@@ -9,3 +9,8 @@ RunnerName = Literal["threads", "dask", "ray"]
 
 # How `eigenmerge cache du` groups the objects of a store.
 Grouping = Literal["kind", "run", "method", "model"]
+
+# How a sweep chooses its candidates; the samplers and pruners are Optuna's.
+OptimizerName = Literal["grid", "optuna"]
+SamplerName = Literal["tpe", "random", "gp", "cmaes"]
+PrunerName = Literal["none", "median", "hyperband"]

@@ -50,6 +50,10 @@ class NonFiniteError(CheckpointError):
     """A tensor holds NaN or Inf; the message names the expert, the tensor and the number of such values."""
 
 
+class EvaluatorError(EigenmergeError, ValueError):
+    """The evaluator of a sweep cannot be used or failed; the message says which one, and what it returned."""
+
+
 class BudgetError(EigenmergeError, ValueError):
     """The plan needs more memory than allowed; the message names the tensor and both amounts."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.choices import RunnerName
 from ..core.coordination.stop import StopSignal
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..core.cache.result import MergeResult
 
 _PATIENCE_SECONDS = 10.0
+
+ResultT = TypeVar("ResultT")
 
 
 def _nothing() -> None:
@@ -56,6 +58,48 @@ def reported_merge(
     EigenmergeError : for every error that a user can correct
     """
     stop = stop or StopSignal()
+
+    def without_prefect() -> MergeResult:
+        from ..core.steps.merge_run import run_in_threads
+
+        return run_in_threads(prepared, runner=runner, stop=stop, listeners=listeners)
+
+    def import_flow() -> Callable[[bool], MergeResult]:
+        merge = _import_flow()
+        return lambda on_page: merge(prepared, parameters, runner, listeners, stop, on_begin, on_page)
+
+    result, warning = with_prefect_server(
+        import_flow, without_prefect, use_prefect=use_prefect, server=server, quiet=quiet
+    )
+    return replace(result, warnings=(*result.warnings, warning)) if warning else result
+
+
+def with_prefect_server(
+    import_flow: Callable[[], Callable[[bool], ResultT]],
+    without_prefect: Callable[[], ResultT],
+    *,
+    use_prefect: bool = True,
+    server: EmbeddedServer | None = None,
+    quiet: bool = True,
+) -> tuple[ResultT, str]:
+    """Run a flow that reports to a Prefect server, else its work without Prefect.
+
+    Parameters
+    ----------
+    import_flow : returns what runs the flow; it is called with whether the user configured the server, and so sees its
+        pages
+    without_prefect : does the same work
+    use_prefect, server, quiet : as for `reported_merge`
+
+    Returns
+    -------
+    the result, and a warning where Prefect could not be started; "" otherwise
+
+    Raises
+    ------
+    DeployError : the server that the user configured does not answer
+    EigenmergeError : for every error that a user can correct
+    """
     unavailable = ""
     if use_prefect:
         with contextlib.ExitStack() as stack:
@@ -63,28 +107,24 @@ def reported_merge(
                 quiet_prefect()
             try:
                 api_url = "" if server is not None else configured_api()
-                is_ours = not api_url
                 if api_url:
                     check_listens(api_url)
                 elif server is None:
                     server = stack.enter_context(start_embedded_server())
                 if quiet:
                     keep_terminal_clean()
-                merge = _import_flow()
+                run = import_flow()
                 stack.enter_context(prefect_api(server))
             except EigenmergeError:
                 raise
             except Exception as error:  # Prefect cannot be imported, or its server cannot start
                 unavailable = one_line(error) or type(error).__name__
             else:
-                return merge(prepared, parameters, runner, listeners, stop, on_begin, not is_ours)
-    from ..core.steps.merge_run import run_in_threads
-
-    result = run_in_threads(prepared, runner=runner, stop=stop, listeners=listeners)
+                return run(bool(api_url)), ""
+    result = without_prefect()
     if not unavailable:
-        return result
-    warning = f"computed without Prefect, which could not be started ({unavailable[:300]}); --no-prefect skips it"
-    return replace(result, warnings=(*result.warnings, warning))
+        return result, ""
+    return result, f"computed without Prefect, which could not be started ({unavailable[:300]}); --no-prefect skips it"
 
 
 def _import_flow() -> Callable[..., MergeResult]:

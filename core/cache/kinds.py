@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..coordination.claims import is_claim, read_claim
 from ..errors import CorruptObjectError, ObjectNotFoundError
-from ..formats.store_folders import ALIGNMENTS, CLAIMS, PARTS, PROBES, RUNS, SPECTRA, SUMS
+from ..formats.store_folders import ALIGNMENTS, CLAIMS, PARTS, PROBES, RUNS, SPECTRA, SUMS, SWEEPS
 from ..storage.store import PROBE_CONTENTS, Store
 from .parts import PART_SUFFIX, RECORD_SUFFIX, TABLE_SUFFIX, read_record, verify_part, verify_record
 from .run_folder import OBJECTS_NAME, RUN_NAME, TABLE_NAME
@@ -78,6 +78,18 @@ def _check_table(store: Store, key: str) -> None:
 
     for _ in read_run_table(store, key):
         pass
+
+
+def _check_sweep_table(store: Store, key: str) -> None:
+    from .sweep_tables import read_sweep_table
+
+    read_sweep_table(store, key.removeprefix(SWEEPS).partition("/")[0])
+
+
+def _check_best_recipe(store: Store, key: str) -> None:
+    from .sweep_tables import check_best_recipe
+
+    check_best_recipe(store, key)
 
 
 def _check_sums(store: Store, key: str) -> None:
@@ -200,6 +212,22 @@ KINDS: tuple[Kind, ...] = (
         _first_that_passes(_SEAL_OF_RUN, _check_table),
         b"spectrum_key",
         deletion=2,
+    ),
+    Kind(
+        "table of a sweep",
+        SWEEPS,
+        rf"{_HASH}/table\.arrow",
+        _check_sweep_table,
+        _check_sweep_table,
+        b"eigenmerge sweep table",
+    ),
+    Kind(
+        "best recipe of a sweep",
+        SWEEPS,
+        rf"{_HASH}/best\.yml",
+        _check_best_recipe,
+        _check_best_recipe,
+        b"# eigenmerge sweep",
     ),
     Kind(
         "claim",

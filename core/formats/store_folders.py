@@ -8,6 +8,7 @@
     parts/<hash>.json               its record, written last: the part is committed once the record exists
     parts/<hash>.arrow              values and statistics of its matrices
     runs/<run key>/<name>           the facts of one run, the keys it uses, the table of its spectra
+    sweeps/<sweep key>/<name>       the scores of the candidates of a sweep, and the recipe of the best one
     claims/<name>                   which process works on which shard or run; may be deleted at any time
     probes/<name>                   left by a killed test of the store; may be deleted at any time
 
@@ -26,6 +27,7 @@ ALIGNMENTS = "alignments/"
 SUMS = "sums/"
 PARTS = "parts/"
 RUNS = "runs/"
+SWEEPS = "sweeps/"
 CLAIMS = "claims/"
 PROBES = "probes/"
-FOLDERS = (SPECTRA, ALIGNMENTS, SUMS, PARTS, RUNS, CLAIMS, PROBES)
+FOLDERS = (SPECTRA, ALIGNMENTS, SUMS, PARTS, RUNS, SWEEPS, CLAIMS, PROBES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..errors import CheckpointError, CorruptObjectError
 from ..listing import ModelListing
@@ -12,7 +12,7 @@ from ..planning.inputs.chat_templates import template_files
 from ..planning.inputs.names.token_matrices import tensors_to_compare, tie_flag
 from ..planning.outputs.side_files import side_contents_needed
 from ..planning.outputs.vocabulary.fit_vocabulary import tokenizer_files_needed
-from ..planning.plan import Plan, SideFile
+from ..planning.plan import Plan, RunSettings, SideFile
 from ..planning.planner import plan_merge, run_settings
 from ..recipe.recipe import Recipe
 from ..storage.checkpoints.equal_tensors import find_equal_tensors
@@ -25,6 +25,28 @@ from ..storage.store import locate_object
 
 _PARALLEL_READS = 16
 _LONGEST_SIDE_FILE_BYTES = 256 * 2**20  # the largest tokenizer.json have 35 MB
+
+
+@dataclass(frozen=True, slots=True)
+class PlanInputs:
+    """What the plans of a recipe need of its models: recipes that differ only in parameters have the same.
+
+    base : listing of `base_model`; None if the recipe has none
+    experts : listings of `Recipe.expert_references`, in that order
+    models : every model whose files are read
+    reference : the base, or the first expert
+    contents : content by URI of the small files that a plan depends on
+    planned_contents : URIs of small files of models that do not exist yet
+    """
+
+    base: ModelListing | None
+    experts: tuple[ModelListing, ...]
+    tokenizer: ModelListing | None
+    slice_bases: Mapping[str, ModelListing]
+    models: tuple[ModelListing, ...]
+    reference: ModelListing
+    contents: Mapping[str, bytes]
+    planned_contents: frozenset[str] = frozenset()
 
 
 def make_plan(
@@ -55,6 +77,18 @@ def make_plan(
     RecipeError, CheckpointError, ShapeError, BudgetError : one line that says what is wrong and what to do
     StoreError : a model cannot be read
     """
+    inputs = list_inputs(recipe, planned=planned, planned_contents=planned_contents)
+    settings = run_settings(recipe, device=device, allow_tf32=allow_tf32, allow_nonfinite=allow_nonfinite)
+    return plan_inputs(inputs, recipe, settings, max_memory=max_memory)
+
+
+def list_inputs(
+    recipe: Recipe,
+    *,
+    planned: Mapping[str, ModelListing] | None = None,
+    planned_contents: Mapping[str, bytes] | None = None,
+) -> PlanInputs:
+    """Return what the plan of a recipe needs of its models: the reading half of `make_plan`. Errors as there."""
     source = recipe.vocabulary_source
     tokenizer_model = source if source not in (None, "base", "union") else None
     used = [*recipe.base_references, *recipe.expert_references, tokenizer_model]
@@ -74,11 +108,6 @@ def make_plan(
     def complete(listing: ModelListing) -> ModelListing:
         is_planned = any(listing.uri == other.uri for other in (planned or {}).values())
         return listing if is_planned else complete_side_files(listing, recipe.storage_options)
-
-    def with_version(side: SideFile) -> SideFile:
-        if side.source_uri is None or side.source_uri in (planned_contents or {}):
-            return side
-        return replace(side, version=observe_small_file(side.source_uri, recipe.storage_options))
 
     def list_stored(reference: str) -> ModelListing:
         return list_model(reference, recipe.storage_options, fingerprint=recipe.fingerprint)
@@ -110,20 +139,46 @@ def make_plan(
         models = [listing for listing in models if listing.uri not in planned_uris]
         check_linked_files(models, small, reference)
         contents = dict(zip(small, pool.map(read_object, small), strict=True))
-        plan = plan_merge(
-            recipe,
-            base,
-            experts,
-            run_settings(recipe, device=device, allow_tf32=allow_tf32, allow_nonfinite=allow_nonfinite),
-            max_memory=max_memory,
-            tokenizer=tokenizer,
-            side_file_contents=contents,
-            slice_bases={name: listings[name] for name in recipe.base_references if name != recipe.base_model},
-        )
-        copied = [side.source_uri for side in plan.side_files if side.source_uri is not None]
-        check_linked_files(models, copied, reference)
-        side_files = pool.map(with_version, plan.side_files)
-        return replace(plan, side_files=tuple(side_files))
+    return PlanInputs(
+        base=base,
+        experts=tuple(experts),
+        tokenizer=tokenizer,
+        slice_bases={name: listings[name] for name in recipe.base_references if name != recipe.base_model},
+        models=tuple(models),
+        reference=reference,
+        contents=contents,
+        planned_contents=frozenset(planned_contents or ()),
+    )
+
+
+def plan_inputs(inputs: PlanInputs, recipe: Recipe, settings: RunSettings, *, max_memory: int | None = None) -> Plan:
+    """Return the plan of a recipe: the deciding half of `make_plan`, which reads no weights. Errors as there.
+
+    Parameters
+    ----------
+    inputs : of this recipe, or of one that differs from it only in parameters
+    settings : from `run_settings`
+    """
+    plan = plan_merge(
+        recipe,
+        inputs.base,
+        inputs.experts,
+        settings,
+        max_memory=max_memory,
+        tokenizer=inputs.tokenizer,
+        side_file_contents=inputs.contents,
+        slice_bases=inputs.slice_bases,
+    )
+    copied = [side.source_uri for side in plan.side_files if side.source_uri is not None]
+    check_linked_files(inputs.models, copied, inputs.reference)
+
+    def with_version(side: SideFile) -> SideFile:
+        if side.source_uri is None or side.source_uri in inputs.planned_contents:
+            return side
+        return replace(side, version=observe_small_file(side.source_uri, recipe.storage_options))
+
+    with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="side") as pool:
+        return replace(plan, side_files=tuple(pool.map(with_version, plan.side_files)))
 
 
 def _compare_tied(listing: ModelListing, recipe: Recipe) -> ModelListing:

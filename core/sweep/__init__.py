@@ -1,0 +1,1 @@
+"""Decompose once, filter many times: search the parameters of a merge method."""
