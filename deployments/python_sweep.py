@@ -36,29 +36,72 @@ def _nothing() -> None:
 class SweepResult:
     """A finished sweep.
 
-    table : one row per candidate: parameters, metrics, status, seconds
-    best : parameters of the best candidate; None where none keeps all limits
-    scores : its metrics
-    recipe : its recipe
-    metric, lower_is_better : what candidates are ranked by
-    base_scores : metrics of the base model, where `not_below_base` asked for them
-    num_scored : candidates that this run scored; the others were in the table
-    table_place, recipe_place : where the store has the table and the recipe
+    outcome : rows, best row, its recipe, metric and warnings
+    table_place, recipe_place : where the store has the table, and the recipe of the best candidate
+    store, device : of the sweep, for `merge`
     """
 
-    table: pa.Table
-    best: Mapping[str, Scalar] | None
-    scores: Mapping[str, float | None] | None
-    recipe: Recipe | None
-    metric: str
-    lower_is_better: bool
-    base_scores: Mapping[str, float | None] | None
-    num_scored: int
+    outcome: SweepOutcome
     table_place: str
     recipe_place: str | None
-    warnings: tuple[str, ...] = ()
-    store: str | None = None
+    store: str
     device: str = "cpu"
+
+    @property
+    def table(self) -> pa.Table:
+        """One row per candidate: parameters, metrics, status, seconds."""
+        return self.outcome.table
+
+    @property
+    def best(self) -> Mapping[str, Scalar] | None:
+        """Parameters of the best candidate; None where no candidate keeps all limits."""
+        return None if self.outcome.best is None else dict(self.outcome.best.settings)
+
+    @property
+    def scores(self) -> Mapping[str, float | None] | None:
+        """Metrics of the best candidate."""
+        return None if self.outcome.best is None else dict(self.outcome.best.metrics)
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """Recipe of the best candidate."""
+        return self.outcome.recipe
+
+    def plot(self) -> bytes:
+        """Return a PNG image of the scores over each parameter.
+
+        Raises
+        ------
+        RecipeError : matplotlib is not installed
+        """
+        from ..core.sweep.plot_response import response_png
+
+        return response_png(self.outcome.rows, self.outcome.metric, self.outcome.lower_is_better)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the result as JSON content."""
+        base = self.outcome.base
+        return {
+            "metric": self.outcome.metric,
+            "lower_is_better": self.outcome.lower_is_better,
+            "best": self.best,
+            "scores": self.scores,
+            "base": None if base is None else dict(base.metrics),
+            "candidates": [
+                {
+                    "settings": dict(row.settings),
+                    "metrics": dict(row.metrics),
+                    "status": row.status,
+                    "seconds": row.seconds,
+                    "error": row.error,
+                }
+                for row in self.outcome.rows
+            ],
+            "num_scored": self.outcome.num_scored,
+            "table": self.table_place,
+            "recipe": self.recipe_place,
+            "warnings": list(self.outcome.warnings),
+        }
 
     def merge(self, destination: str | Path, **options: Any) -> MergeResult:
         """Merge the best candidate; its spectra are in the store. Options as for `eigenmerge.merge`.
@@ -108,8 +151,9 @@ def sweep(
     recipe : a Recipe, a mapping, the path or URI of a recipe file, or its text
     grid : parameter of the method to its values: a sequence, or text such as "0.5:0.95:0.05", "100,300", or for an
         optimizer "10..3000:log"
-    evaluate : a function of a `Candidate` that returns a number, or numbers by name; "module:function"; an evaluator
-        of `eigenmerge.evaluators`; None scores from the spectra alone (docs/sweep.md says which scores can be trusted)
+    evaluate : a function of a `Candidate` that returns a number, or numbers by name; "module:function"; one of
+        `accuracy_evaluator`, `perplexity_evaluator`, ...; None scores from the spectra alone (docs/sweep.md says which
+        of these scores can be trusted)
     store : directory or URI that keeps spectra and the table
     parallel : candidates that are evaluated at the same time
     rank_by : metric that is ranked by; by default the first one
@@ -173,8 +217,8 @@ def reported_sweep(
 
         if prepared.recipe.runner.kind != "threads":
             raise RecipeError(
-                f"runner {prepared.recipe.runner.kind!r} works through a Prefect server; set PREFECT_API_URL to one that"
-                " answers, or choose runner 'threads'"
+                f"runner {prepared.recipe.runner.kind!r} works through a Prefect server; set PREFECT_API_URL to one"
+                " that answers, or choose runner 'threads'"
             )
         return run_sweep(prepared, fresh=fresh, scratch=scratch, stop=stop, listeners=listeners)
 
@@ -213,17 +257,9 @@ def _evaluator(evaluate: str | Callable[[Candidate], Any] | Evaluator | None, ke
 def _result(outcome: SweepOutcome, prepared: PreparedSweep) -> SweepResult:
     store = prepared.store
     return SweepResult(
-        table=outcome.table,
-        best=None if outcome.best is None else dict(outcome.best.settings),
-        scores=None if outcome.best is None else dict(outcome.best.metrics),
-        recipe=outcome.recipe,
-        metric=outcome.metric,
-        lower_is_better=outcome.lower_is_better,
-        base_scores=None if outcome.base is None else dict(outcome.base.metrics),
-        num_scored=outcome.num_scored,
+        outcome,
         table_place=store.display(outcome.table_key),
         recipe_place=None if outcome.recipe_key is None else store.display(outcome.recipe_key),
-        warnings=outcome.warnings,
         store=store.root_uri,
         device=prepared.device,
     )

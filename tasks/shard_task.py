@@ -1,6 +1,6 @@
 """Prefect tasks that compute one layer shard: the unit of fan-out, retry, and resume.
 
-Two tasks differ only in the step that they run and in their name. A step looks for its own objects in the store, so
+They differ only in the step that they run and in their name. A step looks for its own objects in the store, so
 that running it twice is harmless.
 """
 
@@ -20,6 +20,7 @@ from ..core.run import ShardJob
 from ..core.steps.decompose_shard import decompose_shard
 from ..core.steps.merge_shard import merge_shard
 from ..core.steps.shard_steps import OnTensor, ShardStep
+from ..core.sweep.spectra_steps import decompose_spectra, measure_spectra
 
 ReportT = TypeVar("ReportT")
 
@@ -76,4 +77,6 @@ def worth_retrying(_: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
 SHARD_TASKS: dict[ShardStep[Any], Task[..., Any]] = {
     merge_shard: shard_task(merge_shard, "merge-shard", "{label}"),
     decompose_shard: shard_task(decompose_shard, "decompose-shard", "decompose {label}"),
+    decompose_spectra: shard_task(decompose_spectra, "decompose-spectra", "decompose {label}"),
+    measure_spectra: shard_task(measure_spectra, "measure-spectra", "measure {label}"),
 }

@@ -78,7 +78,9 @@ def to_table(rows: Sequence[SweepRow]) -> pa.Table:
     facts = json.dumps({"parameters": parameters, "metrics": metrics})
     schema = pa.schema([pa.field(name, kind) for name, (kind, _) in columns.items()])
     arrays = [pa.array(values, type=kind) for kind, values in columns.values()]
-    return pa.Table.from_arrays(arrays, schema=schema.with_metadata({b"eigenmerge": _FORMAT, b"columns": facts.encode()}))
+    return pa.Table.from_arrays(
+        arrays, schema=schema.with_metadata({b"eigenmerge": _FORMAT, b"columns": facts.encode()})
+    )
 
 
 def write_sweep_table(store: Store, sweep_key: str, rows: Sequence[SweepRow]) -> None:
@@ -165,4 +167,3 @@ def _to_row(values: Mapping[str, Any], parameters: Sequence[str], metrics: Seque
 
 def _checksum(table: pa.Table) -> str:
     return hash_json([table.schema.names, table.to_pylist()])
-

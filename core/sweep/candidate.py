@@ -1,4 +1,4 @@
-"""One candidate of a sweep, as an evaluator sees it: a lazy mapping of merged tensors, or a directory made on demand."""
+"""One candidate of a sweep, as an evaluator sees it: a lazy mapping of merged tensors, or a directory on demand."""
 
 from __future__ import annotations
 

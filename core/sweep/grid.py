@@ -58,7 +58,9 @@ def parse_grid(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         name, equals, values = (part.strip() for part in text.partition("="))
         if not equals or not name or not values:
-            raise RecipeError(f"--grid {text!r}: expected NAME=VALUES, such as exp_time=100,300 or rank_ratio=0.5:0.9:0.1")
+            raise RecipeError(
+                f"--grid {text!r}: expected NAME=VALUES, such as exp_time=100,300 or rank_ratio=0.5:0.9:0.1"
+            )
         if name in grid:
             raise RecipeError(f"--grid {name}: is given twice; give all its values once: {name}={grid[name]},{values}")
         grid[name] = values
@@ -164,7 +166,9 @@ def _parse_range(name: str, text: str) -> tuple[int | float, ...]:
     try:
         start, stop, step = (Decimal(word.strip()) for word in text.split(":"))
     except InvalidOperation:
-        raise RecipeError(f"--grid {name}: {text!r} is no range; expected start:stop:step, such as 0.5:0.95:0.05") from None
+        raise RecipeError(
+            f"--grid {name}: {text!r} is no range; expected start:stop:step, such as 0.5:0.95:0.05"
+        ) from None
     if not all(number.is_finite() for number in (start, stop, step)):
         raise RecipeError(f"--grid {name}: {text!r} has no end; expected finite numbers")
     if step == 0 or (stop - start) * step < 0:
@@ -200,7 +204,9 @@ def _parse_scalar(name: str, word: str) -> Any:
     try:
         value = parse_yaml_mapping(f"value: {word}", f"--grid {name}")["value"]
     except RecipeError:
-        raise RecipeError(f"--grid {name}: {word!r} is not a value; expected a number, a word, true, false or null") from None
+        raise RecipeError(
+            f"--grid {name}: {word!r} is not a value; expected a number, a word, true, false or null"
+        ) from None
     if value is not None and not isinstance(value, (bool, int, float, str)):
         raise RecipeError(f"--grid {name}: {word!r} is not one value; expected a number, a word, true, false or null")
     return value

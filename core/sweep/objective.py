@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,7 +48,9 @@ class Objective:
         sign = -1.0 if metric in self.lower_is_better else 1.0
         return max(defined, key=lambda row: sign * (row.metrics[metric] or 0.0), default=None)
 
-    def violations(self, metrics: Mapping[str, float | None], base: Mapping[str, float | None] | None = None) -> list[str]:
+    def violations(
+        self, metrics: Mapping[str, float | None], base: Mapping[str, float | None] | None = None
+    ) -> list[str]:
         """Return the metrics that are worse than their limit, or than the base's; an undefined one is."""
         limits = dict(self.limits)
         if self.not_below_base:
@@ -77,7 +80,7 @@ def parse_limits(texts: Iterable[str]) -> dict[str, float]:
             number = float(value)
         except ValueError:
             raise RecipeError(f"--minimum {text!r}: expected METRIC=NUMBER, such as accuracy=0.8") from None
-        if not name or number != number:
+        if not name or math.isnan(number):
             raise RecipeError(f"--minimum {text!r}: expected METRIC=NUMBER, such as accuracy=0.8")
         if name in limits:
             raise RecipeError(f"--minimum {name}: is given twice")

@@ -17,7 +17,6 @@ from ..errors import RecipeError
 from ..recipe.settings import Scalar
 from .grid import Axis, all_settings
 
-
 # Imported by Optuna at the first proposal only.
 _NEEDED_BY_SAMPLER = {"gp": "scipy", "cmaes": "cmaes"}
 

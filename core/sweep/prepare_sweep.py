@@ -8,11 +8,13 @@ from functools import partial
 
 from ..choices import OptimizerName, PrunerName, SamplerName
 from ..coordination.worker_count import choose_worker_count
-from ..errors import RecipeError
+from ..errors import DestinationError, RecipeError
 from ..formats.digest import hash_json
+from ..formats.file_names import MANIFEST_NAME
 from ..formats.store_folders import DEFAULT_STORE
 from ..numerics.method import SpectralMethod
 from ..numerics.registry import get_method
+from ..output.destination import prepare_destination
 from ..planning.plan import Plan
 from ..planning.planner import run_settings
 from ..recipe.parts import Rule
@@ -27,7 +29,7 @@ from ..storage.store import Store
 from .evaluators.evaluator import Evaluator
 from .grid import MOST_CANDIDATES, Axis, Settings, corner_settings, describe, make_axes
 from .objective import Objective, check_metric_names
-from .optimizer import GridOptimizer, OptunaOptimizer, Optimizer
+from .optimizer import GridOptimizer, Optimizer, OptunaOptimizer
 from .spectral_scores import DATA_FREE_METRICS, no_data_free_scores
 
 _DEFAULT_TRIALS = 30
@@ -83,11 +85,30 @@ class PreparedSweep:
 
     def base_plan(self) -> Plan:
         """Return a plan whose result is the base model."""
-        return self._plan(self.recipe.model_copy(update={"rules": [Rule(match="*", action="keep_base")], "calibration": None}))
+        return self._plan(
+            self.recipe.model_copy(update={"rules": [Rule(match="*", action="keep_base")], "calibration": None})
+        )
 
     def run_of(self, plan: Plan) -> Run:
         """Return what evaluates a plan."""
         return Run(plan, self.store, self.recipe.storage_options)
+
+    def check_destination(self, uri: str, *, overwrite: bool) -> None:
+        """Check that the best candidate can be merged into a place, before anything is computed.
+
+        A place with a merge is left to the merge of the best candidate, which may be that one.
+
+        Raises
+        ------
+        DestinationError, StoreError : as `prepare_destination`
+        """
+        target = Store(uri, self.recipe.storage_options)
+        plan = next(iter(self.known.values()))
+        try:
+            prepare_destination(plan, uri, target, overwrite=overwrite, run_store=self.store)
+        except DestinationError:
+            if overwrite or not target.exists(MANIFEST_NAME):
+                raise
 
     def make_optimizer(self, metric_is_lower_better: bool) -> Optimizer:
         """Return what proposes the candidates, at its beginning."""
@@ -185,7 +206,9 @@ def _check_search(search: Search, evaluator: Evaluator | None) -> None:
         what = "scores without data have no steps" if evaluator is None else "the steps of several evaluators differ"
         raise RecipeError(f"--pruner {search.pruner}: {what}; remove it")
     if search.optimizer != "grid" and evaluator is None:
-        raise RecipeError("--optimizer: scores without data cost less than a proposal; search a grid, or give an evaluator")
+        raise RecipeError(
+            "--optimizer: scores without data cost less than a proposal; search a grid, or give an evaluator"
+        )
 
 
 def _check_recipe(recipe: Recipe, evaluator: Evaluator | None, objective: Objective) -> None:
@@ -230,7 +253,10 @@ def _sweep_key(recipe: Recipe, plan: Plan, axes: Sequence[Axis], evaluator: Eval
     content = {**recipe.canonical()}
     swept = {axis.name for axis in axes}
     content["parameters"] = {name: value for name, value in (recipe.parameters or {}).items() if name not in swept}
-    models = [plan.base.fingerprint if plan.base is not None else None, *(expert.fingerprint for expert in plan.experts)]
+    models = [
+        plan.base.fingerprint if plan.base is not None else None,
+        *(expert.fingerprint for expert in plan.experts),
+    ]
     identity: object = evaluator.identity if evaluator is not None else None
     if identity is None:  # the corner of the L-curve depends on all candidates
         identity = {"without data": 1, "axes": [[axis.name, list(axis.values)] for axis in axes]}

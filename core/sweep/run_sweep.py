@@ -73,6 +73,16 @@ class SweepOutcome:
         """The rows as an Arrow table."""
         return to_table(self.rows)
 
+    def ranked(self) -> list[SweepRow]:
+        """Return the rows from the best score to the worst, whatever the limits; those without a score come last."""
+        sign = 1.0 if self.lower_is_better else -1.0
+
+        def order(row: SweepRow) -> tuple[bool, float]:
+            value = row.metrics.get(self.metric) if row.status == "scored" else None
+            return value is None, sign * (value or 0.0)
+
+        return sorted(self.rows, key=order)
+
 
 def run_sweep(
     prepared: PreparedSweep,
@@ -244,9 +254,7 @@ class _Sweep:
     def _align(self, plan: Plan) -> None:
         """Write the tables of largest eigenvalues that a plan needs; the spectra are in the store."""
         with one_thread():
-            align_layers(
-                self._prepared.run_of(plan), map_in_threads, workers=self._prepared.workers, stop=self._stop
-            )
+            align_layers(self._prepared.run_of(plan), map_in_threads, workers=self._prepared.workers, stop=self._stop)
 
     def _value(self, row: SweepRow) -> float | None:
         objective = self._prepared.objective

@@ -21,6 +21,7 @@ from .commands import (
     methods_command,
     nightly_command,
     plan_command,
+    sweep_command,
     verify_command,
 )
 from .setup import doctor_command, init_command, schema_command
@@ -35,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("merge")(merge_command.merge)
+app.command("sweep")(sweep_command.sweep)
 app.command("nightly")(nightly_command.nightly)
 app.command("plan")(plan_command.plan)
 app.command("extract")(extract_command.extract)

@@ -39,10 +39,18 @@ from .core.steps.merge_run import merge_run as merge_run
 from .core.steps.read_recipe import read_recipe as read_recipe
 from .core.steps.verification.verify_checkpoint import Verification as Verification
 from .core.storage.store import Store as Store
+from .core.sweep.candidate import Candidate as Candidate
+from .core.sweep.evaluators.accuracy import accuracy_evaluator as accuracy_evaluator
+from .core.sweep.evaluators.command import command_evaluator as command_evaluator
+from .core.sweep.evaluators.evaluator import Evaluator as Evaluator
+from .core.sweep.evaluators.lm_eval import lm_eval_evaluator as lm_eval_evaluator
+from .core.sweep.evaluators.perplexity import perplexity_evaluator as perplexity_evaluator
 from .deployments.python_calls import plan as plan
 from .deployments.python_calls import verify as verify
 from .deployments.python_extract import extract_adapter as extract_adapter
 from .deployments.python_merge import merge as merge
 from .deployments.python_result import Merge as Merge
+from .deployments.python_sweep import SweepResult as SweepResult
+from .deployments.python_sweep import sweep as sweep
 
 __version__: str

@@ -31,6 +31,8 @@ FOLDERS = {
     "tasks": "Prefect tasks; their arguments are keys and addresses, never tensors",
     "tasks/runners": "where tasks run: threads, Dask, Ray",
     "core": "the whole merge without Prefect",
+    "core/sweep": "search the parameters of a method: each layer decomposed once, candidates filtered",
+    "core/sweep/evaluators": "score a candidate: a function of the user's, and those that are shipped",
     "core/steps": "the actions that a command or a flow calls",
     "core/steps/reading": "what a finished merge recorded: ranks, origins of parameters, one tensor, comparisons",
     "core/steps/verification": "verify checkpoints and stores, and recompute tensors",

@@ -69,7 +69,10 @@ def read_items(path: Path) -> list[tuple[str, str]]:
         with path.open(encoding="utf-8", newline="") as file:
             if kind == ".jsonl":
                 lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
-                rows = [(number, parse_json_object(line.encode(), f"line {number}", _LONGEST_LINE)) for number, line in lines]
+                rows = [
+                    (number, parse_json_object(line.encode(), f"line {number}", _LONGEST_LINE))
+                    for number, line in lines
+                ]
             else:
                 reader = csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",")
                 rows = [(reader.line_num, row) for row in reader]
@@ -85,7 +88,9 @@ def read_items(path: Path) -> list[tuple[str, str]]:
             if row.get(column) is None:
                 known = suggestion(column, [name for name in row if name])
                 raise EvaluatorError(f"{path}: line {number} has no {column}{known}")
-        items.append((str(row["text"]), json.dumps(row["label"]) if isinstance(row["label"], bool) else str(row["label"])))
+        items.append(
+            (str(row["text"]), json.dumps(row["label"]) if isinstance(row["label"], bool) else str(row["label"]))
+        )
     return items
 
 

@@ -55,8 +55,8 @@ class Evaluator:
                 number = value
         if isinstance(number, bool) or not isinstance(number, Real):
             raise EvaluatorError(
-                f"{self.name}: returned {str(value)[:60]!r} ({type(value).__name__}) for {name!r}; expected a number, or"
-                " numbers by name"
+                f"{self.name}: returned {str(value)[:60]!r} ({type(value).__name__}) for {name!r}; expected a number,"
+                " or numbers by name"
             )
         if not math.isfinite(float(number)):
             raise EvaluatorError(f"{self.name}: returned {float(number)} for {name!r}; expected a finite number")
@@ -105,7 +105,9 @@ def combine(evaluators: Sequence[Evaluator]) -> Evaluator:
         for one in evaluators:
             scores = one(candidate)
             if both := sorted(found.keys() & scores.keys()):
-                raise EvaluatorError(f"{one.name}: returns {both[0]!r}, which another evaluator returns too; rename one")
+                raise EvaluatorError(
+                    f"{one.name}: returns {both[0]!r}, which another evaluator returns too; rename one"
+                )
             found |= scores
         return found
 

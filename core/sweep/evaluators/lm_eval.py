@@ -59,7 +59,10 @@ def main_metric(task: str, results: Mapping[str, object]) -> float:
     numbers = {
         name.partition(",")[0]: float(value)
         for name, value in results.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and "stderr" not in name and name != "sample_len"
+        if isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and "stderr" not in name
+        and name != "sample_len"
     }
     for name in ("acc_norm", "acc", "exact_match", *numbers):
         if name in numbers:

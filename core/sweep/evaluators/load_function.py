@@ -18,7 +18,12 @@ def load_function(place: str) -> Evaluator:
     EvaluatorError : no such module or function, or the module cannot be imported
     """
     module_name, colon, function_name = place.partition(":")
-    if not colon or not module_name or not function_name or not all(part.isidentifier() for part in module_name.split(".")):
+    if (
+        not colon
+        or not module_name
+        or not function_name
+        or not all(part.isidentifier() for part in module_name.split("."))
+    ):
         raise EvaluatorError(f"--evaluate {place!r}: expected module:function, such as scores:accuracy for scores.py")
     here = str(Path.cwd())
     added = here not in sys.path
@@ -29,8 +34,8 @@ def load_function(place: str) -> Evaluator:
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise EvaluatorError(
-                f"--evaluate {place}: there is no module {module_name}: expected an installed one, or {module_name}.py in"
-                f" {here}"
+                f"--evaluate {place}: there is no module {module_name}: expected an installed one, or"
+                f" {module_name}.py in {here}"
             ) from None
         raise EvaluatorError(f"--evaluate {place}: {module_name} needs {error.name}, which is not installed") from None
     except Exception as error:

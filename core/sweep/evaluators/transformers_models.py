@@ -43,7 +43,7 @@ def load_cleanly(auto_class: Any, folder: Path) -> Any:
     for kind in ("missing_keys", "mismatched_keys"):
         if wrong := sorted(map(str, report.get(kind) or ())):
             raise EvaluatorError(
-                f"{auto_class.__name__}: the checkpoint has no {wrong[0]} of the right shape, so the model would be random"
-                " there; expected a model with a head for this task"
+                f"{auto_class.__name__}: the checkpoint has no {wrong[0]} of the right shape, so the model would be"
+                " random there; expected a model with a head for this task"
             )
     return model.eval()
