@@ -30,7 +30,7 @@ from .evaluators.evaluator import Evaluator
 from .grid import MOST_CANDIDATES, Axis, Settings, corner_settings, describe, make_axes
 from .objective import Objective, check_metric_names
 from .optimizer import GridOptimizer, Optimizer, OptunaOptimizer
-from .spectral_scores import DATA_FREE_METRICS, no_data_free_scores
+from .spectral_scores import DATA_FREE_METRICS, check_scorable, no_data_free_scores
 
 _DEFAULT_TRIALS = 30
 
@@ -169,6 +169,8 @@ def prepare_sweep(
         prepared.known[describe(settings)] = prepared.plan_of(settings)
     plans = list(prepared.known.values())
     _check_effects(prepared)
+    if evaluator is None:
+        check_scorable(plans[0])
     if search.optimizer == "optuna":
         prepared.make_optimizer(False)  # its packages are missing, or not
     key = _sweep_key(recipe, plans[0], axes, evaluator)

@@ -110,6 +110,8 @@ def run_sweep(
     stop = stop or StopSignal()
     with ExitStack() as stack:
         stack.callback(hold_run(prepared.store, prepared.key).release)  # so that no spectrum is collected
+        if prepared.search.parallel > 1:  # the number of threads belongs to the process, not to a candidate
+            stack.enter_context(one_thread())
         sweep = _Sweep(prepared, ScoreBook(prepared.store, prepared.key, fresh=fresh), stop, listeners, map_shards)
         if prepared.evaluator is None:
             return sweep.without_data()
@@ -267,7 +269,8 @@ class _Sweep:
         if row.status == "scored":
             check_metric_names(row.metrics, [axis.name for axis in self._prepared.axes])
             self._prepared.objective.metric(list(row.metrics))
-            others = next((one.metrics for one in self._rows.values() if one.status == "scored"), row.metrics)
+            with self._lock:
+                others = next((one.metrics for one in self._rows.values() if one.status == "scored"), row.metrics)
             if row.metrics.keys() != others.keys():
                 raise EvaluatorError(
                     f"the evaluator returned {', '.join(row.metrics)} for {describe(row.settings)}, and"

@@ -42,6 +42,9 @@ from .spectra_steps import spectral_tensors
 #: Metrics in the order of the table, each with whether a lower value is better.
 DATA_FREE_METRICS: Mapping[str, bool] = {"gcv": True, "interference": True, "norm": True, "l_curve": False}
 
+# Kinds of spectra with D q_k and S q_k; those of iterated methods hold the iterate instead.
+_KINDS = ("interference", "optmerge")
+
 # With fewer free directions than this share, generalized cross-validation divides rounding by rounding.
 _LEAST_FREE_SHARE = 1e-6
 
@@ -106,6 +109,23 @@ class SpectralScorer:
         if key not in self._heads:
             self._heads[key] = read_spectrum(self._store, key, values_only=True).spectrum
         return self._heads[key]
+
+
+def check_scorable(plan: Plan) -> None:
+    """Check that every matrix of a plan can be scored without data, before any is decomposed.
+
+    Raises
+    ------
+    RecipeError : a matrix is merged by a method without an interference operator, or none is merged
+    """
+    tensors = spectral_tensors(plan)
+    if not tensors:
+        raise RecipeError("no tensor is merged by a spectral method, so candidates have no scores without data")
+    for tensor in tensors:
+        method, parameters = planned_method(tensor)
+        is_operator = method.decomposition(parameters).get("kind") in _KINDS
+        if not is_operator or not isinstance(parameters, AnchorParameters):
+            raise RecipeError(no_data_free_scores(method.name))
 
 
 def no_data_free_scores(method: str) -> str:

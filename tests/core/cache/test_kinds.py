@@ -23,6 +23,7 @@ from eigenmerge.core.cache.sealed_tensors import write_sealed
 from eigenmerge.core.cache.spectra.table import write_shard_table, write_spectra_table
 from eigenmerge.core.cache.spectra.table_file import TableRow
 from eigenmerge.core.cache.spectra.writer import write_spectrum
+from eigenmerge.core.cache.sweep_tables import SweepRow, write_best_recipe, write_sweep_table
 from eigenmerge.core.coordination.claim_keys import claim_key, run_claim_key, spectra_claim_key
 from eigenmerge.core.errors import CorruptObjectError, ObjectNotFoundError
 from eigenmerge.core.planning.keys import alignment_key, calibration_key, spectrum_key, sums_key
@@ -49,6 +50,8 @@ def fill(store: Store) -> None:
     write_shard_table(store, part.part_key, [TableRow("w", SPECTRUM, spectrum(5))])
     with recorded_run(run, "out"):
         write_spectra_table(run)
+    write_sweep_table(store, HASH, [SweepRow("c", {"exp_time": 1.0}, {"accuracy": 0.5})])
+    write_best_recipe(store, HASH, "merge_method: swudi\n")
 
 
 def objects(store: Store) -> dict[str, Kind | None]:
