@@ -138,7 +138,8 @@ class _Sweep:
         self._prepared, self._book, self._stop = prepared, book, stop
         self._listeners, self._map_shards = listeners, map_shards
         self._decomposed: set[str] = set()
-        self._rows: dict[str, SweepRow] = {}  # of the candidates of this sweep, in order, without repetitions
+        self._rows: dict[str, SweepRow] = {}  # of the candidates of this sweep, without repetitions
+        self._places: dict[str, int] = {}  # of the candidates in the order of the proposals
         self._num_scored = 0
         self._base: SweepRow | None = None
         self._lock = threading.Lock()
@@ -170,7 +171,8 @@ class _Sweep:
         ]
         self._num_scored = len(rows)
         self._book.add(rows)
-        for row in rows:
+        for place, row in enumerate(rows):
+            self._places[row.candidate] = place
             self._keep(row, row.settings, reused=False)
         return self._outcome()
 
@@ -188,6 +190,8 @@ class _Sweep:
         while trials:
             self._stop.check()
             runs = [prepared.run_of(prepared.plan_of(trial.settings)) for trial in trials]
+            for run in runs:
+                self._places.setdefault(run.plan.run_key, len(self._places))
             self._decompose([shard for run in runs for shard in self._new_shards(run.plan)])
             if is_first:
                 self._tell(lambda listener: listener.scoring(optimizer.total))
@@ -218,7 +222,6 @@ class _Sweep:
                     self._keep(row, trial.settings, reused=True)
                 optimizer.tell(trial, row, self._value(row))
             trials, is_first = optimizer.ask(batch), False
-        # In the order of the proposals: candidates that run at the same time end in any order.
         return self._outcome()
 
     def _score_base(self, make_job: Callable[..., CandidateJob]) -> None:
@@ -287,7 +290,11 @@ class _Sweep:
 
     def _best(self) -> SweepRow | None:
         base = self._base.metrics if self._base is not None else None
-        return self._prepared.objective.best(self._rows.values(), base)
+        return self._prepared.objective.best(self._in_order(), base)
+
+    def _in_order(self) -> list[SweepRow]:
+        """Return the rows in the order of the proposals: candidates that run at the same time end in any order."""
+        return sorted(self._rows.values(), key=lambda row: self._places[row.candidate])
 
     def _tell(self, event: Callable[[SweepListener], None]) -> None:
         for listener in self._listeners:
@@ -295,7 +302,7 @@ class _Sweep:
 
     def _outcome(self) -> SweepOutcome:
         prepared, objective = self._prepared, self._prepared.objective
-        rows = tuple(self._rows.values())
+        rows = tuple(self._in_order())
         scored = [row for row in rows if row.status == "scored"]
         if not scored:
             raise EvaluatorError(f"no candidate was scored; the last error: {rows[-1].error or 'all were pruned'}")

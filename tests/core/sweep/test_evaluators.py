@@ -84,7 +84,7 @@ def test_functions_of_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "my_scores": "expected module:function",
         "my_scores.py:accuracy": "there is no module my_scores.py",
         "no_scores:accuracy": "there is no module no_scores",
-        "my_scores:acuracy": "acuracy does not exist; did you mean 'accuracy'",
+        "my_scores:accuracies": "accuracies does not exist; did you mean 'accuracy'",
         "my_scores:NUMBER": "NUMBER is no function",
         "broken_scores:accuracy": "broken_scores needs torch_that_is_missing, which is not installed",
         "wrong_scores:accuracy": "cannot be imported: ZeroDivisionError",

@@ -232,7 +232,7 @@ RULE = {"match": "*", "parameters": {"exp_time": 5}}
         ({"landweber_steps": "1,2"}, {"method": "iso_c"}, {}, "iso_c has no such parameter"),
         (GRID, {"spectra": "values"}, {}, "set spectra: full"),
         (GRID, {"calibration": {"svc": {}}}, {}, "scores without data are those of the delta before"),
-        (GRID, {}, {"objective": Objective(rank_by="acuracy")}, "no metric 'acuracy'"),
+        (GRID, {}, {"objective": Objective(rank_by="accuracies")}, "no metric 'accuracies'"),
         (GRID, {}, {"objective": Objective(limits={"gvc": 1.0})}, "did you mean 'gcv'"),
         (GRID, {}, {"search": Search(trials=3)}, "add --optimizer optuna"),
         (GRID, {}, {"search": Search(sampler="random")}, "belong to --optimizer optuna"),
