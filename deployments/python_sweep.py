@@ -38,7 +38,7 @@ class SweepResult:
 
     outcome : rows, best row, its recipe, metric and warnings
     table_place, recipe_place : where the store has the table, and the recipe of the best candidate
-    store, device : of the sweep, for `merge`
+    store, device, allow_nonfinite : of the sweep, for `merge`
     """
 
     outcome: SweepOutcome
@@ -46,6 +46,7 @@ class SweepResult:
     recipe_place: str | None
     store: str
     device: str = "cpu"
+    allow_nonfinite: bool = False
 
     @property
     def table(self) -> pa.Table:
@@ -103,8 +104,16 @@ class SweepResult:
             "warnings": list(self.outcome.warnings),
         }
 
-    def merge(self, destination: str | Path, **options: Any) -> MergeResult:
-        """Merge the best candidate; its spectra are in the store. Options as for `eigenmerge.merge`.
+    def merge(
+        self,
+        destination: str | Path,
+        *,
+        max_memory: int | None = None,
+        workers: int | None = None,
+        overwrite: bool = False,
+        use_prefect: bool = True,
+    ) -> MergeResult:
+        """Merge the best candidate, from the spectra that the store has. Parameters as for `eigenmerge.merge`.
 
         Raises
         ------
@@ -116,7 +125,17 @@ class SweepResult:
 
         if self.recipe is None:
             raise RecipeError("no candidate of the sweep keeps all limits, so there is no best one to merge")
-        return merge(self.recipe, destination, **{"store": self.store, "device": self.device, **options})
+        return merge(
+            self.recipe,
+            destination,
+            store=self.store,
+            device=self.device,
+            max_memory=max_memory,
+            workers=workers,
+            overwrite=overwrite,
+            allow_nonfinite=self.allow_nonfinite,
+            use_prefect=use_prefect,
+        )
 
 
 def sweep(
@@ -262,4 +281,5 @@ def _result(outcome: SweepOutcome, prepared: PreparedSweep) -> SweepResult:
         recipe_place=None if outcome.recipe_key is None else store.display(outcome.recipe_key),
         store=store.root_uri,
         device=prepared.device,
+        allow_nonfinite=prepared.allow_nonfinite,
     )

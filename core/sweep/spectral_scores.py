@@ -87,7 +87,7 @@ class SpectralScorer:
             method, parameters = planned_method(tensor)
             for key in spectrum_keys(tensor):
                 head, own, cross = self._head(key), parameters, self._cross.get(key)
-                if cross is None or not isinstance(own, AnchorParameters):
+                if cross is None:
                     raise RecipeError(no_data_free_scores(method.name))
                 if tensor.alignment_key is not None:
                     time = self._times.exp_time(tensor.alignment_key, key, own.exp_time, own.alignment_rho)

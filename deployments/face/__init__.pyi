@@ -43,7 +43,7 @@ from .core.sweep.candidate import Candidate as Candidate
 from .core.sweep.evaluators.accuracy import accuracy_evaluator as accuracy_evaluator
 from .core.sweep.evaluators.command import command_evaluator as command_evaluator
 from .core.sweep.evaluators.evaluator import Evaluator as Evaluator
-from .core.sweep.evaluators.lm_eval import lm_eval_evaluator as lm_eval_evaluator
+from .core.sweep.evaluators.language_harness import lm_eval_evaluator as lm_eval_evaluator
 from .core.sweep.evaluators.perplexity import perplexity_evaluator as perplexity_evaluator
 from .deployments.python_calls import plan as plan
 from .deployments.python_calls import verify as verify

@@ -42,6 +42,10 @@ def test_a_sweep_and_the_merge_of_its_best(work: Models, command: Callable[..., 
     assert load_checkpoint(Path("best")) and set(best["parameters"]) == {"exp_time", "rank_ratio"}
     assert all(len(line) <= 80 for line in lines if "/" not in line)
 
+    none = command(*arguments, "--output", "none", "--minimum", "tensors=500")
+    assert (none.code, Path("none").exists()) == (3, False)
+    assert "Best: none, because no candidate keeps all limits" in none.out
+
     again = command(*arguments, "--json")
     assert again.code == 0, again.err
     result = json.loads(again.out)

@@ -6,6 +6,7 @@ import hashlib
 import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -47,12 +48,10 @@ class Evaluator:
         return {str(name): self._number(name, value) for name, value in scores.items()}
 
     def _number(self, name: object, value: object) -> float:
-        number = value
-        if not isinstance(value, bool) and not isinstance(value, Real) and hasattr(value, "item"):
-            try:
-                number = value.item()  # a number of NumPy or torch
-            except (RuntimeError, ValueError):
-                number = value
+        number: Any = value
+        if not isinstance(value, Real) and hasattr(value, "item"):
+            with suppress(RuntimeError, ValueError):  # what is no single number is refused below
+                number = number.item()  # a number of NumPy or torch
         if isinstance(number, bool) or not isinstance(number, Real):
             raise EvaluatorError(
                 f"{self.name}: returned {str(value)[:60]!r} ({type(value).__name__}) for {name!r}; expected a number,"

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from ....core.sweep.evaluators.evaluator import Evaluator
     from ...python_sweep import SweepResult
 
+#: Scored, but no candidate keeps all limits.
+EXIT_NONE_ACCEPTED = 3
+
 _SHOWN_ROWS = 10
 
 
@@ -127,10 +130,10 @@ def sweep(
     ] = False,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
-) -> None:
+) -> int:
     """Score the parameters of a grid for RECIPE, and find the best. If it is stopped, the same command resumes it.
 
-    Without an evaluator, candidates are scored from their spectra alone.
+    Without an evaluator, candidates are scored from their spectra alone. Exit code 3: no candidate keeps all limits.
     """
     from ....core.coordination.stop import StopSignal
     from ....core.errors import DestinationError, RecipeError
@@ -154,7 +157,7 @@ def sweep(
     objective = Objective(
         rank_by, frozenset(lower_is_better or ()), parse_limits(minimum or ()), not_below_base=not_below_base
     )
-    values = parse_grid(grid)
+    values, budget = parse_grid(grid), parse_size(max_memory)
     read = read_recipe(recipe)
     prepared = prepare_sweep(
         read,
@@ -164,7 +167,7 @@ def sweep(
         search=Search(optimizer, sampler, pruner, trials, seed, parallel),
         store=store,
         device=device,
-        max_memory=parse_size(max_memory),
+        max_memory=budget,
         workers=workers,
         allow_nonfinite=allow_nonfinite,
     )
@@ -190,7 +193,12 @@ def sweep(
         listener.close()
     if plot is not None:
         Path(plot).write_bytes(result.plot())
-    merged = result.merge(output, overwrite=overwrite, use_prefect=not no_prefect) if output is not None else None
+    merged = None
+    if output is not None and result.recipe is not None:
+        stop.check()
+        merged = result.merge(
+            output, max_memory=budget, workers=workers, overwrite=overwrite, use_prefect=not no_prefect
+        )
     if as_json:
         show_json({**result.to_dict(), "merged": merged.to_dict() if merged is not None else None}, indent=None)
     elif not quiet:
@@ -199,6 +207,7 @@ def sweep(
             show(f"  plot: {plot}")
         if merged is not None:
             show(*summary(merged))
+    return 0 if result.best is not None else EXIT_NONE_ACCEPTED
 
 
 def _evaluator(
@@ -208,7 +217,7 @@ def _evaluator(
     from ....core.sweep.evaluators.accuracy import accuracy_evaluator
     from ....core.sweep.evaluators.command import command_evaluator
     from ....core.sweep.evaluators.evaluator import combine
-    from ....core.sweep.evaluators.lm_eval import lm_eval_evaluator
+    from ....core.sweep.evaluators.language_harness import lm_eval_evaluator
     from ....core.sweep.evaluators.load_function import load_function
     from ....core.sweep.evaluators.perplexity import perplexity_evaluator
 

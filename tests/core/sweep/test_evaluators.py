@@ -13,7 +13,7 @@ from eigenmerge.core.errors import EvaluatorError
 from eigenmerge.core.sweep.evaluators.accuracy import accuracy_evaluator, label_numbers, read_items
 from eigenmerge.core.sweep.evaluators.command import command_evaluator
 from eigenmerge.core.sweep.evaluators.evaluator import Evaluator, combine
-from eigenmerge.core.sweep.evaluators.lm_eval import main_metric
+from eigenmerge.core.sweep.evaluators.language_harness import main_metric
 from eigenmerge.core.sweep.evaluators.load_function import load_function
 from eigenmerge.core.sweep.evaluators.perplexity import perplexity_evaluator
 

@@ -41,7 +41,7 @@ def lm_eval_evaluator(
             batch_size=batch_size,
             task_manager=manager,
             bootstrap_iters=0,
-            verbosity="ERROR",
+            log_samples=False,
         )
         return {task: main_metric(task, found["results"][task]) for task in tasks}
 
@@ -72,8 +72,8 @@ def main_metric(task: str, results: Mapping[str, object]) -> float:
 
 def _import_harness() -> tuple[Any, Any]:
     try:
-        import lm_eval
-        import lm_eval.tasks
+        import lm_eval  # pyright: ignore[reportMissingImports]
+        import lm_eval.tasks  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise EvaluatorError("--lm-eval needs an extra: pip install 'eigenmerge[lm-eval]'") from None
     return lm_eval, lm_eval.tasks
