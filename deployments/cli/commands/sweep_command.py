@@ -27,13 +27,17 @@ from ..terminal import show, show_json
 from .merge_command import stop_on_signals, summary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ....core.sweep.evaluators.evaluator import Evaluator
+    from ....core.sweep.run_sweep import SweepOutcome
     from ...python_sweep import SweepResult
 
 #: Scored, but no candidate keeps all limits.
 EXIT_NONE_ACCEPTED = 3
 
 _SHOWN_ROWS = 10
+_WIDTH = 80  # metrics that do not fit are in the table of the store only
 
 
 def sweep(
@@ -244,21 +248,14 @@ def _lines(result: SweepResult) -> list[str]:
     lines = [f"warning: {warning}" for warning in outcome.warnings]
     order = "lowest" if outcome.lower_is_better else "highest"
     lines.append(f"{show_count(len(rows), 'candidate')}, {outcome.num_scored} scored now; by {order} {metric}:")
-    names = list(dict.fromkeys(name for row in rows for name in row.settings))
-    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    shown = outcome.ranked()[:_SHOWN_ROWS]
-    cells = [
-        [
-            "*" if best is not None and row.candidate == best.candidate else "",
-            *(_cell(row.settings.get(name)) for name in names),
-            *(_cell(row.metrics.get(name)) for name in metrics),
-            row.status,
-        ]
-        for row in shown
-    ]
-    lines += [f"  {line.rstrip()}" for line in table_lines(["", *names, *metrics, "status"], cells)]
-    if len(rows) > len(shown):
-        lines.append(f"  and {len(rows) - len(shown)} more")
+    metrics = [metric, *(name for name in dict.fromkeys(n for row in rows for n in row.metrics) if name != metric)]
+    table = _table(outcome, metrics)
+    while len(metrics) > 1 and max(map(len, table)) > _WIDTH:
+        metrics.pop()
+        table = _table(outcome, metrics)
+    lines += table
+    if len(rows) > _SHOWN_ROWS:
+        lines.append(f"  and {len(rows) - _SHOWN_ROWS} more")
     lines += [f"  {line}".rstrip() for line in response_text(rows, metric, outcome.lower_is_better)]
     lines.append("")
     if outcome.base is not None:
@@ -269,6 +266,21 @@ def _lines(result: SweepResult) -> list[str]:
         lines.append(f"Best (*): {describe(best.settings)}: {metric} {_cell(best.metrics[metric])}")
         lines.append(f"  recipe: {result.recipe_place}")
     return [*lines, f"  table: {result.table_place}"]
+
+
+def _table(outcome: SweepOutcome, metrics: Sequence[str]) -> list[str]:
+    """Return the best rows with these metrics, one line each."""
+    names = list(dict.fromkeys(name for row in outcome.rows for name in row.settings))
+    cells = [
+        [
+            "*" if outcome.best is not None and row.candidate == outcome.best.candidate else "",
+            *(_cell(row.settings.get(name)) for name in names),
+            *(_cell(row.metrics.get(name)) for name in metrics),
+            row.status,
+        ]
+        for row in outcome.ranked()[:_SHOWN_ROWS]
+    ]
+    return [f"  {line.rstrip()}" for line in table_lines(["", *names, *metrics, "status"], cells)]
 
 
 def _cell(value: object) -> str:
