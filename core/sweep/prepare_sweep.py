@@ -169,8 +169,8 @@ def prepare_sweep(
         prepared.known[describe(settings)] = prepared.plan_of(settings)
     plans = list(prepared.known.values())
     _check_effects(prepared)
-    if evaluator is None:
-        check_scorable(plans[0])
+    for plan in plans if evaluator is None else ():
+        check_scorable(plan)
     if search.optimizer == "optuna":
         prepared.make_optimizer(False)  # its packages are missing, or not
     key = _sweep_key(recipe, plans[0], axes, evaluator)

@@ -35,7 +35,7 @@ from ..merging.spectral_merger import planned_method
 from ..numerics.apply_filter import Factors
 from ..numerics.interference.wudi_family import AnchorParameters, anchor_factor
 from ..numerics.spectrum import Spectrum
-from ..planning.plan import Plan, spectrum_keys
+from ..planning.plan import Plan, decompositions
 from ..storage.store import Store
 from .spectra_steps import spectral_tensors
 
@@ -85,12 +85,14 @@ class SpectralScorer:
         scores: list[MatrixScores] = []
         for tensor in spectral_tensors(plan):
             method, parameters = planned_method(tensor)
-            for key in spectrum_keys(tensor):
-                head, own, cross = self._head(key), parameters, self._cross.get(key)
+            for view in tensor.views or (None,):
+                (planned,) = decompositions(tensor, view)  # `check_scorable` refuses two
+                key, own = planned.spectrum_key, parameters
+                head, cross = self._head(key), self._cross.get(key)
                 if cross is None:
                     raise RecipeError(no_data_free_scores(method.name))
-                if tensor.alignment_key is not None:
-                    time = self._times.exp_time(tensor.alignment_key, key, own.exp_time, own.alignment_rho)
+                if planned.alignment_key is not None:
+                    time = self._times.exp_time(planned.alignment_key, key, own.exp_time, own.alignment_rho)
                     own = own.model_copy(update={"exp_time": time})
                 anchor = anchor_factor(own.anchor, head.num_experts)
                 found = score_matrix(head, method.factors(head, own), cross, anchor)
@@ -126,6 +128,11 @@ def check_scorable(plan: Plan) -> None:
         is_operator = method.decomposition(parameters).get("kind") in _KINDS
         if not is_operator or not isinstance(parameters, AnchorParameters):
             raise RecipeError(no_data_free_scores(method.name))
+        if any(len(decompositions(tensor, view)) > 1 for view in tensor.views or (None,)):
+            raise RecipeError(
+                f"{tensor.name}: is merged over both sides, whose mean has no score without data; give an evaluator, or"
+                " choose one side"
+            )
 
 
 def no_data_free_scores(method: str) -> str:

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ...core.cache.sweep_tables import SweepRow
 from ...core.sweep.listener import SweepListener
+from .status import set_status
 from .terminal import show_error
 
 _LONGEST_DETAIL = 40
@@ -31,6 +32,7 @@ class TerminalSweep(SweepListener):
         self._task = self._progress.add_task("planning", total=None, detail="")
         self._scored = 0
         self._total: int | None = None
+        set_status("")
         self._progress.start()
 
     def decomposing(self, num_tensors: int) -> None:
@@ -64,8 +66,12 @@ class LineSweep(SweepListener):
         self._total = 0
         self._lock = threading.Lock()
 
+    def decomposing(self, num_tensors: int) -> None:
+        set_status(f"decomposing {num_tensors} tensors")
+
     def scoring(self, num_candidates: int) -> None:
         self._total = num_candidates
+        set_status(lambda: f"{self._scored} of {self._total} candidates scored")
 
     def scored(self, row: SweepRow, label: str, best: SweepRow | None, best_label: str, reused: bool) -> None:
         with self._lock:

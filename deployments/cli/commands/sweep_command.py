@@ -22,9 +22,10 @@ from ..options import (
     parse_size,
     show_count,
 )
+from ..status import set_status
 from ..table import table_lines
 from ..terminal import show, show_json
-from .merge_command import stop_on_signals, summary
+from .merge_command import stop_on_signals, summary, total_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,6 +140,7 @@ def sweep(
 
     Without an evaluator, candidates are scored from their spectra alone. Exit code 3: no candidate keeps all limits.
     """
+    set_status("reading the recipe and the headers of the models")
     from ....core.coordination.stop import StopSignal
     from ....core.errors import DestinationError, RecipeError
     from ....core.steps.read_recipe import read_recipe
@@ -178,6 +180,7 @@ def sweep(
     if output is not None:
         prepared.check_destination(output, overwrite=overwrite)
     stop.check()
+    set_status("importing torch" if no_prefect else "starting Prefect")
 
     from ...python_sweep import reported_sweep
     from ..sweep_progress import make_sweep_listener
@@ -200,6 +203,7 @@ def sweep(
     merged = None
     if output is not None and result.recipe is not None:
         stop.check()
+        set_status("merging the best candidate")
         merged = result.merge(
             output, max_memory=budget, workers=workers, overwrite=overwrite, use_prefect=not no_prefect
         )
@@ -210,7 +214,7 @@ def sweep(
         if plot is not None:
             show(f"  plot: {plot}")
         if merged is not None:
-            show(*summary(merged))
+            show(*summary(merged, total_seconds()))
     return 0 if result.best is not None else EXIT_NONE_ACCEPTED
 
 

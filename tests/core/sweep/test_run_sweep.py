@@ -204,6 +204,8 @@ def test_scores_without_data(models: Models) -> None:
     assert outcome.metric == "gcv" and outcome.lower_is_better and outcome.best is not None
     by = {tuple(row.settings.values()): row.metrics for row in outcome.rows}
     assert (by[30.0, 0.9]["interference"] or 0) < (by[1.0, 0.5]["interference"] or 0)
+    outputs = sweep(models, None, {"side": "inputs,outputs"}, keys={"parameters": {"exp_time": 30}})
+    assert outputs.rows[0].metrics != outputs.rows[1].metrics
     again = sweep(models, keys={"parameters": {"alignment_rho": 1.0}})
     assert [row.metrics for row in again.rows] != [row.metrics for row in outcome.rows]
 
@@ -238,6 +240,7 @@ RULE = {"match": "*", "parameters": {"exp_time": 5}}
         (GRID, {}, {"search": Search(sampler="random")}, "belong to --optimizer optuna"),
         (GRID, {}, {"search": Search(optimizer="optuna")}, "cost less than a proposal"),
         (GRID, {}, {"search": Search(parallel=0)}, "--parallel: is 0"),
+        ({"side": "inputs,both"}, {}, {}, "is merged over both sides, whose mean has no score"),
     ],
 )
 def test_refused_before_anything_is_computed(models: Models, grid: Any, keys: Any, options: Any, message: str) -> None:
