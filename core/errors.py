@@ -106,9 +106,15 @@ def suggestion(word: str, known: Iterable[object]) -> str:
     Examples: "; did you mean 'weight'?" and "; known: density, weight".
     """
     names = sorted(str(name) for name in known)
-    near = get_close_matches(word, names, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    near = nearest(word, names)
+    if near is not None:
+        return f"; did you mean {near!r}?"
     if not names:
         return "; none is known here"
     return f"; known: {', '.join(names)}" if len(names) <= 40 else ""
+
+
+def nearest(word: str, known: Iterable[object]) -> str | None:
+    """Return the closest known word, None where none is similar."""
+    found = get_close_matches(word, sorted(str(name) for name in known), n=1, cutoff=0.5)
+    return found[0] if found else None

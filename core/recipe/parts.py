@@ -10,7 +10,8 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..choices import RunnerName
-from ..errors import suggestion
+from ..errors import nearest, suggestion
+from .faults import faults_error
 from .fields import ByteCount, ModelReference, ParameterSettings
 
 
@@ -24,9 +25,10 @@ class StrictModel(BaseModel):
     def _suggest_known_keys(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
             known = [field.alias or name for name, field in cls.model_fields.items()]
-            for key in cast("Mapping[Any, Any]", data):
-                if key not in known:
-                    raise ValueError(f"unknown key {key!r}{suggestion(str(key), known)}")
+            unknown = [key for key in cast("Mapping[Any, Any]", data) if key not in known]
+            if unknown:
+                faults = [f"unknown key {key!r}{suggestion(str(key), known)}" for key in unknown]
+                raise faults_error(faults, {key: nearest(str(key), known) for key in unknown})
         return cast("Any", data)
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ..errors import RecipeError, suggestion
 from ..numerics.method import AnyMethod, SpectralMethod
 from ..numerics.registry import get_method
+from .faults import faults_error, find_faults, join_faults
 from .fields import Address, ByteCount, DtypeName, ModelReference, ParameterSettings
 from .mergekit_forms import describe_ineffective, has_no_effect, normalize_forms
 from .parts import (
@@ -218,8 +219,13 @@ class Recipe(StrictModel):
 
 def _check_parameters(recipe: Recipe) -> None:
     """Check the name and values of every parameter against the pydantic model of its method."""
-    for place, parameters, method, shared in _scopes(recipe):
-        _check_scope(parameters, place, method, shared=shared)
+    faults = [
+        fault
+        for place, parameters, method, shared in _scopes(recipe)
+        for fault in _scope_faults(parameters, place, method, shared=shared)
+    ]
+    if faults:
+        raise faults_error(faults)
     method = _get_method(recipe.merge_method, "merge_method")
     if recipe.calibration is not None and not isinstance(method, SpectralMethod) and not recipe.base_references:
         raise RecipeError(
@@ -257,21 +263,24 @@ def _get_method(name: str, place: str) -> AnyMethod:
         raise RecipeError(f"{place}: {error}") from None
 
 
-def _check_scope(parameters: Mapping[str, Any] | None, place: str, method: AnyMethod, *, shared: bool) -> None:
+def _scope_faults(
+    parameters: Mapping[str, Any] | None, place: str, method: AnyMethod, *, shared: bool
+) -> Iterator[str]:
+    """Yield a line for every parameter that the method does not have, or whose value it refuses."""
     global_, per_expert = type_adapters(method.Parameters), type_adapters(method.Expert)
     for name, raw in (parameters or {}).items():
         adapter = per_expert.get(name) or (global_.get(name) if shared else None)
         if adapter is None:
             if name in global_:
-                raise RecipeError(f"{place}.{name}: applies to the whole merge; move it to the global parameters")
-            if has_no_effect(name, method):  # reported by `ineffective_parameters`
-                continue
-            known = {**global_, **per_expert} if shared else per_expert
-            raise RecipeError(f"{place}.{name}: {method.name} has no such parameter{suggestion(name, known)}")
+                yield f"{place}.{name}: applies to the whole merge; move it to the global parameters"
+            elif not has_no_effect(name, method):  # reported by `ineffective_parameters`
+                known = {**global_, **per_expert} if shared else per_expert
+                yield f"{place}.{name}: {method.name} has no such parameter{suggestion(name, known)}"
+            continue
         try:
             check_values(parse_setting(raw), adapter)
         except ValueError as error:
-            raise RecipeError(f"{place}.{name}: {error}") from None
+            yield f"{place}.{name}: {error}"
 
 
 def recipe_from_mapping(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
@@ -289,9 +298,8 @@ def recipe_from_mapping(data: Mapping[str, Any], origin: str = "recipe") -> Reci
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        found = [_format_error(item) for item in error.errors(include_url=False, include_context=False)]
-        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-        raise RecipeError(f"{origin}: {'; '.join(found[:3])}{more}") from None
+        faults = find_faults(Recipe, data, error, _format_error)
+        raise RecipeError(f"{origin}: {join_faults(faults)}") from None
 
 
 # What pydantic's error types expect, in the words of YAML.

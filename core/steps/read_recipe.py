@@ -14,6 +14,7 @@ from ..recipe.recipe import Recipe, recipe_from_mapping
 from ..recipe.stages import Stage, make_stages
 from ..recipe.strict_yaml import MAX_TEXT_BYTES, parse_yaml_documents, parse_yaml_mapping
 from ..storage.addresses import is_local
+from ..storage.backends.near_paths import near_path
 from ..storage.checkpoints.find_checkpoints import expand_soups
 from ..storage.store import locate_object
 
@@ -160,7 +161,8 @@ def _read_local_file(recipe: str | Path) -> str:
         raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a path"
-        raise RecipeError(f"{recipe}: recipe cannot be read: {reason}") from None
+        hint = near_path(path) if isinstance(error, FileNotFoundError) else ""
+        raise RecipeError(f"{recipe}: recipe cannot be read: {reason}{hint}") from None
 
 
 def _check_recorded_recipe(recipe: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from .commands import (
     sweep_command,
     verify_command,
 )
+from .mergekit_options import mergekit_hint
 from .setup import doctor_command, init_command, schema_command
 from .status import start_status, stop_status
 from .terminal import show, show_error, show_help
@@ -81,7 +82,8 @@ def main() -> None:
         command = context.command_path if context is not None else "eigenmerge"
         # typer converts values by pydantic, which adds this prefix to errors of typer's own validators
         message = " ".join(error.format_message().split()).replace("Value error, ", "").removesuffix(".")
-        _fail(f"{message}; see `{command} --help`", error.exit_code)
+        instead = mergekit_hint(message, sys.argv[1:])
+        _fail(instead or f"{message}; see `{command} --help`", error.exit_code)
     except BrokenPipeError:
         sys.exit(1)
     finally:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import cast
 
 from ...errors import CheckpointError, CorruptObjectError, StoreError
@@ -21,7 +22,8 @@ from ...formats.file_names import (
 )
 from ...formats.object_names import find_key_problem
 from ...formats.redaction import redact
-from ..addresses import is_local, is_web, protocol_of, split_address
+from ..addresses import absolute_uri, is_local, is_web, protocol_of, split_address
+from ..backends.near_paths import near_path
 from ..backends.protocol import ObjectInfo
 from ..store import Store, locate_object
 from .hub import HUB_RETRY, pin_revision
@@ -132,7 +134,7 @@ def _list_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFo
         if only_file in files:
             return CheckpointFolder(uri, store, files, only_file)
         if not any(store.list(only_file, recursive=False)):
-            raise NoModelError(f"no such model: {redact(uri)} does not exist; correct the path")
+            raise NoModelError(f"no such model: {redact(uri)} does not exist{_hint(uri)}")
     store = Store(uri, options, retry=retry)
     try:
         files = {info.key: info for info in store.list(recursive=False)}
@@ -145,6 +147,8 @@ def _list_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFo
             f"no such model: {redact(uri)} has no index page with files of a model, and no {WEIGHTS_NAME},"
             f" {INDEX_NAME} or {CONFIG_NAME}; correct the address, or name the file of the weights"
         )
+    if not files and is_local(uri) and not Path(absolute_uri(uri)).exists():
+        raise NoModelError(f"no such model: {redact(uri)} does not exist{_hint(uri)}")
     if not files:
         raise NoModelError(f"no such model: {redact(uri)} has no files; expected a directory with safetensors files")
     return CheckpointFolder(uri, store, files)
@@ -350,3 +354,8 @@ def pickle_error(folder: CheckpointFolder, name: str) -> CheckpointError:
         f" d = torch.load('{shown}', map_location='cpu', weights_only=True); d = d.get('state_dict', d);"
         f" save_file({{k: v.clone().contiguous() for k, v in d.items()}}, '{output}', metadata={{'format': 'pt'}})\""
     )
+
+
+def _hint(uri: str) -> str:
+    """Return a near path of this machine, or what to do."""
+    return (redact(near_path(absolute_uri(uri))) if is_local(uri) else "") or "; correct the path"

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from ...errors import CheckpointError
 from ...formats.redaction import redact
 from ..addresses import absolute_uri, is_local, protocol_of
+from ..backends.near_paths import near_path
 
 # The rule of the Hub for owner/name: letters, digits, "-", "_", ".".
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -90,5 +91,6 @@ def _hub_uri(name: str) -> str:
 
 def _no_such_model(text: str) -> CheckpointError:
     return CheckpointError(
-        f"no such model: {redact(text)!r} is not a local file or directory, a URL or a Hub id; correct the path"
+        f"no such model: {redact(text)!r} is not a local file or directory, a URL or a Hub id"
+        f"{redact(near_path(text)) or '; correct the path'}"
     )

@@ -129,7 +129,7 @@ def test_a_directory_may_be_named_like_a_file(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(NoModelError, match="has no files"):
+    with pytest.raises(NoModelError, match=r"does not exist; .* exists, and has no 'none'"):
         open_folder(f"{tmp_path}/none", None)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match=r"expected a directory or a \.safetensors file"):
