@@ -72,6 +72,20 @@ def save_model(folder: Path, weights: Mapping[str, torch.Tensor], config: Mappin
     return folder
 
 
+LETTERS = ["<unk>", *"abcdefghijklmnopqrstuvwxyz .,?:;'\n0123456789"]  # at most VOCABULARY
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+
+
+def add_tokenizer(folder: Path, template: str = TEMPLATE) -> None:
+    """Write a tokenizer of single letters, which transformers can load, and a chat template."""
+    vocabulary = {letter: number for number, letter in enumerate(LETTERS)}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "<unk>"}
+    tokenizer = {"version": "1.0", "added_tokens": [], "normalizer": {"type": "Lowercase"}, "model": model}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 @dataclass
 class Models:
     """A base and its experts below one folder."""

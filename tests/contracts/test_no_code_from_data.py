@@ -34,6 +34,10 @@ CALLS = {
 NAMES = {"trust_remote_code", "allow_pickle", "UnsafeLoader", "FullLoader"}
 
 
+# `eigenmerge verify --trust-remote-code`: the only option that executes code of a model.
+ALLOWED = {"core/steps/loading/model_class.py": ["passes trust_remote_code"] * 3}
+
+
 def violations(source: str) -> Iterator[str]:
     """Yield a description of every forbidden import, call, argument and name."""
     for node in ast.walk(ast.parse(source)):
@@ -56,7 +60,7 @@ def violations(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_file_executes_data(path: Path) -> None:
-    assert not list(violations(path.read_text()))
+    assert list(violations(path.read_text())) == ALLOWED.get(str(path.relative_to(ROOT)), [])
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_recomputed_tensors_are_identical(
 ) -> None:
     models = make_models(num_experts=2, layers=1)
     pipeline(models.write_recipe(method, **keys), tmp_path / "out", store=str(tmp_path / "store"))
-    done = command("verify", tmp_path / "out", "--sample", "100", "--json")
+    done = command("verify", "--no-load", tmp_path / "out", "--sample", "100", "--json")
     assert done.code == 0, done.out + done.err
     found = json.loads(done.out)
     assert len(found["recomputed"]) == found["num_tensors"] == len(models.base_tensors)
@@ -54,7 +54,7 @@ def test_recomputed_tensors_are_identical(
 
 
 def test_output_for_an_intact_checkpoint(merged: Path, command: Command) -> None:
-    done = command("verify", merged)
+    done = command("verify", "--no-load", merged)
     assert done.code == 0 and not done.err
     lines = done.out.splitlines()
     weights = sorted(path.name for path in merged.glob("*.safetensors"))
@@ -64,14 +64,16 @@ def test_output_for_an_intact_checkpoint(merged: Path, command: Command) -> None
         assert line.startswith(f"{name}: ok (sha256, and sha256 of ") and line.endswith(" tensors)")
     assert sum("recomputed, identical" in line for line in lines) == 3
     assert "ok;" in lines[-1] and "3 of them recomputed" in lines[-1]
-    assert "recomputed" not in command("verify", merged, "--sample", "0").out.replace("0 of them recomputed", "")
+    assert "recomputed" not in command("verify", "--no-load", merged, "--sample", "0").out.replace(
+        "0 of them recomputed", ""
+    )
 
 
 def test_damaged_files_are_named(merged: Path, command: Command) -> None:
     flip(next(merged.glob("model-00001-of-*")))
     (merged / "config.json").unlink()
     (merged / "pytorch_model.bin").write_bytes(b"x")
-    done = command("verify", merged, "--sample", "0")
+    done = command("verify", "--no-load", merged, "--sample", "0")
     assert done.code == 1 and not done.err
     damaged = "".join(line for line in done.out.splitlines() if line.startswith("damaged: "))
     for name in ("model-00001-of-", "tensor 'model.", "config.json", "pytorch_model.bin"):
@@ -94,8 +96,8 @@ def test_forged_weights_with_matching_checksums(merged: Path, command: Command) 
     path.write_bytes(content)
     file["sha256"] = hashlib.sha256(content).hexdigest()
     (merged / MANIFEST).write_text(json.dumps(manifest))
-    assert command("verify", merged, "--sample", "0").code == 0
-    done = command("verify", merged, "--sample", "100")
+    assert command("verify", "--no-load", merged, "--sample", "0").code == 0
+    done = command("verify", "--no-load", merged, "--sample", "100")
     assert done.code == 1 and "differs from its recomputation" in done.out
 
 
@@ -106,9 +108,9 @@ def test_changed_sources_are_not_recomputed(merged: Path, command: Command, tmp_
         flip(expert)
     else:
         expert.unlink()
-    unasked = command("verify", merged)
+    unasked = command("verify", "--no-load", merged)
     assert unasked.code == 0 and "not checked: nothing was recomputed" in unasked.out and "expert1" in unasked.out
-    asked = command("verify", merged, "--sample", "2")
+    asked = command("verify", "--no-load", merged, "--sample", "2")
     assert asked.code == 2 and "ok;" in asked.out
 
 
@@ -119,9 +121,9 @@ def test_aligned_layers_need_the_store_of_the_run(
     models = make_models(num_experts=2, layers=2)
     recipe = models.write_recipe("swudi", parameters={"alignment_rho": 0.5})
     pipeline(recipe, tmp_path / "out", store=str(tmp_path / "store"))
-    alone = command("verify", tmp_path / "out", "--sample", "3")
+    alone = command("verify", "--no-load", tmp_path / "out", "--sample", "3")
     assert alone.code == 2 and "pass the store of the run" in alone.out
-    done = command("verify", tmp_path / "out", "--sample", "3", "--store", tmp_path / "store")
+    done = command("verify", "--no-load", tmp_path / "out", "--sample", "3", "--store", tmp_path / "store")
     assert done.code == 0 and done.out.count("recomputed, identical") == 3, done.out
 
 
@@ -134,7 +136,7 @@ def test_results_of_kept_sums_are_within_tolerance(
     pipeline(models.write_recipe("swudi", "three.yml", keep_sums=True), tmp_path / "three", store=store)
     models.experts.insert(0, last)
     pipeline(models.write_recipe("swudi", "four.yml", keep_sums=True), tmp_path / "four", store=store)
-    found = json.loads(command("verify", tmp_path / "four", "--sample", "100", "--json").out)
+    found = json.loads(command("verify", "--no-load", tmp_path / "four", "--sample", "100", "--json").out)
     outcomes = {tensor["outcome"] for tensor in found["recomputed"]}
     assert outcomes <= {"identical", "within tolerance"} and found["problems"] == []
 
@@ -159,10 +161,10 @@ def test_adapters(make_models: Any, pipeline: Any, command: Command, tmp_path: P
         (place / "adapter_config.json").write_text(json.dumps(config))
     recipe = models.write_recipe("swudi", output={"format": "adapter"})
     pipeline(recipe, tmp_path / "out", store=str(tmp_path / "store"))
-    done = command("verify", tmp_path / "out", "--sample", "100")
+    done = command("verify", "--no-load", tmp_path / "out", "--sample", "100")
     assert done.code == 0 and done.out.count("recomputed, identical") == 7, done.out
     flip(tmp_path / "out/adapter_model.safetensors")
-    assert command("verify", tmp_path / "out", "--sample", "0").code == 1
+    assert command("verify", "--no-load", tmp_path / "out", "--sample", "0").code == 1
 
 
 def test_on_s3_each_tensor_has_its_checksum(
@@ -175,12 +177,12 @@ def test_on_s3_each_tensor_has_its_checksum(
     pipeline(recipe, out, store=f"{s3_root.uri}/store")
     store = Store(out, options)
     assert json.loads(store.read(MANIFEST))["files"][0]["sha256"] is None, "the server has copied the file"
-    intact = command("verify", out, "--recipe", recipe)
+    intact = command("verify", "--no-load", out, "--recipe", recipe)
     assert intact.code == 0 and "sha256 of 12 tensors" in intact.out, intact.out + intact.err
     content = bytearray(store.read("model.safetensors"))
     content[-100] ^= 1
     store.write("model.safetensors", bytes(content))
-    done = command("verify", out, "--recipe", recipe, "--sample", "0")
+    done = command("verify", "--no-load", out, "--recipe", recipe, "--sample", "0")
     assert done.code == 1 and "tensor 'model.norm.weight' fails its sha256" in done.out
 
 
