@@ -10,17 +10,30 @@ import yaml
 
 from ..cache.reports import ShardReport
 from ..cache.result import EXACT_BELOW
-from ..escaping import markdown_block, markdown_code, markdown_name, markdown_text, printable
+from ..escaping import markdown_block, markdown_code, markdown_name, markdown_text
 from ..formats.file_names import MANIFEST_NAME
 from ..planning.plan import Plan
+from .card_metadata import ModelMetrics, card_metadata, license_lines
+from .input_cards import InputCard
 
 
-def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
-    """Return the model card: metadata (base_model, tags), method, experts and their weights, kept ranks, the recipe."""
+def build_model_card(
+    plan: Plan,
+    reports: Sequence[ShardReport],
+    cards: Sequence[InputCard] = (),
+    metrics: ModelMetrics | None = None,
+) -> bytes:
+    """Return the model card: metadata, method, experts and their weights, kept ranks, the recipe.
+
+    Parameters
+    ----------
+    cards : of the base and the experts, from `read_input_cards`; without them the metadata names no base model
+    metrics : results of the merged model, where they were measured
+    """
     models = [model.name for model in ((plan.base,) if plan.base else ()) + plan.experts]
     method = str(plan.recipe.get("merge_method"))
     is_adapter = any(tensor.adapter is not None for shard in plan.shards for tensor in shard.tensors)
-    metadata = _metadata(models, method, is_adapter)
+    metadata = card_metadata(cards, method, is_adapter=is_adapter, metrics=metrics)
     tensors = [tensor for report in reports for tensor in report.tensors]
     actions = Counter(tensor.action if tensor.method is None else tensor.method for tensor in tensors)
     lines = [
@@ -42,6 +55,7 @@ def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
         + ", ".join(f"{count} {markdown_text(name)}" for name, count in actions.most_common())
         + ".",
         "",
+        *(markdown_text(line) for line in license_lines(cards)),
         *_rank_lines(reports),
         *_truncation_lines(reports),
         f"Checksums, fingerprints and the rank of every layer: `{MANIFEST_NAME}`.",
@@ -53,16 +67,6 @@ def build_model_card(plan: Plan, reports: Sequence[ShardReport]) -> bytes:
     ]
     lines += [line for warning in plan.warnings for line in (f"> {markdown_text(warning)}", "")]
     return "\n".join(lines).encode()
-
-
-def _metadata(models: list[str], method: str, is_adapter: bool) -> str:
-    """Return the metadata of the card as YAML."""
-    from huggingface_hub import ModelCardData  # 0.1 s to import, needed once per merge
-
-    models = [printable(model) for model in models]
-    base_model = models[0] if is_adapter else models
-    library = "peft" if is_adapter else "transformers"
-    return str(ModelCardData(base_model=base_model, library_name=library, tags=["eigenmerge", "merge", method]))
 
 
 def _weight(plan: Plan, expert: int) -> str:

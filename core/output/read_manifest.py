@@ -112,6 +112,20 @@ def read_manifest(store: Store) -> Manifest:
         ) from None
     except CorruptObjectError as error:
         raise CheckpointError(str(error)) from None
+    return parse_manifest(data, name)
+
+
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """Return a manifest from its content.
+
+    Parameters
+    ----------
+    name : for messages
+
+    Raises
+    ------
+    CheckpointError : it is damaged
+    """
     content = parse_json_object(data, name, LONGEST_MANIFEST_BYTES, most_values=MOST_MANIFEST_VALUES)
     if content.get("format") != FORMAT_VERSION:
         raise CheckpointError(f"{name}: format is {content.get('format')!r}, this version reads {FORMAT_VERSION}")

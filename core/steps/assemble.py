@@ -15,6 +15,7 @@ from ..formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
 from ..output.commit import write_index
 from ..output.destination import Destination, clear_for_writing, take_destination
 from ..output.file_hashes import FileHashes, file_header, part_tensors
+from ..output.input_cards import read_input_cards
 from ..output.manifest import build_manifest
 from ..output.model_card import build_model_card
 from ..planning.plan import SideFile
@@ -100,7 +101,8 @@ def _write_checkpoint(
         through += written.bytes_transferred
     for side in plan.side_files:
         hashes[side.name] = _write(target, side.name, _content(side, run.storage_options))
-    hashes[MODEL_CARD_NAME] = _write(target, MODEL_CARD_NAME, build_model_card(plan, reports))
+    card = build_model_card(plan, reports, read_input_cards(plan, run.storage_options))
+    hashes[MODEL_CARD_NAME] = _write(target, MODEL_CARD_NAME, card)
     _write(target, MANIFEST_NAME, build_manifest(plan, reports, hashes))
     if not claim.check():
         raise DestinationError(

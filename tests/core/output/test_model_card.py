@@ -11,14 +11,30 @@ import yaml
 from huggingface_hub import ModelCard
 
 from eigenmerge.core.cache.reports import ShardReport
+from eigenmerge.core.output.card_metadata import ModelMetrics
+from eigenmerge.core.output.card_rules import is_hub_id, metadata_problems
+from eigenmerge.core.output.input_cards import InputCard
 from eigenmerge.core.output.model_card import build_model_card
 from eigenmerge.core.planning.plan import Plan, RunSettings, TensorPlan
 
 from .examples import adapter, buffer, make_checkpoint, model, norm, report, small_plan, weight
 
 
-def card_of(plan: Plan, reports: Sequence[ShardReport] | None = None) -> str:
-    return build_model_card(plan, reports or make_checkpoint(plan).reports).decode()
+def card_of(plan: Plan, reports: Sequence[ShardReport] | None = None, *states: dict[str, Any]) -> str:
+    """The card of a plan whose models are on the Hub where their name has that form; `states` are their metadata."""
+    models = [*((plan.base,) if plan.base else ()), *plan.experts]
+    cards = [
+        InputCard(one.name, one.name if is_hub_id(one.name) else None, state)
+        for one, state in zip(models, states or [{}] * len(models), strict=True)
+    ]
+    return build_model_card(plan, reports or make_checkpoint(plan).reports, cards).decode()
+
+
+def stated(*states: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a merge whose base and two experts state this."""
+    card = card_of(small_plan(), None, *states)
+    assert metadata_problems(card) == []
+    return metadata_of(card)
 
 
 def card_with(*tensors: TensorPlan, **keys: Any) -> str:
@@ -35,6 +51,7 @@ def metadata_of(card: str) -> dict[str, Any]:
 def test_the_metadata_lists_all_models_of_a_merge() -> None:
     assert metadata_of(card_of(small_plan())) == {
         "base_model": ["org/base", "org/a", "org/b"],
+        "base_model_relation": "merge",
         "library_name": "transformers",
         "tags": ["eigenmerge", "merge", "swudi"],
     }
@@ -43,6 +60,7 @@ def test_the_metadata_lists_all_models_of_a_merge() -> None:
 def test_an_adapter_belongs_to_its_base() -> None:
     found = metadata_of(card_with(adapter("w")))
     assert (found["base_model"], found["library_name"]) == ("org/base", "peft")
+    assert found["base_model_relation"] == "adapter"
 
 
 def test_without_a_base_the_experts_are_the_models() -> None:
@@ -51,12 +69,73 @@ def test_without_a_base_the_experts_are_the_models() -> None:
     assert "2 experts of `org/a` merged with" in card
 
 
-@pytest.mark.parametrize("name", ["on", "1e3", "a: b", "- a", "Grüße", "模型", "x # y", "@org/model", "'quoted'", "~"])
-def test_names_that_yaml_could_misread(name: str) -> None:
-    plan = small_plan(experts=(model(name),))
+def test_models_that_are_not_on_the_hub_are_no_base_model() -> None:
+    """The Hub refuses a card whose base_model is a path."""
+    plan = small_plan(experts=(model("/home/me/models/a"), model("org/b"), model("./b"), model("s3://bucket/c")))
     card = card_of(plan)
-    assert metadata_of(card)["base_model"] == ["org/base", name]
+    assert metadata_of(card)["base_model"] == ["org/base", "org/b"] and metadata_problems(card) == []
+    nowhere = metadata_of(card_of(small_plan(base=False, experts=(model("a"), model("b")))))
+    assert "base_model" not in nowhere and "base_model_relation" not in nowhere
+
+
+@pytest.mark.parametrize("name", ["on", "1e3", "a: b", "- a", "Grüße", "模型", "x # y", "@org/model", "'quoted'", "~"])
+def test_values_that_yaml_could_misread(name: str) -> None:
+    card = card_of(small_plan(), None, *[{"datasets": [name]}] * 3)
+    assert metadata_of(card)["datasets"] == [name] and metadata_problems(card) == []
     assert card.isascii() == name.isascii(), "characters outside ASCII are not escaped"
+
+
+def test_a_license_on_which_all_inputs_agree() -> None:
+    assert stated(*[{"license": "apache-2.0"}] * 3)["license"] == "apache-2.0"
+    assert stated(*[{"license": ["mit"]}] * 2, {"license": "mit"})["license"] == "mit"
+    named = {"license": "other", "license_name": "own", "license_link": "LICENSE"}
+    assert named.items() <= stated(*[named] * 3).items()
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        [{"license": "mit"}, {"license": "mit"}, {"license": "llama3"}],
+        [{"license": "mit"}, {"license": "mit"}, {}],
+        [{"license": "my own license"}] * 3,
+        [{"license": "other"}] * 3,
+        [{"license": ["mit", "apache-2.0"]}] * 3,
+        [{"license": {"name": "mit"}}] * 3,
+    ],
+)
+def test_no_license_where_the_inputs_do_not_agree(states: list[dict[str, Any]]) -> None:
+    assert "license" not in stated(*states)
+
+
+def test_the_licenses_of_the_inputs_are_in_the_text() -> None:
+    card = card_of(small_plan(), None, {"license": "llama3"}, {"license": "mit"}, {})
+    assert "The inputs state these licenses: llama3, mit; 1 of 3 state none." in card
+
+
+def test_languages_data_sets_and_library() -> None:
+    state = {
+        "language": ["en", "no", False, "English"],
+        "datasets": ["a/b", "c"],
+        "library_name": "sentence-transformers",
+    }
+    found = stated(*[state] * 3)
+    assert (found["language"], found["datasets"]) == (["en", "no"], ["a/b", "c"])
+    assert found["library_name"] == "sentence-transformers"
+    other = stated(state, state, {"language": "de", "datasets": ["c"]})
+    assert "language" not in other and "datasets" not in other and other["library_name"] == "transformers"
+
+
+def test_measured_results_are_a_model_index() -> None:
+    plan = small_plan()
+    metrics = ModelMetrics("text-generation", {"wikitext": {"perplexity": 8.5, "bits": 1.25}})
+    card = build_model_card(plan, make_checkpoint(plan).reports, (), metrics).decode()
+    assert metadata_problems(card) == []
+    found = ModelCard(card).data.eval_results
+    assert found is not None
+    assert [(one.dataset_name, one.metric_type, one.metric_value) for one in found] == [
+        ("wikitext", "perplexity", 8.5),
+        ("wikitext", "bits", 1.25),
+    ]
 
 
 def test_the_method_and_the_arithmetic() -> None:
