@@ -143,6 +143,25 @@ def moto_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def hub_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a stand-in for the Hugging Face Hub; tests/hub_server.py says what it knows."""
+    port = free_port()
+    command = [sys.executable, str(Path(__file__).parent / "hub_server.py"), str(port)]
+    with server_process(command, port, {}, tmp_path_factory.mktemp("hub")) as url:
+        yield url
+
+
+@pytest.fixture
+def no_hub_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No token of this machine, and uploads by Git LFS, which the stand-in speaks."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def s3_root(s3_endpoint: str) -> S3Root:
     """A new bucket and prefix on ministack."""

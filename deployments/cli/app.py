@@ -21,6 +21,7 @@ from .commands import (
     methods_command,
     nightly_command,
     plan_command,
+    push_command,
     sweep_command,
     verify_command,
 )
@@ -46,6 +47,7 @@ app.command("explain")(explain_command.explain)
 app.command("compare")(compare_command.compare)
 app.command("methods")(methods_command.methods)
 app.command("verify")(verify_command.verify)
+app.command("push")(push_command.push)
 app.add_typer(cache_command.cache, name="cache")
 app.command("init")(init_command.init)
 app.command("doctor")(doctor_command.doctor)

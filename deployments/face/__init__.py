@@ -5,6 +5,7 @@
     plan = eigenmerge.plan("recipe.yml")                  # large models are not read
     result = eigenmerge.merge("recipe.yml", "merged")     # with Prefect, if it is there
     check = eigenmerge.verify("merged")
+    eigenmerge.push("merged", "owner/name")               # to the Hugging Face Hub
     delta = eigenmerge.merge_task_vectors([v1, v2, v3], method="swudi_a")
 
 `dir(eigenmerge)` lists all public names. Each is imported at its first use, so `import eigenmerge` loads neither torch

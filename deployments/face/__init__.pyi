@@ -34,6 +34,7 @@ from .core.numerics.registry import get_method as get_method
 from .core.numerics.tensor_level import merge_task_vectors as merge_task_vectors
 from .core.planning.plan import Plan as Plan
 from .core.recipe.recipe import Recipe as Recipe
+from .core.steps.hub.push_checkpoint import Pushed as Pushed
 from .core.steps.listener import Listener as Listener
 from .core.steps.merge_run import merge_run as merge_run
 from .core.steps.read_recipe import read_recipe as read_recipe
@@ -46,6 +47,7 @@ from .core.sweep.evaluators.evaluator import Evaluator as Evaluator
 from .core.sweep.evaluators.language_harness import lm_eval_evaluator as lm_eval_evaluator
 from .core.sweep.evaluators.perplexity import perplexity_evaluator as perplexity_evaluator
 from .deployments.python_calls import plan as plan
+from .deployments.python_calls import push as push
 from .deployments.python_calls import verify as verify
 from .deployments.python_extract import extract_adapter as extract_adapter
 from .deployments.python_merge import merge as merge

@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from functools import partial
+from dataclasses import asdict
+from functools import cache, partial
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ....core.choices import RunnerName
+from ....core.errors import RecipeError
 from ....core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
 from ..options import (
     AllowMixedOption,
@@ -30,6 +32,7 @@ from ..options import (
 )
 from ..status import process_start, set_status
 from ..terminal import show, show_error, show_json
+from .push_command import PublicOption, push_and_show
 
 if TYPE_CHECKING:
     from ....core.cache.result import MergeResult
@@ -58,7 +61,12 @@ def merge(
             help="Dask scheduler or Ray head of a running cluster. Default: start a local cluster.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint in OUT.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an existing checkpoint in OUT and, with --push, files edited on the Hub."
+        ),
+    ] = False,
     allow_nonfinite: AllowNonfiniteOption = False,
     allow_mixed: AllowMixedOption = False,
     time_limit: Annotated[
@@ -69,6 +77,15 @@ def merge(
         bool,
         typer.Option("--no-prefect", help="Compute in threads of this process, without a Prefect server."),
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            "--push",
+            metavar="OWNER/NAME",
+            help="Push the result to this repository of the Hugging Face Hub; access is checked first.",
+        ),
+    ] = None,
+    public: PublicOption = False,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the log of Prefect as well.")] = False,
@@ -94,6 +111,16 @@ def merge(
         os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
     check_addresses(OUT=destination, store=store)
     budget = parse_size(max_memory)
+    if public and push is None:
+        raise RecipeError("--public says how --push creates a repository; pass --push OWNER/NAME too")
+
+    @cache
+    def check_push() -> None:
+        """Check access to the Hub once, after the first plan and before anything is computed."""
+        if push is not None:
+            from ....core.steps.hub.push_checkpoint import prepare_push
+
+            prepare_push(push, options, public=public, overwrite=overwrite)
 
     def merge_stage(stage: Stage) -> MergeResult:
         # Before Prefect is imported and its server awaited: errors come first.
@@ -108,6 +135,7 @@ def merge(
             allow_nonfinite=allow_nonfinite,
         )
         stop.check()
+        check_push()
         set_status("importing torch" if no_prefect else "starting Prefect")
 
         from ...reported_merge import reported_merge
@@ -142,12 +170,18 @@ def merge(
 
     stages = read_stages(recipe, destination)
     stages = allow_mixed_architectures(stages) if allow_mixed else stages
+    options = stages[-1].recipe.storage_options
     pending = unfinished_stages(stages, max_memory=budget, allow_nonfinite=allow_nonfinite, device=device)
     result = [merge_stage(stage) for stage in pending][-1]
+    seconds = total_seconds()
+    if not as_json and not quiet:
+        show(*summary(result, seconds))
+    pushed = None
+    if push is not None:
+        pushed = push_and_show(destination, push, options, public=public, overwrite=overwrite, quiet=quiet or as_json)
     if as_json:
-        show_json(result.to_dict() | {"total_seconds": total_seconds()}, indent=None)
-    elif not quiet:
-        show(*summary(result, total_seconds()))
+        found = result.to_dict() | {"total_seconds": seconds}
+        show_json(found | ({} if pushed is None else {"push": asdict(pushed)}), indent=None)
 
 
 def total_seconds() -> float:

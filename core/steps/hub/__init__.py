@@ -1,0 +1,1 @@
+"""Push a finished checkpoint to the Hugging Face Hub."""
