@@ -19,8 +19,8 @@ from .sources import ModelSource
 
 _PROMPT_CHARACTERS = 62  # the first sentence, without its last words
 _MOST_TOKENS = 512
-# A merge loses some of what its sources predict. A model with weights at the wrong place predicts nothing: its
-# perplexity is hundreds of times that of its sources.
+# A merge loses some of what its sources predict; a model with weights at the wrong place predicts nothing. The number
+# is chosen to tell these apart, and is no measure of quality.
 _LARGEST_RATIO = 10.0
 
 
