@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 from ..coordination.claims import hold_run
 from ..errors import CorruptObjectError
 from ..formats.redaction import redact, redact_strings
-from ..planning.plan import Plan, TensorPlan, spectrum_keys
+from ..planning.keys import top_values_key
+from ..planning.plan import Plan, TensorPlan, spectrum_keys, top_keys
 from ..run import Run
 from ..storage.store import Store
 from .parts import record_key, shard_table_key
@@ -111,6 +112,7 @@ def _tensor_objects(tensor: TensorPlan) -> Iterator[str]:
         *(one.calibration_key for one in matrices),
         *(one.sums_key for one in matrices),
         *(one.outputs.sums_key for one in matrices if one.outputs is not None),
+        *(top_values_key(key) for key in top_keys(tensor)),
     )
     yield from (key for key in keys if key is not None)
 

@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 
 from ..numerics.method import DirectMethod
 from ..numerics.registry import get_planned_method
+from ..numerics.task_vectors import LowRank
+from ..planning.outputs.adapter_output import rewrite_as_mean
 from ..planning.outputs.calibrated_direct import calibrated_experts
 from ..planning.plan import MatrixView, TensorPlan
 from ..storage.checkpoints.tensor_reader import TensorReader
+from .adapter_factors import mean_factors
 from .expert_stream import ExpertStream
+
+
+class DeltaToCalibrate(Protocol):
+    """The merged delta of a direct method, which SVC decomposes."""
+
+    def matrix(self, view: MatrixView | None) -> torch.Tensor | LowRank:
+        """Return one matrix of the merged delta, (out, in); None for the whole tensor in its 2-D form."""
+        ...
+
+
+class FactoredDelta:
+    """The merged delta of a weighted sum of adapters, as factors: its rank is at most the sum of theirs.
+
+    Parameters
+    ----------
+    stream : the adapters' deltas of the whole tensor
+    """
+
+    def __init__(self, stream: ExpertStream) -> None:
+        self._stream = stream
+
+    def matrix(self, view: MatrixView | None) -> LowRank:
+        assert view is None, "an adapter's weight is one matrix"
+        mean = rewrite_as_mean(self._stream.tensor)
+        scale = mean.parameters["scale"]
+        assert isinstance(scale, (int, float))
+        return mean_factors(replace(self._stream, tensor=mean), scale)
 
 
 class MergedDelta:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,11 +11,12 @@ import torch
 
 from ..cache.alignments import AlignedExpTimes
 from ..cache.reports import Origin
-from ..cache.spectra.cache import SpectrumCache
+from ..cache.spectra.cache import SpectrumCache, TopRequest
 from ..cache.spectra.format import most_spectrum_bytes
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..numerics.apply_filter import Factors, low_rank_form
+from ..numerics.interference.top_directions import TOLERANCE
 from ..numerics.method import Side, SpectralMethod
 from ..numerics.registry import get_planned_method
 from ..numerics.rounding import arithmetic_epsilon, singular_value_cut
@@ -26,8 +27,9 @@ from ..numerics.task_vectors import LowRank, TaskVectors, TransposedTaskVectors
 from ..planning.plan import Decomposition, RunSettings, TensorPlan, decompositions, part_label
 from ..recipe.parts import SvcCalibration
 from ..storage.store import Store
-from .calibrated_direct import MergedDelta, without_weights
+from .calibrated_direct import DeltaToCalibrate, without_weights
 from .expert_stream import ExpertStream
+from .expert_sum import ExpertSum
 from .kept_sums import KeptSums
 
 
@@ -81,7 +83,7 @@ class SpectralMerger:
 
     @property
     def notes(self) -> list[str]:
-        """Spectra that were damaged and have been computed again."""
+        """Spectra that were damaged and computed again, and spectra of which a filter uses more than is kept."""
         return self._spectra.notes
 
     @property
@@ -137,12 +139,14 @@ class SpectralMerger:
             values[:] = [spectrum.values]
             return method.factors(spectrum, parameters)
 
-        decompose = partial(self._decompose, method, parameters, stream, side, planned)
+        decompose, top = self._decompose(method, parameters, stream, side, planned)
         provenance = self._provenance(method, stream, planned)
-        spectrum, factors, origin = self._spectra.factored(key, decompose, factors_of, provenance, _most_bytes(stream))
+        spectrum, factors, origin = self._spectra.factored(
+            key, decompose, factors_of, provenance, top, _most_bytes(stream)
+        )
         return spectrum, factors, SpectralFacts(factors.rank, _energy(values[0], factors.rank), origin, key)
 
-    def calibrated(self, stream: ExpertStream, delta: MergedDelta) -> tuple[torch.Tensor | LowRank, SpectralFacts]:
+    def calibrated(self, stream: ExpertStream, delta: DeltaToCalibrate) -> tuple[torch.Tensor | LowRank, SpectralFacts]:
         """Return the merged delta of one matrix that a direct method merges, calibrated by SVC.
 
         Neither the merged delta nor the experts are read where the store has the spectrum.
@@ -164,7 +168,7 @@ class SpectralMerger:
             lambda: svc_decompose(delta.matrix(stream.view), without_weights(stream)),
             factors_of,
             provenance,
-            _most_bytes(stream),
+            most_bytes=_most_bytes(stream),
         )
         rank = _numerical_rank(values[0], min(spectrum.shape))
         warning = flat_spectrum_warning(spectrum)
@@ -185,11 +189,10 @@ class SpectralMerger:
         found: list[tuple[str, float, Origin]] = []
         planned = decompositions(stream.tensor, stream.view)
         for side, one in zip(method.sides(parameters, stream.shape), planned, strict=True):
-            decompose = partial(self._decompose, method, parameters, stream, side, one)
+            decompose, top = self._decompose(method, parameters, stream, side, one)
+            provenance = self._provenance(method, stream, one)
             try:
-                values, origin = self._spectra.values(
-                    one.spectrum_key, decompose, self._provenance(method, stream, one), _most_bytes(stream)
-                )
+                values, origin = self._spectra.values(one.spectrum_key, decompose, provenance, top, _most_bytes(stream))
             except NonFiniteError:
                 if not self._settings.allow_nonfinite or stream.tensor.base is None:
                     raise
@@ -205,11 +208,22 @@ class SpectralMerger:
         stream: ExpertStream,
         side: Side,
         planned: Decomposition,
-    ) -> Spectrum:
-        task_vectors = side.task_vectors_of(stream)
-        if planned.sums_key is not None:
-            task_vectors = self._sums.task_vectors(task_vectors, planned.sums_key, stream.tensor.members)
-        return method.decompose(task_vectors, parameters)
+    ) -> tuple[Callable[[], Spectrum], TopRequest | None]:
+        """Return a function that decomposes one side, and what its spectrum needs where it is kept in part."""
+
+        def first_pass() -> TaskVectors:
+            task_vectors = side.task_vectors_of(stream)
+            if planned.sums_key is None:
+                return task_vectors
+            return self._sums.task_vectors(task_vectors, planned.sums_key, stream.tensor.members)
+
+        if planned.whole_key is None:
+            return lambda: method.decompose(first_pass(), parameters), None
+        total = ExpertSum(first_pass)
+        # SVC's ratios of responses are no continuous function of the delta: nothing but rounding may change it.
+        tolerance = 16 * arithmetic_epsilon(stream.dtype) if stream.tensor.calibration else TOLERANCE
+        request = TopRequest(planned.whole_key, tolerance, total.times)
+        return lambda: method.decompose(total.recording(), parameters), request
 
     def _aligned(self, parameters: Any, planned: Decomposition) -> Any:
         """Return the parameters with this layer's own filter time, where that depends on the other layers."""
@@ -236,7 +250,7 @@ class SpectralMerger:
             lambda: svc_of_sides(sides, filtered, stream.shape, self._second_pass(stream)),
             partial(_svc_factors, tensor),
             _svc_provenance(stream, method.name),
-            _most_bytes(stream),
+            most_bytes=_most_bytes(stream),
         )
         for _ in filtered:  # where the calibration was in the store: the facts of all sides are reported
             pass

@@ -24,7 +24,7 @@ from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.store import Store
 from ..storage.torch_dtypes import torch_dtype
 from .adapter_factors import mean_factors, stored_factors, zero_factors
-from .calibrated_direct import MergedDelta
+from .calibrated_direct import FactoredDelta, MergedDelta
 from .expert_stream import ExpertStream
 from .float8_output import quantize
 from .kept_sums import KeptSums, weighted_sum_of
@@ -196,7 +196,13 @@ class TensorMerger:
         if tensor.action == "mean":
             delta = mean_factors(stream, _scale(tensor))
         else:
-            delta, facts = self._of(tensor).spectral.merged_delta(stream)
+            spectral = self._of(tensor).spectral
+            assert tensor.method is not None, "the planner sets a method for what is merged"
+            method = get_planned_method(tensor.method, tensor.method_package)
+            if isinstance(method, DirectMethod):
+                delta, facts = spectral.calibrated(stream, FactoredDelta(stream))
+            else:
+                delta, facts = spectral.merged_delta(stream)
             delta = transpose(delta) if tensor.in_out else delta
         stored = stored_factors(delta, tensor.adapter, torch_dtype(tensor.out_dtype))
         return _Merged((stored.down, stored.up), facts, stored.truncation_error, stored.error)

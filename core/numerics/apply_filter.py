@@ -1,15 +1,16 @@
 """Apply a filter to a spectrum: its factors on the directions give the merged delta, as a matrix or as two factors.
 
-    merged delta = sum_k (sum_b g_bk left_bk) right_k^T
+    merged delta = anchor + sum_k (sum_b g_bk left_bk) right_k^T
 
 g_bk is the factor of direction k in block b. A method's `factors` include its `scale`; nothing multiplies by it again.
+The anchor is 0, except where a spectrum has only a part of its directions (interference/top_directions.py).
 
 Shapes: M = out features (D1), K = in features (D2), R = number of directions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .lazy_torch import torch
@@ -22,14 +23,16 @@ class Factors:
 
     weights : mapping of block name to Tensor (R,), g_bk; 0 for blocks that are not in it
     rank : int, number of directions that the method keeps; written to the manifest
+    anchor : returns a new Tensor (M, K), which is added to the sum; None for 0
     """
 
     weights: Mapping[str, torch.Tensor]
     rank: int
+    anchor: Callable[[], torch.Tensor] | None = None
 
 
 def apply_factors(spectrum: Spectrum, factors: Factors) -> torch.Tensor:
-    """Return the merged delta, sum_k (sum_b g_bk left_bk) right_k^T.
+    """Return the merged delta, anchor + sum_k (sum_b g_bk left_bk) right_k^T.
 
     Cost: 2 R M K flops; R M + M K elements beyond the spectrum.
 
@@ -38,11 +41,11 @@ def apply_factors(spectrum: Spectrum, factors: Factors) -> torch.Tensor:
     Tensor, (M, K), the spectrum's dtype and device
     """
     left, right = low_rank_form(spectrum, factors)
-    return left @ right
+    return left @ right if factors.anchor is None else factors.anchor().addmm_(left, right)
 
 
 def low_rank_form(spectrum: Spectrum, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the merged delta as two factors (M, R') and (R', K), without directions whose weights are all 0."""
+    """Return the merged delta without its anchor as two factors (M, R') and (R', K), no direction with weights 0."""
     keep = torch.zeros(spectrum.num_directions, dtype=torch.bool, device=spectrum.values.device)
     for weight in factors.weights.values():
         keep |= weight != 0

@@ -62,6 +62,22 @@ def spectrum_key(
     return _spectrum_object_key(hash_json(content))
 
 
+def top_spectrum_key(whole: str, version: int) -> str:
+    """Return the object key of a spectrum with vectors of its top directions only.
+
+    Parameters
+    ----------
+    whole : key of the whole spectrum
+    version : of the rule that says which directions are kept
+    """
+    return _spectrum_object_key(hash_json(["top", version, whole]))
+
+
+def top_values_key(top: str) -> str:
+    """Return the object key of all eigenvalues and statistics that belong to a `top_spectrum_key`."""
+    return _spectrum_object_key(hash_json(["values", top]))
+
+
 def calibration_key(spectrum: str, filter_hash: str) -> str:
     """Return the object key of a calibration's decomposition.
 

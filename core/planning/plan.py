@@ -73,6 +73,7 @@ class OutputsKeys:
 
     spectrum_key: str
     sums_key: str | None = None
+    whole_key: str | None = None  # as in TensorPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class MatrixView:
     step: int = 1
     over_outputs: bool = False  # as in TensorPlan
     outputs: OutputsKeys | None = None
+    whole_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Decomposition:
     sums_key: str | None
     alignment_key: str | None
     over_outputs: bool
+    whole_key: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,7 @@ class TensorPlan:
     parameters: Mapping[str, object] = field(default_factory=dict[str, object])  # global ones, for this tensor
     calibration: Mapping[str, object] = field(default_factory=dict[str, object])  # {"svc": {"alpha": ...}} or empty
     spectrum_key: str | None = None  # spectral methods only
+    whole_key: str | None = None  # of the whole spectrum, where `spectrum_key` has vectors of its top directions only
     bytes_read: int = 0
     flops: float = 0.0
     peak_bytes: int = 0  # projected memory for this tensor: weights and work space
@@ -244,7 +248,7 @@ class RunSettings:
     arithmetic: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     allow_tf32: bool = False
-    spectra: Literal["full", "values", "none"] = "full"
+    spectra: Literal["full", "top", "values", "none"] = "full"
     spectra_dtype: Literal["float32", "float64", "arithmetic"] = "arithmetic"
     allow_nonfinite: bool = False
     keep_sums: bool = False
@@ -330,14 +334,21 @@ def decompositions(tensor: TensorPlan, view: MatrixView | None) -> list[Decompos
     if matrix.spectrum_key is None:
         return []
 
-    def one(spectrum_key: str, sums_key: str | None, over_outputs: bool) -> Decomposition:
+    def one(keys: TensorPlan | MatrixView | OutputsKeys, over_outputs: bool) -> Decomposition:
         aligned = tensor.outputs_alignment_key if over_outputs else tensor.alignment_key
-        return Decomposition(spectrum_key, sums_key, aligned, over_outputs)
+        assert keys.spectrum_key is not None, "checked above"
+        return Decomposition(keys.spectrum_key, keys.sums_key, aligned, over_outputs, keys.whole_key)
 
-    found = [one(matrix.spectrum_key, matrix.sums_key, matrix.over_outputs)]
+    found = [one(matrix, matrix.over_outputs)]
     if matrix.outputs is not None:
-        found.append(one(matrix.outputs.spectrum_key, matrix.outputs.sums_key, over_outputs=True))
+        found.append(one(matrix.outputs, over_outputs=True))
     return found
+
+
+def top_keys(tensor: TensorPlan) -> list[str]:
+    """Return the keys of the spectra of one tensor that are kept without the vectors of their last directions."""
+    found = [one for view in (None, *tensor.views) for one in decompositions(tensor, view)]
+    return [one.spectrum_key for one in found if one.whole_key is not None]
 
 
 def part_label(view: MatrixView | None, over_outputs: bool) -> str | None:

@@ -39,7 +39,7 @@ from .outputs.members import GroupBuilder, averages_unlisted_base, check_needs_b
 from .outputs.name_patterns import check_filters
 from .outputs.side_files import plan_side_files
 from .outputs.slots import OutputSlots, Slot, build_model_slots, build_slice_slots, join_slots
-from .outputs.spectral import add_alignment, alignment_keys
+from .outputs.spectral import add_alignment, alignment_keys, top_warnings
 from .outputs.tensor_planner import PlannedTensor, TensorPlanner
 from .outputs.vocabulary.fit_vocabulary import VocabularyPlanner
 from .outputs.vocabulary.token_ids import TokenIds
@@ -162,6 +162,7 @@ def plan_merge(
         warnings += [warning for warning in [calibration_warning(method.name)] if warning is not None]
     if settings.keep_sums:
         warnings += incremental_warnings(item.plan for item in planned)
+    warnings += top_warnings(item.plan for item in planned)
     if not planner.num_split_qkv and "split" in (recipe.qkv, *(rule.qkv for rule in recipe.rules)):
         raise RecipeError("qkv: split: no fused QKV weight is merged by a spectral method; remove it")
     planned = _add_alignment(planned)

@@ -2,7 +2,8 @@
 
 Each preset lists the methods that its authors published settings for. The first method is the default; a recipe may
 select another one with `merge_method`. The multimodal presets keep vision tower, embeddings, lm_head, norms and biases
-of the base, as the published code does. Source: arXiv:2606.07289 (SWUDI, SWUDI-A), tables of settings.
+of the base, as the published code does. Sources: arXiv:2606.07289 (SWUDI, SWUDI-A), tables of settings; the script
+run.sh and merge_func.py of github.com/lyymuwu/SVC (arXiv:2602.05536).
 """
 
 from __future__ import annotations
@@ -64,6 +65,18 @@ PRESETS: Mapping[str, Preset] = {
     "llama-3.2-3b": _swudi("Llama-3.2-3B: SWUDI t=300 r=0.85", 300.0, 0.85),
     "qwen2-vl-7b": _multimodal(
         "Qwen2-VL-7B, LoRA experts: SWUDI t=1300 r=0.01, or SWUDI-A, scale 0.2", 1300.0, 0.01, 0.2
+    ),
+    "svc-clip-8": Preset(
+        "CLIP, 8 tasks: SVC after task arithmetic with 0.3, or after ties, tsv_m, iso_c, iso_cts or star",
+        {
+            "task_arithmetic": {"weight": 1.0, "lambda": 0.3},
+            "ties": {"weight": 1.0, "density": 0.2},
+            "tsv_m": {"scale": 1.0},
+            "iso_c": {"scale": 1.0},
+            "iso_cts": {"scale": 1.0, "common_fraction": 0.8},
+            "star": {"scale": 1.0, "eta": 40.0},
+        },
+        {"calibration": {"svc": {}}},  # alpha: 1 after tsv_m, 1/N after the others
     ),
     "internvl2.5-1b": _multimodal("InternVL2.5-1B: SWUDI t=300 r=0.65, or SWUDI-A, scale 0.1", 300.0, 0.65, 0.1),
 }

@@ -94,8 +94,10 @@ class Recipe(StrictModel):
         default=None, description="float32 unless dtype is float64"
     )
     seed: int = Field(default=0, description="seed of the methods that draw random masks", ge=0, lt=2**63)
-    spectra: Literal["full", "values", "none"] = Field(
-        default="full", description="which parts of decompositions the store keeps"
+    spectra: Literal["full", "top", "values", "none"] = Field(
+        default="full",
+        description="which parts of decompositions the store keeps. top: all eigenvalues, and vectors of the leading"
+        " directions only (a sixteenth at most); filters that use more decompose again",
     )
     spectra_dtype: Literal["float32", "float64", "arithmetic"] = Field(
         default="arithmetic", description="dtype of kept spectra"

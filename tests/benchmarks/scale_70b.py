@@ -26,6 +26,7 @@ CASES = [
     ("the same, `side: smaller`", "swudi_a", "expert", "none", "smaller"),
     ("the same, `side: both`", "swudi_a", "expert", "none", "both"),
     ("SWUDI-A, full experts, spectra kept", "swudi_a", "expert", "full", "inputs"),
+    ("SWUDI-A, full experts, `spectra: top`", "swudi_a", "expert", "top", "inputs"),
     ("SWUDI-A, LoRA adapters of rank 16", "swudi_a", "lora", "none", "inputs"),
     ("the same, `side: both`, LoRA", "swudi_a", "lora", "none", "both"),
     ("task arithmetic, full experts", "task_arithmetic", "expert", "none", None),

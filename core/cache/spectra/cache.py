@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 
 from ...errors import CorruptObjectError, ObjectNotFoundError
 from ...numerics.apply_filter import Factors
+from ...numerics.interference.top_directions import count_kept, factors_around_anchor
 from ...numerics.spectrum import Spectrum
+from ...planning.keys import top_values_key
 from ...planning.plan import RunSettings
 from ...storage.store import Store
 from ..reports import Origin
@@ -22,10 +26,37 @@ Decompose = Callable[[], Spectrum]
 FactorsOf = Callable[[Spectrum], Factors]
 
 
+@dataclass(frozen=True, slots=True)
+class TopRequest:
+    """What a spectrum needs that is kept without the vectors of its last directions.
+
+    whole_key : of the whole spectrum, which is read where the store has it, and never written
+    tolerance : largest error that leaving these directions out may add, relative to the merged delta
+    anchor : returns a new Tensor (M, K), a times the sum of the experts, for a given a
+    """
+
+    whole_key: str
+    tolerance: float
+    anchor: Callable[[float], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The factors of a filter on a spectrum that may be kept in part.
+
+    needed : number of directions whose vectors the factors use
+    kept : number of directions whose vectors are kept; None: not enough for the filter, or the spectrum is whole
+    """
+
+    factors: Factors
+    needed: int
+    kept: int | None
+
+
 class SpectrumCache:
     """Reads and writes the spectra of one run.
 
-    notes : which spectra were damaged and computed again
+    notes : which spectra were damaged and computed again, and which filters use more than is kept
     rows : values and statistics of every spectrum that was requested, for the table of the run
 
     Parameters
@@ -35,12 +66,21 @@ class SpectrumCache:
 
     def __init__(self, store: Store, settings: RunSettings, device: torch.device, dtype: torch.dtype) -> None:
         self._store = store
-        self._mode: Literal["full", "values", "none"] = settings.spectra
+        self._mode: Literal["full", "top", "values", "none"] = settings.spectra
         dtypes = {"float32": torch.float32, "float64": torch.float64, "arithmetic": dtype}
         self._vector_dtype = dtypes[settings.spectra_dtype]
         self._device, self._dtype = device, dtype
-        self.notes: list[str] = []
+        self._damaged: list[str] = []
+        self._beyond_top: list[str] = []
         self.rows: list[TableRow] = []
+
+    @property
+    def notes(self) -> list[str]:
+        if not self._beyond_top:
+            return self._damaged
+        others = len(self._beyond_top) - 1
+        more = f" (and {others} more of its shard)" if others else ""
+        return [*self._damaged, self._beyond_top[0] + more]
 
     def factored(
         self,
@@ -48,6 +88,7 @@ class SpectrumCache:
         decompose: Decompose,
         factors_of: FactorsOf,
         provenance: Mapping[str, object],
+        top: TopRequest | None = None,
         most_bytes: int | None = None,
     ) -> tuple[Spectrum, Factors, Origin]:
         """Return a spectrum with as many directions as its factors need, the factors, and the origin of the spectrum.
@@ -61,36 +102,78 @@ class SpectrumCache:
         decompose : computes the spectrum if the store does not have it
         factors_of : computes the factors of a spectrum from its values and statistics
         provenance : see `write_spectrum`; "tensor" and "part" name the row in the table of the run
+        top : set where the spectrum is kept in part
         most_bytes : as for `read_spectrum`
         """
-        head = self._read_head(key, most_bytes)
-        if head is not None and head.has_vectors:
-            factors = factors_of(self._to_arithmetic(head.spectrum, vectors=False))
-            needed = _count_used(factors)
-            try:
-                stored = read_spectrum(self._store, key, top=needed, most_bytes=most_bytes)
-            except ObjectNotFoundError:
-                pass
-            except CorruptObjectError as error:
-                self._note_damage(error)
-            else:
-                self._add_row(key, head.spectrum, provenance)
-                return self._to_arithmetic(stored.spectrum), _first(factors, needed), "reused"
-        spectrum = self._compute(key, decompose, provenance)
-        factors = factors_of(spectrum)
-        needed = _count_used(factors)
-        return _first_directions(spectrum, needed), _first(factors, needed), "computed"
+        head = self._read_head(key, top, most_bytes)
+        if head is not None:
+            chosen = _choose(self._to_arithmetic(head, vectors=False), factors_of, top)
+            stored = self._read_vectors(key, chosen, head, provenance, top, most_bytes)
+            if stored is not None:
+                self._add_row(key, head, provenance)
+                return self._to_arithmetic(stored), chosen.factors, "reused"
+        spectrum = self._compute(key, decompose, provenance, top)
+        chosen = _choose(spectrum, factors_of, top)
+        if top is not None and chosen.kept is None:
+            self._note_beyond(spectrum, chosen, provenance, again=head is not None)
+        return _first_directions(spectrum, chosen.needed), chosen.factors, "computed"
 
     def values(
-        self, key: str, decompose: Decompose, provenance: Mapping[str, object], most_bytes: int | None = None
+        self,
+        key: str,
+        decompose: Decompose,
+        provenance: Mapping[str, object],
+        top: TopRequest | None = None,
+        most_bytes: int | None = None,
     ) -> tuple[torch.Tensor, Origin]:
         """Return the values of a spectrum and its origin; afterwards the store has what the recipe keeps of it."""
-        head = self._read_head(key, most_bytes)
-        if head is not None and (head.has_vectors or self._mode != "full"):
+        head = self._read_values(top_values_key(key) if top is not None else key, most_bytes)
+        if head is not None and (top is not None or head.has_vectors or self._mode in ("values", "none")):
             return head.spectrum.values, "reused"
-        return self._compute(key, decompose, provenance).values, "computed"
+        return self._compute(key, decompose, provenance, top).values, "computed"
 
-    def _read_head(self, key: str, most_bytes: int | None) -> StoredSpectrum | None:
+    def _read_head(self, key: str, top: TopRequest | None, most_bytes: int | None) -> Spectrum | None:
+        """Return values and statistics of all directions; None where the store has no spectrum with vectors."""
+        if top is not None:
+            head = self._read_values(top_values_key(key), most_bytes)
+            if head is not None:
+                return head.spectrum
+        head = self._read_values(key if top is None else top.whole_key, most_bytes)
+        return head.spectrum if head is not None and head.has_vectors else None
+
+    def _read_vectors(
+        self,
+        key: str,
+        chosen: _Chosen,
+        head: Spectrum,
+        provenance: Mapping[str, object],
+        top: TopRequest | None,
+        most_bytes: int | None,
+    ) -> Spectrum | None:
+        """Return a stored spectrum with the vectors that the factors use; None where the store lacks them."""
+        if top is None:
+            return self._read_first(key, chosen.needed, most_bytes)
+        if chosen.kept is None:
+            return self._read_first(top.whole_key, chosen.needed, most_bytes)
+        found = self._read_first(key, chosen.needed, most_bytes)
+        if found is None:
+            kept = self._read_first(top.whole_key, chosen.kept, most_bytes)
+            if kept is not None:  # of another run, which may be removed without this one
+                self._write_top(key, head, kept, provenance)
+                found = _first_directions(kept, chosen.needed)
+        return found
+
+    def _read_first(self, key: str, count: int, most_bytes: int | None) -> Spectrum | None:
+        try:
+            stored = read_spectrum(self._store, key, top=count, most_bytes=most_bytes)
+        except ObjectNotFoundError:
+            return None
+        except CorruptObjectError as error:
+            self._note_damage(error)
+            return None
+        return stored.spectrum if stored.has_vectors else None
+
+    def _read_values(self, key: str, most_bytes: int | None) -> StoredSpectrum | None:
         """Return a stored spectrum without its vectors; None where it is missing or damaged."""
         try:
             return read_spectrum(self._store, key, values_only=True, most_bytes=most_bytes)
@@ -101,31 +184,43 @@ class SpectrumCache:
             return None
 
     def _note_damage(self, error: CorruptObjectError) -> None:
-        self.notes.append(f"{error}; computed again")
+        self._damaged.append(f"{error}; computed again")
 
-    def _compute(self, key: str, decompose: Decompose, provenance: Mapping[str, object]) -> Spectrum:
+    def _note_beyond(
+        self, spectrum: Spectrum, chosen: _Chosen, provenance: Mapping[str, object], *, again: bool
+    ) -> None:
+        kept = count_kept(spectrum.values, spectrum.shape[1])
+        self._beyond_top.append(
+            f"spectra: top keeps {kept} of {spectrum.num_directions} directions of {_name(provenance)}, and the filter"
+            f" uses {chosen.needed}: " + ("decomposed again" if again else "a later run decomposes again")
+        )
+
+    def _compute(
+        self, key: str, decompose: Decompose, provenance: Mapping[str, object], top: TopRequest | None
+    ) -> Spectrum:
         spectrum = decompose()
-        if self._mode != "none":
-            write_spectrum(
-                self._store,
-                key,
-                spectrum,
-                provenance=provenance,
-                mode=self._mode,
-                vector_dtype=self._vector_dtype,
-            )
+        if top is not None:
+            kept = count_kept(spectrum.values, spectrum.shape[1])
+            self._write_top(key, spectrum, _first_directions(spectrum, kept), provenance)
+        elif self._mode != "none":
+            mode = "values" if self._mode == "values" else "full"
+            dtype = self._vector_dtype
+            write_spectrum(self._store, key, spectrum, provenance=provenance, mode=mode, vector_dtype=dtype)
         # A run that computes the spectrum and one that finds it in the store, which another run may have kept, have to
         # write the same bytes: also where this run keeps none of it.
         spectrum = self._to_arithmetic(as_stored(spectrum, self._vector_dtype))
         self._add_row(key, spectrum, provenance)
         return spectrum
 
+    def _write_top(self, key: str, head: Spectrum, kept: Spectrum, provenance: Mapping[str, object]) -> None:
+        """Write the kept directions, and the values of all."""
+        write_spectrum(self._store, key, kept, provenance=provenance, vector_dtype=self._vector_dtype)
+        write_spectrum(self._store, top_values_key(key), head, provenance=provenance, mode="values")
+
     def _add_row(self, key: str, spectrum: Spectrum, provenance: Mapping[str, object]) -> None:
         if self._mode == "none":
             return
-        part = provenance.get("part")
-        name = table_name(str(provenance["tensor"]), str(part) if part else None)
-        self.rows.append(TableRow(name, key, without_vectors(spectrum)))
+        self.rows.append(TableRow(_name(provenance), key, without_vectors(spectrum)))
 
     def _to_arithmetic(self, spectrum: Spectrum, *, vectors: bool = True) -> Spectrum:
         """Move a spectrum to the device of the run, its values and vectors in the arithmetic dtype."""
@@ -157,6 +252,28 @@ def without_vectors(spectrum: Spectrum) -> Spectrum:
     )
 
 
+def _choose(spectrum: Spectrum, factors_of: FactorsOf, top: TopRequest | None) -> _Chosen:
+    """Return the factors on the directions that they use: of the kept ones and the anchor, where these are enough.
+
+    Depends on the spectrum alone, and not on what the store has.
+    """
+    factors = factors_of(spectrum)
+    if top is not None:
+        kept = count_kept(spectrum.values, spectrum.shape[1])
+        around = factors_around_anchor(spectrum, factors, kept)
+        if around.error <= top.tolerance:
+            needed = _count_used(around.factors)
+            anchor = partial(top.anchor, around.anchor) if around.anchor else None
+            return _Chosen(_first(around.factors, needed, anchor), needed, kept)
+    needed = _count_used(factors)
+    return _Chosen(_first(factors, needed), needed, None)
+
+
+def _name(provenance: Mapping[str, object]) -> str:
+    part = provenance.get("part")
+    return table_name(str(provenance["tensor"]), str(part) if part else None)
+
+
 def _count_used(factors: Factors) -> int:
     """Return the number of directions up to the last one with a factor that is not zero."""
     used = torch.zeros(0, dtype=torch.bool)
@@ -177,5 +294,5 @@ def _first_directions(spectrum: Spectrum, count: int) -> Spectrum:
     )
 
 
-def _first(factors: Factors, count: int) -> Factors:
-    return Factors({name: weight[:count] for name, weight in factors.weights.items()}, factors.rank)
+def _first(factors: Factors, count: int, anchor: Callable[[], torch.Tensor] | None = None) -> Factors:
+    return Factors({name: weight[:count] for name, weight in factors.weights.items()}, factors.rank, anchor)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ...errors import CorruptObjectError, ObjectNotFoundError
-from ...planning.plan import LayerShard, TensorPlan, decompositions, part_label
+from ...planning.keys import top_values_key
+from ...planning.plan import LayerShard, TensorPlan, decompositions, part_label, top_keys
 from ...run import Run
 from ...storage.store import Store
 from ..parts import shard_table_key
@@ -52,9 +53,11 @@ def _read_rows(store: Store, shard: LayerShard) -> Iterator[TableRow]:
     except (ObjectNotFoundError, CorruptObjectError):
         pass
     for tensor in shard.tensors:
+        partial = set(top_keys(tensor))
         for name, key in _matrices(tensor):
+            place = top_values_key(key) if key in partial else key
             try:
-                yield TableRow(name, key, read_spectrum(store, key, values_only=True).spectrum)
+                yield TableRow(name, key, read_spectrum(store, place, values_only=True).spectrum)
             except (ObjectNotFoundError, CorruptObjectError):
                 continue  # a part that was found in the store needs no spectra: the table then has fewer rows
 

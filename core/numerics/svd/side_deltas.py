@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..apply_filter import Factors, low_rank_form
+from ..apply_filter import Factors, apply_factors, low_rank_form
 from ..lazy_torch import torch
 from ..method import Side
 from ..spectrum import Spectrum
@@ -36,11 +36,15 @@ def add_sides(
 
     Returns
     -------
-    LowRank for a single side; for several, LowRank while their stacked factors are smaller than the matrix, or Tensor
+    LowRank for a single side without an anchor; for several, LowRank while their stacked factors are smaller than the
+    matrix; else Tensor
     """
     total = DeltaSum(shape)
     for side, spectrum, factors in filtered:
-        delta = LowRank(*low_rank_form(spectrum, factors))
+        if factors.anchor is None:
+            delta: torch.Tensor | LowRank = LowRank(*low_rank_form(spectrum, factors))
+        else:
+            delta = apply_factors(spectrum, factors)
         del spectrum, factors  # bound names would keep them in memory while the next side is decomposed
         oriented = transpose(delta) if side.over_outputs else delta
         if len(sides) == 1:

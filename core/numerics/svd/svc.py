@@ -76,6 +76,8 @@ def svc_of_filtered(spectrum: Spectrum, factors: Factors, task_vectors: TaskVect
 
     Cost: 2 R^2 (M + K) flops instead of an SVD; otherwise that of `svc_decompose`.
     """
+    if factors.anchor is not None:
+        return svc_decompose(apply_factors(spectrum, factors), task_vectors)
     weights = factors.weights.get("left")
     if set(factors.weights) != {"left"} or weights is None or not _are_orthonormal(spectrum):
         left, right = low_rank_form(spectrum, factors)

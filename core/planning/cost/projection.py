@@ -114,13 +114,19 @@ def gpu_solver_bytes(directions: int, bytes_per_element: int) -> int:
 
 
 def spectrum_bytes(
-    shape: tuple[int, int], directions: int, num_experts: int, settings: RunSettings, blocks: int = 2
+    shape: tuple[int, int],
+    directions: int,
+    num_experts: int,
+    settings: RunSettings,
+    blocks: int = 2,
+    top: int | None = None,
 ) -> int:
     """Return the bytes that the store keeps of one matrix's spectrum.
 
     Parameters
     ----------
     blocks : sets of left vectors: two for the WUDI family (the target's and the sum's), one for other methods
+    top : number of directions whose vectors are kept, at most; None for all
     """
     if settings.spectra == "none":
         return 0
@@ -128,7 +134,9 @@ def spectrum_bytes(
     if settings.spectra == "values":
         return statistics
     chosen = settings.arithmetic if settings.spectra_dtype == "arithmetic" else settings.spectra_dtype
-    return statistics + directions * (shape[1] + blocks * shape[0]) * element_bytes(safetensors_name(chosen))
+    kept = directions if top is None else min(top, directions)
+    vectors = kept * (shape[1] + blocks * shape[0]) * element_bytes(safetensors_name(chosen))
+    return statistics + vectors + (0 if top is None else statistics * kept // directions)  # beside the vectors again
 
 
 def cast_bytes(shape: tuple[int, ...], dtype: str, bytes_per_element: int) -> int:

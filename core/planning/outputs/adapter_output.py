@@ -19,12 +19,13 @@ from ...formats.digest import hash_json
 from ...formats.dtypes import element_bytes
 from ...formats.file_names import ADAPTER_CONFIG_NAME
 from ...listing import LoraSource, StackedLora
-from ...numerics.method import DirectMethod, SpectralMethod
+from ...numerics.method import SpectralMethod
 from ...numerics.registry import get_method
 from ...numerics.svd.compact_svd import stays_low_rank
 from ...recipe.recipe import Recipe
 from ..cost import projection as cost
 from ..inputs.checkpoint import Checkpoint
+from ..keys import calibration_key
 from ..plan import AdapterFactors, RunSettings, SideFile, TensorPlan, decompositions
 from .adapter_whole_tensors import PREFIX, WholeTensors, plan_whole_tensors
 from .tensor_planner import PlannedTensor
@@ -91,7 +92,10 @@ def _plan_factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, ad
             " (target_parameters); write a checkpoint"
         )
     factors = [lora for lora in loras if isinstance(lora, LoraSource)]
-    plan = _rewrite_as_mean(item.plan)
+    mean = rewrite_as_mean(item.plan)
+    # SVC decomposes the mean in factors: other roundings than those of the whole matrix, so another key
+    calibrated = item.plan.spectrum_key if mean is not item.plan and item.plan.calibration else None
+    plan = mean if calibrated is None else replace(item.plan, spectrum_key=calibration_key(calibrated, "factors"))
     if plan.views or plan.matrix_shape is not None:
         raise RecipeError(f"output: adapter: {plan.name} is cut into matrices; use qkv: stored")
     if plan.base_rows is not None:
@@ -115,7 +119,7 @@ def _plan_factors(recipe: Recipe, settings: RunSettings, item: PlannedTensor, ad
         adapter=stored,
         out_dtype=dtype,
         base=None,
-        bytes_read=cost.bytes_read(None, plan.experts, 1),
+        bytes_read=cost.bytes_read(None, plan.experts, 1 if calibrated is None else 2),
         peak_bytes=held,
         flops=max(0.0, plan.flops - sum(2.0 * min(inner, sum(ranks)) * prod(plan.shape) for _, inner in sides)),
     )
@@ -130,10 +134,9 @@ def _peak_elements(plan: TensorPlan, shape: tuple[int, int], ranks: Sequence[int
     sides = _decomposed_shapes(plan)
     stacked = sum(ranks) * len(sides)  # the factors of every side are stacked
     factors = (16 if plan.calibration else 14) * stacked * sum(shape) + 24 * stacked * stacked
-    if plan.method is None:
+    method = get_method(plan.method) if plan.method is not None else None
+    if not isinstance(method, SpectralMethod):
         return factors
-    method = get_method(plan.method)
-    assert isinstance(method, SpectralMethod)
     # minus the dense delta, which the method's projection includes and an adapter output does not compute
     return max(factors, *(method.peak_elements(side, ranks, True) - prod(shape) for side in sides))
 
@@ -147,27 +150,23 @@ def _decomposed_shapes(plan: TensorPlan) -> list[tuple[int, int]]:
 
 def _is_iterated(plan: TensorPlan) -> bool:
     """Return whether the decomposition is the result of an optimizer, which is dense for low-rank experts too."""
-    if plan.method is None:
+    method = get_method(plan.method) if plan.method is not None else None
+    if not isinstance(method, SpectralMethod):
         return False
-    method = get_method(plan.method)
-    assert isinstance(method, SpectralMethod)
     decomposition = method.decomposition(method.Parameters.model_validate(dict(plan.parameters)))
     return str(decomposition["kind"]).endswith("_iterate")
 
 
-def _rewrite_as_mean(plan: TensorPlan) -> TensorPlan:
+def rewrite_as_mean(plan: TensorPlan) -> TensorPlan:
     """Return a direct method that is a weighted sum of deltas as a scaled mean, which is exact in factors.
+
+    Other plans are returned as they are. The calibration of a direct method is left out: it follows the mean.
 
     Raises
     ------
     RecipeError : another direct method
     """
-    if plan.method is not None and plan.calibration and isinstance(get_method(plan.method), DirectMethod):
-        raise RecipeError(
-            f"output: adapter: calibration after {plan.method} gives {plan.name} as a whole matrix; use a spectral"
-            " method, remove calibration, or write a checkpoint"
-        )
-    if plan.method is None or plan.spectrum_key is not None or plan.views:
+    if plan.method is None or isinstance(get_method(plan.method), SpectralMethod):
         return plan
     weights = [_number(expert.parameters.get("weight", 1.0)) for expert in plan.experts]
     parameters, count, total = plan.parameters, len(weights), sum(weights)
@@ -186,7 +185,15 @@ def _rewrite_as_mean(plan: TensorPlan) -> TensorPlan:
     experts = tuple(
         replace(expert, parameters={"weight": weight}) for expert, weight in zip(plan.experts, weights, strict=True)
     )
-    return replace(plan, action="mean", method=None, parameters={"scale": scale}, experts=experts)
+    return replace(
+        plan,
+        action="mean",
+        method=None,
+        parameters={"scale": scale},
+        experts=experts,
+        calibration={},
+        spectrum_key=None,
+    )
 
 
 def _number(value: object) -> float:

@@ -10,13 +10,26 @@ from typing import Any, final
 from ...formats.digest import hash_json
 from ...formats.dtypes import tensor_bytes
 from ...numerics.interference.stored_form import stored_elements, stored_form
+from ...numerics.interference.top_directions import VERSION as TOP_VERSION
+from ...numerics.interference.top_directions import most_directions
+from ...numerics.interference.wudi_family import rank_by_ratio
 from ...numerics.method import MethodParameters, Side, SpectralMethod
 from ...numerics.svd.svc import ALGORITHM_VERSION as SVC_VERSION
 from ...numerics.svd.svc import svc_elements, svc_flops
 from ...recipe.recipe import Recipe
 from ..cost import projection as cost
-from ..keys import alignment_key, calibration_key, spectrum_key, sums_key
-from ..plan import Cut, MatrixView, OutputsKeys, RunSettings, TensorPlan, decompositions
+from ..keys import alignment_key, calibration_key, spectrum_key, sums_key, top_spectrum_key
+from ..plan import (
+    Cut,
+    ExpertTensor,
+    MatrixView,
+    OutputsKeys,
+    RunSettings,
+    TensorPlan,
+    decompositions,
+    matrix_shape_of,
+    top_keys,
+)
 from .incremental import can_keep_sums
 from .matrices import Matrices
 
@@ -78,7 +91,7 @@ class SpectralPlanner:
         members = tuple(hash_json(expert) for expert in experts) if keeps else ()
         form = matrices.matrix_shape or plan.shape
 
-        def side_keys(matrix: str) -> OutputsKeys:
+        def side_keys(matrix: str, shape: tuple[int, int]) -> OutputsKeys:
             arithmetic = self._settings.arithmetic
             own = spectrum_key(
                 decomposition,
@@ -91,15 +104,20 @@ class SpectralPlanner:
                 vectors=self._settings.rounded_vectors,
                 tf32=self._settings.uses_tf32,
             )
+            whole = own if self._keeps_top(decomposition, plan.experts, shape) else None
+            own = top_spectrum_key(own, TOP_VERSION) if whole is not None else own
             if not keeps:
-                return OutputsKeys(own)
+                return OutputsKeys(own, whole_key=whole)
             version, tf32 = method.algorithm_version, self._settings.uses_tf32
-            return OutputsKeys(own, sums_key(version, arithmetic, base_identity, matrix, members, tf32=tf32))
+            sums = sums_key(version, arithmetic, base_identity, matrix, members, tf32=tf32)
+            return OutputsKeys(own, sums, whole)
 
-        def keys(cut: Cut | None, sides: Sequence[Side]) -> dict[str, Any]:
+        def keys(cut: Cut | None, sides: Sequence[Side], shape: tuple[int, int]) -> dict[str, Any]:
             """Return the fields of a view, or of the tensor, that say how a matrix is decomposed."""
             matrix = describe_matrix(form, cut, matrices.in_out)
-            first, *rest = [side_keys(matrix + ("/outputs" if side.over_outputs else "")) for side in sides]
+            first, *rest = [
+                side_keys(matrix + ("/outputs" if side.over_outputs else ""), side.shape_of(shape)) for side in sides
+            ]
             calibrated = None
             if self._calibration:
                 hashed = hash_json([filter_hash, *(other.spectrum_key for other in rest)]) if rest else filter_hash
@@ -107,6 +125,7 @@ class SpectralPlanner:
             return {
                 "spectrum_key": first.spectrum_key,
                 "sums_key": first.sums_key,
+                "whole_key": first.whole_key,
                 "calibration_key": calibrated,
                 "over_outputs": sides[0].over_outputs,
                 "outputs": rest[0] if rest else None,
@@ -121,14 +140,21 @@ class SpectralPlanner:
             num_sides = max(num_sides, len(sides))
             over.add(_describe_sides(sides))
             if cut is None:
-                whole = keys(cut, sides)
+                whole = keys(cut, sides, shape)
             else:
                 place = {"axis": cut.axis, "index": cut.index, "step": cut.step}
-                views.append(MatrixView(cut.label, cut.start, cut.stop, **place, **keys(cut, sides)))
+                views.append(MatrixView(cut.label, cut.start, cut.stop, **place, **keys(cut, sides, shape)))
             ranks = tuple(cost.max_rank(expert, shape, cut) for expert in plan.experts)
             low_rank = all(cost.is_low_rank(expert) for expert in plan.experts)
             one_flops, one_work, one_spectrum, one_sums = self._cost(
-                method, decomposition, sides, shape, ranks, low_rank=low_rank, keeps=keeps
+                method,
+                decomposition,
+                sides,
+                shape,
+                ranks,
+                low_rank=low_rank,
+                keeps=keeps,
+                kept_in_part=tuple(self._keeps_top(decomposition, plan.experts, one.shape_of(shape)) for one in sides),
             )
             flops += one_flops
             work = max(work, one_work)
@@ -153,6 +179,25 @@ class SpectralPlanner:
             sums_bytes=sums_bytes,
         )
 
+    def _keeps_top(
+        self, decomposition: Mapping[str, object], experts: Sequence[ExpertTensor], shape: tuple[int, int]
+    ) -> bool:
+        """Return whether the store keeps vectors of the leading directions only.
+
+        Other decompositions are kept whole, because every setting uses all of their directions (Iso-C, TSV-M, SVC); and
+        so are those of adapters and of small matrices, which have few.
+
+        Parameters
+        ----------
+        shape : of the matrices that are decomposed
+        """
+        # with any other parameter (output_exp_time, ...) the left vectors are not those of the sum of the experts
+        plain = decomposition.get("kind") == _INTERFERENCE and set(decomposition) <= {"kind", "with_expert_energy"}
+        if self._settings.spectra != "top" or not plain or all(cost.is_low_rank(expert) for expert in experts):
+            return False
+        ranks = [cost.max_rank(expert, shape) for expert in experts]
+        return min(shape[1], sum(ranks)) > most_directions(shape[1])
+
     def _decomposition(
         self, method: SpectralMethod[Any, Any], parameters: Mapping[str, object]
     ) -> tuple[Mapping[str, object], MethodParameters]:
@@ -176,16 +221,17 @@ class SpectralPlanner:
         *,
         low_rank: bool,
         keeps: bool,
+        kept_in_part: tuple[bool, ...],
     ) -> tuple[float, int, int, int]:
         """Return operations, peak bytes of the work space, and kept bytes of spectra and of sums, for one matrix."""
         # The WUDI family keeps two sets of left vectors, the target's and the sum's; other methods keep one.
         blocks = 2 if decomposition.get("kind") == _INTERFERENCE else 1
-        key = (method.name, blocks, sides, shape, ranks, low_rank, keeps)
+        key = (method.name, blocks, sides, shape, ranks, low_rank, keeps, kept_in_part)
         costs = self._costs.get(key)
         if costs is None:
             parts = [
-                self._side_cost(method, blocks, side.shape_of(shape), ranks, low_rank=low_rank, keeps=keeps)
-                for side in sides
+                self._side_cost(method, blocks, side.shape_of(shape), ranks, low_rank=low_rank, keeps=keeps, top=top)
+                for side, top in zip(sides, kept_in_part, strict=True)
             ]
             flops, kept = sum(part.flops for part in parts), sum(part.kept for part in parts)
             work, directions = max(part.work for part in parts), max(part.directions for part in parts)
@@ -215,6 +261,7 @@ class SpectralPlanner:
         *,
         low_rank: bool,
         keeps: bool,
+        top: bool,
     ) -> _SideCost:
         """Return the costs of one decomposition; `shape` is that of the matrices that are decomposed."""
         sums = held = 0
@@ -225,7 +272,9 @@ class SpectralPlanner:
                 ranks = (shape[1],) * len(ranks)  # C, (K, K), is decomposed, whatever the experts' ranks
             held = sums if form == "factors" else 0  # the factors of every expert, in addition to their stack
         flops, work, directions = cost.spectral_cost(method, shape, ranks, low_rank, self._element_bytes)
-        kept = cost.spectrum_bytes(shape, directions, len(ranks), self._settings, blocks)
+        most = most_directions(shape[1]) if top else None
+        kept = cost.spectrum_bytes(shape, directions, len(ranks), self._settings, blocks, most)
+        work += shape[0] * shape[1] * self._element_bytes if top else 0  # the sum of the experts
         return _SideCost(flops, work, kept, sums, held, directions, ranks)
 
 
@@ -247,6 +296,28 @@ def describe_matrix(form: tuple[int, ...], cut: Cut | None, in_out: bool) -> str
     at = f"{cut.index}/" if cut.index is not None else ""
     suffix = (f":{cut.step}" if cut.step > 1 else "") + ("/in_out" if in_out else "")
     return f"{list(form)}/{at}{cut.axis}:{cut.start}:{cut.stop}{suffix}"
+
+
+def top_warnings(tensors: Iterable[TensorPlan]) -> list[str]:
+    """Return a warning where the rank ratio of the recipe uses more directions than `spectra: top` keeps."""
+    beyond: list[tuple[str, int, int, object]] = []
+    for tensor in tensors:
+        ratio = tensor.parameters.get("rank_ratio")
+        if not top_keys(tensor) or not isinstance(ratio, (int, float)):
+            continue
+        view = tensor.views[0] if tensor.views else None
+        rows, columns = matrix_shape_of(tensor.matrix_shape or tensor.shape, view, tensor.in_out)
+        columns = rows if decompositions(tensor, view)[0].over_outputs else columns
+        if rank_by_ratio(ratio, columns) > most_directions(columns):
+            beyond.append((tensor.name, rank_by_ratio(ratio, columns), columns, ratio))
+    if not beyond:
+        return []
+    name, used, columns, ratio = beyond[0]
+    others = f" and {len(beyond) - 1} other tensors" if len(beyond) > 1 else ""
+    return [
+        f"spectra: top keeps at most {most_directions(columns)} of {columns} directions of {name}, and rank_ratio"
+        f" {ratio} uses {used}: every run decomposes it{others} again; spectra: full keeps them"
+    ]
 
 
 def alignment_keys(tensors: Iterable[TensorPlan]) -> dict[str, tuple[str | None, str | None]]:
