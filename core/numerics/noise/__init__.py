@@ -1,0 +1,1 @@
+"""Noise of known size in task vectors."""
