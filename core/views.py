@@ -122,6 +122,16 @@ def has_scale(source: TensorSource) -> bool:
     return any(map(has_scale, inner))
 
 
+def has_factors(source: TensorSource) -> bool:
+    """Return whether reading the tensor adds the factors of an adapter."""
+    if source.view is None:
+        return False
+    if isinstance(source.view, Adaptation):
+        return True
+    inner = source.view.pieces if isinstance(source.view, Concatenation) else (source.view.source,)
+    return any(map(has_factors, inner))
+
+
 def held_bytes(source: TensorSource) -> int:
     """Return the bytes in memory at one time while a tensor is read, in its stored dtype.
 

@@ -103,6 +103,7 @@ class PrefectReport(Listener):
                         "method": markdown_text(tensor.method or tensor.action),
                         "rank": _both(tensor.rank, tensor.outputs_rank, "{}"),
                         "energy kept": _both(tensor.energy, tensor.outputs_energy, "{:.1%}"),
+                        "storage noise": f"{tensor.storage_noise:.2g}" if tensor.storage_noise is not None else "",
                         "seconds": round(tensor.seconds, 3),
                         "spectrum": "reused" if report.reused and tensor.spectrum != "none" else tensor.spectrum,
                     }

@@ -27,6 +27,8 @@ class TensorReport:
         full checkpoints
     error : difference of what is stored from what was merged, relative to it (Frobenius norm): of an adapter's factors,
         by rank and rounding, from the merged delta; of a float8 weight, by rounding; None where a result is only cast
+    storage_noise : level below which singular values are rounding of the experts' storage, relative to the largest;
+        None where no expert's storage rounds, or the method has no spectrum
     """
 
     name: str
@@ -44,6 +46,7 @@ class TensorReport:
     outputs_rank: int | None = None
     outputs_energy: float | None = None
     outputs_spectrum_key: str | None = None
+    storage_noise: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from ..errors import NonFiniteError
+from ..formats.dtypes import FLOAT8_DTYPES
 from ..listing import LoraSource, StackedLora, TensorSource
 from ..numerics.linear_algebra import TOO_LARGE
+from ..numerics.noise.storage_noise import StorageNoise, is_noise, storage_noise
 from ..numerics.task_vectors import LowRank, may_overflow
 from ..planning.plan import ExpertTensor, MatrixView, TensorPlan, matrix_shape_of
 from ..storage.checkpoints.tensor_reader import TensorReader
@@ -53,6 +55,7 @@ class ExpertStream:
     view: MatrixView | None = None
     _base: torch.Tensor | None = None  # in the rows of the output
     _default_rows: torch.Tensor | None = None  # rows for tokens that an expert lacks, when there is no base
+    _noises: dict[int, StorageNoise | None] = field(default_factory=dict[int, "StorageNoise | None"], init=False)
 
     @property
     def name(self) -> str:
@@ -166,15 +169,23 @@ class ExpertStream:
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         """Yield deltas multiplied by each expert's weight; those of adapters as factors."""
-        for stored in self._read_experts():
+        for index, stored in enumerate(self._read_experts()):
             weight = stored.entry.parameters.get("weight", 1.0)
             assert isinstance(weight, (int, float))
-            delta = self._bounded_delta(stored)
+            delta, noise = self._bounded_delta(stored)
+            self._noises[index] = noise if noise is None or weight == 1.0 else noise.times(weight)
             del stored
             if weight != 1.0:
                 delta = LowRank(delta.left * weight, delta.right) if isinstance(delta, LowRank) else delta * weight
             yield delta
             del delta
+
+    def storage_noise(self, index: int) -> StorageNoise | None:
+        """As `WithStorageNoise`: of the task vector that an iteration over the stream has yielded."""
+        if self.tensor.experts[index].noise is None:
+            return None
+        assert index in self._noises, "the noise of an expert follows from its numbers, which have not been read"
+        return self._noises[index]
 
     def _read_experts(self) -> Iterator[_Stored]:
         return read_ahead(self._read_expert, self.tensor.experts)
@@ -202,45 +213,68 @@ class ExpertStream:
             return full
         return self._padded(place_rows(full, stored.entry.rows, self._rows_for_missing_tokens().clone()))
 
-    def _changed_delta(self, stored: _Stored, base: torch.Tensor) -> torch.Tensor:
-        """Return the dense delta without the rounding of the expert's stored dtype."""
-        source = stored.entry.full
+    def _changed_delta(self, stored: _Stored, base: torch.Tensor) -> tuple[torch.Tensor, StorageNoise | None]:
+        """Return the dense delta without what is known to be rounding of the expert's stored dtype, and its noise."""
+        entry, source = stored.entry, stored.entry.full
         assert source is not None
         full = self._without_adapter(stored)
         delta = full - base
         scale = None
         if has_scale(source):
             scale = self.reader.read_scale(self._arranged(source))
-            if stored.entry.rows is not None:
-                scale = place_rows(scale, stored.entry.rows, scale.new_ones(delta.shape))
-        clear_rounded_entries(delta, full, base, torch_dtype(source.dtype), scale)
-        return delta.add_(_dense(self._adapter_delta(stored))) if stored.entry.lora else delta
+            if entry.rows is not None:
+                scale = place_rows(scale, entry.rows, scale.new_ones(delta.shape))
+        dtype, noise = torch_dtype(source.dtype), None
+        if entry.rounded:
+            clear_rounded_entries(delta, full, base, dtype, scale)
+        if entry.noise is not None and delta.numel():
+            rows = (len(delta), -1) if delta.ndim else (1, 1)
+            matrix, factors = delta.reshape(rows), None if scale is None else scale.reshape(rows)
+            noise = storage_noise(full.reshape(rows), matrix, dtype, factors, shrinks=entry.noise == "shrink")
+            if source.dtype in FLOAT8_DTYPES and is_noise(matrix, noise.plus(self._base_noise(base, matrix))):
+                delta, noise = torch.zeros_like(delta), noise.times(0.0)
+        return (delta.add_(_dense(self._adapter_delta(stored))) if entry.lora else delta), noise
+
+    def _base_noise(self, base: torch.Tensor, matrix: torch.Tensor) -> StorageNoise | None:
+        """Return the rounding of a float8 base: it and a float8 expert are quantized apart, each from 16 bits."""
+        source = self.tensor.base
+        assert source is not None
+        if source.dtype not in FLOAT8_DTYPES or base.shape != source.shape or self.tensor.base_rows is not None:
+            return None
+        scale = self.reader.read_scale(self._arranged(source)).reshape(matrix.shape) if has_scale(source) else None
+        return storage_noise(base.reshape(matrix.shape), matrix, torch_dtype(source.dtype), scale)
 
     def _delta(self, stored: _Stored) -> torch.Tensor | LowRank:
+        """Return the delta without its noise, which only float8 experts need to be computed here: some are frozen."""
         if stored.full is not None:
-            if stored.entry.rounded and self.base is not None:
-                return self._changed_delta(stored, self.base)
+            is_float8 = stored.entry.full is not None and stored.entry.full.dtype in FLOAT8_DTYPES
+            if (stored.entry.rounded or (stored.entry.noise and is_float8)) and self.base is not None:
+                return self._changed_delta(stored, self.base)[0]
             full = self._full(stored)
             return full if self.base is None else full - self.base
         if stored.entry.lora is not None:
             return self._adapter_delta(stored)
         return self._no_delta()
 
-    def _bounded_delta(self, stored: _Stored) -> torch.Tensor | LowRank:
-        """Return the delta of one expert, after a check that sums of such deltas fit the arithmetic dtype.
+    def _bounded_delta(self, stored: _Stored) -> tuple[torch.Tensor | LowRank, StorageNoise | None]:
+        """Return the delta of one expert and its noise, after a check that sums of such deltas fit the arithmetic.
 
         Raises
         ------
         NonFiniteError : they do not
         """
-        delta = self._delta(stored)
+        noise: StorageNoise | None = None
+        if stored.full is not None and stored.entry.noise is not None and self.base is not None:
+            delta, noise = self._changed_delta(stored, self.base)
+        else:
+            delta = self._delta(stored)
         if may_overflow(delta, self.num_experts):
             entry = stored.entry
             source = entry.full.uri if entry.full is not None else stored.factors[0][0].up.uri
             error = NonFiniteError(f"{source}: tensor {self.tensor.name!r}: {TOO_LARGE}")
             error.source = source
             raise error
-        return delta
+        return delta, noise
 
     def _no_delta(self) -> torch.Tensor | LowRank:
         if (

@@ -19,7 +19,7 @@ from ..errors import CorruptObjectError, ObjectNotFoundError, ShapeError
 from ..numerics.interference.operator import InterferenceOperator, accumulate
 from ..numerics.interference.stored_form import StoredForm, reorder_experts, stack_factors, stored_form, unstack_factors
 from ..numerics.interference.summed_task_vectors import SummedTaskVectors
-from ..numerics.task_vectors import InMemoryTaskVectors, LowRank, TaskVectors, TransposedTaskVectors
+from ..numerics.task_vectors import InMemoryTaskVectors, LowRank, TaskVectors, TransposedTaskVectors, noise_of
 from ..storage.store import Store
 from .expert_stream import ExpertStream
 
@@ -106,8 +106,9 @@ class KeptSums:
 
         subset = self._largest_subset(key, members, parse)
         operator = subset.stored or InterferenceOperator.empty(stream.shape, self._dtype, self._device)
-        for task_vector in _restrict(stream, subset.missing):
-            operator = operator.plus(task_vector, in_place=True)
+        added = _restrict(stream, subset.missing)
+        for index, task_vector in enumerate(added):
+            operator = operator.plus(task_vector, in_place=True, noise=noise_of(added, index))
         if subset.missing:
             self._keep(key, "operator", members, subset.all, operator.to_tensors())
         positions = sorted(range(len(members)), key=subset.all.__getitem__)
@@ -173,8 +174,8 @@ class KeptSums:
         write_sealed(self._store, key, tensors, {"form": form, "members": [members[index] for index in adding]})
 
     def _placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        # Norms and ranks keep their dtypes and stay on the CPU.
-        small = ("norms", "ranks")
+        # Norms, ranks and noise keep their dtypes and stay on the CPU.
+        small = ("norms", "ranks", "noise_rows", "noise_columns")
         return {
             name: tensor if name in small else tensor.to(self._device, self._dtype) for name, tensor in tensors.items()
         }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -42,6 +42,7 @@ class SpectralFacts:
     origin : "computed" if any spectrum was decomposed by this run
     spectrum_key : of the first matrix
     outputs : of the decomposition over the outputs, where the tensor is decomposed over both sides
+    noise : level of the rounding of storage, relative to the largest singular value; None where none is known
     """
 
     rank: int
@@ -50,6 +51,7 @@ class SpectralFacts:
     spectrum_key: str
     notes: tuple[str, ...] = ()
     outputs: SpectralFacts | None = None
+    noise: float | None = None
 
 
 def combine_facts(facts: Sequence[SpectralFacts]) -> SpectralFacts:
@@ -62,6 +64,7 @@ def combine_facts(facts: Sequence[SpectralFacts]) -> SpectralFacts:
         spectrum_key=facts[0].spectrum_key,
         notes=tuple(note for one in facts for note in one.notes),
         outputs=combine_facts(outputs) if outputs else None,
+        noise=max((one.noise for one in facts if one.noise is not None), default=None),
     )
 
 
@@ -144,7 +147,8 @@ class SpectralMerger:
         spectrum, factors, origin = self._spectra.factored(
             key, decompose, factors_of, provenance, top, _most_bytes(stream)
         )
-        return spectrum, factors, SpectralFacts(factors.rank, _energy(values[0], factors.rank), origin, key)
+        facts = SpectralFacts(factors.rank, _energy(values[0], factors.rank), origin, key, noise=_noise_share(spectrum))
+        return spectrum, factors, facts
 
     def calibrated(self, stream: ExpertStream, delta: DeltaToCalibrate) -> tuple[torch.Tensor | LowRank, SpectralFacts]:
         """Return the merged delta of one matrix that a direct method merges, calibrated by SVC.
@@ -308,6 +312,12 @@ def _numerical_rank(values: torch.Tensor, order: int) -> int:
     """Return the number of singular values above the rounding of the arithmetic."""
     largest = float(values[0]) if len(values) else 0.0
     return int((values > singular_value_cut(largest, order, arithmetic_epsilon(values.dtype))).sum())
+
+
+def _noise_share(spectrum: Spectrum) -> float | None:
+    """Return the level of the rounding of storage relative to the largest singular value, as the spectrum states it."""
+    known = spectrum.info.get("storage_noise")
+    return float(cast("Mapping[str, float]", known)["share"]) if isinstance(known, Mapping) else None
 
 
 def _energy(values: torch.Tensor, rank: int) -> float:

@@ -129,6 +129,7 @@ class TensorMerger:
             notes=notes + (spectral.notes if spectral else ()),
             truncation_error=merged.truncation_error,
             error=merged.error,
+            storage_noise=spectral.noise if spectral else None,
         )
 
     @torch.no_grad()

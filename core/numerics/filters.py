@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .lazy_torch import torch
+from .noise.shrinkage import shrink_singular_values
 
-FilterName = Literal["exponential", "none", "tikhonov", "landweber", "wiener"]
+FilterName = Literal["exponential", "none", "tikhonov", "landweber", "wiener", "shrinkage"]
 
 EIGENVALUE_FLOOR = 1e-8  # as in the published code: rank rules and the Wiener filter raise smaller eigenvalues to it
 
@@ -129,6 +130,24 @@ def wiener(values: torch.Tensor, rank: int, num_columns: int, resolved: torch.Te
     noise = max(noise, EIGENVALUE_FLOOR)
     gain = values / (values**2 + noise)
     return FilterValues(values * gain, gain)
+
+
+def shrinkage(
+    values: torch.Tensor, resolved: torch.Tensor, noise_shape: tuple[int, int], deviation: float
+) -> FilterValues:
+    """Return f = shrunk(s) / s with s = sqrt(lambda), the singular values of the experts on top of each other.
+
+    Parameters
+    ----------
+    values : Tensor, (R,)
+    resolved : Tensor, (R,), bool; others get 0
+    noise_shape, deviation : of the noise in these singular values, as in `shrink_singular_values`; deviation 0 gives
+        `no_filter`
+    """
+    plain = no_filter(values, resolved)
+    roots = values.double().clamp(min=0).sqrt()
+    share = shrink_singular_values(roots, noise_shape, deviation) / torch.where(roots > 0, roots, 1.0)
+    return plain.times(share)
 
 
 def raise_to_power(filtered: FilterValues, gamma: float, values: torch.Tensor, resolved: torch.Tensor) -> FilterValues:

@@ -34,6 +34,7 @@ class LayerTable:
     anchor_energy : (D2,), ||theta_0 q_k||^2
     shape : (D1, D2)
     slack : relative error of the values, which must not increase a count
+    num_signal : eigenvalues above the rounding of storage, or where none is known above that of the arithmetic
     """
 
     values: torch.Tensor
@@ -41,6 +42,7 @@ class LayerTable:
     anchor_energy: torch.Tensor
     shape: tuple[int, int]
     slack: float
+    num_signal: int
 
 
 def select_rank(
@@ -59,12 +61,13 @@ def select_rank(
     Parameters
     ----------
     rule : str
-        none, stable_rank, entropy, entropy_sq, participation, participation_sqrt,
+        none, storage_noise, stable_rank, entropy, entropy_sq, participation, participation_sqrt,
         participation_sqrt_plus, participation_sqrt_c2, participation_sqrt_c2_half, gavish_donoho, cumvar_F,
         d_aware_participation_sqrt, d_aware_cumvar, d_aware_entropy, loss_elbow[_F], loss_residual_F, wudi_risk[_R].
     values : Tensor, (R,), descending
     statistics : mapping
-        "target_energy" and "sum_energy" for rules that use them; "resolved" where some directions are not.
+        "target_energy" and "sum_energy" for rules that use them; "resolved" where some directions are not;
+        "above_noise" where the rounding of storage is known: eigenvalues that are not above it count as 0.
     anchor_factor : float
         theta_0 as a multiple of the sum of the experts: 1, 1/N or 0.
 
@@ -128,14 +131,16 @@ def _layer_table(
     columns = shape[1]
     zeros = torch.zeros(len(values), dtype=torch.float64, device=values.device)
     resolved = statistics["resolved"] > 0 if "resolved" in statistics else values > 0
+    above = statistics["above_noise"] > 0 if "above_noise" in statistics else torch.ones_like(resolved)
     target_energy = torch.where(resolved, statistics.get("target_energy", zeros).double(), zeros)
     anchor_energy = statistics.get("sum_energy", zeros).double() * anchor_factor**2
     return LayerTable(
-        values=pad_with_zeros(values.double(), columns).clamp(min=EIGENVALUE_FLOOR).cpu(),
+        values=pad_with_zeros(torch.where(above, values.double(), 0.0), columns).clamp(min=EIGENVALUE_FLOOR).cpu(),
         target_energy=pad_with_zeros(target_energy, columns).cpu(),
         anchor_energy=pad_with_zeros(anchor_energy, columns).cpu(),
         shape=shape,
         slack=16 * torch.finfo(values.dtype).eps,
+        num_signal=int((resolved & above).sum()),
     )
 
 
@@ -227,6 +232,7 @@ def _wudi_risk(table: LayerTable, weight: float) -> int:
 
 _RULES: dict[str, Callable[[LayerTable], int]] = {
     "none": lambda table: table.shape[1],
+    "storage_noise": lambda table: table.num_signal,
     "stable_rank": _stable_rank,
     "entropy": lambda table: _ceil(_exp_entropy(table.values), table.slack),
     "entropy_sq": lambda table: _ceil(_exp_entropy(table.values**2), table.slack),

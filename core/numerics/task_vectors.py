@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..errors import ShapeError
 from .lazy_torch import torch
+from .noise.storage_noise import StorageNoise
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,41 @@ class TaskVectors(Protocol):
         ...
 
 
-class InMemoryTaskVectors:
-    """Task vectors that are all in memory, for tests, notebooks and the tensor-level call."""
+@runtime_checkable
+class WithStorageNoise(Protocol):
+    """Task vectors of which the rounding of storage is known."""
 
-    def __init__(self, vectors: Iterable[torch.Tensor | LowRank]) -> None:
+    def storage_noise(self, index: int) -> StorageNoise | None:
+        """Return the noise of expert `index`, its weight included; None for none. Call it after an iteration."""
+        ...
+
+
+def noise_of(task_vectors: TaskVectors, index: int) -> StorageNoise | None:
+    """Return the noise of expert `index` from the rounding of its storage; None where there is none, or none known.
+
+    It is known once an iteration has yielded the expert, because it follows from the stored numbers.
+    """
+    return task_vectors.storage_noise(index) if isinstance(task_vectors, WithStorageNoise) else None
+
+
+def noises_of(task_vectors: TaskVectors) -> list[StorageNoise | None]:
+    """Return `noise_of` of all experts, after an iteration."""
+    return [noise_of(task_vectors, index) for index in range(task_vectors.num_experts)]
+
+
+class InMemoryTaskVectors:
+    """Task vectors that are all in memory, for tests, notebooks and the tensor-level call.
+
+    Parameters
+    ----------
+    noises : of each expert, as `noise_of` returns it
+    """
+
+    def __init__(
+        self, vectors: Iterable[torch.Tensor | LowRank], noises: Sequence[StorageNoise | None] | None = None
+    ) -> None:
         self._vectors = list(vectors)
+        self._noises = noises
         if not self._vectors:
             raise ShapeError("found no task vectors; expected at least one")
         shapes = [tuple(v.shape) for v in self._vectors]
@@ -111,6 +142,10 @@ class InMemoryTaskVectors:
     @property
     def all_low_rank(self) -> bool:
         return all(isinstance(v, LowRank) for v in self._vectors)
+
+    def storage_noise(self, index: int) -> StorageNoise | None:
+        """As `WithStorageNoise`."""
+        return None if self._noises is None else self._noises[index]
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         return iter(self._vectors)
@@ -143,6 +178,11 @@ class TransposedTaskVectors:
     @property
     def all_low_rank(self) -> bool:
         return self.original.all_low_rank
+
+    def storage_noise(self, index: int) -> StorageNoise | None:
+        """As `WithStorageNoise`."""
+        noise = noise_of(self.original, index)
+        return None if noise is None else StorageNoise(noise.columns, noise.rows, noise.shrinks)
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         for vector in self.original:

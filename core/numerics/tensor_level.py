@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast, overload
+from typing import Any, TypeAlias, cast, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,13 @@ from .cast import round_once
 from .lazy_torch import torch
 from .linear_algebra import TOO_LARGE, overflow_refused
 from .method import AnyMethod, DirectMethod, ExpertParameters, MethodParameters, Side, SpectralMethod
+from .noise.storage_noise import NoiseHandling, StorageNoise, is_noise, rounds
+from .noise.storage_noise import storage_noise as storage_noise_of
 from .parameters import parse_parameters
 from .registry import get_method
 from .svd.side_deltas import FilteredSide, add_sides, svc_of_sides
 from .svd.svc import Count, apply_svc, svc_factors
-from .task_vectors import InMemoryTaskVectors, LowRank, may_overflow, to_dense
+from .task_vectors import InMemoryTaskVectors, LowRank, may_overflow, noises_of, to_dense
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -45,6 +47,8 @@ def merge_task_vectors(
     calibration: Mapping[str, Mapping[str, Any]] | None = None,
     base: torch.Tensor | None = None,
     seed: int = 0,
+    stored_as: torch.dtype | Sequence[torch.dtype | None] | None = None,
+    storage_noise: str = "cut",
     **parameters: Any,
 ) -> torch.Tensor: ...
 @overload
@@ -55,6 +59,8 @@ def merge_task_vectors(
     calibration: Mapping[str, Mapping[str, Any]] | None = None,
     base: FloatArray | None = None,
     seed: int = 0,
+    stored_as: torch.dtype | Sequence[torch.dtype | None] | None = None,
+    storage_noise: str = "cut",
     **parameters: Any,
 ) -> FloatArray: ...
 def merge_task_vectors(
@@ -64,6 +70,8 @@ def merge_task_vectors(
     calibration: Mapping[str, Mapping[str, Any]] | None = None,
     base: torch.Tensor | FloatArray | None = None,
     seed: int = 0,
+    stored_as: torch.dtype | Sequence[torch.dtype | None] | None = None,
+    storage_noise: str = "cut",
     **parameters: Any,
 ) -> torch.Tensor | FloatArray:
     """Merge the task vectors of one weight; the base weight plus the result is the merged weight.
@@ -82,6 +90,12 @@ def merge_task_vectors(
         The base weight, for methods on whole weights (slerp, linear, model_stock, ...). By default zero.
     seed : int
         Seed of methods that draw at random.
+    stored_as : dtype, or one for each expert, optional
+        In which base + task vector is stored (torch.bfloat16, float16, float8_e4m3fn, float8_e5m2 without scales;
+        None: exact), as a recipe knows it from the files. Directions that are the rounding of this storage are then no
+        signal (docs/storage-noise.md). Needs `base`.
+    storage_noise : "cut" | "shrink" | "ignore"
+        As in a recipe; without `stored_as` it has no effect.
     **parameters
         Parameters of the method, named as in a recipe. Per-expert parameters (weight, density) are one value for all
         experts or a list of N.
@@ -94,7 +108,7 @@ def merge_task_vectors(
     Raises
     ------
     RecipeError : unknown method, parameter or calibration (suggests the nearest); a value out of range; too few or too
-        many experts
+        many experts; `stored_as` without `base`
     ShapeError : no task vector, different shapes, or a spectral method on tensors that are not matrices
     CheckpointError : a dtype that is not floating point, or tensors on several devices
     NonFiniteError : NaN or Inf in a task vector
@@ -115,7 +129,8 @@ def merge_task_vectors(
     arithmetic = torch.float64 if precise or result_dtype == torch.float64 else torch.float32
     svc = _parse_calibration(calibration)
     vectors = [vector.to(_device_of(vector), arithmetic) for vector in given]
-    stacked = InMemoryTaskVectors(vectors)
+    noises = _find_noises(vectors, base, stored_as, storage_noise)
+    stacked = InMemoryTaskVectors(vectors, noises)
     for index, vector in enumerate(vectors):
         _check_finite(index, vector)
         if (isinstance(chosen, SpectralMethod) or svc is not None) and may_overflow(vector, len(vectors)):
@@ -154,6 +169,48 @@ def _to_tensor(vector: Any) -> Any:
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
+def _find_noises(
+    vectors: list[torch.Tensor | LowRank],
+    base: torch.Tensor | None,
+    stored_as: torch.dtype | Sequence[torch.dtype | None] | None,
+    handling: str,
+) -> list[StorageNoise | None] | None:
+    """Return the noise of each task vector, and set in place those that are nothing else to 0; None without dtypes.
+
+    Raises
+    ------
+    RecipeError : `stored_as` without base, with another number of dtypes, or with one whose rounding is not known
+    """
+    if handling not in get_args(NoiseHandling):
+        expected = ", ".join(get_args(NoiseHandling))
+        raise RecipeError(f"storage_noise is {handling!r}; expected one of {expected}")
+    if stored_as is None:
+        return None
+    if base is None:
+        raise RecipeError("stored_as is given without base; the rounding of an expert follows from base + task vector")
+    dtypes = [stored_as] * len(vectors) if isinstance(stored_as, torch.dtype) else list(stored_as)
+    if len(dtypes) != len(vectors):
+        raise RecipeError(f"stored_as has {len(dtypes)} dtypes, expected one for each of {len(vectors)} task vectors")
+    known = (torch.float64, torch.float32)
+    for dtype in dtypes:
+        if dtype is not None and dtype not in known and not rounds(dtype):
+            raise RecipeError(f"stored_as is {dtype}, expected a floating point dtype whose rounding is known")
+    found: list[StorageNoise | None] = []
+    for index, (vector, dtype) in enumerate(zip(vectors, dtypes, strict=True)):
+        if handling == "ignore" or dtype is None or not rounds(dtype) or isinstance(vector, LowRank):
+            found.append(None)
+            continue
+        if tuple(base.shape) != tuple(vector.shape):
+            raise ShapeError(f"base has shape {tuple(base.shape)}, task vector {index} has {tuple(vector.shape)}")
+        matrix = vector.reshape(len(vector), -1) if vector.ndim else vector.reshape(1, 1)
+        values = base.to(vector.device, vector.dtype).reshape(matrix.shape) + matrix
+        noise = storage_noise_of(values, matrix, dtype, shrinks=handling == "shrink")
+        if is_noise(matrix, noise):
+            vectors[index] = torch.zeros_like(vector)
+        found.append(noise)
+    return found
+
+
 def _merge_spectral(
     method: SpectralMethod[Any, Any],
     settings: MethodParameters,
@@ -166,7 +223,9 @@ def _merge_spectral(
     weighted = [_multiply(vector, weight) for vector, weight in zip(stacked, weights, strict=True) if weight != 0]
     if not weighted:
         return torch.zeros_like(to_dense(next(iter(stacked))))
-    vectors = InMemoryTaskVectors(weighted)
+    known = zip(noises_of(stacked), weights, strict=True)
+    noises = [noise.times(weight) if noise is not None else None for noise, weight in known if weight != 0]
+    vectors = InMemoryTaskVectors(weighted, noises)
     sides = method.sides(settings, vectors.shape)
     filtered = (_filter_side(method, settings, side, vectors) for side in sides)
     if svc is None:
@@ -199,8 +258,10 @@ def _merge_direct(
     precise = [vector.to(_device_of(vector), torch.float64) for vector in stacked]
     inputs = _InMemoryInputs(InMemoryTaskVectors(precise), base, seed)
     delta = (method.merge(inputs, settings, experts) - inputs.base).to(_dtype_of(next(iter(stacked))))
-    counted = [vector for vector, expert in zip(stacked, experts, strict=True) if getattr(expert, "weight", 1.0) != 0]
-    return apply_svc(delta, InMemoryTaskVectors(counted), svc.alpha, svc.count)
+    is_counted = [getattr(expert, "weight", 1.0) != 0 for expert in experts]
+    counted = [vector for vector, counts in zip(stacked, is_counted, strict=True) if counts]
+    noises = [noise for noise, counts in zip(noises_of(stacked), is_counted, strict=True) if counts]
+    return apply_svc(delta, InMemoryTaskVectors(counted, noises), svc.alpha, svc.count)
 
 
 class _InMemoryInputs:

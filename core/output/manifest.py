@@ -97,6 +97,8 @@ def _tensors(
             if done.outputs_rank is not None:
                 row |= {"outputs_rank": done.outputs_rank, "outputs_energy": done.outputs_energy}
                 row |= {"outputs_spectrum": done.outputs_spectrum_key}
+            if done.storage_noise is not None:
+                row["storage_noise"] = done.storage_noise
             row |= _matrices(planned) | _adapter_facts(planned, done) | _float8_facts(planned, done)
             if done.notes:
                 row["notes"] = list(done.notes)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..cache.reports import ShardReport
+from ..cache.reports import ShardReport, TensorReport
 from ..cache.result import EXACT_BELOW
 from ..escaping import markdown_block, markdown_code, markdown_name, markdown_text
 from ..formats.file_names import MANIFEST_NAME
@@ -87,10 +87,22 @@ def _weight(plan: Plan, expert: int) -> str:
 def _rank_lines(reports: Sequence[ShardReport]) -> list[str]:
     tensors = [tensor for report in reports for tensor in report.tensors]
     lines = _sentence_on_ranks("", [(tensor.rank, tensor.energy) for tensor in tensors])
-    return lines + _sentence_on_ranks(
-        " over outputs, of layers that are decomposed over both sides",
-        [(tensor.outputs_rank, tensor.outputs_energy) for tensor in tensors],
+    return (
+        lines
+        + _sentence_on_ranks(
+            " over outputs, of layers that are decomposed over both sides",
+            [(tensor.outputs_rank, tensor.outputs_energy) for tensor in tensors],
+        )
+        + _noise_lines(tensors)
     )
+
+
+def _noise_lines(tensors: Sequence[TensorReport]) -> list[str]:
+    noise = [tensor.storage_noise for tensor in tensors if tensor.storage_noise is not None]
+    if not noise:
+        return []
+    text = "Level of the rounding of the experts' storage, relative to each layer's largest singular value:"
+    return [f"{text} {min(noise):.1g} to {max(noise):.1g}.", ""]
 
 
 def _sentence_on_ranks(which: str, found: Sequence[tuple[int | None, float | None]]) -> list[str]:

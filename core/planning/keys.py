@@ -14,7 +14,7 @@ from typing import Any
 
 from ..formats.digest import hash_bytes, hash_json
 from ..formats.store_folders import ALIGNMENTS, PARTS, SPECTRA, SUMS
-from .plan import LayerShard, OutputFile, RunSettings, SideFile, TensorPlan
+from .plan import ExpertTensor, LayerShard, OutputFile, RunSettings, SideFile, TensorPlan
 
 # Increase when the bytes of a part change although no method changes (rounding of the cast, order of the sums).
 PART_VERSION = 1
@@ -22,6 +22,8 @@ PART_VERSION = 1
 SUM_VERSION = 1
 # The same for the cast of float64 to shorter dtypes. 1 rounded twice, through float32.
 _ROUNDING_VERSION = 2
+# The same for the noise of storage that decompositions take from the dtypes of the experts.
+_NOISE_VERSION = 1
 # Keys of a recipe that say what the store keeps and how models are identified, not what is computed.
 _NOT_IN_RUN_KEY = frozenset({"spectra", "spectra_dtype", "fingerprint"})
 
@@ -76,6 +78,15 @@ def top_spectrum_key(whole: str, version: int) -> str:
 def top_values_key(top: str) -> str:
     """Return the object key of all eigenvalues and statistics that belong to a `top_spectrum_key`."""
     return _spectrum_object_key(hash_json(["values", top]))
+
+
+def with_noise(identities: Sequence[str], experts: Sequence[ExpertTensor]) -> list[str]:
+    """Return the identities of the experts for a decomposition, which depends on what is done with storage noise."""
+    pairs = zip(identities, experts, strict=True)
+    return [
+        identity if expert.noise is None else f"{identity}#noise-{expert.noise}-{_NOISE_VERSION}"
+        for identity, expert in pairs
+    ]
 
 
 def calibration_key(spectrum: str, filter_hash: str) -> str:

@@ -40,6 +40,8 @@ class ExpertTensor:
     rows : where rows of `full` go, when its vocabulary differs from the output's; None: all rows keep their place
     rounded : `full` is stored in a dtype that cannot hold the base's values: an entry that equals the base rounded to
         that dtype did not change, so its task vector is zero there
+    noise : what is done with the rounding of `full`'s dtype, which is noise of known size in the task vector; None:
+        nothing, or `full` is as precise as float32
     """
 
     expert: int
@@ -49,6 +51,7 @@ class ExpertTensor:
     is_base: bool = False
     rows: Rows | None = None
     rounded: bool = False
+    noise: Literal["cut", "shrink"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..errors import RecipeError, suggestion
 from ..numerics.method import AnyMethod, SpectralMethod
+from ..numerics.noise.storage_noise import NoiseHandling
 from ..numerics.registry import get_method
 from .faults import faults_error, find_faults, join_faults
 from .fields import Address, ByteCount, DtypeName, ModelReference, ParameterSettings
@@ -94,6 +95,12 @@ class Recipe(StrictModel):
         default=None, description="float32 unless dtype is float64"
     )
     seed: int = Field(default=0, description="seed of the methods that draw random masks", ge=0, lt=2**63)
+    storage_noise: NoiseHandling = Field(
+        default="cut",
+        description="directions of a weight's change that are the rounding of bfloat16, float16 or float8 storage, and"
+        " nothing else: cut leaves them out, shrink also corrects the singular values of the others for it, ignore"
+        " merges them",
+    )
     spectra: Literal["full", "top", "values", "none"] = Field(
         default="full",
         description="which parts of decompositions the store keeps. top: all eigenvalues, and vectors of the leading"

@@ -5,11 +5,14 @@ Shapes: M = out features (D1), K = in features (D2), R = directions kept, N = ex
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 from ..energies import row_energies
 from ..lazy_torch import torch
 from ..linear_algebra import eigh
+from ..noise.combined import describe_noise
+from ..noise.storage_noise import StorageNoise
 from ..rounding import arithmetic_epsilon, eigenvalue_cut
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
@@ -24,8 +27,9 @@ def spectrum_of_operator(
 ) -> Spectrum:
     """Return the spectrum of C: eigenvalues in descending order, with D q_k and S q_k.
 
-    Directions whose eigenvalue is below the cut of `eigenvalue_cut` are not resolved. They are left out where D q_k and
-    S q_k are rounding noise too, and kept with the statistic `resolved` = 0 otherwise: filters that divide by the
+    Directions whose eigenvalue is below the cut of `eigenvalue_cut`, or that of the rounding of storage, are not
+    resolved. They are left out where D q_k and S q_k are rounding noise too, and kept with the statistic `resolved` = 0
+    otherwise: filters that divide by the
     eigenvalue must not pass them.
 
     Cost: about 10 K^3 + 4 M K^2 flops; 4 K^2 + 2 M K elements beyond the operator.
@@ -53,6 +57,8 @@ def spectrum_of_operator(
     largest, smallest = float(ascending[-1]), float(ascending[0])
     epsilon = arithmetic_epsilon(operator.C.dtype)
     cut = eigenvalue_cut(largest, smallest, columns, epsilon)
+    noise = operator.noise
+    level = 0.0 if noise is None else noise.floor(ascending.clamp(min=0.0).sqrt()) ** 2
     values = ascending.flip(0)
     # values below one rounding of the largest, or below the noise that a negative eigenvalue measures, count as 0
     values[values <= max(epsilon * largest, -smallest)] = 0.0
@@ -66,7 +72,7 @@ def spectrum_of_operator(
         target = right @ operator.D.T
 
     target_energy, sum_energy = row_energies(target), row_energies(total)
-    resolved = values > cut
+    resolved = values > max(cut, level)
     keep = _directions_to_keep(resolved, target_energy, sum_energy, epsilon)
     if not bool(keep.all()):
         values, right, target, total = values[keep], right[keep], target[keep], total[keep]
@@ -78,12 +84,18 @@ def spectrum_of_operator(
         values=values,
         right=right,
         left={"target": target, "sum": total},
-        statistics={"target_energy": target_energy, "sum_energy": sum_energy, "resolved": resolved.double()},
+        statistics={
+            "target_energy": target_energy,
+            "sum_energy": sum_energy,
+            "resolved": resolved.double(),
+            **({"above_noise": (values > level).double()} if level > 0 else {}),
+        },
         info={
             "route": "gram",
             "expert_norms": [float(norm) for norm in operator.norms],
-            "value_cut": cut,
+            "value_cut": max(cut, level),
             "num_resolved": int(resolved.sum()),
+            **_noise_facts(noise, level, largest),
         },
     )
 
@@ -119,6 +131,13 @@ def empty_spectrum(kind: str, shape: tuple[int, int], norms: torch.Tensor, like:
         statistics={"target_energy": none, "sum_energy": none, "resolved": none},
         info={"route": "none", "expert_norms": [float(norm) for norm in norms], "value_cut": 0.0, "num_resolved": 0},
     )
+
+
+def _noise_facts(noise: StorageNoise | None, floor: float, largest: float) -> dict[str, object]:
+    if noise is None:
+        return {}
+    level = noise.level
+    return describe_noise(noise, floor, level**2, level / math.sqrt(largest))
 
 
 def _directions_to_keep(

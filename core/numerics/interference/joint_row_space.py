@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from ..lazy_torch import torch
 from ..linear_algebra import qr
-from ..task_vectors import LowRank, TaskVectors
+from ..noise.storage_noise import StorageNoise
+from ..task_vectors import LowRank, TaskVectors, noise_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,10 @@ class ProjectedTaskVectors:
     @property
     def all_low_rank(self) -> bool:
         return self.full.all_low_rank
+
+    def storage_noise(self, index: int) -> StorageNoise | None:
+        """As `WithStorageNoise`. The rows of Q span all rows of v_i, so its singular values and their noise stay."""
+        return noise_of(self.full, index)
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         for v in self.full:

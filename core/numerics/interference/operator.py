@@ -16,7 +16,9 @@ from ...errors import CorruptObjectError, ShapeError
 from ..energies import frobenius_norm
 from ..lazy_torch import torch
 from ..linear_algebra import qr
-from ..task_vectors import LowRank, TaskVectors
+from ..noise.combined import on_top
+from ..noise.storage_noise import StorageNoise
+from ..task_vectors import LowRank, TaskVectors, noise_of
 
 _MIRROR_BLOCK = 1024  # rows copied at a time to make C symmetric; limits the work space
 
@@ -29,12 +31,14 @@ class InterferenceOperator:
     D : Tensor, (M, K)
     S : Tensor, (M, K)
     norms : Tensor, (N,), float64 on the CPU, ||v_i||_F in the order of addition
+    noise : of v_i / ||v_i||_F on top of each other, from the rounding of storage; C is the Gram matrix of these
     """
 
     C: torch.Tensor
     D: torch.Tensor
     S: torch.Tensor
     norms: torch.Tensor
+    noise: StorageNoise | None = None
 
     def __post_init__(self) -> None:
         rows, columns = self.S.shape
@@ -71,7 +75,9 @@ class InterferenceOperator:
             norms=torch.zeros(0, dtype=torch.float64),
         )
 
-    def plus(self, task_vector: torch.Tensor | LowRank, *, in_place: bool = False) -> InterferenceOperator:
+    def plus(
+        self, task_vector: torch.Tensor | LowRank, *, in_place: bool = False, noise: StorageNoise | None = None
+    ) -> InterferenceOperator:
         """Return the sums with one more expert.
 
         Cost: 2 M K^2 + min(2 M K^2, 4 M^2 K) flops for a dense expert; M K and up to K^2 elements of work space.
@@ -81,6 +87,7 @@ class InterferenceOperator:
         task_vector : Tensor (M, K) or LowRank, dtype and device of the operator
         in_place : bool
             Add to the tensors of this operator, which must not be used afterwards.
+        noise : of the task vector
 
         Raises
         ------
@@ -97,11 +104,16 @@ class InterferenceOperator:
             norm = _add_dense(C, D, S, task_vector)
         _mirror_lower_triangle(C)
         norms = torch.cat([self.norms, torch.tensor([norm], dtype=torch.float64)])
-        return InterferenceOperator(C, D, S, norms)
+        unit_noise = noise.times(1.0 / norm) if noise is not None and norm > 0 else None
+        parts = [part for part in (self.noise, unit_noise) if part is not None]
+        return InterferenceOperator(C, D, S, norms, on_top(parts))
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors to store."""
-        return {"C": self.C, "D": self.D, "S": self.S, "norms": self.norms}
+        tensors = {"C": self.C, "D": self.D, "S": self.S, "norms": self.norms}
+        if self.noise is not None:
+            tensors |= {"noise_rows": self.noise.rows, "noise_columns": self.noise.columns}
+        return tensors
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, torch.Tensor]) -> InterferenceOperator:
@@ -115,7 +127,10 @@ class InterferenceOperator:
         missing = sorted({"C", "D", "S", "norms"} - set(tensors))
         if missing:
             raise CorruptObjectError(f"stored interference operator lacks {', '.join(missing)}; recompute it")
-        return InterferenceOperator(tensors["C"], tensors["D"], tensors["S"], tensors["norms"].to("cpu", torch.float64))
+        norms, noise = tensors["norms"].to("cpu", torch.float64), None
+        if "noise_rows" in tensors and "noise_columns" in tensors:
+            noise = StorageNoise(tensors["noise_rows"].double(), tensors["noise_columns"].double())
+        return InterferenceOperator(tensors["C"], tensors["D"], tensors["S"], norms, noise)
 
 
 def accumulate(task_vectors: TaskVectors) -> InterferenceOperator:
@@ -128,11 +143,11 @@ def accumulate(task_vectors: TaskVectors) -> InterferenceOperator:
     WUDI-Merging, arXiv:2503.08099; SWUDI, arXiv:2606.07289
     """
     operator: InterferenceOperator | None = None
-    for task_vector in task_vectors:
+    for index, task_vector in enumerate(task_vectors):
         if operator is None:
             like = task_vector.left if isinstance(task_vector, LowRank) else task_vector
             operator = InterferenceOperator.empty(task_vectors.shape, like.dtype, like.device)
-        operator = operator.plus(task_vector, in_place=True)
+        operator = operator.plus(task_vector, in_place=True, noise=noise_of(task_vectors, index))
     assert operator is not None, "task vectors contain at least one expert"
     return operator
 

@@ -16,8 +16,11 @@ from typing import Literal
 from ..energies import frobenius_norm
 from ..lazy_torch import torch
 from ..linear_algebra import svd
+from ..noise.combined import centered
+from ..noise.shrinkage import shrink_singular_values
+from ..noise.storage_noise import StorageNoise
 from ..spectrum import Spectrum
-from ..task_vectors import LowRank, TaskVectors
+from ..task_vectors import LowRank, TaskVectors, noises_of
 from .gram_route import spectrum_of_operator
 from .joint_row_space import project_to_row_space
 from .operator import InterferenceOperator
@@ -48,19 +51,20 @@ def optmerge_operator(task_vectors: TaskVectors, variant: Variant, rank: int) ->
     columns = total.shape[1]
     C, D = total.new_zeros((columns, columns)), torch.zeros_like(total)
     norms: list[float] = []
-    for task_vector in task_vectors:
-        v = _dense(task_vector)
+    noises = noises_of(task_vectors)
+    for index, task_vector in enumerate(task_vectors):
+        v, noise = _dense(task_vector), noises[index]
         norm = frobenius_norm(v)
         norms.append(norm)
         if norm == 0.0:
             continue
-        left, sigma, right = _truncated_svd(v / norm, rank)
+        left, sigma, right = _truncated_svd(v / norm, rank, None if noise is None else noise.times(1.0 / norm))
         weighted = right.T * sigma**2
         C.addmm_(weighted, right)
         if variant == "lora":
             projected = left * (sigma**3 * norm)  # tau V_K S_K^2
         else:
-            own_left, own_sigma, own_right = _truncated_svd(v - mean, rank)
+            own_left, own_sigma, own_right = _truncated_svd(v - mean, rank, centered(noises, index))
             projected = (own_left * own_sigma) @ (own_right @ weighted) + mean @ weighted
         D.addmm_(projected, right)
     return InterferenceOperator(C, D, total, torch.tensor(norms, dtype=torch.float64))
@@ -86,6 +90,14 @@ def _dense(task_vector: torch.Tensor | LowRank) -> torch.Tensor:
     return task_vector.dense() if isinstance(task_vector, LowRank) else task_vector
 
 
-def _truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _truncated_svd(
+    matrix: torch.Tensor, rank: int, noise: StorageNoise | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the first `rank` triplets, without those that are rounding of storage."""
     left, sigma, right = svd(matrix)
+    floor = 0.0 if noise is None else noise.floor(sigma)
+    if noise is not None and floor > 0:
+        rank = min(rank, int((sigma > floor).sum()))
+        if noise.shrinks:
+            sigma = shrink_singular_values(sigma, noise.shape, noise.deviation)
     return left[:, :rank], sigma[:rank], right[:rank]

@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from ..energies import frobenius_norm, row_energies
 from ..lazy_torch import torch
 from ..linear_algebra import qr, svd
+from ..noise.combined import describe_noise, on_top
+from ..noise.storage_noise import StorageNoise
 from ..rounding import arithmetic_epsilon, singular_value_cut
 from ..spectrum import Spectrum
-from ..task_vectors import LowRank, TaskVectors
+from ..task_vectors import LowRank, TaskVectors, noise_of
 from .gram_route import empty_spectrum
 from .operator import factor_orthonormal
 
@@ -74,9 +76,13 @@ def decompose_row_space(task_vectors: TaskVectors) -> Spectrum:
     basis, triangle = qr(stacked.T)
     del stacked
     left, sigma, coefficients = svd(triangle.T)
-    cut = singular_value_cut(float(sigma[0]), shape[1], arithmetic_epsilon(like.dtype))
+    largest = float(sigma[0])
+    cut = singular_value_cut(largest, shape[1], arithmetic_epsilon(like.dtype))
+    noise = on_top([_unit_noise(task_vectors, index, expert) for index, expert in active])
+    level = 0.0 if noise is None else noise.floor(sigma)
     num_kept = int((sigma > cut).sum())
     left, sigma = left[:, :num_kept], sigma[:num_kept]
+    above = sigma > level  # directions of noise are kept for the anchor, and are not resolved
     right = coefficients[:num_kept] @ basis.T
     del basis, triangle
 
@@ -104,16 +110,23 @@ def decompose_row_space(task_vectors: TaskVectors) -> Spectrum:
         statistics={
             "target_energy": row_energies(target),
             "sum_energy": row_energies(total),
-            "resolved": torch.ones(num_kept, dtype=torch.float64, device=like.device),
+            "resolved": above.double(),
             "expert_energy": shares,
+            **({"above_noise": above.double()} if level > 0 else {}),
         },
         info={
             "route": "row_space",
             "expert_norms": [float(norm) for norm in norms],
-            "value_cut": cut**2,
-            "num_resolved": num_kept,
+            "value_cut": max(cut, level) ** 2,
+            "num_resolved": int(above.sum()),
+            **({} if noise is None else describe_noise(noise, level, noise.level**2, noise.level / largest)),
         },
     )
+
+
+def _unit_noise(task_vectors: TaskVectors, index: int, expert: _ExpertRows) -> StorageNoise | None:
+    noise = noise_of(task_vectors, index)
+    return None if noise is None else noise.times(1.0 / expert.norm)
 
 
 def _rows_of_experts(task_vectors: TaskVectors) -> Iterator[_ExpertRows]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import final
 
 from ..lazy_torch import torch
-from ..task_vectors import LowRank, TaskVectors
+from ..noise.storage_noise import StorageNoise
+from ..task_vectors import LowRank, TaskVectors, noise_of
 from .operator import InterferenceOperator
 
 
@@ -43,6 +44,10 @@ class SummedTaskVectors:
     @property
     def all_low_rank(self) -> bool:
         return self._experts.all_low_rank
+
+    def storage_noise(self, index: int) -> StorageNoise | None:
+        """As `WithStorageNoise`."""
+        return noise_of(self._experts, index)
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         return iter(self._experts)

@@ -62,7 +62,9 @@ class AnchorParameters(SpectralParameters):
 class FilterParameters(AnchorParameters):
     """Parameters of methods whose filter is a parameter."""
 
-    filter: FilterName = Field("exponential", description="exponential | none | tikhonov | landweber | wiener")
+    filter: FilterName = Field(
+        "exponential", description="exponential | none | tikhonov | landweber | wiener | shrinkage"
+    )
     exp_time: float = Field(
         300.0, ge=0, allow_inf_nan=False, description="time t of the exponential filter 1 - exp(-t lambda)"
     )
@@ -146,6 +148,11 @@ def evaluate_filter(spectrum: Spectrum, parameters: FilterParameters, rank: int)
     elif parameters.filter == "landweber":
         largest = float(values[0]) if len(values) else 1.0
         chosen = filters.landweber(values, parameters.landweber_eta / largest, parameters.landweber_steps)
+    elif parameters.filter == "shrinkage":
+        known = cast("Mapping[str, Any]", spectrum.info.get("storage_noise", {}))
+        rows, order = known.get("shape", spectrum.shape)
+        deviation = known["deviation"] if known.get("cut") else 0.0
+        chosen = filters.shrinkage(values, resolved, (rows, order), deviation)
     elif parameters.filter == "wiener":
         chosen = filters.wiener(values, rank, spectrum.shape[1], resolved)
     else:
@@ -161,7 +168,7 @@ def evaluate_filter(spectrum: Spectrum, parameters: FilterParameters, rank: int)
 
 def amplifies_rounding(parameters: FilterParameters) -> bool:
     """Return True where the gain of the filter may exceed what float32 allows, so that it needs float64."""
-    if parameters.filter == "none" or parameters.gamma < 1.0:
+    if parameters.filter in ("none", "shrinkage") or parameters.gamma < 1.0:
         return True
     if parameters.filter == "tikhonov":
         return parameters.tikhonov_alpha is not None and parameters.tikhonov_alpha <= 1.0 / MAX_GAIN_FLOAT32

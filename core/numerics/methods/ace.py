@@ -15,6 +15,7 @@ from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, gram, stays_low_rank, svd_elements, svd_flops, task_vector_norm
 from ..svd.delta_sum import delta_spectrum
+from ..svd.denoised import DenoisedTaskVectors
 from ..task_vectors import LowRank, TaskVectors
 
 _TINY = 1e-12  # as in the published code: added to traces and to the squared mean of their logarithms
@@ -79,7 +80,11 @@ class Ace(SpectralMethod[AceParameters, ExpertParameters]):
         return {"kind": self.name, **parameters.model_dump(exclude={"scale"})}
 
     def decompose(self, task_vectors: TaskVectors, parameters: AceParameters) -> Spectrum:
-        """Decompose the merged delta. Cost: two passes, 4 N M K^2 + K^3 flops in float64 (dense), one or two SVDs."""
+        """Decompose the merged delta. Cost: two passes, 4 N M K^2 + K^3 flops in float64 (dense), one or two SVDs.
+
+        Where the rounding of storage is known, each pass also takes an SVD of each expert, to remove it.
+        """
+        task_vectors = DenoisedTaskVectors(task_vectors)
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
         traces = [task_vector_norm(vector) ** 2 for vector in task_vectors]
         heterogeneity = _measure_heterogeneity([trace for trace in traces if trace > 0])

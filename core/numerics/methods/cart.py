@@ -9,6 +9,7 @@ from pydantic import Field
 from ..apply_filter import Factors
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
+from ..noise.combined import centered
 from ..spectrum import Spectrum
 from ..svd.compact_svd import (
     compact_svd,
@@ -21,7 +22,7 @@ from ..svd.compact_svd import (
 )
 from ..svd.core_coordinates import core_task_vectors
 from ..svd.delta_sum import delta_spectrum, svd_spectrum
-from ..task_vectors import LowRank, TaskVectors
+from ..task_vectors import LowRank, TaskVectors, noises_of
 
 
 class CartParameters(SpectralParameters):
@@ -94,11 +95,12 @@ def cart_delta(task_vectors: TaskVectors, rank: int, coefficient: float) -> torc
         _add_scaled(mean, vector, 1.0 / task_vectors.num_experts)
     assert mean is not None
     merged = mean.clone()
-    for vector in task_vectors:
+    noises = noises_of(task_vectors)
+    for index, vector in enumerate(task_vectors):
         # Identical experts minus their mean are rounding noise, which the floor excludes.
         floor = relative_cut(shape) * rms_singular_value(vector)
-        centered = _add_scaled(mean.neg(), vector, 1.0)
-        svd = compact_svd(centered, cut=0.0, floor=floor, max_directions=rank)
+        difference = _add_scaled(mean.neg(), vector, 1.0)
+        svd = compact_svd(difference, cut=0.0, floor=floor, max_directions=rank, noise=centered(noises, index))
         merged.addmm_(svd.left.T * svd.values, svd.right, alpha=coefficient)
     return merged
 

@@ -15,7 +15,7 @@ KIND = "svd_of_sum"
 
 
 def decompose_sum(task_vectors: TaskVectors) -> Spectrum:
-    """Return the singular triplets of sum_i v_i with non-zero values; shared by the methods that filter the sum.
+    """Return the singular triplets of sum_i v_i that are not rounding; shared by the methods that filter the sum.
 
     Cost: one pass over the experts and one SVD (see `compact_svd`); factors stay factors.
 
@@ -23,8 +23,9 @@ def decompose_sum(task_vectors: TaskVectors) -> Spectrum:
     -------
     Spectrum of kind "svd_of_sum": values sigma_k, right v_k, block "left" u_k; R = rank of the sum, 0 for a zero sum
     """
-    total, noise_level = sum_task_vectors(task_vectors)
-    return svd_spectrum(KIND, compact_svd(total, floor=noise_level), task_vectors.num_experts)
+    total, noise_level, noise = sum_task_vectors(task_vectors)
+    svd = compact_svd(total, floor=noise_level, noise=noise)
+    return svd_spectrum(KIND, svd, task_vectors.num_experts, noise=noise)
 
 
 def sum_flops(shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:

@@ -9,6 +9,7 @@ from pydantic import Field
 from ..apply_filter import Factors
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod
+from ..noise.storage_noise import StorageNoise
 from ..spectrum import Spectrum
 from ..svd.compact_svd import (
     CompactSVD,
@@ -19,9 +20,9 @@ from ..svd.compact_svd import (
     svd_elements,
     svd_flops,
 )
-from ..svd.delta_sum import sum_task_vectors
+from ..svd.delta_sum import singular_noise, sum_task_vectors
 from ..svd.singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
-from ..task_vectors import LowRank, TaskVectors
+from ..task_vectors import LowRank, TaskVectors, noise_of
 
 # A residual below this fraction of its expert is rounding of float32 data, where all directions of the sum are common.
 _MIN_RESIDUAL_CUT = 1e-4
@@ -65,8 +66,8 @@ class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
         """Collect and orthonormalize directions. Cost: two passes, N + 1 SVDs, two polar factors of min(M, K) rows."""
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
         num_common, per_expert = _split_directions(min(shape), num_experts, parameters.common_fraction)
-        total, noise_level = sum_task_vectors(task_vectors)
-        common = compact_svd(total, floor=noise_level, max_directions=num_common)
+        total, noise_level, noise = sum_task_vectors(task_vectors)
+        common = compact_svd(total, floor=noise_level, max_directions=num_common, noise=noise)
         del total
         collected = DirectionSet()
         if per_expert > 0:
@@ -77,9 +78,11 @@ class IsoCts(SpectralMethod[IsoCtsParameters, ExpertParameters]):
                     continue
                 floor = residual_cut * rms_singular_value(vector)
                 residual = _remove_directions(vector, common.left)
-                collected.add(compact_svd(residual, floor=floor, max_directions=per_expert), index)
+                own = _residual_noise(noise_of(task_vectors, index), common, noise)
+                collected.add(compact_svd(residual, floor=floor, max_directions=per_expert, noise=own), index)
         collected.add(common, -1)
-        return collected.orthonormal(self.name, shape, num_experts, keep_zero_values=True)
+        info = singular_noise(noise, common)
+        return collected.orthonormal(self.name, shape, num_experts, keep_zero_values=True, info=info)
 
     def factors(self, spectrum: Spectrum, parameters: IsoCtsParameters) -> Factors:
         if spectrum.num_directions == 0:
@@ -129,6 +132,17 @@ def _find_residual_cut(common: CompactSVD, shape: tuple[int, int]) -> float:
     if 0 < common.rank <= common.num_directions < full_rank:
         return max(_MIN_RESIDUAL_CUT, cut * (common.values[0] / common.values[-1]).item())
     return cut
+
+
+def _residual_noise(own: StorageNoise | None, common: CompactSVD, total: StorageNoise | None) -> StorageNoise | None:
+    """Return the noise of an expert's part outside the common space.
+
+    Where all directions of the sum are common, an expert is outside of them by its own noise, and by that of the sum,
+    which turns the common directions away from it. Otherwise directions of the sum are left out, and this is data.
+    """
+    if total is None or common.noise_floor == 0.0 or common.rank > common.num_directions:
+        return own
+    return total.plus(own)
 
 
 def _remove_directions(vector: torch.Tensor | LowRank, left: torch.Tensor) -> torch.Tensor | LowRank:

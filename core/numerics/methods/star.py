@@ -11,7 +11,7 @@ from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, stays_low_rank, svd_elements, svd_flops
 from ..svd.delta_sum import DeltaSum, delta_spectrum
-from ..task_vectors import LowRank, TaskVectors
+from ..task_vectors import LowRank, TaskVectors, noise_of
 
 
 class StarParameters(SpectralParameters):
@@ -43,8 +43,8 @@ class Star(SpectralMethod[StarParameters, ExpertParameters]):
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
         total = DeltaSum(shape)
         ranks: list[int] = []
-        for vector in task_vectors:
-            svd = compact_svd(vector, cut=0.0)
+        for index, vector in enumerate(task_vectors):
+            svd = compact_svd(vector, cut=0.0, noise=noise_of(task_vectors, index))
             kept = 0
             if svd.num_directions > 0:
                 values = svd.values.double()

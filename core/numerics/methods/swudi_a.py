@@ -30,7 +30,7 @@ def _check_rule(rule: str) -> str:
 
 
 class SwudiAParameters(FilterParameters):
-    filter: FilterName = Field("none", description="none | exponential | tikhonov | landweber | wiener")
+    filter: FilterName = Field("none", description="none | exponential | tikhonov | landweber | wiener | shrinkage")
     rank_rule: Annotated[str, AfterValidator(_check_rule)] = Field(
         "participation_sqrt",
         description="rule for the number of directions to keep in each layer; docs/methods/swudi_a.md lists the rules",

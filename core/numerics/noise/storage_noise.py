@@ -21,11 +21,14 @@ Shapes: M = out features, K = in features.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 from ..lazy_torch import torch
+from .level import expected_norm, noise_level
+
+#: What is done with directions that are rounding of storage: they are left out, and others shrunk too; or nothing.
+NoiseHandling = Literal["cut", "shrink", "ignore"]
 
 _BLOCK = 1 << 18  # entries whose spacings are computed at a time
 
@@ -38,9 +41,6 @@ _FORMATS = {
     "float8_e5m2": (2, -14),
 }
 _LARGEST_EXPONENT = 127
-# 99.9% quantile of the Tracy-Widom law of order 1: the largest singular value of pure noise exceeds the level in one
-# matrix of a thousand.
-_QUANTILE = 3.27
 # Relative error of the model that a whole tensor of noise is allowed.
 _MODEL_ERROR = 0.1
 
@@ -83,6 +83,26 @@ class StorageNoise:
         """Standard deviation of the entries of a matrix of equal variances with the same `norm`."""
         return self.norm / max(math.sqrt(len(self.rows)) + math.sqrt(len(self.columns)), 1e-300)
 
+    def floor(self, values: torch.Tensor) -> float:
+        """Return `level` where all that is at or below it is noise, else 0.
+
+        Experts of full rank have weak directions under the level, and a cut would remove these too. Their energy is
+        then larger than the noise explains: (1 - R/M)(1 - R/K) of its expected energy is outside the R directions above
+        the level.
+
+        Parameters
+        ----------
+        values : Tensor, all singular values of the matrix with the noise
+        """
+        level = self.level
+        squares = values.double().square()
+        below = values <= level
+        num_above = int((~below).sum())
+        rows, columns = self.shape
+        expected = self.energy * max(0.0, 1.0 - num_above / rows) * max(0.0, 1.0 - num_above / columns)
+        tail = float(squares[below].sum())
+        return level if tail <= allowed_energy(expected, rows * columns) else 0.0
+
     def times(self, factor: float) -> StorageNoise:
         """Return the noise of the matrix times a factor."""
         return StorageNoise(self.rows * factor**2, self.columns * factor**2, self.shrinks)
@@ -100,77 +120,6 @@ class StorageNoise:
             self.rows.new_full((rows,), columns * variance), self.columns.new_full((columns,), rows * variance),
             self.shrinks,
         )  # fmt: skip
-
-
-def expected_norm(rows: torch.Tensor, columns: torch.Tensor) -> float:
-    """Return the expected largest singular value of independent errors, from the sums of their variances.
-
-    The variance of entry ij counts as r_i c_j / sum(r). The norm of such a matrix is, for large matrices, the smallest
-    L for which a = 1 / (L - r b'), b = 1 / (L - c a'), a' = sum(r a) / sum(r), b' = sum(c b) / sum(r) has a positive
-    solution. It is between the square root of the largest sum and the sum of the two largest roots, and is found by
-    bisection to 0.1%. Rows or columns that are larger than others count as they should; the mean variance does not.
-
-    Cost: 1000 operations on vectors of the two lengths.
-
-    Parameters
-    ----------
-    rows : Tensor, (M,), sums of the variances of each row
-    columns : Tensor, (K,), of each column
-
-    References
-    ----------
-    F. Lehner, Computing norms of free operators with matrix coefficients, Amer. J. Math. 121 (1999), for the equation;
-    Matrix concentration inequalities and free probability, arXiv:2108.06312, for its use on random matrices
-    """
-    r, c = (sums[sums > 0].to("cpu", torch.float64) for sums in (rows, columns))
-    if not len(r) or not len(c):
-        return 0.0
-    roots = math.sqrt(float(r.max())), math.sqrt(float(c.max()))
-    low, high = max(roots), sum(roots)
-    unit = high  # the equation in units of the upper bound: no overflow, no underflow
-    r, c = r / unit**2, c / unit**2
-    low, high = low / unit, 1.0
-    while high - low > 1e-3 * high:
-        middle = 0.5 * (low + high)
-        low, high = (low, middle) if _has_solution(r, c, middle) else (middle, high)
-    return high * unit
-
-
-def _has_solution(r: torch.Tensor, c: torch.Tensor, norm: float) -> bool:
-    """Return whether the iteration of `expected_norm` from 0 converges to a positive solution."""
-    total, b = float(r.sum()), 0.0
-    for _ in range(100):
-        left = norm - r * b
-        if float(left.min()) <= 0.0:
-            return False
-        right = norm - c * (float((r / left).sum()) / total)
-        if float(right.min()) <= 0.0:
-            return False
-        previous, b = b, float((c / right).sum()) / total
-        if b - previous <= 1e-6 * b:
-            return True
-    return False
-
-
-def noise_level(rows: torch.Tensor, columns: torch.Tensor) -> float:
-    """Return the singular value at or below which a direction is noise: `expected_norm` and a margin.
-
-    The margin is that of the Tracy-Widom law for as many rows and columns as carry the noise: 1.24 times the norm for
-    8 x 8, 1.03 for 200 x 200, 1.004 for 4096 x 4096.
-
-    References
-    ----------
-    I. M. Johnstone, On the distribution of the largest eigenvalue in principal components analysis,
-    doi:10.1214/aos/1009210544
-    """
-    norm = expected_norm(rows, columns)
-    if norm == 0.0:
-        return 0.0
-    energy = float(rows.sum())
-    first = math.sqrt(max(energy / float(rows.max()) - 1.0, 0.5))
-    second = math.sqrt(max(energy / float(columns.max()), 1.0))
-    spread = (first + second) * (1.0 / first + 1.0 / second) ** (1.0 / 3.0)
-    return norm * math.sqrt(1.0 + _QUANTILE * spread / (first + second) ** 2)
 
 
 def rounds(dtype: torch.dtype) -> bool:
@@ -247,13 +196,10 @@ def _variances(values: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | N
     return found if scale is None else found * scale.square()
 
 
-def sum_of(noises: Sequence[StorageNoise | None]) -> StorageNoise | None:
-    """Return the noise of the sum of matrices; None where none of them has any."""
-    found = [noise for noise in noises if noise is not None]
-    total = found[0] if found else None
-    for noise in found[1:]:
-        total = noise.plus(total)
-    return total
+def allowed_energy(expected: float, num_entries: int) -> float:
+    """Return the largest energy that noise of an expected energy has: 10% for the model, and its fluctuation."""
+    # (0.8 / n)^(1/2) is the relative deviation of a sum of n squares of uniform errors
+    return expected * (1.0 + _MODEL_ERROR + 5.0 * math.sqrt(0.8 / max(1, num_entries)))
 
 
 def is_noise(task_vector: torch.Tensor, noise: StorageNoise) -> bool:
@@ -268,10 +214,7 @@ def is_noise(task_vector: torch.Tensor, noise: StorageNoise) -> bool:
     """
     if noise.energy == 0.0:
         return not bool(task_vector.any())
-    # (0.8 / n)^(1/2) is the relative deviation of a sum of n squares of uniform errors.
-    allowed = 1.0 + _MODEL_ERROR + 5.0 * math.sqrt(0.8 / task_vector.numel())
-    energy = float(task_vector.double().square().sum())
-    if energy > allowed * noise.energy:
+    if float(task_vector.double().square().sum()) > allowed_energy(noise.energy, task_vector.numel()):
         return False
     largest = cast("float", torch.linalg.matrix_norm(task_vector.double(), 2).item())  # pyright: ignore[reportUnknownMemberType]
     return largest <= noise.level

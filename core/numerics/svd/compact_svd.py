@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..lazy_torch import torch
 from ..linear_algebra import eigh, frobenius, qr, svd
+from ..noise.shrinkage import shrink_singular_values
+from ..noise.storage_noise import StorageNoise
 from ..task_vectors import LowRank
 
 #: Epsilon of the data. Checkpoints store float32 or less, so it does not depend on the arithmetic: in float64 the
@@ -47,12 +49,14 @@ class CompactSVD:
     values : Tensor, (R,), descending
     right : Tensor, (R, K), row k is v_k
     rank : int, number of directions above the cut; R is smaller where `max_directions` is
+    noise_floor : level at or below which directions were left out as rounding of storage; 0 for none
     """
 
     left: torch.Tensor
     values: torch.Tensor
     right: torch.Tensor
     rank: int
+    noise_floor: float = 0.0
 
     @property
     def num_directions(self) -> int:
@@ -66,6 +70,7 @@ def compact_svd(
     cut: float | None = None,
     floor: float = 0.0,
     max_directions: int | None = None,
+    noise: StorageNoise | None = None,
 ) -> CompactSVD:
     """Return the singular triplets above max(cut * largest value, floor), at most `max_directions` of them.
 
@@ -79,6 +84,8 @@ def compact_svd(
         where values are multiplied and not replaced
     floor : absolute cut, for sums of matrices that may have cancelled
     max_directions : None for all
+    noise : of the matrix, from the rounding of storage. Where `StorageNoise.floor` is not 0, it is a floor too, and
+        values are shrunk if the noise says so
 
     Returns
     -------
@@ -87,23 +94,42 @@ def compact_svd(
     rows, columns = vector.shape
     if cut is None:
         cut = relative_cut((rows, columns))
+    limits = _Limits(cut, floor, max_directions, noise)
+    found = _decompose(vector, limits)
+    if noise is None or not noise.shrinks or found.noise_floor == 0.0:
+        return found
+    return replace(found, values=shrink_singular_values(found.values, noise.shape, noise.deviation))
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Which directions are kept, as in `compact_svd`."""
+
+    cut: float
+    floor: float
+    max_directions: int | None
+    noise: StorageNoise | None
+
+
+def _decompose(vector: torch.Tensor | LowRank, limits: _Limits) -> CompactSVD:
+    rows, columns = vector.shape
     if isinstance(vector, LowRank):
-        return _from_factors(vector, cut, floor, max_directions)
+        return _from_factors(vector, limits)
     assert vector.dtype in (torch.float32, torch.float64), vector.dtype
     if min(rows, columns) == 0:
         return _empty(vector, rows, columns)
     if vector.dtype == torch.float32:
-        return _from_gram(vector, cut, floor, max_directions)
+        return _from_gram(vector, limits)
     left, values, right = svd(vector)
-    rank, kept = _count_above(values, max(cut, _SVD_RESOLUTION), floor, max_directions)
-    return CompactSVD(left.T[:kept].contiguous(), values[:kept], right[:kept], rank)
+    rank, kept, noise_floor = _count_above(values, limits, _SVD_RESOLUTION)
+    return CompactSVD(left.T[:kept].contiguous(), values[:kept], right[:kept], rank, noise_floor)
 
 
 def lift_svd(svd: CompactSVD, left_basis: torch.Tensor | None, right_basis: torch.Tensor | None) -> CompactSVD:
     """Return the SVD of L^T X R from that of X, for bases L and R with orthonormal rows; None is the identity."""
     left = svd.left if left_basis is None else svd.left @ left_basis
     right = svd.right if right_basis is None else svd.right @ right_basis
-    return CompactSVD(left, svd.values, right, svd.rank)
+    return CompactSVD(left, svd.values, right, svd.rank, svd.noise_floor)
 
 
 def polar_rows(vectors: torch.Tensor) -> torch.Tensor:
@@ -185,12 +211,12 @@ def stays_low_rank(shape: tuple[int, int], max_ranks: Sequence[int], all_low_ran
     return all_low_rank and sum(max_ranks) * (rows + columns) < rows * columns
 
 
-def _from_gram(matrix: torch.Tensor, cut: float, floor: float, max_directions: int | None) -> CompactSVD:
+def _from_gram(matrix: torch.Tensor, limits: _Limits) -> CompactSVD:
     is_wide = matrix.shape[0] <= matrix.shape[1]
     short = matrix if is_wide else matrix.T  # (n, L), n <= L
     eigenvalues, vectors = eigh(gram(short))
     values = eigenvalues.flip(0).clamp_min(0.0).sqrt()
-    rank, kept = _count_above(values, max(cut, _GRAM_RESOLUTION), floor, max_directions)
+    rank, kept, noise_floor = _count_above(values, limits, _GRAM_RESOLUTION)
     near = vectors.T[vectors.shape[1] - kept :].flip(0)  # (R, n), descending
     del vectors
     far = torch.empty((kept, short.shape[1]), dtype=matrix.dtype, device=matrix.device)
@@ -207,10 +233,10 @@ def _from_gram(matrix: torch.Tensor, cut: float, floor: float, max_directions: i
         values, near, far = values[order], near[order], far[order]
     near = near.to(matrix.dtype)
     left, right = (near, far) if is_wide else (far, near)
-    return CompactSVD(left, values.to(matrix.dtype), right, rank)
+    return CompactSVD(left, values.to(matrix.dtype), right, rank, noise_floor)
 
 
-def _from_factors(vector: LowRank, cut: float, floor: float, max_directions: int | None) -> CompactSVD:
+def _from_factors(vector: LowRank, limits: _Limits) -> CompactSVD:
     rows, columns = vector.shape
     if min(rows, columns, vector.rank) == 0:
         return _empty(vector.left, rows, columns)
@@ -218,13 +244,14 @@ def _from_factors(vector: LowRank, cut: float, floor: float, max_directions: int
     basis_left, core_left = qr(vector.left.double())
     basis_right, core_right = qr(vector.right.double().T)
     left, values, right = svd(core_left @ core_right.T)
-    rank, kept = _count_above(values, max(cut, _SVD_RESOLUTION), floor, max_directions)
+    rank, kept, noise_floor = _count_above(values, limits, _SVD_RESOLUTION)
     dtype = vector.left.dtype
     return CompactSVD(
         (basis_left @ left[:, :kept]).T.to(dtype).contiguous(),
         values[:kept].to(dtype),
         (right[:kept] @ basis_right.T).to(dtype),
         rank,
+        noise_floor,
     )
 
 
@@ -238,11 +265,12 @@ def gram(rows: torch.Tensor) -> torch.Tensor:
     return products
 
 
-def _count_above(values: torch.Tensor, cut: float, floor: float, max_directions: int | None) -> tuple[int, int]:
-    """Return the number of values above max(cut * largest, floor), and the same limited to `max_directions`."""
-    limit = max(cut * values[0].item(), floor)
+def _count_above(values: torch.Tensor, limits: _Limits, resolution: float) -> tuple[int, int, float]:
+    """Return the number of values above all limits, the same limited to `max_directions`, and the noise floor."""
+    noise_floor = 0.0 if limits.noise is None else limits.noise.floor(values)
+    limit = max(max(limits.cut, resolution) * values[0].item(), limits.floor, noise_floor)
     rank = int((values > limit).sum().item())
-    return rank, rank if max_directions is None else min(rank, max_directions)
+    return rank, rank if limits.max_directions is None else min(rank, limits.max_directions), noise_floor
 
 
 def _empty(like: torch.Tensor, rows: int, columns: int) -> CompactSVD:

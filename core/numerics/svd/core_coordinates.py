@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from ..lazy_torch import torch
 from ..linear_algebra import eigh, frobenius, qr, svd
-from ..task_vectors import LowRank, TaskVectors
+from ..noise.combined import on_top, side_by_side
+from ..noise.storage_noise import StorageNoise
+from ..task_vectors import LowRank, TaskVectors, noise_of, noises_of
 from .compact_svd import gram, relative_cut, stays_low_rank
 
 _TINY = 1e-300
@@ -44,6 +46,11 @@ class CoreTaskVectors:
     @property
     def all_low_rank(self) -> bool:
         return False
+
+    def storage_noise(self, index: int) -> StorageNoise | None:
+        """As `WithStorageNoise`: the part of an expert's noise in these coordinates."""
+        noise = noise_of(self.source, index)
+        return None if noise is None else noise.projected(*self.shape)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for vector in self.source:
@@ -99,8 +106,10 @@ def stacked_basis(task_vectors: TaskVectors, *, by_rows: bool) -> tuple[torch.Te
         dtype = full.dtype
         total = products if total is None else total.add_(products)
     assert total is not None, "task vectors contain at least one expert"
+    noises = noises_of(task_vectors)
+    noise = on_top(noises) if by_rows else side_by_side(noises)
     eigenvalues, vectors = eigh(total)
-    return _above_cut(eigenvalues, vectors, task_vectors.shape), dtype
+    return _above_cut(eigenvalues, vectors, task_vectors.shape, noise), dtype
 
 
 def _common_row_space(factors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -128,7 +137,10 @@ def _right_singular_vectors(rows: torch.Tensor, scale: float | None) -> torch.Te
     return (basis @ left[:, keep]).T.contiguous()
 
 
-def _above_cut(eigenvalues: torch.Tensor, vectors: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """Return the eigenvectors above the squared relative cut as rows, descending."""
-    keep = (eigenvalues > relative_cut(shape) ** 2 * eigenvalues[-1]) & (eigenvalues > 0)
+def _above_cut(
+    eigenvalues: torch.Tensor, vectors: torch.Tensor, shape: tuple[int, int], noise: StorageNoise | None
+) -> torch.Tensor:
+    """Return the eigenvectors above the squares of the relative cut and of the noise floor as rows, descending."""
+    level = 0.0 if noise is None else noise.floor(eigenvalues.clamp_min(0.0).sqrt())
+    keep = (eigenvalues > relative_cut(shape) ** 2 * eigenvalues[-1]) & (eigenvalues > level**2)
     return vectors[:, keep].T.flip(0)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..lazy_torch import torch
+from ..noise.combined import describe_noise, sum_of
+from ..noise.storage_noise import StorageNoise
 from ..spectrum import Spectrum
-from ..task_vectors import LowRank, TaskVectors
+from ..task_vectors import LowRank, TaskVectors, noises_of
 from .compact_svd import CompactSVD, compact_svd, relative_cut, rms_singular_value
 
 
@@ -61,8 +63,8 @@ class DeltaSum:
         return self._dense
 
 
-def sum_task_vectors(task_vectors: TaskVectors) -> tuple[torch.Tensor | LowRank, float]:
-    """Return sum_i v_i, and the level below which its directions are rounding noise.
+def sum_task_vectors(task_vectors: TaskVectors) -> tuple[torch.Tensor | LowRank, float, StorageNoise | None]:
+    """Return sum_i v_i, and the level below which its directions are rounding of the arithmetic or of float32 data.
 
     Where experts cancel, the sum is their rounding, and a cut relative to the sum's largest value would keep it. The
     noise level is relative to the largest expert.
@@ -73,20 +75,35 @@ def sum_task_vectors(task_vectors: TaskVectors) -> tuple[torch.Tensor | LowRank,
     -------
     total : Tensor (M, K) or LowRank
     noise_level : float, absolute
+    noise : of the sum, from the rounding of storage
     """
     total = DeltaSum(task_vectors.shape)
     largest = 0.0
     for vector in task_vectors:
         largest = max(largest, rms_singular_value(vector))
         total.add(vector)
-    return total.total(), largest * relative_cut(task_vectors.shape)
+    return total.total(), largest * relative_cut(task_vectors.shape), sum_of(noises_of(task_vectors))
 
 
-def svd_spectrum(kind: str, svd: CompactSVD, num_experts: int, info: Mapping[str, object] | None = None) -> Spectrum:
-    """Return singular triplets as a spectrum with the single block "left"."""
+def svd_spectrum(
+    kind: str,
+    svd: CompactSVD,
+    num_experts: int,
+    info: Mapping[str, object] | None = None,
+    noise: StorageNoise | None = None,
+) -> Spectrum:
+    """Return singular triplets as a spectrum with the single block "left"; `noise` is stated in its `info`."""
     shape = (svd.left.shape[1], svd.right.shape[1])
-    facts = {"rank": svd.rank, "full_rank": min(shape), **(info or {})}
+    facts = {"rank": svd.rank, "full_rank": min(shape), **(info or {}), **singular_noise(noise, svd)}
     return Spectrum(kind, shape, num_experts, svd.values, svd.right, {"left": svd.left}, info=facts)
+
+
+def singular_noise(noise: StorageNoise | None, svd: CompactSVD) -> dict[str, object]:
+    """Return what `info` states about the noise of a matrix with this SVD."""
+    if noise is None:
+        return {}
+    level = noise.level
+    return describe_noise(noise, svd.noise_floor, level, level / float(svd.values[0]) if len(svd.values) else 1.0)
 
 
 def delta_spectrum(

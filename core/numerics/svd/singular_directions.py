@@ -5,6 +5,7 @@ Shapes: M = out features, K = in features, R = number of directions, N = experts
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -52,7 +53,15 @@ class DirectionSet:
         self._right.append(torch.eye(num_directions, columns, dtype=like.dtype, device=like.device))
         self._experts.append(like.new_full((num_directions,), float(expert)))
 
-    def orthonormal(self, kind: str, shape: tuple[int, int], num_experts: int, *, keep_zero_values: bool) -> Spectrum:
+    def orthonormal(
+        self,
+        kind: str,
+        shape: tuple[int, int],
+        num_experts: int,
+        *,
+        keep_zero_values: bool,
+        info: Mapping[str, object] | None = None,
+    ) -> Spectrum:
         """Return the spectrum of the triplets with left and right vectors replaced by their polar factors.
 
         Values are descending; `statistics["expert"]` (R,) is the index of the expert of each direction (-1: the sum).
@@ -65,6 +74,7 @@ class DirectionSet:
         shape : (M, K)
         num_experts : N
         keep_zero_values : False: leave out directions whose value is 0
+        info : more facts for the spectrum
         """
         values = torch.cat(self._values)
         if not bool(values.any()):
@@ -78,8 +88,8 @@ class DirectionSet:
         num_collected = left.shape[0]
         left, right = polar_rows(left)[order], polar_rows(right)[order]
         experts = torch.cat(self._experts)[order]
-        info = {"collected": num_collected, "full_rank": min(shape)}
-        return Spectrum(kind, shape, num_experts, values[order], right, {"left": left}, {"expert": experts}, info)
+        facts = {"collected": num_collected, "full_rank": min(shape), **(info or {})}
+        return Spectrum(kind, shape, num_experts, values[order], right, {"left": left}, {"expert": experts}, facts)
 
 
 def is_exactly_zero(vector: torch.Tensor | LowRank) -> bool:

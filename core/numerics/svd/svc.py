@@ -18,8 +18,9 @@ from typing import Literal, cast
 from ..apply_filter import Factors, apply_factors, low_rank_form
 from ..lazy_torch import torch
 from ..linear_algebra import vector_norms
+from ..noise.storage_noise import StorageNoise, allowed_energy
 from ..spectrum import Spectrum
-from ..task_vectors import LowRank, TaskVectors
+from ..task_vectors import LowRank, TaskVectors, noise_of, noises_of
 from .compact_svd import compact_svd, gram, svd_elements, svd_flops, task_vector_norm
 
 Count = Literal["changing", "all"]
@@ -191,10 +192,16 @@ def svc_elements(
 def _calibrated_spectrum(
     values: torch.Tensor, left: torch.Tensor, right: torch.Tensor, task_vectors: TaskVectors
 ) -> Spectrum:
-    found = [_responses(left, values, right, vector) for vector in task_vectors]
+    found: list[torch.Tensor | None] = []
+    for index, vector in enumerate(task_vectors):
+        noise = noise_of(task_vectors, index)
+        found.append(_responses(left, values, right, vector, noise))
     responses = [response for response in found if response is not None]
     shape = (left.shape[1], right.shape[1])
     statistics = {"projection": torch.stack(responses, dim=1).to(values.dtype)} if responses else {}
+    if responses and any(noise is not None for noise in noises_of(task_vectors)):
+        # along a direction to which no expert responds more than by its rounding, nothing is known to be shared
+        statistics["projection"][(statistics["projection"] == 0).all(dim=1)] = 1.0
     info = {"rank": values.shape[0], "full_rank": min(shape), "num_unchanged": len(found) - len(responses)}
     return Spectrum(_KIND, shape, len(responses), values, right, {"left": left}, statistics, info)
 
@@ -211,9 +218,16 @@ def _are_orthonormal(spectrum: Spectrum) -> bool:
 
 
 def _responses(
-    left: torch.Tensor, values: torch.Tensor, right: torch.Tensor, vector: torch.Tensor | LowRank
+    left: torch.Tensor,
+    values: torch.Tensor,
+    right: torch.Tensor,
+    vector: torch.Tensor | LowRank,
+    noise: StorageNoise | None,
 ) -> torch.Tensor | None:
     """Return the ratios s_r of one expert, (R,) float64; None where it is 0.
+
+    A response that is at most the largest singular value of the expert's noise counts as 0, where the noise explains
+    all such responses.
 
     u_r^T M = sigma_r v_r, so s_r = sigma_r <v_r, a_r> / ||a_r||^2 with a_r = u_r^T v.
     """
@@ -236,4 +250,10 @@ def _responses(
             span = slice(start, start + _BLOCK)
             inner += (projected[:, span] * right[:, span]).sum(dim=1)
     responds = squares.sqrt() > RESPONSE_CUT * norm
+    if noise is not None:
+        below = squares <= noise.level**2
+        expected = left[below].double().square() @ noise.rows.to(left.device)
+        num_entries = max(1, len(expected)) * right.shape[1]
+        if float(squares[below].sum()) <= allowed_energy(float(expected.sum()), num_entries):
+            responds &= ~below
     return torch.where(responds, values.double() * inner / squares.where(responds, 1.0), 0.0)

@@ -70,7 +70,7 @@ def stored_working_set(base: TensorSource | None, experts: Iterable[ExpertTensor
 
 def _held_by_expert(expert: ExpertTensor) -> int:
     held = _lora_bytes(expert) + (held_bytes(expert.full) if expert.full is not None else 0)
-    if expert.rounded and expert.full is not None and has_scale(expert.full):
+    if (expert.rounded or expert.noise) and expert.full is not None and has_scale(expert.full):
         # the scale of every element, float32, the float8 ones it is made of, and a copy while it is spread or joined
         held += 9 * prod(expert.full.shape)
     return held

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ...formats.dtypes import FLOAT8_DTYPES
 from ...listing import TensorSource
-from ...views import stored_tensors
+from ...views import has_factors, stored_tensors
 
 _EXACT: dict[str, frozenset[str]] = {
     "F64": frozenset({"F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2"}),
@@ -13,6 +14,19 @@ _EXACT: dict[str, frozenset[str]] = {
     "F8_E4M3": frozenset({"F8_E4M3"}),
     "F8_E5M2": frozenset({"F8_E5M2"}),
 }
+
+
+_COARSE = frozenset({"BF16", "F16", *FLOAT8_DTYPES})
+
+
+def has_storage_noise(stored: TensorSource) -> bool:
+    """Return whether all numbers of a tensor are stored in one dtype that is coarser than float32.
+
+    Their rounding is then known. Of a matrix with an adapter added when it is read, and of a tensor that is joined of
+    pieces in different dtypes, it is not.
+    """
+    dtypes = {piece.dtype for piece in stored_tensors(stored)}
+    return len(dtypes) == 1 and dtypes <= _COARSE and not has_factors(stored)
 
 
 def rounds_values_of(stored: TensorSource, other: TensorSource) -> bool:

@@ -13,7 +13,7 @@ from ...numerics.method import DirectMethod
 from ...numerics.svd.svc import ALGORITHM_VERSION, svc_elements, svc_flops
 from ...recipe.parts import Calibration
 from ..cost import projection as cost
-from ..keys import spectrum_key
+from ..keys import spectrum_key, with_noise
 from ..plan import ExpertTensor, MatrixView, RunSettings, TensorPlan
 from .matrices import Matrices
 from .spectral import describe_matrix
@@ -40,8 +40,9 @@ def complete_calibrated(
     settings : with the arithmetic of this tensor
     base_identity, identities : identify the base's tensor, and each expert's in the order of `plan.experts`
     """
+    named = with_noise(identities, plan.experts)
     experts = [
-        (identity, expert.parameters, expert.is_base) for identity, expert in zip(identities, plan.experts, strict=True)
+        (identity, expert.parameters, expert.is_base) for identity, expert in zip(named, plan.experts, strict=True)
     ]
     inputs = hash_json([base_identity, experts])
     decomposition = {

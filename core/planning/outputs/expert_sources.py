@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 from ...errors import CheckpointError, ShapeError
 from ...formats.digest import hash_json
-from ...formats.dtypes import MERGEABLE_DTYPES
+from ...formats.dtypes import FLOAT8_DTYPES, MERGEABLE_DTYPES
 from ...listing import LoraSource, StackedLora, TensorSource
 from ...views import select
 from ..inputs.checkpoint import UNCHANGED, Checkpoint
 from ..inputs.reference_tensors import ReferenceTensors
-from ..inputs.storage_precision import rounds_values_of
+from ..inputs.storage_precision import has_storage_noise, rounds_values_of
 from ..plan import Rows
 from .slots import Slot
 from .vocabulary.fit_vocabulary import VocabularyPlanner
@@ -48,7 +48,7 @@ class Target:
 class ExpertSource:
     """One expert's data for a target, rows mapped to the output vocabulary.
 
-    full, lora, rounded : as in `ExpertTensor`
+    full, lora, rounded, noise : as in `ExpertTensor`
     identity : identifies the data in keys
     """
 
@@ -57,19 +57,34 @@ class ExpertSource:
     identity: str
     rows: Rows | None = None
     rounded: bool = False
+    noise: Literal["cut", "shrink"] | None = None
 
 
 # Suffix of the identity, and so of keys, where entries that storage rounded count as unchanged. Increase with its rule.
 _ROUNDED = "#rounded-1"
+# The same where a float8 tensor that is nothing but rounding counts as unchanged, for methods of every kind.
+_FROZEN = "#frozen-1"
 
 BASE_SOURCE = ExpertSource(None, None, UNCHANGED)  # an expert that lacks the tensor and counts as the base
 
 
 @final
 class SourceFinder:
-    """Finds the stored tensors of the base and of all experts for each output tensor."""
+    """Finds the stored tensors of the base and of all experts for each output tensor.
 
-    def __init__(self, experts: Sequence[Checkpoint], bases: ReferenceTensors, vocabulary: VocabularyPlanner) -> None:
+    Parameters
+    ----------
+    noise : `ExpertTensor.noise` of experts whose storage rounds
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[Checkpoint],
+        bases: ReferenceTensors,
+        vocabulary: VocabularyPlanner,
+        noise: Literal["cut", "shrink"] | None = None,
+    ) -> None:
+        self._noise: Literal["cut", "shrink"] | None = noise
         self._experts = experts
         self._bases = bases
         self._vocabulary = vocabulary
@@ -164,7 +179,10 @@ class SourceFinder:
             rounded = self._bases.has_base and rounds_values_of(full, reference)
             if rounded:
                 identity += _ROUNDED
-            found.append(ExpertSource(full, contribution.lora, identity, rows, rounded))
+            noise = self._noise if self._bases.has_base and has_storage_noise(full) else None
+            if noise is not None and full.dtype in FLOAT8_DTYPES:
+                identity += _FROZEN
+            found.append(ExpertSource(full, contribution.lora, identity, rows, rounded, noise))
         return found
 
     def _rows_error(self, slot: Slot, checkpoint: Checkpoint) -> CheckpointError:

@@ -18,7 +18,7 @@ from ...numerics.svd.svc import ALGORITHM_VERSION as SVC_VERSION
 from ...numerics.svd.svc import svc_elements, svc_flops
 from ...recipe.recipe import Recipe
 from ..cost import projection as cost
-from ..keys import alignment_key, calibration_key, spectrum_key, sums_key, top_spectrum_key
+from ..keys import alignment_key, calibration_key, spectrum_key, sums_key, top_spectrum_key, with_noise
 from ..plan import (
     Cut,
     ExpertTensor,
@@ -84,7 +84,8 @@ class SpectralPlanner:
         identities : identify each expert's tensor, in the order of `plan.experts`
         """
         decomposition, parameters = self._decomposition(method, plan.parameters)
-        experts = [(identity, expert.parameters) for identity, expert in zip(identities, plan.experts, strict=True)]
+        named = with_noise(identities, plan.experts)
+        experts = [(identity, expert.parameters) for identity, expert in zip(named, plan.experts, strict=True)]
         inputs = hash_json([base_identity, experts])  # computed once for all matrices of a stack
         filter_hash = hash_json([method.name, plan.parameters, SVC_VERSION]) if self._calibration else ""
         keeps = self._settings.keep_sums and decomposition.get("kind") == _INTERFERENCE and can_keep_sums(plan)

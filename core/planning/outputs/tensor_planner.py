@@ -89,7 +89,9 @@ class TensorPlanner:
         self._config = config
         self._layout = layout
         self._roles = roles
-        self._sources = SourceFinder(experts, bases, vocabulary)
+        self._sources = SourceFinder(
+            experts, bases, vocabulary, None if recipe.storage_noise == "ignore" else recipe.storage_noise
+        )
         self._planners: dict[str, SpectralPlanner] = {}
         self._resolvers = Resolvers()
         self._group_resolvers: dict[tuple[int, str, int | None], _GroupResolvers] = {}
@@ -306,7 +308,16 @@ class TensorPlanner:
                 own = {"weight": own.get("weight", 1.0)}
             source = sources[position] or BASE_SOURCE
             experts.append(
-                ExpertTensor(member.expert, source.full, source.lora, own, member.is_base, source.rows, source.rounded)
+                ExpertTensor(
+                    member.expert,
+                    source.full,
+                    source.lora,
+                    own,
+                    member.is_base,
+                    source.rows,
+                    source.rounded,
+                    source.noise if needs_base(method) else None,
+                )
             )
             if source.rounded and source.full is not None and needs_base(method):
                 self.rounded.setdefault(member.expert, source.full.dtype)

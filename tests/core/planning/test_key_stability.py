@@ -192,12 +192,12 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "mixture, qkv, convolution": (
         "mixture",
         "merge_method: swudi\nqkv: split\nconv: matrix",
-        FrozenKeys("b42b50754f08982f", "1d233e849174d020", "046b582d5de2ed48", "68e23d9a8278b21e"),
+        FrozenKeys("b7c57621ce9f6464", "c4de630ae7d9bab3", "9d56d5c5d8f42fcf", "68e23d9a8278b21e"),
     ),
     "mixture, kept sums": (
         "mixture",
         "merge_method: swudi\nkeep_sums: true\narithmetic: float64",
-        FrozenKeys("2da9def6bf70d24b", "8f3a9df5412845cd", "6f4269f582c15ad0", "08d10a2259485769"),
+        FrozenKeys("18d8baa9f16540eb", "562c57903db53796", "9bfbac608fa54193", "d59a0bcaf9d1e9e9"),
     ),
     "union": (
         "vocabularies",

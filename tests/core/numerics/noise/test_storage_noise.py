@@ -7,16 +7,10 @@ import math
 import pytest
 import torch
 
+from eigenmerge.core.numerics.noise.combined import sum_of
+from eigenmerge.core.numerics.noise.level import noise_level
 from eigenmerge.core.numerics.noise.shrinkage import shrink_singular_values
-from eigenmerge.core.numerics.noise.storage_noise import (
-    StorageNoise,
-    is_noise,
-    noise_level,
-    rounds,
-    spacing,
-    storage_noise,
-    sum_of,
-)
+from eigenmerge.core.numerics.noise.storage_noise import StorageNoise, is_noise, rounds, spacing, storage_noise
 
 F64 = torch.float64
 DTYPES = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -177,3 +171,17 @@ def test_shrinkage_without_noise_changes_nothing() -> None:
     assert shrink_singular_values(values, (5, 3), 0.0) is values
     tiny = shrink_singular_values(values.double(), (5, 3), 1e-12)
     assert torch.allclose(tiny, values.double())
+
+
+def test_the_floor_acts_where_rounding_explains_all_below_it() -> None:
+    """A change of full rank has signal under the level too; there nothing is cut."""
+    base = rounded(randn(120, 150, seed=40, size=0.02), torch.bfloat16)
+    few = randn(120, 5, seed=41, size=0.01) @ randn(5, 150, seed=42, size=0.1)
+    left, right = torch.linalg.qr(randn(120, 120, seed=43))[0], torch.linalg.qr(randn(150, 120, seed=44))[0]
+    full = (left * (0.02 * torch.arange(1, 121, dtype=F64) ** -0.7)) @ right.T
+    for change, acts in ((few, True), (full, False)):
+        expert = rounded(base + change, torch.bfloat16)
+        noise = storage_noise(expert, expert - base, torch.bfloat16)
+        values = torch.linalg.svdvals(expert - base)
+        assert 5 <= int((values > noise.level).sum()) < 119
+        assert noise.floor(values) == (noise.level if acts else 0.0)
