@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..core.cache.result import MergeResult
@@ -75,7 +75,12 @@ class Merge(MergeResult):
             from ..core.errors import StoreError
 
             raise StoreError(f"{records.missing}; merge with a store, and with `spectra: full` or `values`")
-        return pa.Table.from_pylist(list(self._directions(records)), schema=_schema())
+        columns: dict[str, list[object]] = {name: [] for name in _types()}
+        for row in self._directions(records):
+            for name, value in row.items():
+                columns[name].append(value)
+        arrays = [pa.array(values, type=_types()[name]) for name, values in columns.items()]
+        return pa.Table.from_arrays(arrays, schema=pa.schema([pa.field(name, kind) for name, kind in _types().items()]))
 
     def values(self, tensor: str) -> Any:
         """Return the eigenvalues or singular values of one decomposed matrix, (directions,), numpy float64.
@@ -104,7 +109,7 @@ class Merge(MergeResult):
         ranks = {row.name: row.rank for row in self.ranks()}
         for name, row in records.rows.items():
             rank = ranks.get(name)
-            for direction, value in enumerate(row.spectrum.values.double().tolist()):
+            for direction, value in enumerate(map(float, row.spectrum.values.double())):
                 yield {
                     "tensor": name,
                     "direction": direction,
@@ -120,26 +125,21 @@ class Merge(MergeResult):
 
 def with_places(result: MergeResult, store: str, storage_options: Mapping[str, Any] | None) -> Merge:
     """Return a result that can read its checkpoint and the store of the run."""
-    return Merge(**{**_fields(result), "store": store, "storage_options": storage_options})
+    counts: dict[str, Any] = {one.name: getattr(result, one.name) for one in fields(MergeResult)}
+    return Merge(**counts, store=store, storage_options=storage_options)
 
 
-def _fields(result: MergeResult) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in MergeResult.__dataclass_fields__}
-
-
-def _schema() -> pa.Schema:
+def _types() -> dict[str, pa.DataType]:
     import pyarrow as pa
 
-    return pa.schema(
-        {
-            "tensor": pa.string(),
-            "direction": pa.int64(),
-            "value": pa.float64(),
-            "kept": pa.bool_(),
-            "rank": pa.int64(),
-            "kind": pa.string(),
-            "rows": pa.int64(),
-            "columns": pa.int64(),
-            "spectrum_key": pa.string(),
-        }
-    )
+    return {
+        "tensor": pa.string(),
+        "direction": pa.int64(),
+        "value": pa.float64(),
+        "kept": pa.bool_(),
+        "rank": pa.int64(),
+        "kind": pa.string(),
+        "rows": pa.int64(),
+        "columns": pa.int64(),
+        "spectrum_key": pa.string(),
+    }

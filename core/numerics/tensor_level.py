@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast, get_args, overload
+from typing import Any, TypeAlias, TypeVar, cast, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from .svd.side_deltas import FilteredSide, add_sides, svc_of_sides
 from .svd.svc import Count, apply_svc, svc_factors
 from .task_vectors import InMemoryTaskVectors, LowRank, may_overflow, noises_of, to_dense
 
+T = TypeVar("T")
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 _CALIBRATIONS = {"svc": ("alpha", "count")}
@@ -120,7 +121,7 @@ def merge_task_vectors(
     chosen = get_method(method)
     found = list(task_vectors)
     given = [_to_tensor(vector) for vector in found]
-    base = None if base is None else _to_tensor(base)
+    own_base = None if base is None else _to_tensor(base)
     returns_array = bool(found) and all(isinstance(vector, np.ndarray) for vector in found)
     _check_count(chosen, len(given))
     result_dtype = _find_common_dtype(given)
@@ -129,15 +130,15 @@ def merge_task_vectors(
     arithmetic = torch.float64 if precise or result_dtype == torch.float64 else torch.float32
     svc = _parse_calibration(calibration)
     vectors = [vector.to(_device_of(vector), arithmetic) for vector in given]
-    noises = _find_noises(vectors, base, stored_as, storage_noise)
+    noises = _find_noises(vectors, own_base, stored_as, storage_noise)
     stacked = InMemoryTaskVectors(vectors, noises)
     for index, vector in enumerate(vectors):
         _check_finite(index, vector)
         if (isinstance(chosen, SpectralMethod) or svc is not None) and may_overflow(vector, len(vectors)):
             raise NonFiniteError(f"task vector {index}: {TOO_LARGE}")
     shape = tuple(vectors[0].shape)
-    if base is not None and tuple(base.shape) != shape:
-        raise ShapeError(f"base has shape {tuple(base.shape)}, task vector 0 has {shape}")
+    if own_base is not None and tuple(own_base.shape) != shape:
+        raise ShapeError(f"base has shape {tuple(own_base.shape)}, task vector 0 has {shape}")
     if isinstance(chosen, SpectralMethod) and len(shape) != 2:
         raise ShapeError(f"{chosen.name} merges matrices; task vector 0 has shape {shape}, expected (out, in)")
     if svc is not None and len(shape) != 2:
@@ -150,23 +151,23 @@ def merge_task_vectors(
         if isinstance(chosen, SpectralMethod):
             merged = _merge_spectral(chosen, settings, experts, stacked, svc)
         else:
-            merged = _merge_direct(chosen, settings, experts, stacked, base, seed, svc)
+            merged = _merge_direct(chosen, settings, experts, stacked, own_base, seed, svc)
         result = round_once(merged, result_dtype)
         if not bool(torch.isfinite(result).all()):
             raise NonFiniteError(f"{chosen.name}: the merged values do not fit {result_dtype}, or {TOO_LARGE}")
         return result.numpy() if returns_array else result
 
 
-def _to_tensor(vector: Any) -> Any:
+def _to_tensor(vector: T | FloatArray) -> T | torch.Tensor:
     """Return a tensor of a numpy array, whatever its byte order and strides; anything else unchanged."""
     if not isinstance(vector, np.ndarray):
         return vector
-    array = cast("FloatArray", vector)
+    array = cast("npt.NDArray[Any]", vector)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise CheckpointError(
             f"task vectors: found an array of dtype {array.dtype}; expected float16, float32 or float64"
         )
-    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    return torch.as_tensor(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
 def _find_noises(

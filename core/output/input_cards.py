@@ -22,7 +22,6 @@ from ..formats.bounded_json import LONGEST_CONFIG_BYTES, parse_json_object
 from ..formats.file_names import CONFIG_NAME, MODEL_CARD_NAME
 from ..planning.plan import ModelSummary, Plan
 from ..storage.addresses import is_local, split_address
-from ..storage.bounded_read import read_bounded
 from ..storage.checkpoints.hub import HUB_RETRY
 from ..storage.checkpoints.references import locate_model, parse_reference
 from ..storage.store import Store
@@ -115,4 +114,4 @@ def _named_source(uri: str, options: Mapping[str, Any] | None) -> str | None:
 
 def _read(uri: str, name: str, options: Mapping[str, Any] | None, limit: int) -> bytes:
     folder = split_address(uri)[0] if uri.endswith((".safetensors", ".json")) else uri
-    return read_bounded(Store(folder, options, retry=HUB_RETRY), name, limit)
+    return Store(folder, options, retry=HUB_RETRY).read(name, limit)

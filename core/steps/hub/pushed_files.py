@@ -10,7 +10,6 @@ from ...formats.digest import hash_bytes
 from ...formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME, MODEL_CARD_NAME
 from ...output.card_rules import metadata_problems
 from ...output.read_manifest import Manifest, read_manifest
-from ...storage.bounded_read import read_bounded
 from ...storage.store import Store
 
 REPORT_NAME = "eigenmerge_report.html"
@@ -60,7 +59,7 @@ def find_files(checkpoint: Store) -> PushedFiles:
         if name != MODEL_CARD_NAME and hash_bytes(checkpoint.read(name)) != digest:
             raise CheckpointError(f"{here}: {name} was changed after the merge; see `eigenmerge verify`")
     if MODEL_CARD_NAME in present:
-        card = read_bounded(checkpoint, MODEL_CARD_NAME, _LONGEST_CARD_BYTES).decode(errors="replace")
+        card = checkpoint.read(MODEL_CARD_NAME, _LONGEST_CARD_BYTES).decode(errors="replace")
         problems = metadata_problems(card)
         if problems:
             raise CheckpointError(f"{here}: {MODEL_CARD_NAME}: {problems[0]}; correct the metadata, or merge again")
