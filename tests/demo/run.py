@@ -26,15 +26,17 @@ import yaml
 from data import DemoError, Task, fetch, load_tasks
 from evaluate import evaluate, share_kept
 from experts import Workshop
-from results import Merge, Results, Row
+from results import Merge, Results, Row, slug
 from rich.console import Console
 from validation import WORK
 
-METHODS: dict[str, dict[str, float]] = {
-    "average": {},
-    "task_arithmetic": {"scale": 0.3},
-    "swudi": {"exp_time": 300, "rank_ratio": 0.85},
-    "swudi_a": {},
+# By name in the table, whose words may be on lines of their own: the method and its parameters.
+MERGES: dict[str, tuple[str, dict[str, float | str]]] = {
+    "average": ("average", {}),
+    "task arithmetic": ("task_arithmetic", {"scale": 0.3}),
+    "swudi": ("swudi", {"exp_time": 300, "rank_ratio": 0.85}),
+    "swudi_a": ("swudi_a", {}),
+    "swudi_a both": ("swudi_a", {"side": "both"}),
 }
 GRID = {"exp_time": "100,300,1000,3000", "rank_ratio": "0.55:0.95:0.1"}
 NUM_SETTINGS = 20
@@ -59,7 +61,7 @@ def main() -> int:
         return 1
     results.show(console)
     results.write(work)
-    console.print(f"merged checkpoints: {_short(work)}/merged/METHOD (with README.md and eigenmerge_manifest.json)")
+    console.print(f"merged checkpoints: {_short(work)}/merged/NAME (with README.md and eigenmerge_manifest.json)")
     console.print(f"this table: {_short(work)}/results.md and results.json; {time.perf_counter() - started:.0f} s")
     return 0
 
@@ -83,13 +85,13 @@ def demo(work: Path, pool: Executor, console: Console) -> Results:
         experts = evaluate(pool, workshop, tasks, workshop.expert)
     rows = [Row("base", base), Row("expert", experts)]
 
-    for method in METHODS:
-        out = work / "merged" / method
-        with console.status(f"merging: {method}"):
-            seconds = merge(write_recipe(method, workshop, tasks), out, work)
+    for name in MERGES:
+        out = work / "merged" / slug(name)
+        with console.status(f"merging: {name}"):
+            seconds = merge(write_recipe(name, workshop, tasks), out, work)
             merged = evaluate(pool, workshop, tasks, lambda task, out=out: out)
-        rows.append(Row(method, merged, Merge(out, seconds, share_kept(base, experts, merged))))
-        console.print((work / "logs" / f"{method}.log").read_text().strip())
+        rows.append(Row(name, merged, Merge(out, seconds, share_kept(base, experts, merged))))
+        console.print((work / "logs" / f"{slug(name)}.log").read_text().strip())
         console.print(f"  {_short(out)} loads in transformers, without missing or unexpected keys")
     out = work / "merged" / "sweep"
     with console.status(f"sweep of {NUM_SETTINGS} settings"):
@@ -109,15 +111,16 @@ def sweep(recipe: Path, out: Path, work: Path) -> float:
     return _run("sweep", [_short(recipe), *grid, *scores, *output], work, "sweep", environment)
 
 
-def write_recipe(method: str, workshop: Workshop, tasks: list[Task]) -> Path:
+def write_recipe(name: str, workshop: Workshop, tasks: list[Task]) -> Path:
+    method, parameters = MERGES[name]
     recipe: dict[str, Any] = {
         "merge_method": method,
         "base_model": str(workshop.base),
         "models": [{"model": str(workshop.expert(task))} for task in tasks],
-        "parameters": METHODS[method],
+        "parameters": parameters,
         "dtype": "float32",
     }
-    path = workshop.folder / "recipes" / f"{method}.yaml"
+    path = workshop.folder / "recipes" / f"{slug(name)}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump({key: value for key, value in recipe.items() if value}, sort_keys=False))
     return path

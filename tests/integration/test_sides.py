@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from eigenmerge.core import merge_task_vectors
-from eigenmerge.core.cache.result import MergeResult
+from eigenmerge.core.cache.result import EXACT_BELOW, MergeResult
 from eigenmerge.core.cache.spectra.table_file import read_run_table
 from eigenmerge.core.errors import RecipeError
 from eigenmerge.core.planning.plan import spectrum_keys
@@ -20,7 +21,15 @@ from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.merge_run import merge_run
 from eigenmerge.core.storage.store import Store
 
-from ..small_models import Models, base_weights, expert_weights, llama_config, load_checkpoint, save_model
+from ..small_models import (
+    Models,
+    base_weights,
+    expert_weights,
+    llama_config,
+    llama_shapes,
+    load_checkpoint,
+    save_model,
+)
 
 Q, K, DOWN = (f"model.layers.0.{part}.weight" for part in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"))
 NUM_MATRICES = 7
@@ -210,3 +219,109 @@ def test_a_share_without_both_sides_is_refused_with_its_place(small: Models) -> 
         make_plan(recipe_from_mapping(recipe))
     rule["parameters"]["outputs_share"] = None
     make_plan(recipe_from_mapping(recipe))
+
+
+def random(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("side", ["both", "smaller"])
+def test_every_kind_of_matrix(side: str, tmp_path: Path) -> None:
+    """A convolution, a stack, a matrix stored (in, out) that is split, one that a rule transposes, an embedding."""
+    conv, stack, fused, ruled, embedding = (
+        "encoder.conv1.weight",
+        "h.0.mlp.experts.down_proj",
+        "h.0.attn.c_attn.weight",
+        "h.0.w_in.weight",
+        "wte.weight",
+    )
+    shapes = {conv: (8, 3, 2, 2), stack: (3, 5, 9), fused: (8, 24), ruled: (6, 14), embedding: (10, 8)}
+    base = {name: random(seed, *shape) for seed, (name, shape) in enumerate(shapes.items())}
+    experts = [{n: v + 0.1 * random(seed + i, *v.shape) for i, (n, v) in enumerate(base.items())} for seed in (10, 20)]
+    places = [save_model(tmp_path / f"m{i}", one, {"model_type": "test"}) for i, one in enumerate((base, *experts))]
+    recipe = {
+        "merge_method": "swudi_a",
+        "base_model": str(places[0]),
+        "models": [str(place) for place in places[1:]],
+        "parameters": {"side": side},
+        "rules": [{"match": ruled, "orientation": "in_out"}],
+        "conv": "matrix",
+        "qkv": "split",
+        "embeddings": "merge",
+    }
+    merge(recipe, tmp_path / "out", tmp_path / "store")
+    merged = load_checkpoint(tmp_path / "out")
+
+    def check(found: torch.Tensor, start: torch.Tensor, moved: list[torch.Tensor]) -> None:
+        expected = merge_task_vectors([one - start for one in moved], "swudi_a", side=side)
+        assert_close(found - start, expected, 1e-4)
+
+    check(merged[conv].reshape(8, 12), base[conv].reshape(8, 12), [one[conv].reshape(8, 12) for one in experts])
+    check(merged[embedding], base[embedding], [one[embedding] for one in experts])
+    check(merged[ruled].T, base[ruled].T, [one[ruled].T for one in experts])
+    for index in range(3):
+        check(merged[stack][index], base[stack][index], [one[stack][index] for one in experts])
+    for part in (slice(0, 8), slice(8, 16), slice(16, 24)):
+        check(merged[fused].T[part], base[fused].T[part], [one[fused].T[part] for one in experts])
+    rows = manifest_rows(tmp_path / "out")
+    assert (rows[fused]["orientation"], rows[ruled]["orientation"], rows[stack]["num_matrices"]) == (
+        "in_out",
+        "in_out",
+        3,
+    )
+    # (out, in) of the one that the rule calls (in, out) is (14, 6): smaller is inputs
+    assert rows[ruled].get("decomposed_over") == (["inputs", "outputs"] if side == "both" else None)
+    assert rows[stack].get("decomposed_over") == (["inputs", "outputs"] if side == "both" else ["outputs"])
+
+
+@pytest.fixture(scope="module")
+def adapters(small: Models) -> list[Path]:
+    """Four LoRA adapters of rank 3 on all projections of the base, and the second leaves out one."""
+    folders: list[Path] = []
+    for number in range(4):
+        folders.append(small.root / f"adapter{number}")
+        folders[-1].mkdir()
+        factors = {}
+        for position, (name, weight) in enumerate(small.base_tensors.items()):
+            if "_proj" in name and not (number == 1 and name == Q):
+                stem, seed = f"base_model.model.{name.removesuffix('.weight')}", 100 * number + position
+                factors[f"{stem}.lora_A.weight"] = 0.1 * random(seed, 3, weight.shape[1])
+                factors[f"{stem}.lora_B.weight"] = 0.1 * random(seed + 50, weight.shape[0], 3)
+        save_file(factors, folders[-1] / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "base_model_name_or_path": "base"}
+        (folders[-1] / "adapter_config.json").write_text(json.dumps(config))
+    return folders
+
+
+def delta_of(adapter: Path, name: str, scaling: float) -> torch.Tensor:
+    factors, stem = load_file(adapter / "adapter_model.safetensors"), f"base_model.model.{name.removesuffix('.weight')}"
+    if f"{stem}.lora_A.weight" not in factors:
+        return torch.zeros(llama_shapes(layers=1)[name])
+    return scaling * factors[f"{stem}.lora_B.weight"] @ factors[f"{stem}.lora_A.weight"]
+
+
+@pytest.mark.parametrize("side", ["outputs", "both"])
+def test_adapters_as_input_and_as_output(side: str, small: Models, adapters: list[Path], tmp_path: Path) -> None:
+    recipe = recipe_of(small, side) | {"models": [str(one) for one in adapters[:3]]}
+    merge(recipe, tmp_path / "full", tmp_path / "store")
+    written = merge(recipe | {"output": {"format": "adapter"}}, tmp_path / "adapter", tmp_path / "store")
+    assert written.decompositions_computed == 0  # the factors are the same for both outputs
+    merged, rows = load_checkpoint(tmp_path / "full"), manifest_rows(tmp_path / "adapter")
+    for name in (Q, K, DOWN):
+        expected = merge_task_vectors([delta_of(one, name, 2.0) for one in adapters[:3]], "swudi_a", side=side)
+        assert_close(merged[name] - small.base_tensors[name], expected, 1e-4)
+        assert_close(delta_of(tmp_path / "adapter", name, 1.0), expected, 1e-4)
+        # the sum of the experts' ranks holds both sides
+        assert rows[name]["stored_rank"] == (6 if name == Q else 9) and rows[name]["truncation_error"] < EXACT_BELOW
+
+
+def test_adding_an_adapter_gives_the_same_bytes(small: Models, adapters: list[Path], tmp_path: Path) -> None:
+    """Factors of the transposed adapters are kept, also for the second pass of SVC."""
+    recipe = recipe_of(small, "both", keep_sums=True, calibration={"svc": {}})
+    three = recipe | {"models": [str(one) for one in adapters[:3]]}
+    four = recipe | {"models": [str(one) for one in adapters]}
+    merge(three, tmp_path / "three", tmp_path / "store")
+    later = merge(four, tmp_path / "four", tmp_path / "store")
+    assert later.kept_bytes_read > 0
+    merge(four, tmp_path / "scratch", tmp_path / "empty")
+    assert bytes_of(tmp_path / "four") == bytes_of(tmp_path / "scratch")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from eigenmerge.core.errors import EigenmergeError, RecipeError
+from eigenmerge.core.planning.cost.simulate import split_work
 from eigenmerge.core.planning.outputs.spectral import add_alignment, alignment_keys
 from eigenmerge.core.planning.plan import spectrum_keys
 
@@ -107,3 +109,58 @@ def test_low_rank_experts_cost_less_than_dense_ones(model: Any, adapter: Any, pl
     dense = tensors_of(plan_of(SWUDI + "models: [a]", base, model("a", {"w.weight": (256, 256)})))["w.weight"]
     assert low.flops < dense.flops / 100
     assert low.spectrum_bytes < dense.spectrum_bytes / 50
+
+
+class TestSides:
+    """Plans of `side`: over outputs a weight is planned as its transpose over inputs, and both as the two of them."""
+
+    WIDE, TALL = (8, 24), (24, 8)
+
+    def plan(self, model: Any, plan_of: Any, tensors_of: Any, shape: tuple[int, int], side: str, **keys: Any) -> Any:
+        models = [model(name, {"layers.0.w.weight": shape}) for name in ("base", "a", "b")]
+        text = "merge_method: swudi_a\nbase_model: base\nmodels: [a, b]\n" + f"parameters: {{side: {side}}}\n"
+        text += "".join(f"{name}: {value}\n" for name, value in keys.items())
+        (tensor,) = tensors_of(plan_of(text, *models)).values()
+        return tensor
+
+    def test_outputs_cost_as_the_inputs_of_the_transpose(self, model: Any, plan_of: Any, tensors_of: Any) -> None:
+        def plan(shape: tuple[int, int], side: str) -> Any:
+            return self.plan(model, plan_of, tensors_of, shape, side)
+
+        for shape, other in ((self.WIDE, self.TALL), (self.TALL, self.WIDE)):
+            found, expected = plan(shape, "outputs"), plan(other, "inputs")
+            costs = ("flops", "peak_bytes", "spectrum_bytes", "bytes_read")
+            assert [getattr(found, name) for name in costs] == [getattr(expected, name) for name in costs]
+            assert split_work(found) == split_work(expected)
+        assert split_work(plan(self.WIDE, "inputs")).eigh_rows == 0  # 8 + 8 rows < 24 columns: the row-space route
+        assert split_work(plan(self.WIDE, "outputs")).eigh_rows == 8
+
+    def test_smaller_has_the_keys_and_costs_of_the_side(self, model: Any, plan_of: Any, tensors_of: Any) -> None:
+        for shape, side in ((self.WIDE, "outputs"), (self.TALL, "inputs"), ((9, 9), "inputs")):
+            found, named = (self.plan(model, plan_of, tensors_of, shape, one) for one in ("smaller", side))
+            assert replace(found, parameters=named.parameters) == named
+
+    def test_both_has_the_keys_and_the_costs_of_each(self, model: Any, plan_of: Any, tensors_of: Any) -> None:
+        both, inputs, outputs = (
+            self.plan(model, plan_of, tensors_of, self.WIDE, side, keep_sums="true")
+            for side in ("both", "inputs", "outputs")
+        )
+        assert spectrum_keys(both) == spectrum_keys(inputs) + spectrum_keys(outputs)
+        assert len(set(spectrum_keys(both))) == 2
+        assert (both.sums_key, both.outputs.sums_key) == (inputs.sums_key, outputs.sums_key)
+        assert both.sums_key != both.outputs.sums_key
+        for name in ("flops", "spectrum_bytes", "sums_bytes"):
+            assert getattr(both, name) == getattr(inputs, name) + getattr(outputs, name)
+        # in addition to the larger of the two: the delta of one side, while the other is decomposed
+        assert both.peak_bytes == max(inputs.peak_bytes, outputs.peak_bytes) + 4 * 8 * 24
+        model_bytes = inputs.bytes_read // 3
+        assert both.bytes_read == 5 * model_bytes  # the base once, two experts twice
+        work, parts = split_work(both), [split_work(inputs), split_work(outputs)]
+        assert work.eigh == sum(part.eigh for part in parts) and work.eigh_rows == sum(p.eigh_rows for p in parts)
+
+    def test_calibration_keys_of_all_sides_differ(self, model: Any, plan_of: Any, tensors_of: Any) -> None:
+        found = [
+            self.plan(model, plan_of, tensors_of, self.WIDE, side, calibration="{svc: }").calibration_key
+            for side in ("inputs", "outputs", "both", "both, outputs_share: 0.3")
+        ]
+        assert len(set(found)) == 4
