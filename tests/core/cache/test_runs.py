@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from eigenmerge.core.cache.run_folder import OBJECTS_NAME, RUN_NAME, run_object_
 from eigenmerge.core.cache.runs import read_run, read_run_objects, recorded_run, run_objects
 from eigenmerge.core.cache.sealed_json import write_sealed_json
 from eigenmerge.core.errors import CorruptObjectError, ObjectNotFoundError, StoreError
+from eigenmerge.core.planning.plan import OutputsKeys
 from eigenmerge.core.run import Run
 from eigenmerge.core.storage.store import Store
 
@@ -32,6 +34,19 @@ def test_objects_of_a_run_are_all_keys_of_its_plan() -> None:
         "spectra/w.arrow",
         "sums/qkv-k/000002-x.safetensors",
         "sums/qkv-q/000002-x.safetensors",
+    ]
+
+
+def test_objects_of_both_sides() -> None:
+    second = OutputsKeys("spectra/w-outputs.arrow", "sums/w-outputs/000002-x.safetensors")
+    tensor = replace(matrix("w", aligned=True), outputs=second, outputs_alignment_key="alignments/outputs.json")
+    found = run_objects(plan(shard(0, tensor)))
+    assert [key for key in found if not key.startswith("parts/")] == [
+        "alignments/a.json",
+        "alignments/outputs.json",
+        "spectra/w-outputs.arrow",
+        "spectra/w.arrow",
+        "sums/w-outputs/000002-x.safetensors",
     ]
 
 
