@@ -62,6 +62,14 @@ class ManifestTensor(_Part):
     rank: int | None = Field(default=None, description="directions that were kept; of several matrices their sum")
     energy: float | None = Field(default=None, description="share of the sum of the eigenvalues in these directions")
     spectrum: str | None = Field(default=None, description="key of the decomposition in the store; of the first matrix")
+    decomposed_over: list[str] | None = Field(
+        default=None, description="outputs, or inputs and outputs, where some of its matrices are not over inputs alone"
+    )
+    outputs_rank: int | None = Field(
+        default=None, description="as `rank`, of the decompositions over outputs of matrices that are over both sides"
+    )
+    outputs_energy: float | None = Field(default=None, description="as `energy`, of the same")
+    outputs_spectrum: str | None = Field(default=None, description="as `spectrum`, of the same")
     orientation: str | None = Field(default=None, description="how the matrix is stored: out_in or in_out")
     matrix_shape: list[int] | None = Field(default=None, description="in which it was decomposed, if not its own")
     num_matrices: int | None = Field(default=None, description="into which it was divided")

@@ -15,10 +15,13 @@ from eigenmerge.core import merge_task_vectors
 from eigenmerge.core.cache.result import EXACT_BELOW, MergeResult
 from eigenmerge.core.cache.spectra.table_file import read_run_table
 from eigenmerge.core.errors import RecipeError
+from eigenmerge.core.output.read_manifest import read_manifest
 from eigenmerge.core.planning.plan import spectrum_keys
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
 from eigenmerge.core.steps.make_plan import make_plan
 from eigenmerge.core.steps.merge_run import merge_run
+from eigenmerge.core.steps.reading.rank_rows import rank_rows
+from eigenmerge.core.steps.reading.run_records import read_run_records
 from eigenmerge.core.storage.store import Store
 
 from ..small_models import (
@@ -156,6 +159,23 @@ def test_what_is_reported(small: Models, merges: Merges) -> None:
     rows = read_run_table(Store(str(merges.store)), f"runs/{run}/spectra.arrow")
     shapes = {row.name: row.spectrum.shape for row in rows}
     assert shapes[DOWN] == (32, 64) and shapes[f"{DOWN}[outputs]"] == (64, 32)
+
+
+@pytest.mark.parametrize("has_store", [True, False])
+def test_ranks_of_a_finished_merge(has_store: bool, merges: Merges, tmp_path: Path) -> None:
+    """With the store from its spectra, without it from the manifest alone."""
+    for side, names in (("outputs", [f"{DOWN}[outputs]"]), ("both", [DOWN, f"{DOWN}[outputs]"])):
+        manifest = read_manifest(Store(str(merges.folder / side)))
+        store = merges.store if has_store else tmp_path
+        rows = rank_rows(manifest, read_run_records(Store(str(store)), manifest.run_key))
+        found = {row.name: row for row in rows if row.name.startswith(DOWN)}
+        expected = manifest_rows(merges.folder / side)[DOWN]
+        assert list(found) == names and (found[DOWN].directions if side == "both" else 64) == 64
+        assert found[names[-1]].directions == 32
+        assert found[names[-1]].rank == expected["outputs_rank" if side == "both" else "rank"]
+        assert found[names[0]].rank == expected["rank"]
+        assert found[names[0]].energy == pytest.approx(expected["energy"])
+        assert (found[names[-1]].last_kept is not None) == has_store
 
 
 @pytest.mark.parametrize("side", ["outputs", "both"])

@@ -208,6 +208,7 @@ def _object_keys(tensor: ManifestTensor, planned: TensorPlan | None) -> list[str
     if planned is None:
         return [tensor.spectrum] if tensor.spectrum is not None else []
     matrices = (planned, *planned.views)
-    keys = [*spectrum_keys(planned), planned.alignment_key]
+    keys = [*spectrum_keys(planned), planned.alignment_key, planned.outputs_alignment_key]
     keys += [key for one in matrices for key in (one.calibration_key, one.sums_key)]
+    keys += [one.outputs.sums_key for one in matrices if one.outputs is not None]
     return [key for key in keys if key is not None]

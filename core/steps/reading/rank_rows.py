@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...cache.spectra.table_file import TableRow
+from ...cache.spectra.table_file import TableRow, table_name
 from ...errors import EigenmergeError
 from ...numerics.method import SpectralMethod
 from ...numerics.registry import get_planned_method
@@ -19,9 +19,9 @@ from .run_records import RunRecords
 class RankRow:
     """One decomposed matrix.
 
-    name : of the tensor, or "tensor[q]" for one matrix of several
+    name : of the tensor, or "tensor[q]" for one matrix of several, "tensor[outputs]" for a decomposition over outputs
     rank : directions that the method kept; of a whole tensor whose matrices are not in the store, their sum
-    directions : of the matrix, K = in features; None where only the store knows
+    directions : of the matrix, K = in features (M = out features over outputs); None where only the store knows
     resolved : directions of the decomposition that are no rounding; None without the store
     energy : share of the sum of the eigenvalues (or singular values) in the kept directions, 0 to 1
     last_kept, first_dropped : eigenvalues (or singular values) around the cut, as a share of the largest; None without
@@ -108,9 +108,17 @@ def _rows_of(tensor: ManifestTensor, records: RunRecords, why: str) -> list[Rank
     assert tensor.rank is not None
     matrices = records.matrices(tensor.name)
     ranks = [tensor.rank] if len(matrices) == 1 else [_recomputed_rank(tensor, row) for row in matrices]
-    if not matrices or None in ranks or sum(rank or 0 for rank in ranks) != tensor.rank:
-        directions = _columns(tensor) if tensor.num_matrices is None else None
-        return [RankRow(tensor.name, tensor.rank, directions, None, tensor.energy, None, None, why)]
+    total = tensor.rank + (tensor.outputs_rank or 0)
+    if not matrices or None in ranks or sum(rank or 0 for rank in ranks) != total:
+        is_over_outputs = tensor.decomposed_over == ["outputs"]
+        rows = [(table_name(tensor.name, "outputs" if is_over_outputs else None), tensor.rank, tensor.energy)]
+        if tensor.outputs_rank is not None:
+            rows.append((table_name(tensor.name, "outputs"), tensor.outputs_rank, tensor.outputs_energy))
+        sizes = [None, None] if tensor.num_matrices is not None else _sizes(tensor, swapped=is_over_outputs)
+        return [
+            RankRow(name, rank, size, None, energy, None, None, why)
+            for (name, rank, energy), size in zip(rows, sizes, strict=False)
+        ]
     return [_row(row, rank or 0, why) for row, rank in zip(matrices, ranks, strict=True)]
 
 
@@ -148,8 +156,10 @@ def _row(row: TableRow, rank: int, why: str) -> RankRow:
     )
 
 
-def _columns(tensor: ManifestTensor) -> int | None:
+def _sizes(tensor: ManifestTensor, *, swapped: bool) -> list[int | None]:
+    """Return the numbers of inputs and of outputs, in this order or the reverse."""
     shape = tensor.matrix_shape or tensor.shape
     if len(shape) < 2:
-        return None
-    return shape[-2] if tensor.orientation == "in_out" else shape[-1]
+        return [None, None]
+    rows, columns = shape[-2:]
+    return [rows, columns] if swapped != (tensor.orientation == "in_out") else [columns, rows]

@@ -29,11 +29,10 @@ class RunRecords:
     missing: str = ""
 
     def matrices(self, tensor: str) -> list[TableRow]:
-        """Return the rows of a tensor: one, or one for each of its matrices."""
+        """Return the rows of a tensor: one for each decomposition of each of its matrices."""
         own = self.rows.get(tensor)
-        if own is not None:
-            return [own]
-        return [row for name, row in self.rows.items() if name.startswith(f"{tensor}[")]
+        parts = [row for name, row in self.rows.items() if name.startswith(f"{tensor}[")]
+        return parts if own is None else [own, *parts]
 
 
 def read_run_records(store: Store, run_key: str) -> RunRecords:
