@@ -178,7 +178,7 @@ def test_ranks_of_a_finished_merge(has_store: bool, merges: Merges, tmp_path: Pa
         assert (found[names[-1]].last_kept is not None) == has_store
 
 
-@pytest.mark.parametrize("side", ["outputs", "both"])
+@pytest.mark.parametrize("side", ["both", pytest.param("outputs", marks=pytest.mark.slow)])
 def test_svc_is_that_of_the_merged_delta(side: str, small: Models, tmp_path: Path) -> None:
     calibration, store = {"svc": {"alpha": 0.5}}, tmp_path / "store"
     first = merge(recipe_of(small, side, calibration=calibration), tmp_path / "a", store)
@@ -320,7 +320,7 @@ def delta_of(adapter: Path, name: str, scaling: float) -> torch.Tensor:
     return scaling * factors[f"{stem}.lora_B.weight"] @ factors[f"{stem}.lora_A.weight"]
 
 
-@pytest.mark.parametrize("side", ["outputs", "both"])
+@pytest.mark.parametrize("side", ["both", pytest.param("outputs", marks=pytest.mark.slow)])
 def test_adapters_as_input_and_as_output(side: str, small: Models, adapters: list[Path], tmp_path: Path) -> None:
     recipe = recipe_of(small, side) | {"models": [str(one) for one in adapters[:3]]}
     merge(recipe, tmp_path / "full", tmp_path / "store")
@@ -335,6 +335,7 @@ def test_adapters_as_input_and_as_output(side: str, small: Models, adapters: lis
         assert rows[name]["stored_rank"] == (6 if name == Q else 9) and rows[name]["truncation_error"] < EXACT_BELOW
 
 
+@pytest.mark.slow
 def test_adding_an_adapter_gives_the_same_bytes(small: Models, adapters: list[Path], tmp_path: Path) -> None:
     """Factors of the transposed adapters are kept, also for the second pass of SVC."""
     recipe = recipe_of(small, "both", keep_sums=True, calibration={"svc": {}})
