@@ -70,9 +70,10 @@ class Results:
         )
 
     def show(self, console: Console) -> None:
-        table = Table(caption=self.caption, box=SIMPLE_HEAD)
+        table = Table(caption=self.caption, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         for number, name in enumerate(self.header):
-            table.add_column(name, justify="right" if number else "left", no_wrap=True)
+            header = name.replace(" ", "\n") if number else name  # in 80 columns, numbers are not cut off
+            table.add_column(header, justify="right" if number else "left", no_wrap=True)
         for number, line in enumerate(self.lines, 1):
             table.add_row(*line, end_section=number == len(self.tasks))
         console.print(table, soft_wrap=False)
@@ -91,7 +92,7 @@ class Results:
         }
         rows = []
         for row in self.rows:
-            entry: dict[str, object] = {"name": row.name}
+            entry: dict[str, object] = {"name": slug(row.name)}
             entry["accuracy"] = {
                 name: _share(answers.accuracy, answers.standard_error) for name, answers in row.answers.items()
             }
@@ -101,6 +102,11 @@ class Results:
                 entry["folder"] = row.merge.folder.relative_to(folder).as_posix()
             rows.append(entry)
         return {"tasks": tasks, "rows": rows}
+
+
+def slug(name: str) -> str:
+    """Return the name of a row for files and JSON."""
+    return name.replace(" ", "_")
 
 
 def _share(share: float, standard_error: float) -> dict[str, float]:
