@@ -70,7 +70,7 @@ class Results:
         )
 
     def show(self, console: Console) -> None:
-        table = Table(caption=self.caption, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+        table = Table(caption=self.caption, box=SIMPLE_HEAD, padding=0)
         for number, name in enumerate(self.header):
             header = name.replace(" ", "\n") if number else name  # in 80 columns, numbers are not cut off
             table.add_column(header, justify="right" if number else "left", no_wrap=True)
