@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from ..numerics.interference.summed_task_vectors import SummedTaskVectors
-from ..numerics.task_vectors import LowRank, TaskVectors
+from ..numerics.noise.storage_noise import StorageNoise
+from ..numerics.task_vectors import LowRank, TaskVectors, noise_of
 
 
 class ExpertSum:
@@ -69,6 +70,10 @@ class _Recorded:
     @property
     def all_low_rank(self) -> bool:
         return self._vectors.all_low_rank
+
+    def storage_noise(self, index: int) -> StorageNoise | None:
+        """Return the noise of expert `index`; see `WithStorageNoise`."""
+        return noise_of(self._vectors, index)
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         if self._keep is None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from eigenmerge.core.numerics.interference import top_directions
 from eigenmerge.core.numerics.tensor_level import merge_task_vectors
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -105,3 +106,15 @@ def test_a_requantized_weight_is_frozen(
     assert torch.equal(load_file(tmp_path / "out/model.safetensors")[Q], base)
     pipeline({**recipe, "out_dtype": "float32", "storage_noise": "ignore"}, tmp_path / "ignored")
     assert not torch.equal(load_file(tmp_path / "ignored/model.safetensors")[Q], base)
+
+
+def test_compact_spectra_leave_out_the_same_noise(
+    tmp_path: Path, save_model: Save, pipeline: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top_directions, "LEAST_DIRECTIONS", 12)  # a layer of 64 columns is then kept in part
+    models = Models(tmp_path, save_model)
+    for kept in ("top", "full"):
+        recipe = models.recipe("swudi_a", parameters={"rank_rule": "storage_noise"}, spectra=kept)
+        pipeline(recipe, tmp_path / kept, store=tmp_path / f"store {kept}")
+    assert distance(models.delta(tmp_path / "top"), models.delta(tmp_path / "full")) < 1e-5
+    assert row(tmp_path / "top")["rank"] == row(tmp_path / "full")["rank"] == 9

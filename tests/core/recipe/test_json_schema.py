@@ -93,4 +93,4 @@ def test_models_in_every_form(validator: jsonschema.Draft202012Validator) -> Non
     forms: list[Any] = ["x", {"model": "x"}, {"model": {"path": "x", "revision": "r"}}, own]
     assert not list(validator.iter_errors({"merge_method": "ties", "base_model": "b", "models": forms}))
     assert not list(validator.iter_errors({"merge_method": "linear", "models": {"glob": "c/*", "last": 3}}))
-    assert list(validator.iter_errors({"merge_method": "ties", "models": [{"modell": "x"}]}))
+    assert list(validator.iter_errors({"merge_method": "ties", "models": [{"molde": "x"}]}))
