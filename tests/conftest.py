@@ -25,6 +25,8 @@ from .small_models import Models, base_weights, expert_weights, llama_config, lo
 
 # Otherwise Prefect tries for a minute after the tests to send the last log records to a server that has stopped.
 os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
+# Commands print what they wait for every ten seconds in a pipe; tests count lines, however slow the machine is.
+os.environ.setdefault("EIGENMERGE_STATUS_SECONDS", "0")
 
 # moto and ministack accept any credentials; these are recognizable, so that a test can search for them where they must
 # not appear.

@@ -6,6 +6,7 @@ the functions do nothing, so that commands can be called from Python.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import threading
@@ -18,6 +19,8 @@ from typing import TextIO
 from ...core.escaping import printable
 
 PIPE_SECONDS = 10.0  # between two lines in a pipe
+#: Environment variable with other seconds; 0 turns the lines of a pipe off.
+SECONDS_VARIABLE = "EIGENMERGE_STATUS_SECONDS"
 _TERMINAL_SECONDS = 1.0  # between two changes of the line on a terminal
 _COLUMNS = 80  # where the terminal does not tell
 
@@ -108,7 +111,20 @@ def start_status(command: str, *, stream: TextIO | None = None, every: float | N
     """Show on standard error that this command works, from now on until `stop_status`."""
     global _status  # noqa: PLW0603
     stop_status()
-    _status = Status(command, stream or sys.stderr, started=process_start(), every=every)
+    stream = stream or sys.stderr
+    if every is None and not stream.isatty():
+        every = _pipe_seconds()
+        if every == 0:
+            return
+    _status = Status(command, stream, started=process_start(), every=every)
+
+
+def _pipe_seconds() -> float:
+    """Return the seconds between two lines in a pipe, 0 for no lines; a value that is no number changes nothing."""
+    try:
+        return max(0.0, float(os.environ.get(SECONDS_VARIABLE, "")))
+    except ValueError:
+        return PIPE_SECONDS
 
 
 def set_status(text: Text) -> None:
@@ -139,8 +155,6 @@ def process_start() -> float:
     now = time.monotonic()
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        import os
-
         ticks = int(fields[19])  # field 22 of proc(5): starttime, in clock ticks since boot
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):

@@ -38,7 +38,7 @@ def without_status(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("eigenmerge merge: ")]
 
 
-@pytest.mark.parametrize("server", ["embedded", "of the user"])
+@pytest.mark.parametrize("server", ["embedded", pytest.param("of the user", marks=pytest.mark.slow)])
 def test_a_merge_prints_its_summary_only(
     server: str, make_prefect_home: Callable[[Path], Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -51,7 +51,7 @@ def test_a_merge_prints_its_summary_only(
     assert (done.returncode, without_status(done.stderr)) == (0, [])
     first, *rest = done.stdout.splitlines()
     assert first.startswith("Merged 2 experts, 1 tensor, with ties in ")
-    assert [line.split(":")[0] for line in rest] == ["  output", "  shards", "  read"]
+    assert [line.split(":")[0] for line in rest] == ["  output", "  shards", "  read", "  report"]
 
 
 def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:

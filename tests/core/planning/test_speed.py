@@ -32,7 +32,9 @@ def test_ten_thousand_tensors(method: str, model: Any, plan_of: Any) -> None:
     names = mixture(26)
     models = [model(name, names) for name in ("base", "a", "b", "c", "d")]
     assert len(names) > 9900
-    assert seconds(lambda: plan_of(TEXT.format(method, "a, b, c, d"), *models)) < 4  # measured: 1.1 s
+    assert (
+        seconds(lambda: plan_of(TEXT.format(method, "a, b, c, d"), *models)) < 12
+    )  # measured: 1.1 s to 5 s, by machine
 
 
 def test_a_70b_model_with_eight_experts(model: Any, llama_tensors: Any, plan_of: Any) -> None:

@@ -53,7 +53,7 @@ def test_what_comes_out(models: Any, pipeline: Any, tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert (out / "tokenizer.json").exists()
     card = (out / "README.md").read_text()
-    assert card.startswith("---\nbase_model:") and "swudi_a" in card and str(models.experts[1]) in card
+    assert card.startswith("---\nlibrary_name: transformers\n") and "swudi_a" in card and str(models.experts[1]) in card
     with safe_open(out / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
         assert file.get_tensor(Q_PROJ).dtype == torch.bfloat16

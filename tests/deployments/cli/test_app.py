@@ -68,7 +68,7 @@ def test_no_option_of_ours_is_taken_for_one_of_mergekit() -> None:
         for option in (*parameter.opts, *parameter.secondary_opts)
     }
     # The only ones that both have are accepted where they mean something.
-    assert own & set(_INSTEAD) == {"allow-crimes"}
+    assert own & set(_INSTEAD) == {"allow-crimes", "trust-remote-code"}
 
 
 def test_all_faults_of_a_recipe_are_one_line(

@@ -97,3 +97,15 @@ def test_the_start_of_the_process_is_in_the_past() -> None:
     first = process_start()
     time.sleep(0.05)
     assert first < time.monotonic() and abs(process_start() - first) < 0.04
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [("0", 0), ("0.02", 1), ("often", 0)])
+def test_the_environment_sets_the_seconds_of_a_pipe(seconds: str, lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EIGENMERGE_STATUS_SECONDS", seconds)
+    stream = io.StringIO()
+    start_status("eigenmerge merge", stream=stream)
+    set_status("reading headers")
+    time.sleep(0.3)
+    stop_status()
+    assert stream.getvalue().count("eigenmerge merge: reading headers") >= lines
+    assert bool(stream.getvalue()) == bool(lines)

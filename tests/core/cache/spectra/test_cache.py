@@ -174,9 +174,9 @@ def test_a_spectrum_that_is_larger_than_any_of_its_matrix_is_computed_again(plac
     store, decompose = place("store"), Decompose()
     cache_of(store).factored(KEY, decompose, first_ten, PROVENANCE)
     size, again = store.info(KEY).size, cache_of(store)
-    assert again.factored(KEY, decompose, first_ten, PROVENANCE, size)[2] == "reused"
-    assert again.factored(KEY, decompose, first_ten, PROVENANCE, size - 1)[2] == "computed"
-    assert again.values(KEY, decompose, PROVENANCE, size - 1)[1] == "computed"
+    assert again.factored(KEY, decompose, first_ten, PROVENANCE, most_bytes=size)[2] == "reused"
+    assert again.factored(KEY, decompose, first_ten, PROVENANCE, most_bytes=size - 1)[2] == "computed"
+    assert again.values(KEY, decompose, PROVENANCE, most_bytes=size - 1)[1] == "computed"
     assert len(again.notes) == 2 and all("for a matrix of this shape; computed again" in note for note in again.notes)
 
 

@@ -51,8 +51,8 @@ def test_one_expert_is_not_truncated() -> None:
     vectors = experts(1, 4, 6)
     operator = optmerge_operator(InMemoryTaskVectors(vectors), "lora", truncation_rank((4, 6), 1))
     wudi = accumulate(InMemoryTaskVectors(vectors))
-    for name, expected in wudi.to_tensors().items():
-        torch.testing.assert_close(operator.to_tensors()[name], expected)
+    for name in ("C", "D", "S", "norms"):
+        torch.testing.assert_close(operator.to_tensors()[name], wudi.to_tensors()[name])
 
 
 def test_truncation_rank() -> None:

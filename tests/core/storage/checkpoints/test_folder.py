@@ -152,5 +152,5 @@ def test_json_of_a_folder_is_limited(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"a": 1}')
     folder = open_folder(str(tmp_path), None)
     assert folder.read_json("config.json", 8) == {"a": 1}
-    with pytest.raises(CheckpointError, match=r"config\.json: 8 bytes of JSON, expected at most 7"):
+    with pytest.raises(CheckpointError, match=r"config\.json: 8 bytes, expected at most 7"):
         folder.read_json("config.json", 7)
