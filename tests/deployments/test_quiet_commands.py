@@ -51,7 +51,7 @@ def test_a_merge_prints_its_summary_only(
     assert (done.returncode, without_status(done.stderr)) == (0, [])
     first, *rest = done.stdout.splitlines()
     assert first.startswith("Merged 2 experts, 1 tensor, with ties in ")
-    assert [line.split(":")[0] for line in rest] == ["  output", "  shards", "  read", "  report"]
+    assert [line.split(":")[0] for line in rest] == ["  output", "  shards", "  read"]
 
 
 def test_an_unreachable_server_is_one_line(tmp_path: Path) -> None:
