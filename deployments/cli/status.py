@@ -111,12 +111,12 @@ def start_status(command: str, *, stream: TextIO | None = None, every: float | N
     """Show on standard error that this command works, from now on until `stop_status`."""
     global _status  # noqa: PLW0603
     stop_status()
-    stream = stream or sys.stderr
-    if every is None and not stream.isatty():
+    target = stream or sys.stderr
+    if every is None and not target.isatty():
         every = _pipe_seconds()
         if every == 0:
             return
-    _status = Status(command, stream, started=process_start(), every=every)
+    _status = Status(command, target, started=process_start(), every=every)
 
 
 def _pipe_seconds() -> float:
