@@ -16,6 +16,7 @@ from typing import Literal
 from ..core.coordination.devices import cuda_devices
 from ..core.coordination.worker_count import available_cores
 from ..core.errors import EigenmergeError, one_line
+from ..core.formats.redaction import redact
 from ..core.formats.store_folders import DEFAULT_STORE
 from ..core.storage.reachable import check_reachable
 from ..core.storage.store import Store
@@ -190,7 +191,7 @@ def _server(start: bool) -> Check:
         address = configured_api()
         if address:
             check_listens(address)
-            return Check("prefect", "ok", f"the configured server answers at {address}")
+            return Check("prefect", "ok", f"the configured server answers at {redact(address)}")
     except EigenmergeError as error:
         return Check("prefect", "problem", one_line(error))
     if not start:

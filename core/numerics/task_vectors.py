@@ -182,7 +182,7 @@ class TransposedTaskVectors:
     def storage_noise(self, index: int) -> StorageNoise | None:
         """As `WithStorageNoise`."""
         noise = noise_of(self.original, index)
-        return None if noise is None else StorageNoise(noise.columns, noise.rows, noise.shrinks)
+        return None if noise is None else noise.transposed
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         for vector in self.original:

@@ -6,14 +6,13 @@ enough. Tensor names and shapes are those of the files on the Hub.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError, suggestion
-from ..formats.dtypes import tensor_bytes
 from ..listing import AdapterListing, ModelListing, TensorSource
+from .planned_model import place_tensors
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -200,45 +199,41 @@ def shape_listing(shape: ModelShape, reference: str, rank: int) -> ModelListing:
     reference : of a recipe; BASE+ADAPTER gives an adapter on every matrix of the blocks
     rank : of adapters
     """
-    tensors = shape.tensors()
-    uri = f"shape://{shape.name}/{reference}"
+    shapes = shape.tensors()
     model, plus, _ = reference.partition("+")
-    listing = ModelListing(
+    uri = f"shape://{shape.name}/{model}"
+    tensors = _place(shapes, f"{uri}/model.safetensors")
+    return ModelListing(
         name=reference,
-        uri=f"shape://{shape.name}/{model}",
+        uri=uri,
         kind="full+adapter" if plus else "full",
-        tensors=_place(tensors, f"shape://{shape.name}/{model}/model.safetensors"),
+        tensors=tensors,
         config=dict(shape.config),
         side_files={},
         fingerprint=f"shape:{shape.name}/{model}",
         num_bytes=_bytes(tensors),
-        adapter=_adapter(tensors, uri, rank) if plus else None,
+        adapter=_adapter(shapes, f"shape://{shape.name}/{reference}", rank) if plus else None,
     )
-    return listing
 
 
-def _adapter(tensors: Shapes, uri: str, rank: int) -> AdapterListing:
-    adapted = {name: shape for name, shape in tensors.items() if ".layers." in name and len(shape) == 2}
-    adapted = {name: shape for name, shape in adapted.items() if not name.endswith("gate.weight")}  # not routers
+def _adapter(shapes: Shapes, uri: str, rank: int) -> AdapterListing:
     factors: Shapes = {}
-    for name, (rows, columns) in ((name, (shape[0], shape[1])) for name, shape in adapted.items()):
-        place = f"base_model.model.{name.removesuffix('.weight')}"
-        factors[f"{place}.lora_A.weight"] = (rank, columns)
-        factors[f"{place}.lora_B.weight"] = (rows, rank)
-    targets = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in adapted})
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": targets}
-    return AdapterListing(uri, config, _place(factors, f"{uri}/adapter_model.safetensors"), uri, _bytes(factors))
+    targets: set[str] = set()
+    for name, shape in shapes.items():
+        if ".layers." not in name or len(shape) != 2 or name.endswith("gate.weight"):  # no router
+            continue
+        module = name.removesuffix(".weight")
+        targets.add(module.rpartition(".")[2])
+        factors[f"base_model.model.{module}.lora_A.weight"] = (rank, shape[1])
+        factors[f"base_model.model.{module}.lora_B.weight"] = (shape[0], rank)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": sorted(targets)}
+    tensors = _place(factors, f"{uri}/adapter_model.safetensors")
+    return AdapterListing(uri, config, tensors, uri, _bytes(tensors))
 
 
-def _place(tensors: Shapes, uri: str) -> dict[str, TensorSource]:
-    found: dict[str, TensorSource] = {}
-    position = 0
-    for name, shape in tensors.items():
-        size = tensor_bytes("BF16", shape)
-        found[name] = TensorSource(uri, position, position + size, "BF16", shape)
-        position += size
-    return found
+def _place(shapes: Shapes, uri: str) -> dict[str, TensorSource]:
+    return place_tensors(uri, ((name, "BF16", shape) for name, shape in shapes.items()))
 
 
-def _bytes(tensors: Shapes) -> int:
-    return 2 * sum(math.prod(shape) for shape in tensors.values())
+def _bytes(tensors: Mapping[str, TensorSource]) -> int:
+    return sum(source.num_bytes for source in tensors.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ..formats.dtypes import tensor_bytes
 from ..formats.file_names import CONFIG_NAME
@@ -22,13 +22,8 @@ def planned_listing(plan: Plan, name: str, uri: str) -> tuple[ModelListing, Mapp
     plan : of a checkpoint, not of an adapter
     name, uri : of the model, as a recipe has them
     """
-    tensors: dict[str, TensorSource] = {}
-    position = 0
-    for shard in plan.shards:
-        for tensor in shard.tensors:
-            size = tensor_bytes(tensor.out_dtype, tensor.shape)
-            tensors[tensor.name] = TensorSource(uri, position, position + size, tensor.out_dtype, tensor.shape)
-            position += size
+    entries = ((tensor.name, tensor.out_dtype, tensor.shape) for shard in plan.shards for tensor in shard.tensors)
+    tensors = place_tensors(uri, entries)
     contents = {f"{uri}/{side.name}": side.content for side in plan.side_files if side.content is not None}
     config = contents.pop(f"{uri}/{CONFIG_NAME}", None)
     listing = ModelListing(
@@ -41,6 +36,22 @@ def planned_listing(plan: Plan, name: str, uri: str) -> tuple[ModelListing, Mapp
             side.name: side.source_uri or f"{uri}/{side.name}" for side in plan.side_files if side.name != CONFIG_NAME
         },
         fingerprint=plan.run_key,
-        num_bytes=position,
+        num_bytes=sum(source.num_bytes for source in tensors.values()),
     )
     return listing, contents
+
+
+def place_tensors(uri: str, entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> dict[str, TensorSource]:
+    """Return the locations of tensors that are stored one after the other.
+
+    Parameters
+    ----------
+    entries : name, safetensors dtype and shape of each
+    """
+    found: dict[str, TensorSource] = {}
+    position = 0
+    for name, dtype, shape in entries:
+        size = tensor_bytes(dtype, shape)
+        found[name] = TensorSource(uri, position, position + size, dtype, shape)
+        position += size
+    return found

@@ -14,8 +14,6 @@ from .soup import SoupModels
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-# Keys that have a short form beside the mapping: a word, or a reference to a model.
-_WORD = {"type": "string"}
 _NUMBER_AS_TEXT = {"type": "string", "pattern": r"^[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$"}
 
 
@@ -36,7 +34,7 @@ def recipe_schema(methods: Mapping[str, AnyMethod] | None = None) -> dict[str, A
 
     for name in ("InputModel", "TokenSource"):
         reference: dict[str, Any] = definitions["SliceSource"]["properties"]["model"]
-        definitions[name] = {"anyOf": [{key: reference[key] for key in ("anyOf",)}, definitions[name]]}
+        definitions[name] = {"anyOf": [{"anyOf": reference["anyOf"]}, definitions[name]]}
     for name in ("OutputOptions", "RunnerOptions"):
         word = definitions[name]["properties"]["format" if name == "OutputOptions" else "kind"]
         definitions[name] = {"anyOf": [{"enum": word["enum"]}, definitions[name]]}
@@ -52,7 +50,7 @@ def recipe_schema(methods: Mapping[str, AnyMethod] | None = None) -> dict[str, A
     properties["preset"]["anyOf"] = [{"enum": sorted(PRESETS)}, {"type": "null"}]
     properties["fingerprint"]["enum"] = [*properties["fingerprint"]["enum"], "stat"]
     properties["random_seed"] = {**properties["seed"], "description": "mergekit's name of seed"}
-    properties["out_path"] = {**_WORD, "description": "name of this document in mergekit-mega's form"}
+    properties["out_path"] = {"type": "string", "description": "name of this document in mergekit-mega's form"}
     schema["required"] = []
     schema["anyOf"] = [{"required": ["merge_method"]}, {"required": ["preset"]}]
 

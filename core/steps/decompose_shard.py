@@ -1,7 +1,8 @@
-"""Decompose the aligned tensors of one shard before any filter is applied, for filters that depend on all layers."""
+"""Decompose tensors of one shard before any filter is applied: for alignment of all layers, and for sweeps."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ..cache.alignments import aligned_tensors
@@ -12,6 +13,7 @@ from ..coordination.devices import hold_device
 from ..coordination.stop import StopSignal
 from ..coordination.threads import use_one_thread
 from ..merging.tensor_merger import TensorMerger
+from ..planning.plan import TensorPlan
 from ..run import ShardJob
 from ..storage.checkpoints.tensor_reader import TensorReader
 from .shard_steps import OnTensor
@@ -32,6 +34,18 @@ def decompose_shard(
     ------
     as `merge_shard`
     """
+    return decompose_tensors(job, aligned_tensors(job.shard), stop=stop, on_tensor=on_tensor, wait=wait)
+
+
+def decompose_tensors(
+    job: ShardJob,
+    tensors: Iterable[TensorPlan],
+    *,
+    stop: StopSignal | None = None,
+    on_tensor: OnTensor | None = None,
+    wait: bool = True,
+) -> DecomposeReport:
+    """As `decompose_shard`, for these tensors of the shard, which have spectra."""
     stop = stop or StopSignal()
     use_one_thread()
     # The claim differs from that of the part: two runs on one store share this work too.
@@ -41,7 +55,7 @@ def decompose_shard(
         merger = TensorMerger(replace(job.settings, device=device), job.store, reader)
         largest: dict[str, float] = {}
         num_computed = 0
-        for tensor in aligned_tensors(job.shard):
+        for tensor in tensors:
             stop.check()
             bytes_before = reader.bytes_read
             values, origin = merger.largest_values(tensor)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import yaml
 
 from ..coordination.worker_count import choose_worker_count
 from ..errors import CheckpointError, RecipeError
@@ -154,10 +157,9 @@ def _text(
 
 
 def _scalar(value: object) -> str:
-    """Return a YAML scalar on one line; JSON is YAML."""
-    text = str(value)
-    plain = isinstance(value, str) and text and all(char.isalnum() or char in "./_-+@" for char in text)
-    return text if plain and text[0] not in "-@" and not text[0].isdigit() else json.dumps(value, ensure_ascii=False)
+    """Return a YAML scalar on one line, quoted where YAML would read another value: null, 1e5, "a: b"."""
+    text = yaml.safe_dump(value, width=math.inf, allow_unicode=True).removesuffix("...\n").strip()
+    return text if "\n" not in text else json.dumps(value)
 
 
 def _one_line(text: str) -> str:

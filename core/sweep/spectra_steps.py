@@ -9,18 +9,14 @@ import torch
 
 from ..cache.reports import DecomposeReport
 from ..cache.spectra.reader import read_spectrum
-from ..coordination.claim_keys import spectra_claim_key
-from ..coordination.claims import claimed_shard
-from ..coordination.devices import hold_device
 from ..coordination.stop import StopSignal
 from ..coordination.threads import use_one_thread
-from ..merging.tensor_merger import TensorMerger
 from ..numerics.method import SpectralMethod
 from ..numerics.registry import get_planned_method
 from ..planning.plan import LayerShard, Plan, TensorPlan, spectrum_keys
 from ..run import ShardJob
+from ..steps.decompose_shard import decompose_tensors
 from ..steps.shard_steps import OnTensor
-from ..storage.checkpoints.tensor_reader import TensorReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +35,7 @@ def decompose_spectra(
     job: ShardJob, *, stop: StopSignal | None = None, on_tensor: OnTensor | None = None, wait: bool = True
 ) -> DecomposeReport:
     """Write the spectra of a shard's tensors to the store, where it lacks them. Idempotent. Errors as `merge_shard`."""
-    stop = stop or StopSignal()
-    use_one_thread()
-    claim = claimed_shard(job.store, spectra_claim_key(job.shard.part_key), stop=stop, wait=wait)
-    with claim, hold_device(job.settings.device, stop) as device:
-        reader = TensorReader(job.storage_options)
-        merger = TensorMerger(replace(job.settings, device=device), job.store, reader)
-        largest: dict[str, float] = {}
-        num_computed = 0
-        for tensor in job.shard.tensors:
-            stop.check()
-            bytes_before = reader.bytes_read
-            values, origin = merger.largest_values(tensor)
-            largest.update(values)
-            num_computed += origin == "computed"
-            if on_tensor is not None:
-                on_tensor(tensor.name, reader.bytes_read - bytes_before)
-        return DecomposeReport(job.shard.index, largest, num_computed, reader.bytes_read, tuple(merger.notes))
+    return decompose_tensors(job, job.shard.tensors, stop=stop, on_tensor=on_tensor, wait=wait)
 
 
 def measure_spectra(

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...core.choices import RunnerName
 from ...core.errors import RecipeError
+from ..python_arguments import number_of_bytes
 
 if TYPE_CHECKING:
     from ...core.storage.store import Store
@@ -43,6 +45,14 @@ WorkersOption = Annotated[
         "--workers", min=1, metavar="N", help="Shards to compute at the same time. Default: one per core or GPU."
     ),
 ]
+RunnerOption = Annotated[
+    RunnerName | None,
+    typer.Option("--runner", help="Where to compute shards. Default: `runner` of the recipe, else threads."),
+]
+NoPrefectOption = Annotated[
+    bool, typer.Option("--no-prefect", help="Compute in threads of this process, without a Prefect server.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 AllowNonfiniteOption = Annotated[
     bool,
@@ -121,14 +131,7 @@ def parse_size(text: str | None) -> int | None:
     ------
     RecipeError : not a size
     """
-    from ...core.recipe.fields import parse_bytes
-
-    if text is None:
-        return None
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise RecipeError(f"--max-memory {error}") from None
+    return number_of_bytes("--max-memory", text)
 
 
 def check_addresses(**addresses: str | None) -> None:

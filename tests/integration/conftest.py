@@ -103,8 +103,6 @@ def command(
     """Run the command line in this process, which saves the seconds that a new interpreter takes."""
     monkeypatch.setenv("PREFECT_API_URL", prefect_server)
     monkeypatch.setenv("EIGENMERGE_STORE", str(tmp_path / "store"))
-    # A slow machine takes longer than this for what a test expects to print one line.
-    monkeypatch.setattr("eigenmerge.deployments.cli.status.PIPE_SECONDS", 3600.0)
 
     def run(*arguments: str | Path) -> CommandResult:
         from eigenmerge.deployments.cli.app import main

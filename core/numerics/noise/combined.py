@@ -32,9 +32,8 @@ def on_top(noises: Sequence[StorageNoise | None]) -> StorageNoise | None:
 
 def side_by_side(noises: Sequence[StorageNoise | None]) -> StorageNoise | None:
     """Return the noise of matrices side by side, (M, sum of K); as `on_top`."""
-    turned = [None if noise is None else StorageNoise(noise.columns, noise.rows, noise.shrinks) for noise in noises]
-    found = on_top(turned)
-    return None if found is None else StorageNoise(found.columns, found.rows, found.shrinks)
+    found = on_top([None if noise is None else noise.transposed for noise in noises])
+    return None if found is None else found.transposed
 
 
 def centered(noises: Sequence[StorageNoise | None], index: int) -> StorageNoise | None:

@@ -103,6 +103,11 @@ class StorageNoise:
         tail = float(squares[below].sum())
         return level if tail <= allowed_energy(expected, rows * columns) else 0.0
 
+    @property
+    def transposed(self) -> StorageNoise:
+        """The noise of the transposed matrix, (K, M)."""
+        return StorageNoise(self.columns, self.rows, self.shrinks)
+
     def times(self, factor: float) -> StorageNoise:
         """Return the noise of the matrix times a factor."""
         return StorageNoise(self.rows * factor**2, self.columns * factor**2, self.shrinks)

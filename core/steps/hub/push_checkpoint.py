@@ -16,9 +16,8 @@ from ...output.card_rules import is_hub_id
 from ...output.read_manifest import LONGEST_MANIFEST_BYTES, Manifest, parse_manifest
 from ...output.verify_files import foreign_weights
 from ...publishing.hub_repository import HubRepository, commit, open_repository, read_small_file, upload_content
+from ...storage.copy_to_file import copy_to_file
 from ...storage.object_hash import hash_object
-from ...storage.object_ranges import split_ranges
-from ...storage.read_ahead import read_ahead
 from ...storage.store import Store
 from .pushed_files import REPORT_NAME, PushedFiles, find_files
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 _CREATED_BY_THE_HUB = frozenset({".gitattributes"})
-_CHUNK_BYTES = 16 * 2**20
 _LARGEST_SMALL_FILE_BYTES = 64 * 2**20
 
 
@@ -68,8 +66,7 @@ def prepare_push(
     DestinationError : no access; files that Eigenmerge did not write
     StoreError : the Hub does not answer
     """
-    if not is_hub_id(name):
-        raise RecipeError(f"{name!r} is no name of a repository; expected owner/name")
+    _check_name(name)
     repository = open_repository(name, options, public=public)
     _earlier_merge(repository, frozenset(), overwrite=overwrite)
     return repository
@@ -100,8 +97,7 @@ def push_checkpoint(
     RecipeError, DestinationError, StoreError : as `prepare_push`
     CheckpointError : not a finished merge, or its files have changed since
     """
-    if not is_hub_id(name):
-        raise RecipeError(f"{name!r} is no name of a repository; expected owner/name")
+    _check_name(name)
     files = find_files(checkpoint)
     repository = open_repository(name, options, public=public)
     same = {name for name in files.sizes if _is_there(checkpoint, repository, files, name)}
@@ -113,7 +109,9 @@ def push_checkpoint(
                 continue
             if on_file is not None:
                 on_file(file, size)
-            path = checkpoint.local_path(file) or _copy(checkpoint, file, size, Path(place) / str(len(additions)))
+            path = checkpoint.local_path(file) or copy_to_file(
+                checkpoint, file, size, Path(place) / str(len(additions))
+            )
             additions.append(_upload(repository, checkpoint.display(file), file, path, files.hashes.get(file)))
             if path.is_relative_to(place) and size > _LARGEST_SMALL_FILE_BYTES:  # small ones are sent by the commit
                 path.unlink()
@@ -125,6 +123,11 @@ def push_checkpoint(
             )
     sent = sum(addition.upload_info.size for addition in additions)
     return Pushed(repository.url, url, len(additions), sent, tuple(removed), files.left_out)
+
+
+def _check_name(name: str) -> None:
+    if not is_hub_id(name):
+        raise RecipeError(f"{name!r} is no name of a repository; expected owner/name")
 
 
 def _earlier_merge(repository: HubRepository, same: Set[str], *, overwrite: bool) -> set[str]:
@@ -208,14 +211,6 @@ def _upload(repository: HubRepository, display: str, name: str, path: Path, expe
         raise CheckpointError(f"{display}: its sha256 differs from the manifest; see `eigenmerge verify`")
     upload_content(repository, addition)
     return addition
-
-
-def _copy(checkpoint: Store, name: str, size: int, target: Path) -> Path:
-    with target.open("wb") as file:
-        chunks = split_ranges([(name, 0, size)], _CHUNK_BYTES)
-        for data in read_ahead(lambda chunk: checkpoint.read_range(*chunk), chunks, 2):
-            file.write(data)
-    return target
 
 
 def _git_sha1(data: bytes) -> str:

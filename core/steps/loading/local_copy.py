@@ -11,12 +11,10 @@ from pathlib import Path
 from ...formats.file_names import ADAPTER_CONFIG_NAME, CONFIG_NAME, INDEX_NAME
 from ...storage.addresses import is_local
 from ...storage.checkpoints.adapter_folder import find_adapter
-from ...storage.checkpoints.folder import CheckpointFolder, choose_weights, is_side_file, open_folder
-from ...storage.object_ranges import split_ranges
-from ...storage.read_ahead import read_ahead
+from ...storage.checkpoints.folder import choose_weights, is_side_file, open_folder
+from ...storage.copy_to_file import copy_to_file
 from .load_check import NotCheckedError
 
-_CHUNK_BYTES = 16 * 2**20
 _MORE_SMALL_FILES = (CONFIG_NAME, ADAPTER_CONFIG_NAME, INDEX_NAME)
 
 
@@ -51,16 +49,9 @@ def local_copy(uri: str, options: Mapping[str, object] | None, *, weights: bool)
                 f"a copy of {folder.display('')} needs {needed} bytes, {place} has {free}; set TMPDIR to another disk"
             )
         for name in names:
-            _copy(folder, name, Path(place) / name)
+            copy_to_file(folder.store, name, folder.files[name].size, Path(place) / name)
         yield Path(place)
 
 
 def _is_small_file(name: str) -> bool:
     return name in _MORE_SMALL_FILES or name.endswith(".py")
-
-
-def _copy(folder: CheckpointFolder, name: str, target: Path) -> None:
-    chunks = split_ranges([(name, 0, folder.files[name].size)], _CHUNK_BYTES)
-    with target.open("wb") as file:
-        for data in read_ahead(lambda chunk: folder.store.read_range(*chunk), chunks, 2):
-            file.write(data)

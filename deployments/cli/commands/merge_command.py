@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ....core.choices import RunnerName
 from ....core.errors import RecipeError
 from ....core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
 from ..options import (
@@ -21,7 +20,10 @@ from ..options import (
     DeviceOption,
     JsonOption,
     MaxMemoryOption,
+    NoPrefectOption,
+    QuietOption,
     RecipeArgument,
+    RunnerOption,
     StoreOption,
     WorkersOption,
     check_addresses,
@@ -49,10 +51,7 @@ def merge(
     device: DeviceOption = "cpu",
     max_memory: MaxMemoryOption = None,
     workers: WorkersOption = None,
-    runner: Annotated[
-        RunnerName | None,
-        typer.Option("--runner", help="Where to compute shards. Default: `runner` of the recipe, else threads."),
-    ] = None,
+    runner: RunnerOption = None,
     runner_address: Annotated[
         str | None,
         typer.Option(
@@ -73,10 +72,7 @@ def merge(
         float | None,
         typer.Option("--time-limit", min=0, metavar="SECONDS", help="Stop after this time; the same command resumes."),
     ] = None,
-    no_prefect: Annotated[
-        bool,
-        typer.Option("--no-prefect", help="Compute in threads of this process, without a Prefect server."),
-    ] = False,
+    no_prefect: NoPrefectOption = False,
     push: Annotated[
         str | None,
         typer.Option(
@@ -87,7 +83,7 @@ def merge(
     ] = None,
     public: PublicOption = False,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print the log of Prefect as well.")] = False,
 ) -> None:
     """Merge the experts of RECIPE into OUT. If the run is stopped, the same command resumes it.

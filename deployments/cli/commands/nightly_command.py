@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ....core.choices import RunnerName
 from ..options import (
     DeviceOption,
     JsonOption,
     MaxMemoryOption,
+    NoPrefectOption,
+    QuietOption,
+    RunnerOption,
     StoreOption,
     WorkersOption,
     check_addresses,
@@ -44,10 +46,7 @@ def nightly(
     device: DeviceOption = "cpu",
     max_memory: MaxMemoryOption = None,
     workers: WorkersOption = None,
-    runner: Annotated[
-        RunnerName | None,
-        typer.Option("--runner", help="Where to compute shards. Default: `runner` of the recipe, else threads."),
-    ] = None,
+    runner: RunnerOption = None,
     runner_address: Annotated[
         str | None, typer.Option("--runner-address", metavar="URL", help="Dask scheduler or Ray head.")
     ] = None,
@@ -57,11 +56,9 @@ def nightly(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where an expert cannot be merged, instead of skipping it.")
     ] = False,
-    no_prefect: Annotated[
-        bool, typer.Option("--no-prefect", help="Compute in threads of this process, without a Prefect server.")
-    ] = False,
+    no_prefect: NoPrefectOption = False,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Merge the experts of REGISTRY if anything changed, and publish the result. Exit code 3: experts were skipped."""
     from ....core.coordination.stop import StopSignal

@@ -15,6 +15,8 @@ from ..options import (
     DeviceOption,
     JsonOption,
     MaxMemoryOption,
+    NoPrefectOption,
+    QuietOption,
     RecipeArgument,
     StoreOption,
     WorkersOption,
@@ -130,11 +132,9 @@ def sweep(
         typer.Option("--scratch", metavar="DIR", help="Where to make the directories that evaluators ask for."),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Score candidates again that the table has.")] = False,
-    no_prefect: Annotated[
-        bool, typer.Option("--no-prefect", help="Compute in threads of this process, without a Prefect server.")
-    ] = False,
+    no_prefect: NoPrefectOption = False,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Score the parameters of a grid for RECIPE, and find the best. If it is stopped, the same command resumes it.
 

@@ -90,3 +90,12 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
     odd = save_model(tmp_path / "odd", 3, (16, 16))
     with pytest.raises(CheckpointError, match=r"up_proj"):
         propose_recipe([model, odd], base=base)
+
+
+def test_names_that_yaml_would_read_as_other_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["null", "1e5", "true", "a: b", "#x", "é ñ", "007"]
+    for seed, name in enumerate([*names, "no"]):
+        save_model(tmp_path / name, seed)
+    recipe = read_recipe(propose_recipe(names, base="no").text)
+    assert (recipe.base_model, recipe.expert_references) == ("no", names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,16 @@ def test_doctor_ends_with_1_where_a_merge_would_fail(
 def test_schema_is_one_json_value(capsys: pytest.CaptureFixture[str]) -> None:
     schema()
     assert json.loads(capsys.readouterr().out)["properties"]["merge_method"]["enum"]
+
+
+def test_doctor_does_not_print_credentials(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        address = f"127.0.0.1:{server.getsockname()[1]}/api"
+        monkeypatch.setenv("PREFECT_API_URL", f"http://user:planted@{address}")
+        doctor(store=str(tmp_path / "store"), server=False)
+    out = capsys.readouterr().out
+    assert "the configured server answers at" in out and address in out and "planted" not in out
