@@ -8,6 +8,8 @@ TEST_PROCESSES ?= 2
 
 # The thread pools of two processes on the same cores make each other several times slower.
 export OMP_NUM_THREADS ?= 1
+# Without bytecode on disk every process that a test starts compiles all modules again: twice the time.
+unexport PYTHONDONTWRITEBYTECODE
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 
