@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 DtypeKind = Literal[
@@ -85,6 +86,7 @@ def element_bytes(name: str) -> int:
     return max(1, DTYPES[name].bits // 8)
 
 
+@lru_cache(maxsize=4096)  # a plan asks a dozen times for each tensor, of few shapes
 def tensor_bytes(name: str, shape: tuple[int, ...]) -> int:
     """Return the bytes of a stored tensor. Dtypes below one byte are packed; such a tensor fills whole bytes."""
     bits = DTYPES[name].bits * math.prod(shape)

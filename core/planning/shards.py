@@ -7,7 +7,7 @@ second run with other settings would have other parts and could not resume.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..formats.dtypes import SCALE_BLOCK_SIZE, element_bytes, tensor_bytes
@@ -102,17 +102,18 @@ def pack_tensors(
     single_name : name of the file if there is only one; otherwise its number is added to the stem
     """
     ordered = sorted(tensors, key=lambda tensor: natural_key(tensor.name))
-    limit = shard_bytes or default_shard_bytes(sum(map(written_bytes, tensors)))
+    sizes = {tensor.name: written_bytes(tensor) for tensor in tensors}
+    limit = shard_bytes or default_shard_bytes(sum(sizes.values()))
     max_flops = max((tensor.flops for tensor in tensors), default=0.0)
     flops_limit = max(max_flops, sum(tensor.flops for tensor in tensors) / _TARGET_NUM_SHARDS)
-    file_groups = [_sort_by_element_size(group) for group in _split_by_bytes(ordered, max_file_bytes)]
+    file_groups = [_sort_by_element_size(group) for group in _split_by_bytes(ordered, sizes, max_file_bytes)]
     shards: list[tuple[TensorPlan, ...]] = []
     files: list[OutputFile] = []
     for number, group in enumerate(file_groups, 1):
         first = len(shards)
         # In a smaller file, the first part, which is sent together with the header, would be more than 5%.
-        min_bytes = _MIN_COPY_BYTES if sum(map(written_bytes, group)) >= 20 * _MIN_COPY_BYTES else 0
-        shards.extend(_pack(group, limit, flops_limit, min_bytes))
+        min_bytes = _MIN_COPY_BYTES if sum(sizes[tensor.name] for tensor in group) >= 20 * _MIN_COPY_BYTES else 0
+        shards.extend(_pack(group, sizes, limit, flops_limit, min_bytes))
         entries = [entry for tensor in group for entry in output_entries(tensor)]
         name = single_name
         if len(file_groups) > 1:
@@ -123,12 +124,12 @@ def pack_tensors(
     return Packing(tuple(shards), tuple(files))
 
 
-def _split_by_bytes(tensors: Sequence[TensorPlan], limit: int) -> Iterator[list[TensorPlan]]:
-    """Yield consecutive tensors of at most `limit` bytes, or one larger tensor."""
+def _split_by_bytes(tensors: Sequence[TensorPlan], sizes: Mapping[str, int], limit: int) -> Iterator[list[TensorPlan]]:
+    """Yield consecutive tensors of at most `limit` bytes, or one larger tensor. `sizes`: bytes of each, by name."""
     group: list[TensorPlan] = []
     size = 0
     for tensor in tensors:
-        more = written_bytes(tensor)
+        more = sizes[tensor.name]
         if group and size + more > limit:
             yield group
             group, size = [], 0
@@ -144,7 +145,7 @@ def _sort_by_element_size(group: list[TensorPlan]) -> list[TensorPlan]:
 
 
 def _pack(
-    group: Sequence[TensorPlan], byte_limit: int, flops_limit: float, min_bytes: int
+    group: Sequence[TensorPlan], sizes: Mapping[str, int], byte_limit: int, flops_limit: float, min_bytes: int
 ) -> Iterator[tuple[TensorPlan, ...]]:
     """Yield shards within both limits, except where they would be smaller than `min_bytes`.
 
@@ -154,7 +155,7 @@ def _pack(
     shard: list[TensorPlan] = []
     size, flops = 0, 0.0
     for tensor in group:
-        more = written_bytes(tensor)
+        more = sizes[tensor.name]
         enough = size >= (min_bytes if complete else 2 * min_bytes)
         if shard and enough and (size + more > byte_limit or flops + tensor.flops > flops_limit):
             if complete:

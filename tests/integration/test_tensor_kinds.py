@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from eigenmerge.core import merge_task_vectors
+from eigenmerge.core.planning.plan import Plan
+
+from ..cpu_unit import cpu_seconds, cpu_unit
 
 Pipeline = Callable[..., Any]
 Tensors = dict[str, torch.Tensor]
@@ -279,7 +281,7 @@ def test_buffers_empty_and_scalar_tensors(
     assert torch.equal(merged["layers.0.rotary_emb.inv_freq"], base["layers.0.rotary_emb.inv_freq"])
 
 
-def test_ten_thousand_tensors_are_planned_in_five_seconds(tmp_path: Path) -> None:
+def test_ten_thousand_tensors_are_planned_in_seconds(tmp_path: Path) -> None:
     """A mixture with 64 small experts in each layer, planned from files on disk."""
     from eigenmerge.core.recipe.recipe import recipe_from_mapping
     from eigenmerge.core.steps.make_plan import make_plan
@@ -304,8 +306,8 @@ def test_ten_thousand_tensors_are_planned_in_five_seconds(tmp_path: Path) -> Non
             "parameters": {"alignment_rho": 0.5},
         }
     )
-    # CPU time, with a margin for machines that are busy with other work
-    started = time.process_time()
-    plan = make_plan(recipe)
-    assert time.process_time() - started < 5.0
+    plans: list[Plan] = []
+    # measured: 3.3 s, 85 units
+    assert cpu_seconds(lambda: plans.append(make_plan(recipe))) < 220 * cpu_unit()
+    (plan,) = plans
     assert plan.num_tensors == len(names) and len(plan.shards) <= 400

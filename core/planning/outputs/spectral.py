@@ -358,6 +358,8 @@ def add_alignment(tensor: TensorPlan, keys: tuple[str | None, str | None]) -> Te
     keys : as from `alignment_keys`
     """
     aligned = replace(tensor, alignment_key=keys[0], outputs_alignment_key=keys[1])
+    if tensor.calibration_key is None and all(view.calibration_key is None for view in tensor.views):
+        return aligned
 
     def calibrated(view: MatrixView | None) -> str | None:
         own = (tensor if view is None else view).calibration_key
