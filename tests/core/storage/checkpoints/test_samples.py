@@ -19,7 +19,7 @@ def header_of(lengths: list[int]) -> tuple[SafetensorsHeader, int]:
     return parse_header(data, len(data) + sum(lengths), "x"), len(data)
 
 
-@pytest.mark.parametrize("lengths", [[10**9], [10**8] * 24, [1, 0, 10**7, 3], [5_000] * 4000, [10**6] * 600])
+@pytest.mark.parametrize("lengths", [[10**9], [10**8] * 24, [1, 0, 10**7, 3], [5_000] * 1200, [10**6] * 600])
 def test_every_tensor_is_sampled_on_a_local_disk(lengths: list[int]) -> None:
     header, _ = header_of(lengths)
     ranges = local_ranges(header)
