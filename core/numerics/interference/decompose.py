@@ -1,4 +1,4 @@
-"""Decompose task vectors into the interference spectrum, by the cheaper of two routes with equal results.
+"""Decompose task vectors into the interference spectrum, by one of two routes with equal results.
 
 * gram: sum C, D and S over the experts, then the eigenvectors of C. Memory does not depend on the number of experts.
 * row_space: decompose the stacked experts, if they have fewer rows than columns, as LoRA factors do; no K x K matrix.
@@ -26,6 +26,8 @@ Route = Literal["gram", "row_space"]
 _EIGH = 10.0
 _SVD = 25.0
 _QR = 8.0
+_ACCURACY = 1.5  # how many times the cost of the gram route the row-space route may have
+_HALF = 1.25  # x^T x, of which the lower half is computed; a whole product has 2
 
 
 def decompose_interference(
@@ -39,7 +41,7 @@ def decompose_interference(
     ----------
     task_vectors : TaskVectors, (M, K), float32 or float64
         SummedTaskVectors are decomposed from their sums, by the gram route, without reading the experts.
-    route : "gram" or "row_space"; None for the cheaper one
+    route : "gram" or "row_space"; None for the choice of `choose_route`
     with_expert_energy : bool
         Add the statistic "expert_energy" (R, N), w_i ||v_i q_k||^2; a second pass over the experts on the gram route.
 
@@ -64,18 +66,21 @@ def decompose_interference(
 
 
 def choose_route(shape: tuple[int, int], max_ranks: Sequence[int]) -> Route:
-    """Return row_space where the stacked experts have fewer rows than columns and it costs less, else gram."""
+    """Return row_space where the stacked experts have fewer rows than columns and it costs at most half more than gram.
+
+    It is the more accurate route: it squares no singular value (docs/decisions/011).
+    """
     if sum(max_ranks) >= shape[1]:
         return "gram"
     row_space = decomposition_flops(shape, max_ranks, "row_space")
-    return "row_space" if row_space < decomposition_flops(shape, max_ranks, "gram") else "gram"
+    return "row_space" if row_space < _ACCURACY * decomposition_flops(shape, max_ranks, "gram") else "gram"
 
 
 def decomposition_flops(shape: tuple[int, int], max_ranks: Sequence[int], route: Route) -> float:
     """Return the projected cost of a route, in flops of matrix products."""
     rows, columns = shape
     if route == "gram":
-        per_expert = 2.0 * rows * columns**2 + min(2.0 * rows * columns**2, 4.0 * rows**2 * columns)
+        per_expert = _HALF * rows * columns**2 + min(2.0 * rows * columns**2, (2.0 + _HALF) * rows**2 * columns)
         return len(max_ranks) * per_expert + _EIGH * columns**3 + 4.0 * rows * columns**2
     stacked = min(sum(max_ranks), columns)
     factors = sum(_QR * rows * rank**2 + 2.0 * rank**2 * columns for rank in max_ranks if rank < rows)

@@ -96,6 +96,8 @@ _HARMLESS = 0.1
 class InterferenceMethod(SpectralMethod[P, ExpertParameters]):
     """Abstract base class of methods on the interference spectrum; subclasses implement `factors`."""
 
+    algorithm_version = 2  # 2: products x^T x are computed by blocks, whose sums round otherwise
+
     def decomposition(self, parameters: P) -> Mapping[str, object]:
         return {"kind": "interference"}
 

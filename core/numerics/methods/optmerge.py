@@ -76,6 +76,7 @@ class OptMerge(InterferenceMethod[OptMergeParameters]):
     summary = "WUDI on experts reduced to their top singular directions, iterated as published or in closed form"
     source = "OptMerge, ICLR 2026"
     Parameters = OptMergeParameters
+    algorithm_version = 1  # it has sums of its own
     passes = 2  # the mean, then the experts relative to it
 
     def needs_float64(self, parameters: OptMergeParameters) -> bool:

@@ -47,14 +47,14 @@ KEYS: dict[str, str] = {
     "slerp": "7419853c8a468054",
     "star": "45c740755cfd733c",
     "subspace_boosting": "d2682ca329650805",
-    "swudi": "23d08adb64b80f22",
-    "swudi_a": "174de5c2d3dcd653",
-    "swudi_soft": "341a402f0bb2802e",
+    "swudi": "cf65cdc08f979839",
+    "swudi_a": "401b47801c0e9b50",
+    "swudi_soft": "4cc7191e5b974e41",
     "task_arithmetic": "a8d0d9ea448188ff",
     "ties": "34aa4e11f05979c4",
     "tsv_m": "41fe7f49139c8cc0",
-    "wudi": "781ce7b8c18c228e",
-    "wudi_pinv": "e577b8f3831977ac",
+    "wudi": "281edada7c135756",
+    "wudi_pinv": "ba9725b8b13be068",
 }
 
 
@@ -128,7 +128,7 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "swudi_a": (
         "llama",
         "merge_method: swudi_a",
-        FrozenKeys("6e367b27dff22073", "66c71c4729d2b297", "8eb7d1a916350654", "a438d70c4a7d436b"),
+        FrozenKeys("7fd71a8f0c23a368", "ad7fe0d8916bff4e", "391d88a669c411ce", "a438d70c4a7d436b"),
     ),
     "ties": (
         "llama",
@@ -143,17 +143,17 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "calibration": (
         "llama",
         "merge_method: swudi\ncalibration: {svc: {alpha: 1}}",
-        FrozenKeys("5437ebeb44e7f7a3", "cd002ebfa1cff9cf", "8eb7d1a916350654", "c9f4a38650846f40"),
+        FrozenKeys("254030ab10c70c24", "1c0c7e094343eacc", "391d88a669c411ce", "be3667698ac1ed34"),
     ),
     "kept sums": (
         "llama",
         "merge_method: swudi\nkeep_sums: true",
-        FrozenKeys("da4cfb4ca5a83efe", "c6ed5e16cddb6623", "1caef97eec5ebbb9", "21ba7f245ded5796"),
+        FrozenKeys("e882f9d19a69d809", "788ebd46ac2582e0", "11fbe198ec161099", "df2c8bd0f09930b4"),
     ),
     "alignment": (
         "llama",
         "merge_method: swudi\nparameters: {alignment_rho: 1}\ncalibration: {svc: }",
-        FrozenKeys("744abc109e6792bd", "bba16ed8858e8744", "8eb7d1a916350654", "496d1e891806b5d3"),
+        FrozenKeys("f7b877b2489bb81a", "a82d1ec4dc5e7404", "391d88a669c411ce", "f41590804c3d24a0"),
     ),
     "rules": (
         "llama",
@@ -177,7 +177,7 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "LoRA": (
         "lora",
         "merge_method: swudi",
-        FrozenKeys("2b632c98b4f16f2f", "1c48005c752292d7", "84715b0b4e60d56e", "cc7b6fd7f8207928"),
+        FrozenKeys("a61f0d42d2c2b12c", "c253afe71a389055", "a251fdd696d91cd1", "cc7b6fd7f8207928"),
     ),
     "LoRA, task_arithmetic": (
         "lora",
@@ -187,22 +187,22 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "adapter output": (
         "lora",
         "merge_method: swudi\noutput: {format: adapter, rank: 3}",
-        FrozenKeys("f278d9f3aad67351", "1e0fce100c92c285", "9e4f06ff3e2f50d4", "65e0bf31d7a820be"),
+        FrozenKeys("0b6cbe288519aac3", "9406ce42ec4d39e4", "faa38b5f92c0ff1e", "65e0bf31d7a820be"),
     ),
     "mixture, qkv, convolution": (
         "mixture",
         "merge_method: swudi\nqkv: split\nconv: matrix",
-        FrozenKeys("b7c57621ce9f6464", "c4de630ae7d9bab3", "9d56d5c5d8f42fcf", "68e23d9a8278b21e"),
+        FrozenKeys("005c8d8011d89c33", "f9cd3f73aa91d6f2", "a85ea2ce3db1c24f", "68e23d9a8278b21e"),
     ),
     "mixture, kept sums": (
         "mixture",
         "merge_method: swudi\nkeep_sums: true\narithmetic: float64",
-        FrozenKeys("18d8baa9f16540eb", "562c57903db53796", "9bfbac608fa54193", "d59a0bcaf9d1e9e9"),
+        FrozenKeys("a7e76b3b3a908f2c", "3fc30dd7f537b084", "a5207cf357c30ec0", "ce6f4064efd8c21e"),
     ),
     "union": (
         "vocabularies",
         "merge_method: swudi\ntokenizer_source: union",
-        FrozenKeys("a0053f475b794c58", "94b4bbf1a824d43e", "a1e44c22daec204b", "cc7b6fd7f8207928"),
+        FrozenKeys("130b13da45662b7c", "456ba983f38df4fb", "30baa3fa7611678a", "cc7b6fd7f8207928"),
     ),
     "base vocabulary": (
         "vocabularies",
