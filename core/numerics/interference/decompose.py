@@ -22,12 +22,12 @@ from .summed_task_vectors import SummedTaskVectors
 Route = Literal["gram", "row_space"]
 
 # Measured cost in flops of matrix products: 10 n^3 for an eigendecomposition of order n, 2.5 times that for an SVD;
-# Householder QR has about half the speed of a product.
+# Householder QR has about half the speed of a product. x^T x counts as a whole product, which it is on a GPU; a CPU
+# computes little more than half of it.
 _EIGH = 10.0
 _SVD = 25.0
 _QR = 8.0
-_ACCURACY = 1.5  # how many times the cost of the gram route the row-space route may have
-_HALF = 1.25  # x^T x, of which the lower half is computed; a whole product has 2
+_ACCURACY = 1.4  # how many times the flops of the gram route the row-space route may have
 
 
 def decompose_interference(
@@ -66,7 +66,7 @@ def decompose_interference(
 
 
 def choose_route(shape: tuple[int, int], max_ranks: Sequence[int]) -> Route:
-    """Return row_space where the stacked experts have fewer rows than columns and it costs at most half more than gram.
+    """Return row_space where the stacked experts have fewer rows than columns and it costs at most 1.4 times as much.
 
     It is the more accurate route: it squares no singular value (docs/decisions/011).
     """
@@ -80,7 +80,7 @@ def decomposition_flops(shape: tuple[int, int], max_ranks: Sequence[int], route:
     """Return the projected cost of a route, in flops of matrix products."""
     rows, columns = shape
     if route == "gram":
-        per_expert = _HALF * rows * columns**2 + min(2.0 * rows * columns**2, (2.0 + _HALF) * rows**2 * columns)
+        per_expert = 2.0 * rows * columns**2 + min(2.0 * rows * columns**2, 4.0 * rows**2 * columns)
         return len(max_ranks) * per_expert + _EIGH * columns**3 + 4.0 * rows * columns**2
     stacked = min(sum(max_ranks), columns)
     factors = sum(_QR * rows * rank**2 + 2.0 * rank**2 * columns for rank in max_ranks if rank < rows)
