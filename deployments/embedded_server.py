@@ -27,10 +27,10 @@ from urllib.request import getproxies, proxy_bypass
 
 from ..core.errors import DeployError
 from ..core.formats.redaction import redact
+from .loopback import loopback_without_proxy
 
 STARTUP_SECONDS = 120.0
 _REACH_SECONDS = 5.0
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class EmbeddedServer:
@@ -173,16 +173,6 @@ def prefect_api(server: EmbeddedServer | None = None) -> Generator[None]:
         temporary_settings({PREFECT_API_URL: address, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         yield
-
-
-def loopback_without_proxy() -> dict[str, str]:
-    """Return NO_PROXY in both spellings, so that no proxy of the environment receives requests to this machine."""
-    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    hosts = [host for host in (part.strip() for part in given.split(",")) if host]
-    if "*" in hosts:
-        return {}
-    value = ",".join(hosts + [host for host in _LOOPBACK if host not in hosts])
-    return {"NO_PROXY": value, "no_proxy": value}
 
 
 @contextlib.contextmanager

@@ -41,10 +41,10 @@ __all__ = [
 class MethodParameters(BaseModel):
     """Base class of a method's parameters, named as in the recipe. Every field has a description.
 
-    Unknown names are errors.
+    Unknown names are errors, and so are NaN and infinity.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SpectralParameters(MethodParameters):

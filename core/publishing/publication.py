@@ -215,8 +215,9 @@ def _parse(content: bytes, store: Store) -> Publication:
         data = parse_json_object(content, store.display(LATEST), LONGEST_INDEX_BYTES)
         return _parse_publication(data)
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise CorruptObjectError(
-            f"{store.display(LATEST)}: was not written by eigenmerge ({error}); delete it to publish again"
+            f"{store.display(LATEST)}: was not written by eigenmerge ({reason}); delete it to publish again"
         ) from None
 
 

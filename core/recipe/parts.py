@@ -18,7 +18,7 @@ from .fields import ByteCount, ModelReference, ParameterSettings
 class StrictModel(BaseModel):
     """A frozen model that refuses unknown keys and suggests the nearest known key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

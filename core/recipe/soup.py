@@ -31,7 +31,9 @@ _DECAYS: Mapping[str, Callable[[float], float]] = {
 class SoupModels(StrictModel):
     """Checkpoints by a pattern."""
 
-    glob: Address = Field(description="pattern of directories or files, local or on a store: ckpts/step-*")
+    glob: Address = Field(
+        min_length=1, description="pattern of directories or files, local or on a store: ckpts/step-*"
+    )
     first: int | None = Field(default=None, gt=0, description="only this many, from the first, by number in the name")
     last: int | None = Field(default=None, gt=0, description="only this many, up to the last, by number in the name")
     every: int = Field(default=1, gt=0, description="only each n-th, counted back from the last")

@@ -16,6 +16,7 @@ from ..recipe.strict_yaml import MAX_TEXT_BYTES, parse_yaml_documents, parse_yam
 from ..storage.addresses import is_local
 from ..storage.backends.near_paths import near_path
 from ..storage.checkpoints.find_checkpoints import expand_soups
+from ..storage.reachable import check_reachable
 from ..storage.store import locate_object
 
 # The keys of a recipe, and those that mergekit's recipes have under another name.
@@ -136,6 +137,7 @@ def _read_text(recipe: str | Path) -> tuple[str, str]:
     try:
         if isinstance(recipe, Path) or is_local(recipe):
             return _read_local_file(recipe), origin
+        check_reachable([recipe])
         store, key = locate_object(recipe)
         return store.read(key, MAX_TEXT_BYTES).decode(), origin
     except UnicodeDecodeError:

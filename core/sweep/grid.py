@@ -165,17 +165,19 @@ def _parse_range(name: str, text: str) -> tuple[int | float, ...]:
     """Return start, start + step, ..., up to and with stop. Decimal, so that 0.5:0.95:0.05 ends with 0.95."""
     try:
         start, stop, step = (Decimal(word.strip()) for word in text.split(":"))
-    except InvalidOperation:
+        is_bounded = all(math.isfinite(float(number)) for number in (start, stop, step))
+    except (InvalidOperation, ValueError):
         raise RecipeError(
             f"--grid {name}: {text!r} is no range; expected start:stop:step, such as 0.5:0.95:0.05"
         ) from None
-    if not all(number.is_finite() for number in (start, stop, step)):
+    if not is_bounded:
         raise RecipeError(f"--grid {name}: {text!r} has no end; expected finite numbers")
-    if step == 0 or (stop - start) * step < 0:
+    if float(step) == 0 or (stop - start) * step < 0:
         raise RecipeError(f"--grid {name}: {text!r} never reaches its stop; expected a step towards it, not 0")
-    count = int((stop - start) / step) + 1
-    if count > MOST_CANDIDATES:
-        raise RecipeError(f"--grid {name}: {text!r} has {count} values; expected at most {MOST_CANDIDATES}")
+    steps = (stop - start) / step
+    if steps >= MOST_CANDIDATES:
+        raise RecipeError(f"--grid {name}: {text!r} has {steps:.0e} values; expected at most {MOST_CANDIDATES}")
+    count = int(steps) + 1
     whole = all(number == number.to_integral_value() for number in (start, step))
     return tuple(int(value) if whole else float(value) for value in (start + index * step for index in range(count)))
 

@@ -102,6 +102,7 @@ class PreparedSweep:
         ------
         DestinationError, StoreError : as `prepare_destination`
         """
+        check_reachable([uri], self.recipe.storage_options)
         target = Store(uri, self.recipe.storage_options)
         plan = next(iter(self.known.values()))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -10,6 +11,7 @@ import typer.main
 from typer.core import TyperGroup
 
 from ...core.errors import EigenmergeError, one_line
+from ..loopback import loopback_without_proxy
 from .commands import (
     cache_command,
     compare_command,
@@ -74,6 +76,7 @@ def main() -> None:
     try:
         if _answer_without_parsing(sys.argv[1:]):
             return
+        os.environ.update(loopback_without_proxy())
         if _shows_status(sys.argv[1:]):
             start_status(f"eigenmerge {sys.argv[1]}")
         code = app(standalone_mode=False, prog_name="eigenmerge")

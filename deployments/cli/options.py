@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -83,8 +84,8 @@ def open_store(store: str | None, recipe: str | None) -> Store:
 
     Raises
     ------
-    RecipeError : the recipe cannot be read
-    StoreError : the address is not one of a store
+    RecipeError : the recipe cannot be read, or the address contains credentials
+    StoreError : the address is not one of a store, or its server does not answer
     """
     from ...core.formats.store_folders import DEFAULT_STORE
     from ...core.steps.read_recipe import read_recipe
@@ -92,7 +93,9 @@ def open_store(store: str | None, recipe: str | None) -> Store:
 
     read = read_recipe(recipe) if recipe is not None else None
     address = store or (read.store if read is not None else None) or DEFAULT_STORE
-    return Store(address, read.storage_options if read is not None else None)
+    options = read.storage_options if read is not None else None
+    check_places(options, store=address)
+    return Store(address, options)
 
 
 def open_existing_store(store: str | None, recipe: str | None) -> Store:
@@ -152,6 +155,22 @@ def check_addresses(**addresses: str | None) -> None:
             refuse_credentials(address or "")
         except ValueError as error:
             raise RecipeError(f"{name}: {error}") from None
+
+
+def check_places(storage_options: Mapping[str, Any] | None, **addresses: str | None) -> None:
+    """Check that addresses which a command reads contain no credentials, and that their servers answer.
+
+    Without the second check the patient retries of a run would let a command wait for a minute.
+
+    Raises
+    ------
+    RecipeError : credentials in one of them
+    StoreError : a server does not answer
+    """
+    from ...core.storage.reachable import check_reachable
+
+    check_addresses(**addresses)
+    check_reachable([address for address in addresses.values() if address], storage_options)
 
 
 def show_bytes(count: float) -> str:

@@ -16,7 +16,8 @@ from eigenmerge.core.errors import DeployError
 from eigenmerge.core.steps.listener import Listener
 from eigenmerge.core.steps.open_run import PreparedRun, prepare_run
 from eigenmerge.core.steps.read_recipe import read_recipe
-from eigenmerge.deployments.embedded_server import EmbeddedServer, check_listens, loopback_without_proxy
+from eigenmerge.deployments.embedded_server import EmbeddedServer, check_listens
+from eigenmerge.deployments.loopback import loopback_without_proxy
 from eigenmerge.deployments.reported_merge import reported_merge
 
 from ..conftest import free_port

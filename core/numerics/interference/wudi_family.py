@@ -65,19 +65,14 @@ class FilterParameters(AnchorParameters):
     filter: FilterName = Field(
         "exponential", description="exponential | none | tikhonov | landweber | wiener | shrinkage"
     )
-    exp_time: float = Field(
-        300.0, ge=0, allow_inf_nan=False, description="time t of the exponential filter 1 - exp(-t lambda)"
-    )
+    exp_time: float = Field(300.0, ge=0, description="time t of the exponential filter 1 - exp(-t lambda)")
     tikhonov_alpha: float | None = Field(
         None,
         ge=0,
-        allow_inf_nan=False,
         description="alpha of lambda / (lambda + alpha); with the exponential filter the two multiply"
         " (default: 0.01 for the tikhonov filter, off otherwise)",
     )
-    gamma: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="power of the filter: above 1 steeper, below 1 gentler"
-    )
+    gamma: float = Field(1.0, gt=0, description="power of the filter: above 1 steeper, below 1 gentler")
     landweber_steps: int = Field(150, ge=1, description="gradient steps n of the landweber filter")
     landweber_eta: float = Field(
         0.9, gt=0, le=1, description="step of the landweber filter, as a fraction of 1 / lambda_max"

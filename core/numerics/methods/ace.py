@@ -25,13 +25,11 @@ class AceParameters(SpectralParameters):
     epsilon: float = Field(
         0.01,
         gt=0.0,
-        allow_inf_nan=False,
         description="ridge added to each covariance; divided by the trace where covariances are normalized",
     )
     heterogeneity_threshold: float = Field(
         0.3,
         ge=0.0,
-        allow_inf_nan=False,
         description="above this variance of the log traces (relative to their squared mean), covariances are normalized"
         " by their traces and the result is refined",
     )

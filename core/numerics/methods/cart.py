@@ -32,7 +32,7 @@ class CartParameters(SpectralParameters):
         le=1.0,
         description="rank kept of each centered expert (expert minus mean), as a share of min(out, in) features",
     )
-    coefficient: float = Field(1.0, allow_inf_nan=False, description="factor (lambda) on the sum of the low-rank parts")
+    coefficient: float = Field(1.0, description="factor (lambda) on the sum of the low-rank parts")
 
 
 class Cart(SpectralMethod[CartParameters, ExpertParameters]):

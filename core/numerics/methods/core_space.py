@@ -32,9 +32,7 @@ class CoreSpaceParameters(SpectralParameters):
     rank_ratio: float = Field(
         0.04, gt=0.0, le=1.0, description="for cart: rank kept of each centered core, as a share of its size"
     )
-    coefficient: float = Field(
-        0.1, allow_inf_nan=False, description="for cart: factor (lambda) on the sum of the low-rank parts"
-    )
+    coefficient: float = Field(0.1, description="for cart: factor (lambda) on the sum of the low-rank parts")
 
 
 class CoreSpace(SpectralMethod[CoreSpaceParameters, ExpertParameters]):

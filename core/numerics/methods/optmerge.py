@@ -48,7 +48,6 @@ class OptMergeParameters(FilterParameters):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        allow_inf_nan=False,
         description="step size of the iteration (default: 1e-5 for full, 1e-4 for lora)",
     )
     rank_ratio: float | None = Field(

@@ -43,12 +43,11 @@ class SwudiParameters(SwudiSoftParameters):
     consensus_power: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="weight each direction by (share of experts that use it)^power; 0 is off",
     )
     consensus_floor: float = Field(0.0, ge=0, le=1, description="lower bound of the consensus weight")
     output_exp_time: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="time of an exponential filter over the outputs; null is off"
+        None, ge=0, description="time of an exponential filter over the outputs; null is off"
     )
 
 

@@ -35,7 +35,7 @@ class SwudiAParameters(FilterParameters):
         "participation_sqrt",
         description="rule for the number of directions to keep in each layer; docs/methods/swudi_a.md lists the rules",
     )
-    rank_scale: float = Field(1.0, gt=0, allow_inf_nan=False, description="factor on the rule's rank")
+    rank_scale: float = Field(1.0, gt=0, description="factor on the rule's rank")
     min_rank: int = Field(1, ge=0, description="smallest number of directions to keep")
     max_rank_ratio: float = Field(
         1.0, gt=0, le=1, description="largest number of directions to keep, as a fraction of the input dimensions"

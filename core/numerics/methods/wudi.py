@@ -26,7 +26,7 @@ _ITERATE = "wudi_iterate"
 
 class WudiParameters(AnchorParameters):
     iterations: int = Field(300, ge=0, description="number of gradient steps")
-    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False, description="step size of the optimizer")
+    learning_rate: float = Field(1e-5, gt=0, description="step size of the optimizer")
     optimizer: Literal["adam", "sgd"] = Field(
         "adam",
         description="adam: the published solver; sgd: plain gradient descent, computed as a Landweber filter",

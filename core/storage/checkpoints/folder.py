@@ -27,6 +27,7 @@ from ..backends.near_paths import near_path
 from ..backends.protocol import ObjectInfo
 from ..store import Store, locate_object
 from .hub import HUB_RETRY, pin_revision
+from .linked_files import check_links_resolve
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
@@ -105,7 +106,7 @@ def open_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFol
     Raises
     ------
     NoModelError : nothing at this address
-    CheckpointError : a file that is neither; a directory with an unfinished merge
+    CheckpointError : a file that is neither; a directory with an unfinished merge; a link to a missing file
     """
     folder = _list_folder(uri, options)
     if MARKER_NAME in folder.files:
@@ -113,6 +114,8 @@ def open_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFol
             f"{folder.display('')} holds an unfinished merge ({MARKER_NAME}) and is no model; run that merge again to"
             " finish it"
         )
+    if is_local(folder.uri):
+        check_links_resolve(folder.uri, lambda name: name in (CONFIG_NAME, INDEX_NAME) or _is_side_name(name))
     return folder
 
 
@@ -329,10 +332,12 @@ def _check_not_a_part(folder: CheckpointFolder, name: str) -> None:
 
 def is_side_file(info: ObjectInfo, name: str) -> bool:
     """Return whether an object, by its name in its folder, is a small file that belongs to a model."""
-    return (
-        info.size <= _LARGEST_SIDE_FILE_BYTES
-        and any(fnmatchcase(name, pattern) for pattern in _SIDE_FILES)
-        and not any(fnmatchcase(name, pattern) for pattern in _NOT_SIDE_FILES)
+    return info.size <= _LARGEST_SIDE_FILE_BYTES and _is_side_name(name)
+
+
+def _is_side_name(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _SIDE_FILES) and not any(
+        fnmatchcase(name, pattern) for pattern in _NOT_SIDE_FILES
     )
 
 

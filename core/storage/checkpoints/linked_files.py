@@ -6,7 +6,7 @@ with the merged model. Weights may be links to any disk: they are parsed as safe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ...errors import CheckpointError
@@ -36,6 +36,28 @@ def check_linked_files(listings: Iterable[ModelListing], uris: Iterable[str], re
                 _check(listing, Path(absolute_uri(uri)))
     if is_local(reference.uri) and reference.config is not None:
         _check(reference, _folder(reference.uri) / CONFIG_NAME)
+
+
+def check_links_resolve(uri: str, is_used: Callable[[str], bool]) -> None:
+    """Check that no file which a model needs is a link to nothing, such as a half removed cache of the Hub has.
+
+    Without this check the merge would lack that file, as if the model had none.
+
+    Parameters
+    ----------
+    uri : address of a local folder, or of a file in it
+    is_used : whether a file of this name belongs to a model
+
+    Raises
+    ------
+    CheckpointError : a link whose target does not exist
+    """
+    for path in sorted(_folder(uri).iterdir()):
+        if path.is_symlink() and is_used(path.name) and not path.exists():
+            raise CheckpointError(
+                f"{path} is a link to {path.readlink()}, which does not exist; download the model again, or remove the"
+                " link"
+            )
 
 
 def _check(listing: ModelListing, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import JsonOption, RecipeForStoreOption, StoreOption, open_store, show_count
+from ..options import JsonOption, RecipeForStoreOption, StoreOption, check_places, open_store, show_count
 from ..status import set_status
 from ..table import table_lines, terminal_width, wrapped_lines
 from ..terminal import show, show_json
@@ -50,6 +50,7 @@ def compare(
     if html is not None:
         check_page_place(html)
     options = read_recipe(recipe).storage_options if recipe is not None else None
+    check_places(options, A=a, B=b, base=base)
     found = compare_models(
         a,
         b,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..options import JsonOption, RecipeForStoreOption, StoreOption, open_store
+from ..options import JsonOption, RecipeForStoreOption, StoreOption, check_places, open_store
 from ..status import set_status
 from ..table import terminal_width, wrapped_lines
 from ..terminal import show, show_json
@@ -42,6 +42,7 @@ def explain(
     from ....core.storage.store import Store
 
     options = read_recipe(recipe).storage_options if recipe is not None else None
+    check_places(options, OUT=checkpoint)
     manifest = read_manifest(Store(checkpoint, options))
     find_tensor(manifest, tensor)  # before the store is asked
     opened = open_store(store, recipe)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..options import JsonOption, check_addresses, show_bytes, show_count
+from ..options import JsonOption, check_places, show_bytes, show_count
 from ..table import table_lines
 from ..terminal import show, show_json
 
@@ -35,7 +35,7 @@ def extract(
     """
     from ....core.extraction.extract_adapter import extract_adapter
 
-    check_addresses(BASE=base, TUNED=tuned, OUT=destination)
+    check_places(None, BASE=base, TUNED=tuned, OUT=destination)
     result = extract_adapter(
         base, tuned, destination, rank=rank, max_error=max_error, dtype=dtype, leave_out=leave_out or ()
     )

@@ -11,7 +11,7 @@ import typer
 from ....core.errors import CheckpointError
 from ....core.formats.file_names import MANIFEST_NAME
 from ..merge_facts import look_at_merge, merge_lines, rank_lines
-from ..options import JsonOption, RecipeForStoreOption, StoreOption, show_bytes
+from ..options import JsonOption, RecipeForStoreOption, StoreOption, check_places, show_bytes
 from ..status import set_status
 from ..table import table_lines, terminal_width, wrapped_lines
 from ..terminal import show, show_json
@@ -40,6 +40,7 @@ def inspect(
 
     set_status("reading headers")
     options = _storage_options(recipe)
+    check_places(options, CHECKPOINT=checkpoint)
     listing = list_model(checkpoint, options)
     merge = look_at_merge(listing, store, recipe, options)
     if ranks and merge is None:

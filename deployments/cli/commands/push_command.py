@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import JsonOption, show_bytes, show_count
+from ..options import JsonOption, check_places, show_bytes, show_count
 from ..terminal import show, show_json
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def push(
     from ....core.steps.read_recipe import read_recipe
 
     options = read_recipe(recipe).storage_options if recipe is not None else None
+    check_places(options, OUT=checkpoint)
     done = push_and_show(checkpoint, repository, options, public=public, overwrite=overwrite, quiet=as_json)
     if as_json:
         show_json(asdict(done), indent=None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....core.formats.file_names import MANIFEST_NAME
-from ..options import DeviceOption, JsonOption, show_count
+from ..options import DeviceOption, JsonOption, check_places, show_count
 from ..terminal import show, show_json
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def verify(
     from ....core.storage.store import Store
 
     options = read_recipe(recipe).storage_options if recipe is not None else None
+    check_places(options, OUT=checkpoint, store=store)
     count = _DEFAULT_SAMPLE if sample is None else sample
     found = verify_checkpoint(
         Store(checkpoint, options),

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ....core.errors import RecipeError
-from ..options import show_bytes, show_count
+from ..options import check_places, show_bytes, show_count
 from ..terminal import show
 
 _TO_STANDARD_OUTPUT = "-"
@@ -46,6 +46,7 @@ def init(
         method = method or _ask_for("merge method", DEFAULT_METHOD)
     if not models:
         raise RecipeError("MODEL is missing; give the models to merge, at least two")
+    check_places(None, base=base, **{f"model {number}": model for number, model in enumerate(models, 1)})
     proposal = propose_recipe(models, base=base, method=method, memory=psutil.virtual_memory().available)
     if output == _TO_STANDARD_OUTPUT:
         show(*proposal.text.splitlines())

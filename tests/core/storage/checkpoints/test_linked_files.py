@@ -11,6 +11,7 @@ import pytest
 
 from eigenmerge.core.errors import CheckpointError
 from eigenmerge.core.steps.read_recipe import read_stages
+from eigenmerge.core.storage.checkpoints.list_model import list_model
 
 from ....stages import merge_stages
 
@@ -39,6 +40,21 @@ def test_a_config_outside_of_the_model_is_refused(two: Any, pipeline: Any, tmp_p
     (two.base / "config.json").symlink_to(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match=r"config\.json is a link to"):
         pipeline(two.recipe("average"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors.index.json"])
+def test_a_link_to_nothing_is_refused(two: Any, name: str) -> None:
+    """The merge would lack the file, as if the base had none."""
+    (two.base / name).unlink(missing_ok=True)
+    (two.base / name).symlink_to("../../blobs/removed")
+    with pytest.raises(CheckpointError, match=rf"{name} is a link to \.\./\.\./blobs/removed, which does not exist"):
+        list_model(str(two.base))
+
+
+def test_a_link_to_nothing_that_no_merge_reads_is_ignored(two: Any) -> None:
+    (two.base / "README.md").symlink_to("gone")
+    (two.base / "model.onnx").symlink_to("gone")
+    assert list_model(str(two.base)).tensors
 
 
 def test_links_that_people_use_are_followed(two: Any, pipeline: Any, tmp_path: Path) -> None:
