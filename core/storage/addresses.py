@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from ..errors import StoreError
-from ..formats.redaction import redact
+from ..formats.redaction import has_password, redact
 from .fsspec_calls import is_protocol
 
 # These take no options: nothing on this machine has credentials.
@@ -59,10 +59,12 @@ def absolute_uri(uri: str) -> str:
 
     Raises
     ------
-    StoreError : the address is empty or contains a control character
+    StoreError : the address is empty, contains a control character, or credentials
     """
     if not uri or any(ord(char) < 32 for char in uri):
         raise StoreError(f"{redact(uri)!r} is not an address; expected a directory or a URL such as s3://bucket/prefix")
+    if has_password(uri):  # a library would show a part of them in its errors
+        raise StoreError(f"{redact(uri)}: contains credentials; put them into storage_options or the environment")
     if is_web(uri):
         path, mark, query = uri.partition("#")[0].partition("?")
         return path.rstrip("/") + mark + query

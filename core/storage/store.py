@@ -16,7 +16,7 @@ from typing import TypeVar, final
 
 from ..errors import CorruptObjectError, ObjectChangedError, ObjectNotFoundError, StoreError
 from ..formats.object_names import check_key
-from ..formats.redaction import find_secrets, has_password, redact
+from ..formats.redaction import find_secrets, redact
 from ..formats.store_folders import PROBES
 from .addresses import absolute_uri, is_local, is_web, join_address, protocol_of, select_options, split_address
 from .backends.protocol import Backend, ObjectInfo, RequestRunner
@@ -65,10 +65,6 @@ class Store:
         retry: RetryPolicy | None = None,
     ) -> None:
         self._uri = absolute_uri(os.fspath(root_uri))
-        if has_password(self._uri):  # libraries would show a part of them in their errors
-            raise StoreError(
-                f"{redact(self._uri)}: contains credentials; put them into storage_options or the environment"
-            )
         self._options = select_options(self._uri, storage_options)
         self._secrets = find_secrets(self._options)
         self._conditional_writes = conditional_writes
