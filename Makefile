@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 
-.PHONY: install hooks demo test lint format types contracts unit slow soak ray bench clean
+.PHONY: install hooks demo docs test lint format types contracts unit slow soak ray bench clean
 
 install: $(STAMP)
 
@@ -25,6 +25,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=2 $(BIN)/python tests/demo/run.py
+
+# The documentation site, in build/site. --strict: a link or an anchor that does not exist is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 test: lint types contracts unit
 

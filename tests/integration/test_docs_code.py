@@ -1,10 +1,14 @@
-"""Code in README.md and docs/: commands are valid and run, recipes are valid, Python code runs."""
+"""Code in README.md and docs/: commands are valid and run, recipes are valid, Python code runs.
+
+A block with a title is a file of its page: the guides are run in a folder with these files.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +29,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 # tests/integration/test_own_method.py builds the package of docs/own-method.md.
 TESTED_ELSEWHERE = {"docs/own-method.md"}
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r'^```(\w*)(?: title="([\w.]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
+IN_MAKE_TEST = {"docs/guides/first-merge.md", "docs/guides/nightly.md"}  # the others: `make slow`
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Block:
     line: int
     language: str
     text: str
+    title: str = ""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -47,7 +53,7 @@ def blocks() -> Iterator[Block]:
         if page in TESTED_ELSEWHERE:
             continue
         for found in FENCED.finditer(text):
-            yield Block(page, text[: found.start()].count("\n") + 1, found[1], found[2])
+            yield Block(page, text[: found.start()].count("\n") + 1, found[1], found[3], found[2] or "")
         plain = FENCED.sub(lambda found: "\n" * found[0].count("\n"), text).replace("\\\n", " ")
         for number, line in enumerate(plain.splitlines(), 1):
             if re.match(r" {4}(eigenmerge|python -m eigenmerge|make) ", line):
@@ -58,6 +64,7 @@ ALL = list(blocks())
 COMMANDS = [block for block in ALL if block.language == "command" and not block.text.startswith("make ")]
 RECIPES = [block for block in ALL if block.language == "yaml"]
 PYTHON = [block for block in ALL if block.language == "python"]
+GUIDES = sorted({block.page for block in COMMANDS if block.page.startswith("docs/guides/")})
 ON_THIS_MACHINE = [  # tests/core/steps/hub pushes to a server of its own
     block
     for block in COMMANDS
@@ -144,6 +151,25 @@ def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_root: S3Root
     if not fs.exists("bucket"):
         fs.call_s3("create_bucket", Bucket="bucket")
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[] if page in IN_MAKE_TEST else pytest.mark.slow) for page in GUIDES]
+)
+def test_a_guide_can_be_followed(
+    page: str, work_folder: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of a guide, in their order, in a folder with its files and small models."""
+    (work_folder / "recipe.yml").unlink()
+    for name in ("math", "code"):
+        shutil.copytree(work_folder / "models" / name, work_folder / "experts" / name)
+    for block in ALL:
+        if block.page == page and block.title:
+            (work_folder / block.title).write_text(block.text)
+    monkeypatch.syspath_prepend(work_folder)
+    for block in (block for block in COMMANDS if block.page == page):
+        done = command(*arguments_of(block))
+        assert done.code == 0, (str(block), block.text, done.err, done.out)
 
 
 def test_commands_run_in_the_order_of_the_pages(work_folder: Path, command: Callable[..., Any]) -> None:
