@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from inspect import isclass, isfunction
@@ -15,6 +16,7 @@ from typing import Any
 import mkdocs_gen_files
 import typer.cli
 import typer.main
+from typer.core import TyperGroup
 
 import eigenmerge
 from eigenmerge.core.recipe.json_schema import recipe_schema
@@ -47,7 +49,12 @@ def command_page() -> str:
     command = typer.main.get_command(app)
     context = typer.Context(command, info_name="eigenmerge")
     text = typer.cli.get_docs_for_click(obj=command, ctx=context, name="eigenmerge", title="Commands")
-    return text.replace("<", "&lt;")
+    assert isinstance(command, TyperGroup)
+    for name, one in command.commands.items():  # typer cuts these lines
+        about = " ".join((one.help or "").partition("\n\n")[0].split())
+        line = f"* [`{name}`](#eigenmerge-{name}): {about}"
+        text = re.sub(rf"^\* `{name}`: .*$", line, text, count=1, flags=re.MULTILINE)
+    return text
 
 
 def recipe_page() -> str:
@@ -162,6 +169,8 @@ def python_page() -> str:
 
 
 write_top_pages()
+with mkdocs_gen_files.open("assets/site.css", "w") as style:
+    style.write(".md-typeset td:first-child code { white-space: nowrap; }\n")
 write_page("reference/recipe.md", recipe_page(), "core/recipe/recipe.py")
 write_page("reference/commands.md", command_page(), "deployments/cli/app.py")
 write_page("reference/python.md", python_page(), "deployments/face/__init__.pyi")

@@ -14,14 +14,19 @@ ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"\]\(([^)\s]+)\)|<(?:img|a)\s[^>]*(?:src|href)=\"([^\"]+)\"")
 
 
-@pytest.fixture(scope="module")
-def links() -> ModuleType:
-    """The hook of MkDocs; the site is no package."""
-    specification = importlib.util.spec_from_file_location("links", ROOT / "docs/site/links.py")
+def load(name: str) -> ModuleType:
+    """Import a file of the site, which is no package."""
+    specification = importlib.util.spec_from_file_location(name, ROOT / f"docs/site/{name}.py")
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def links() -> ModuleType:
+    """The hook of MkDocs."""
+    return load("links")
 
 
 def test_links_and_images_of_the_readme_are_absolute_and_exist(links: ModuleType) -> None:
@@ -63,3 +68,13 @@ def test_a_link_of_the_site(links: ModuleType, target: str, origin: str, page: s
 def test_code_is_not_a_link(links: ModuleType) -> None:
     text = "[a](../core/run.py)\n```\n[b](../core/run.py)\n```\n"
     assert links.adapt_links(text, "docs/files.md", "files.md").count(links.REPOSITORY) == 1
+
+
+def test_the_meaning_of_a_parameter_is_not_shown_as_its_type() -> None:
+    text = (
+        "Do it.\n\nParameters\n----------\nplace : directory or URI\n    that is empty\nstorage_options : mapping\n"
+        "    As for `Store`\n\nRaises\n------\nStoreError : no answer\n\nReturns\n-------\nTensor, (K, K)\n"
+    )
+    assert load("docstrings").rewrite(text) == text.replace(
+        "place : directory or URI\n    that", "place\n    directory or URI\n    that"
+    ).replace("StoreError : no answer", "StoreError\n    no answer")
