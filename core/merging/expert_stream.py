@@ -327,13 +327,18 @@ class ExpertStream:
         if tensor.numel() and not bool(torch.isfinite(tensor.sum())):
             bad = int(tensor.numel() - torch.isfinite(tensor).sum())
             if bad:
-                error = NonFiniteError(
-                    f"{source.uri}: tensor {self.tensor.name!r} has {bad} NaN or Inf among {tensor.numel()} values;"
-                    " remove this expert, or pass --allow-nonfinite to keep the base's tensor there"
-                )
-                error.source = source.uri
-                raise error
+                raise nonfinite_input(source, self.tensor.name, bad, tensor.numel())
         return tensor
+
+
+def nonfinite_input(source: TensorSource, name: str, num_bad: int, num_elements: int) -> NonFiniteError:
+    """Return the error for a stored tensor with NaN or Inf."""
+    error = NonFiniteError(
+        f"{source.uri}: tensor {name!r} has {num_bad} NaN or Inf among {num_elements} values;"
+        " remove this expert, or pass --allow-nonfinite to keep the base's tensor there"
+    )
+    error.source = source.uri
+    return error
 
 
 def _dense(delta: torch.Tensor | LowRank) -> torch.Tensor:

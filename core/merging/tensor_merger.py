@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..formats.digest import hash_bytes
 from ..numerics.cast import round_once
-from ..numerics.linear_algebra import TOO_LARGE, overflow_refused
+from ..numerics.linear_algebra import overflow_refused
 from ..numerics.method import DirectMethod
 from ..numerics.registry import get_planned_method
 from ..numerics.task_vectors import LowRank, to_dense, transpose
@@ -24,6 +24,7 @@ from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.store import Store
 from ..storage.torch_dtypes import torch_dtype
 from .adapter_factors import mean_factors, stored_factors, zero_factors
+from .blocks.block_merger import does_not_fit, merge_in_blocks
 from .calibrated_direct import FactoredDelta, MergedDelta
 from .expert_stream import ExpertStream
 from .float8_output import quantize
@@ -85,14 +86,51 @@ class TensorMerger:
         """Bytes of kept sums that were read instead of experts."""
         return sum(tools.sums.bytes_read for tools in self._tools.values())
 
-    @torch.no_grad()  # not inference_mode: threads that read ahead fill tensors outside of it
     def merge(self, tensor: TensorPlan) -> tuple[memoryview, TensorReport]:
-        """Return the bytes of a tensor in its output dtype, and the report on it.
+        """Return the bytes of a tensor in its output dtype, and the report on it. Errors as `merge_to`."""
+        data = bytearray()
+        report = self.merge_to(tensor, data.extend)
+        return memoryview(data), report
+
+    @torch.no_grad()  # not inference_mode: threads that read ahead fill tensors outside of it
+    def merge_to(self, tensor: TensorPlan, write: Callable[[memoryview], object]) -> TensorReport:
+        """Write the bytes of a tensor in its output dtype, and return the report on it.
+
+        Parameters
+        ----------
+        write : takes consecutive bytes, which are valid during the call
 
         Raises
         ------
-        NonFiniteError : an input holds NaN or Inf, or a merged value does not fit the output dtype
+        NonFiniteError : an input holds NaN or Inf, or a merged value does not fit the output dtype; what was written
+            until then is of no use
         """
+        if not tensor.in_blocks:
+            return self._merge_whole(tensor, write)
+        started = time.monotonic()
+        sha256 = hashlib.sha256()
+        kept: list[bytes] = []  # written at the end where an error is no end: then the base is written
+
+        def take(data: memoryview) -> None:
+            if self._settings.allow_nonfinite:
+                kept.append(bytes(data))
+            else:
+                sha256.update(data)
+                write(data)
+
+        try:
+            merge_in_blocks(tensor, self._reader, self._of(tensor).dtype, self._settings.seed, take)
+        except NonFiniteError:
+            if not self._settings.allow_nonfinite:
+                raise
+            return self._merge_whole(tensor, write)
+        for data in kept:
+            sha256.update(data)
+            write(memoryview(data))
+        seconds = time.monotonic() - started
+        return TensorReport(tensor.name, tensor.action, tensor.method, seconds, sha256.hexdigest())
+
+    def _merge_whole(self, tensor: TensorPlan, write: Callable[[memoryview], object]) -> TensorReport:
         started = time.monotonic()
         action, method = tensor.action, tensor.method
         notes: tuple[str, ...] = ()
@@ -113,7 +151,8 @@ class TensorMerger:
         entries = zip(merged.tensors, output_entries(tensor), strict=True)
         pieces = [_bytes_of(_cast(result, entry, tensor.name, action != "copy")) for result, entry in entries]
         data = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
-        return data, TensorReport(
+        write(data)
+        return TensorReport(
             name=tensor.name,
             action=action,
             method=method,
@@ -272,13 +311,7 @@ def _cast(result: torch.Tensor, entry: OutputEntry, name: str, check: bool) -> t
     if check and merged.numel() and merged.is_floating_point() and not bool(torch.isfinite(merged.float().sum())):
         bad = int(merged.numel() - torch.isfinite(merged).sum())
         if bad:
-            largest = float(result.abs().max())
-            if not math.isfinite(largest):
-                raise NonFiniteError(f"merged tensor {name!r} has {bad} NaN or Inf: {TOO_LARGE}")
-            raise NonFiniteError(
-                f"merged tensor {name!r} has {bad} values that do not fit {entry.dtype}"
-                f" (largest {largest:.3g}); set out_dtype to float32 or bfloat16, or lower the scale"
-            )
+            raise does_not_fit(name, bad, float(result.abs().max()), entry.dtype)
     return merged
 
 

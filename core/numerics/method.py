@@ -10,9 +10,9 @@ Shapes: M = out features (D1), K = in features (D2), N = experts.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,7 @@ from .apply_filter import Factors
 from .lazy_torch import torch
 from .spectrum import Spectrum
 from .task_vectors import LowRank, TaskVectors, TransposedTaskVectors
+from .tensor_inputs import BlockMerge, BlockwiseInputs, TensorInputs
 
 # For packages with methods of their own; `eigenmerge` exports the same names (docs/own-method.md).
 __all__ = [
@@ -160,50 +161,16 @@ class SpectralMethod(Method[P, E]):
         return 6 * rows * columns + 5 * columns * columns
 
 
-class TensorInputs(Protocol):
-    """The inputs of a direct method for one tensor of any shape; iterable more than once, one expert at a time.
-
-    All tensors have the arithmetic dtype (float32 or float64) and are on the device of the run.
-    """
-
-    @property
-    def name(self) -> str:
-        """Name of the output tensor; seeds methods that draw at random, whatever the order of the tensors."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """The recipe's seed."""
-        ...
-
-    @property
-    def base(self) -> torch.Tensor | None:
-        """The base tensor; None where the recipe has no base_model."""
-        ...
-
-    @property
-    def num_experts(self) -> int:
-        """N, including the base where the recipe lists it among the models."""
-        ...
-
-    def experts(self) -> Iterator[torch.Tensor]:
-        """Iterate over the full tensors of the experts, in recipe order."""
-        ...
-
-    def task_vectors(self) -> Iterator[torch.Tensor]:
-        """Iterate over expert - base, dense, in recipe order, NOT multiplied by any weight."""
-        ...
-
-    def is_base(self, index: int) -> bool:
-        """Return True when expert `index` is the base model itself, which mergekit lists for some methods."""
-        ...
-
-
 class DirectMethod(Method[P, E]):
     """A method on whole tensors of any shape."""
 
     needs_base: ClassVar[bool] = True  # False: works without base_model (linear, slerp, passthrough)
     passes: ClassVar[int] = 1  # number of times that the experts are read
+    #: True: a merged entry depends on this entry of the base and of the experts alone, in the same order of operations
+    #: for every shape. `merge` is then called with blocks of a tensor, flat, instead of the whole tensor.
+    elementwise: ClassVar[bool] = False
+    #: True: `merge_in_blocks` is implemented, because thresholds, norms or masks are found in the whole tensor first.
+    has_block_form: ClassVar[bool] = False
 
     @abstractmethod
     def merge(self, inputs: TensorInputs, parameters: P, experts: Sequence[E]) -> torch.Tensor:
@@ -211,6 +178,27 @@ class DirectMethod(Method[P, E]):
 
         `experts[i]` are the parameters of expert i.
         """
+
+    def merge_in_blocks(self, inputs: BlockwiseInputs, parameters: P, experts: Sequence[E]) -> BlockMerge:
+        """Return what merges one block after the other, in their order, to exactly the bytes of `merge`.
+
+        May go through the blocks of `inputs` before, several times. Called where `elementwise` or `has_block_form` is
+        true.
+        """
+        assert self.elementwise, self.name
+
+        def merge_block(block: TensorInputs) -> torch.Tensor:
+            return self.merge(block, parameters, experts)
+
+        return merge_block
+
+    def block_passes(self, parameters: P) -> int:
+        """Return how often `merge_in_blocks` and merging read the experts; the second time they may be in memory."""
+        return 1
+
+    def block_work_bytes(self, num_elements: int, num_experts: int, element_bytes: int) -> int:
+        """Return the projected bytes that `merge_in_blocks` holds besides some blocks: masks, histograms."""
+        return 0
 
     def peak_tensors(self, num_experts: int) -> float:
         """Return the projected peak memory in full tensors of the arithmetic dtype, inputs and result included."""

@@ -168,6 +168,7 @@ class TensorPlan:
     over_outputs: bool = False  # `spectrum_key` and `sums_key` are those of the transposed matrix
     outputs: OutputsKeys | None = None  # decomposed over both sides: `spectrum_key` over the inputs, these over outputs
     outputs_alignment_key: str | None = None  # as `alignment_key`, for decompositions over outputs
+    in_blocks: bool = False  # merged block by block (cost/block_projection.py); the bytes are the same
     tied_to: str | None = None  # name of the output tensor with the same values; random masks are drawn by that name
 
 

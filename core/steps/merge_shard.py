@@ -76,9 +76,7 @@ def _write_part(
         for tensor in shard.tensors:
             stop.check()
             bytes_before = reader.bytes_read
-            data, report = merger.merge(tensor)
-            writer.write(data)
-            reports.append(report)
+            reports.append(merger.merge_to(tensor, writer.write))
             if on_tensor is not None:
                 on_tensor(tensor.name, reader.bytes_read - bytes_before)
     write_shard_table(store, shard.part_key, merger.spectra_rows)

@@ -13,6 +13,7 @@ TIES-Merging, arXiv:2306.01708, section 3; votes and divisors as in mergekit 0.1
 from __future__ import annotations
 
 from ..lazy_torch import torch
+from .bit_masks import choose_by_sign, indicator
 from .blocks import blocks
 
 
@@ -52,17 +53,18 @@ class SignElection:
         block.mul_(weight)
         if weighted_vote:
             self._votes[span] += block
-        self._positive[span] += block.clamp(min=0)
-        self._negative[span] += block.clamp(max=0)
+        positive, negative = block.clamp(min=0), block.clamp_(max=0)
+        self._positive[span] += positive
+        self._negative[span] += negative
         if self._weights is not None:
             positive_weight, negative_weight = self._weights
-            positive_weight[span].add_(block > 0, alpha=weight)
-            negative_weight[span].add_(block < 0, alpha=weight)
+            positive_weight[span].add_(indicator(positive), alpha=weight)
+            negative_weight[span].add_(indicator(negative.neg_()), alpha=weight)
 
     def sum(self) -> torch.Tensor:
         """Return the sum of the entries of the elected sign, in the shape of `like`. Do not add experts afterwards."""
         for span in blocks(self._votes):
-            torch.where(self._votes[span] >= 0, self._positive[span], self._negative[span], out=self._positive[span])
+            choose_by_sign(self._votes[span], self._positive[span], self._negative[span], self._positive[span])
         return self._positive.reshape(self._shape)
 
     def weighted_mean(self, min_weight: float | None = None) -> torch.Tensor:
@@ -77,9 +79,10 @@ class SignElection:
         merged = self.sum()
         flat = merged.reshape(-1)
         for span in blocks(flat):
-            divisor = torch.where(self._votes[span] >= 0, positive_weight[span], negative_weight[span])
+            divisor = positive_weight[span]
+            choose_by_sign(self._votes[span], divisor, negative_weight[span], divisor)
             if min_weight is None:
-                divisor.masked_fill_(divisor == 0, 1)
+                divisor.add_(indicator(divisor.abs()).neg_().add_(1))  # 0 becomes 1
             else:
                 divisor.clamp_(min=min_weight)
             flat[span] /= divisor

@@ -12,7 +12,8 @@ from typing import Any
 
 from ...errors import RecipeError
 from ..lazy_torch import torch
-from ..method import Method, TensorInputs
+from ..method import Method
+from ..tensor_inputs import BlockwiseInputs, TensorInputs
 
 #: Full tensors in memory while experts are read: the base, an expert, and the next one, which is read ahead.
 EXPERT_TENSORS = 3.0
@@ -89,7 +90,7 @@ def check_other_count(inputs: TensorInputs, method: Method[Any, Any]) -> None:
         )
 
 
-def expert_generator(inputs: TensorInputs, index: int) -> torch.Generator:
+def expert_generator(inputs: TensorInputs | BlockwiseInputs, index: int) -> torch.Generator:
     """Return a generator seeded by the recipe's seed, the tensor's name and the expert's index.
 
     So random methods do not depend on the order in which tensors are merged. It generates on the CPU, whatever the

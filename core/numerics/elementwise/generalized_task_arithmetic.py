@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import ConfigDict, Field
 
 from ..lazy_torch import torch
-from ..method import DirectMethod, ExpertParameters, MethodParameters, TensorInputs
+from ..method import DirectMethod, ExpertParameters, MethodParameters
+from ..tensor_inputs import BlockMerge, BlockwiseInputs, TensorInputs
 from .blocks import blocks
 from .elected_sign import SignElection
 from .expert_inputs import TASK_VECTOR_TENSORS, expert_generator, other_task_vectors, require_base
-from .sparsify import LARGEST_SORT, SORT_TENSORS, Selection, rescale_selection
+from .sparsify import SORT_TENSORS, Selection, rescale_selection
+from .thresholds import LARGEST_SORT
+
+if TYPE_CHECKING:
+    from .block_selection import BlockSelection  # imports NumPy, which plans do not need
 
 
 class CombineParameters(MethodParameters):
@@ -38,6 +43,8 @@ class SparseExpert(ExpertParameters):
 
     density: float = Field(1.0, ge=0, le=1, description="fraction of the task vector's entries that is kept")
 
+
+_HISTOGRAM_BYTES = 2**20
 
 P = TypeVar("P", bound=CombineParameters)
 E = TypeVar("E", bound=ExpertParameters)
@@ -68,6 +75,53 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
         """Return the factor on the merged delta."""
         return parameters.lambda_
 
+    def block_selection(self, inputs: BlockwiseInputs, index: int, expert: E, *, remember: bool) -> BlockSelection:
+        """Return the selection that keeps the entries of `keep` block by block, where `has_block_form` is true.
+
+        Parameters
+        ----------
+        remember : the masks are asked for twice, so that random ones should be kept in memory
+        """
+        raise NotImplementedError(self.name)
+
+    def merge_in_blocks(self, inputs: BlockwiseInputs, parameters: P, experts: Sequence[E]) -> BlockMerge:
+        from .block_statistics import complete_selections
+
+        selections = {
+            index: self.block_selection(inputs, index, experts[index], remember=parameters.rescale)
+            for index in range(inputs.num_experts)
+            if not inputs.is_base(index)
+        }
+        complete_selections(inputs, selections, rescale=parameters.rescale)
+
+        def merge_block(block: TensorInputs) -> torch.Tensor:
+            base = require_base(block, self.name)
+            whole = slice(0, base.numel())
+            if self.elects_signs:
+                election = SignElection(base, with_weights=parameters.normalize)
+                for index, delta in other_task_vectors(block):
+                    election.add(whole, selections[index].apply(delta), experts[index].weight)
+                merged = election.weighted_mean() if parameters.normalize else election.sum()
+            else:
+                total = torch.zeros_like(base)
+                for index, delta in other_task_vectors(block):
+                    total.add_(selections[index].apply(delta), alpha=experts[index].weight)
+                merged = self._normalized(total, sum(experts[index].weight for index in selections), parameters)
+            factor = self.factor(parameters)
+            return (merged if factor == 1 else merged.mul_(factor)).add_(base)
+
+        return merge_block
+
+    def block_passes(self, parameters: P) -> int:
+        # float32; float64 has two digits more
+        return 1 + 2 * self.sorts_ties + parameters.rescale
+
+    def block_work_bytes(self, num_elements: int, num_experts: int, element_bytes: int) -> int:
+        masks = num_experts * (num_elements // 8 + 2 * _HISTOGRAM_BYTES * self.sorts_ties)
+        if not (self.sorts_ties and num_elements <= LARGEST_SORT):
+            return masks
+        return masks + int((SORT_TENSORS + 1) * num_elements * element_bytes)  # and the task vector
+
     def _select(
         self, inputs: TensorInputs, index: int, delta: torch.Tensor, parameters: P, experts: Sequence[E]
     ) -> Selection:
@@ -96,9 +150,12 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
                 total[span].add_(selection.apply(flat_delta, span), alpha=weight)
             total_weight += weight
             del delta, flat_delta, selection
-        if parameters.normalize and abs(total_weight) >= 1e-8:  # as mergekit: no division where weights cancel
-            total.div_(total_weight)
-        return total.reshape(base.shape)
+        return self._normalized(total, total_weight, parameters).reshape(base.shape)
+
+    @staticmethod
+    def _normalized(total: torch.Tensor, total_weight: float, parameters: P) -> torch.Tensor:
+        divides = parameters.normalize and abs(total_weight) >= 1e-8  # as mergekit: not where weights cancel
+        return total.div_(total_weight) if divides else total
 
     def peak_tensors(self, num_experts: int) -> float:
         sums = 5 if self.elects_signs else 1  # with `normalize`; three without

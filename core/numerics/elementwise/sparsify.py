@@ -5,7 +5,7 @@ entries. Thresholds of magnitude are found by counting bit patterns, without a s
 core; argsort takes 62 ns.
 
 Of entries with equal magnitude at the threshold, mergekit keeps those that an unstable `argsort` puts first; torch does
-not define which. `_repeat_argsort` makes the same choice where it costs little: in small tensors, and where few entries
+not define which. `repeat_argsort` makes the same choice where it costs little: in small tensors, and where few entries
 tie, as in float32 checkpoints. Where many tie, as in bfloat16 checkpoints, the first ones in the tensor are kept.
 
 References
@@ -19,13 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..lazy_torch import torch
+from .bit_masks import integer_dtype, magnitude_bits
 from .blocks import absolute_sum, block_elements, blocks
+from .thresholds import Threshold, find_threshold
 
-_DIGIT_BITS = 16
-_SMALL = 1 << 16  # elements; argsort takes 4 ms
-LARGEST_SORT = 1 << 24  # most elements that are sorted; argsort's work space is then 400 MiB
+SMALL = 1 << 16  # elements; argsort takes 4 ms
 SORT_TENSORS = 6.0  # work space of argsort in float32 tensors: magnitudes, sorted values, 64-bit order, buffers
-_FEW_TIES = 10_000  # ties are few when at most one entry in 10 000 ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +61,11 @@ def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor | None:
     if density <= 0 or delta.numel() == 0:
         return _empty_mask(delta)
     count = max(1, int(density * delta.numel()))
-    if delta.numel() <= _SMALL:
-        return _repeat_argsort(delta, 0, count, descending=True)
-    threshold = _Threshold.find(delta, count)
+    if delta.numel() <= SMALL:
+        return repeat_argsort(delta, 0, count, descending=True)
+    threshold = find_threshold(delta, count)
     if threshold.ties_are_few(delta.numel()):
-        return _repeat_argsort(delta, 0, count, descending=True)
+        return repeat_argsort(delta, 0, count, descending=True)
     return _mask_from(delta, threshold)
 
 
@@ -82,12 +81,12 @@ def drop_outliers(delta: torch.Tensor, density: float, gamma: float) -> torch.Te
     first = max(0, total - num_kept - int(gamma * total))  # number of smaller entries to drop
     if num_kept == 0:
         return _empty_mask(delta)
-    if total <= _SMALL:
-        return _repeat_argsort(delta, first, first + num_kept, descending=False)
-    upper = _Threshold.find(delta, total - first - num_kept)  # of the outliers
-    lower = _Threshold.find(delta, total - first)  # of outliers and kept entries together
+    if total <= SMALL:
+        return repeat_argsort(delta, first, first + num_kept, descending=False)
+    upper = find_threshold(delta, total - first - num_kept)  # of the outliers
+    lower = find_threshold(delta, total - first)  # of outliers and kept entries together
     if upper.ties_are_few(total) or lower.ties_are_few(total):
-        return _repeat_argsort(delta, first, first + num_kept, descending=False)
+        return repeat_argsort(delta, first, first + num_kept, descending=False)
     keep = _mask_from(delta, lower)
     return keep.logical_and_(_mask_from(delta, upper).logical_not_())
 
@@ -138,8 +137,8 @@ def keep_by_rank_at_random(
 def keep_largest_values(values: torch.Tensor, count: int) -> torch.Tensor:
     """Keep the `count` largest of non-negative values; among equal ones those of torch.topk where that is cheap."""
     total = values.numel()
-    threshold = _Threshold.find(values, count)
-    if total <= _SMALL or threshold.ties_are_few(total):
+    threshold = find_threshold(values, count)
+    if total <= SMALL or threshold.ties_are_few(total):
         keep = _empty_mask(values)
         keep[torch.topk(values.reshape(-1), count).indices] = True
         return keep
@@ -149,78 +148,17 @@ def keep_largest_values(values: torch.Tensor, count: int) -> torch.Tensor:
 def kth_largest_magnitude(values: torch.Tensor, count: int) -> float:
     """Return the largest magnitude that at least `count` entries reach; count is 1 or more."""
     assert 1 <= count <= values.numel()
-    bits = _Threshold.find(values, count).bits
-    return torch.tensor(bits, dtype=_integer_dtype(values)).view(values.dtype).item()
+    bits = find_threshold(values, count).bits
+    return torch.tensor(bits, dtype=integer_dtype(values)).view(values.dtype).item()
 
 
-@dataclass(frozen=True, slots=True)
-class _Threshold:
-    """The magnitude of the count-th largest entry.
-
-    bits : its bit pattern
-    num_above : number of entries of larger magnitude
-    num_equal : number of entries of this magnitude
-    count : number of entries to keep, num_above < count <= num_above + num_equal (0: keep none)
-    """
-
-    bits: int
-    num_above: int
-    num_equal: int
-    count: int
-
-    def ties_are_few(self, num_elements: int) -> bool:
-        """Return True when some, but not all, entries at the threshold are kept, and a sort to choose them is cheap."""
-        splits = 0 < self.count - self.num_above < self.num_equal
-        return splits and num_elements <= LARGEST_SORT and self.num_equal * _FEW_TIES <= num_elements
-
-    @staticmethod
-    def find(delta: torch.Tensor, count: int) -> _Threshold:
-        """Return the threshold of the `count` largest magnitudes, by radix selection with digits of 16 bits.
-
-        The bit patterns of non-negative IEEE numbers, read as integers, have the order of the numbers.
-
-        Cost: a pass over the tensor per digit (2 in float32, 4 in float64); memory of constant size.
-        """
-        if count == 0:
-            return _Threshold(bits=torch.iinfo(_integer_dtype(delta)).max, num_above=0, num_equal=1, count=0)
-        flat = delta.reshape(-1)
-        prefix, num_above, num_equal = 0, 0, flat.numel()
-        num_bits = 8 * flat.element_size()
-        for shift in range(num_bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
-            histogram = torch.zeros(1 << _DIGIT_BITS, dtype=torch.int64, device=flat.device)
-            for span in blocks(flat):
-                bits = _magnitude_bits(flat[span])
-                if shift + _DIGIT_BITS < num_bits:
-                    bits = bits[(bits >> (shift + _DIGIT_BITS)) == prefix]
-                digits = (bits >> shift) & ((1 << _DIGIT_BITS) - 1)
-                histogram += torch.bincount(digits, minlength=1 << _DIGIT_BITS)
-            from_top = histogram.flip(0).cumsum(0)
-            steps = int((from_top < count - num_above).sum())  # number of larger digits
-            digit = (1 << _DIGIT_BITS) - 1 - steps
-            num_above += int(from_top[steps - 1]) if steps else 0
-            num_equal = int(histogram[digit])
-            prefix = (prefix << _DIGIT_BITS) | digit
-        return _Threshold(bits=prefix, num_above=num_above, num_equal=num_equal, count=count)
-
-
-def _integer_dtype(tensor: torch.Tensor) -> torch.dtype:
-    assert tensor.dtype in (torch.float32, torch.float64), tensor.dtype
-    return torch.int32 if tensor.dtype == torch.float32 else torch.int64
-
-
-def _magnitude_bits(block: torch.Tensor) -> torch.Tensor:
-    """Return the absolute values as integers of the same order."""
-    integer = _integer_dtype(block)
-    return block.contiguous().view(integer) & torch.iinfo(integer).max
-
-
-def _mask_from(delta: torch.Tensor, threshold: _Threshold) -> torch.Tensor:
+def _mask_from(delta: torch.Tensor, threshold: Threshold) -> torch.Tensor:
     """Return the mask of the threshold's `count` entries: those above it, and the first of those at it."""
     flat = delta.reshape(-1)
     keep = _empty_mask(delta)
     num_wanted = threshold.count - threshold.num_above
     for span in blocks(flat):
-        bits = _magnitude_bits(flat[span])
+        bits = magnitude_bits(flat[span])
         if num_wanted >= threshold.num_equal:
             torch.ge(bits, threshold.bits, out=keep[span])
             continue
@@ -237,7 +175,7 @@ def _empty_mask(delta: torch.Tensor) -> torch.Tensor:
     return torch.zeros(delta.numel(), dtype=torch.bool, device=delta.device)
 
 
-def _repeat_argsort(delta: torch.Tensor, start: int, stop: int, *, descending: bool) -> torch.Tensor:
+def repeat_argsort(delta: torch.Tensor, start: int, stop: int, *, descending: bool) -> torch.Tensor:
     """Return the mask of positions [start, stop) of torch's unstable argsort of magnitudes, as mergekit does."""
     order = torch.argsort(delta.reshape(-1).abs(), descending=descending)
     keep = _empty_mask(delta)

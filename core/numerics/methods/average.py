@@ -23,6 +23,7 @@ class Average(DirectMethod[SpectralParameters, ExpertParameters]):
     summary = "base + scale * mean of the task vectors"
     source = "Model soups, arXiv:2203.05482"
     algorithm_version = 2
+    elementwise = True
     Parameters = SpectralParameters
     Expert = ExpertParameters
 

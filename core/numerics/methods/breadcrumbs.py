@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
 from ..elementwise.sparsify import drop_outliers
 from ..lazy_torch import torch
+from ..tensor_inputs import BlockwiseInputs
+
+if TYPE_CHECKING:
+    from ..elementwise.block_selection import BlockSelection
 
 
 class BreadcrumbsExpert(SparseExpert):
@@ -32,9 +38,17 @@ class Breadcrumbs(GeneralizedTaskArithmetic[CombineParameters, BreadcrumbsExpert
     Expert = BreadcrumbsExpert
     elects_signs = False
     sorts_ties = True
+    has_block_form = True
 
     def keep(self, delta: torch.Tensor, expert: BreadcrumbsExpert, generator: torch.Generator) -> torch.Tensor | None:
         return drop_outliers(delta, expert.density, expert.gamma)
+
+    def block_selection(
+        self, inputs: BlockwiseInputs, index: int, expert: BreadcrumbsExpert, *, remember: bool
+    ) -> BlockSelection:
+        from ..elementwise.block_selection import drop_outliers as drop_in_blocks
+
+        return drop_in_blocks(inputs.num_elements, inputs.dtype.itemsize, expert.density, expert.gamma)
 
 
 class BreadcrumbsTies(Breadcrumbs):

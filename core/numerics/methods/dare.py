@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
+from ..elementwise.expert_inputs import expert_generator
 from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
 from ..elementwise.sparsify import keep_at_random
 from ..lazy_torch import torch
+from ..tensor_inputs import BlockwiseInputs
+
+if TYPE_CHECKING:
+    from ..elementwise.block_selection import BlockSelection
 
 
 class DareParameters(CombineParameters):
@@ -32,9 +40,19 @@ class DareLinear(GeneralizedTaskArithmetic[DareParameters, SparseExpert]):
     Expert = SparseExpert
     order_matters = True  # the expert's index in the recipe seeds its mask
     elects_signs = False
+    has_block_form = True
 
     def keep(self, delta: torch.Tensor, expert: SparseExpert, generator: torch.Generator) -> torch.Tensor | None:
         return keep_at_random(delta, expert.density, generator)
+
+    def block_selection(
+        self, inputs: BlockwiseInputs, index: int, expert: SparseExpert, *, remember: bool
+    ) -> BlockSelection:
+        from ..elementwise.block_selection import KeepAll, KeepAtRandom
+
+        if expert.density >= 1:
+            return KeepAll()
+        return KeepAtRandom(expert.density, partial(expert_generator, inputs, index), remember=remember)
 
 
 class DareTies(DareLinear):

@@ -38,6 +38,7 @@ class Linear(DirectMethod[LinearParameters, LinearExpert]):
     Parameters = LinearParameters
     Expert = LinearExpert
     needs_base = False
+    elementwise = True
 
     def merge(
         self, inputs: TensorInputs, parameters: LinearParameters, experts: Sequence[LinearExpert]

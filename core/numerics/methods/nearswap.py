@@ -35,6 +35,7 @@ class Nearswap(DirectMethod[NearswapParameters, MethodParameters]):
     Expert = MethodParameters
     max_experts = 2  # the other model, and the base where the recipe lists it
     other_experts = 1
+    elementwise = True
 
     def merge(
         self, inputs: TensorInputs, parameters: NearswapParameters, experts: Sequence[MethodParameters]

@@ -33,6 +33,7 @@ class Passthrough(DirectMethod[PassthroughParameters, PassthroughExpert]):
     Parameters = PassthroughParameters
     Expert = PassthroughExpert
     needs_base = False
+    elementwise = True
     max_experts = 1
 
     def merge(

@@ -40,6 +40,7 @@ class Ram(DirectMethod[RamParameters, MethodParameters]):
     source = "arXiv:2601.13572"
     Parameters = RamParameters
     Expert = MethodParameters
+    elementwise = True
 
     def merge(
         self, inputs: TensorInputs, parameters: RamParameters, experts: Sequence[MethodParameters]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
 from ..lazy_torch import torch
+from ..tensor_inputs import BlockwiseInputs
+
+if TYPE_CHECKING:
+    from ..elementwise.block_selection import BlockSelection
 
 
 class TaskArithmeticParameters(CombineParameters):
@@ -35,9 +41,23 @@ class TaskArithmetic(GeneralizedTaskArithmetic[TaskArithmeticParameters, TaskAri
     Parameters = TaskArithmeticParameters
     Expert = TaskArithmeticExpert
     elects_signs = False
+    has_block_form = True
 
     def keep(self, delta: torch.Tensor, expert: TaskArithmeticExpert, generator: torch.Generator) -> None:
         return None
+
+    def block_selection(
+        self, inputs: BlockwiseInputs, index: int, expert: TaskArithmeticExpert, *, remember: bool
+    ) -> BlockSelection:
+        from ..elementwise.block_selection import KeepAll
+
+        return KeepAll()
+
+    def block_passes(self, parameters: TaskArithmeticParameters) -> int:
+        return 1
+
+    def block_work_bytes(self, num_elements: int, num_experts: int, element_bytes: int) -> int:
+        return 0
 
     def factor(self, parameters: TaskArithmeticParameters) -> float:
         return parameters.lambda_ * parameters.scale

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
 from ..elementwise.sparsify import keep_largest
 from ..lazy_torch import torch
+from ..tensor_inputs import BlockwiseInputs
+
+if TYPE_CHECKING:
+    from ..elementwise.block_selection import BlockSelection
 
 
 class TiesParameters(CombineParameters):
@@ -33,6 +39,14 @@ class Ties(GeneralizedTaskArithmetic[TiesParameters, SparseExpert]):
     order_matters = True  # where votes cancel, rounding of the sum in recipe order decides the elected sign
     elects_signs = True
     sorts_ties = True
+    has_block_form = True
 
     def keep(self, delta: torch.Tensor, expert: SparseExpert, generator: torch.Generator) -> torch.Tensor | None:
         return keep_largest(delta, expert.density)
+
+    def block_selection(
+        self, inputs: BlockwiseInputs, index: int, expert: SparseExpert, *, remember: bool
+    ) -> BlockSelection:
+        from ..elementwise.block_selection import keep_largest as keep_in_blocks
+
+        return keep_in_blocks(inputs.num_elements, inputs.dtype.itemsize, expert.density)
