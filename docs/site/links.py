@@ -14,6 +14,7 @@ _BLOB = f"{REPOSITORY}/blob/main/"
 _TREE = f"{REPOSITORY}/tree/main/"
 
 _LINK = re.compile(r"(?P<begin>\]\()(?P<target>[^)\s]+)(?P<end>\))")
+_CELL = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
 _CODE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 # Pages of the site that are files at the top of the repository.
 AT_THE_TOP = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
@@ -33,6 +34,11 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Replace links that leave the folder of the pages. Called by MkDocs for each page."""
     source = page.file.src_uri
     return adapt_links(markdown, f"docs/{source}", source)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    r"""Show `\|` in the code of a table as a bar, as GitHub does. Called by MkDocs for each page."""
+    return _CELL.sub(lambda cell: cell[0].replace("\\|", "|"), html)
 
 
 def adapt_links(markdown: str, origin: str, page: str) -> str:
