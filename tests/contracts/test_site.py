@@ -78,3 +78,13 @@ def test_the_meaning_of_a_parameter_is_not_shown_as_its_type() -> None:
     assert load("docstrings").rewrite(text) == text.replace(
         "place : directory or URI\n    that", "place\n    directory or URI\n    that"
     ).replace("StoreError : no answer", "StoreError\n    no answer")
+
+
+def test_every_page_has_a_place_in_the_navigation() -> None:
+    """`make docs` says so too, but is not part of `make test`. The folders methods/ and decisions/ are listed whole."""
+    listed = set(re.findall(r"^ +- ([\w/-]+\.md)$", (ROOT / "docs/site/mkdocs.yml").read_text(), re.MULTILINE))
+    generated = {"index.md", "changelog.md", "contributing.md", *(page for page in listed if "reference/" in page)}
+    docs = ROOT / "docs"
+    assert listed - generated == {
+        path.relative_to(docs).as_posix() for path in (*docs.glob("*.md"), *docs.glob("guides/*.md"))
+    }
