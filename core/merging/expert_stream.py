@@ -335,7 +335,7 @@ def nonfinite_input(source: TensorSource, name: str, num_bad: int, num_elements:
     """Return the error for a stored tensor with NaN or Inf."""
     error = NonFiniteError(
         f"{source.uri}: tensor {name!r} has {num_bad} NaN or Inf among {num_elements} values;"
-        " remove this expert, or pass --allow-nonfinite to keep the base's tensor there"
+        " remove this expert, or pass --allow-nonfinite to `merge` to keep the base's tensor there"
     )
     error.source = source.uri
     return error
