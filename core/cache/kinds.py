@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..coordination.claims import is_claim, read_claim
 from ..errors import CorruptObjectError, ObjectNotFoundError
-from ..formats.store_folders import ALIGNMENTS, CLAIMS, PARTS, PROBES, RUNS, SPECTRA, SUMS, SWEEPS
+from ..formats.store_folders import ALIGNMENTS, CLAIMS, MEASURES, PARTS, PROBES, RUNS, SPECTRA, SUMS, SWEEPS
 from ..storage.store import PROBE_CONTENTS, Store
 from .parts import PART_SUFFIX, RECORD_SUFFIX, TABLE_SUFFIX, read_record, verify_part, verify_record
 from .run_folder import OBJECTS_NAME, RUN_NAME, TABLE_NAME
@@ -163,6 +163,14 @@ KINDS: tuple[Kind, ...] = (
         "sums",
         SUMS,
         rf"[0-9a-f]{{2}}/{_HASH}/[0-9]{{6,}}-{_HASH}\.safetensors",
+        _check_sums,
+        _seal_of_sums,
+        b'"eigenmerge"',
+    ),
+    Kind(
+        "probes of experts",
+        MEASURES,
+        rf"[0-9a-f]{{2}}/{_HASH}\.safetensors",
         _check_sums,
         _seal_of_sums,
         b'"eigenmerge"',

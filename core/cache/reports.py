@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
+from ..numerics.interference.expert_probes import Measures
+
 # Where a spectrum came from; "none" for a tensor without one.
 Origin = Literal["computed", "reused", "none"]
 
@@ -29,6 +31,7 @@ class TensorReport:
         by rank and rounding, from the merged delta; of a float8 weight, by rounding; None where a result is only cast
     storage_noise : level below which singular values are rounding of the experts' storage, relative to the largest;
         None where no expert's storage rounds, or the method has no spectrum
+    measures : of the experts, estimated; None where they are not measured
     """
 
     name: str
@@ -47,6 +50,7 @@ class TensorReport:
     outputs_energy: float | None = None
     outputs_spectrum_key: str | None = None
     storage_noise: float | None = None
+    measures: Measures | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..coordination.claims import hold_run
 from ..errors import CorruptObjectError
 from ..formats.redaction import redact, redact_strings
-from ..planning.keys import top_values_key
+from ..planning.keys import probes_keys, top_values_key
 from ..planning.plan import Plan, TensorPlan, spectrum_keys, top_keys
 from ..run import Run
 from ..storage.store import Store
@@ -113,6 +113,7 @@ def _tensor_objects(tensor: TensorPlan) -> Iterator[str]:
         *(one.sums_key for one in matrices),
         *(one.outputs.sums_key for one in matrices if one.outputs is not None),
         *(top_values_key(key) for key in top_keys(tensor)),
+        *probes_keys(tensor),
     )
     yield from (key for key in keys if key is not None)
 

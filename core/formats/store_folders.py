@@ -4,6 +4,7 @@
     spectra/<hh>/<hash>.arrow       the decomposition of one matrix
     alignments/<hash>.json          the largest eigenvalue of each layer that is aligned with others
     sums/<hh>/<hash>/<set>.safetensors   sums over one set of experts, for `keep_sums`
+    measures/<hh>/<hash>.safetensors     random probes of the experts of one spectrum, from which reports are made
     parts/<hash>.safetensors        the merged tensors of one shard
     parts/<hash>.json               its record, written last: the part is committed once the record exists
     parts/<hash>.arrow              values and statistics of its matrices
@@ -25,9 +26,10 @@ STORE_MARKER = "eigenmerge-store.json"
 SPECTRA = "spectra/"
 ALIGNMENTS = "alignments/"
 SUMS = "sums/"
+MEASURES = "measures/"
 PARTS = "parts/"
 RUNS = "runs/"
 SWEEPS = "sweeps/"
 CLAIMS = "claims/"
 PROBES = "probes/"
-FOLDERS = (SPECTRA, ALIGNMENTS, SUMS, PARTS, RUNS, SWEEPS, CLAIMS, PROBES)
+FOLDERS = (SPECTRA, ALIGNMENTS, SUMS, MEASURES, PARTS, RUNS, SWEEPS, CLAIMS, PROBES)

@@ -16,6 +16,7 @@ from ..cache.spectra.format import most_spectrum_bytes
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..numerics.apply_filter import Factors, low_rank_form
+from ..numerics.interference.expert_probes import Measures, add_measures, energy_within
 from ..numerics.interference.top_directions import TOLERANCE
 from ..numerics.method import Side, SpectralMethod
 from ..numerics.registry import get_planned_method
@@ -24,6 +25,7 @@ from ..numerics.spectrum import Spectrum
 from ..numerics.svd.side_deltas import FilteredSide, add_sides, svc_of_sides
 from ..numerics.svd.svc import calibration_warning, flat_spectrum_warning, svc_decompose, svc_factors
 from ..numerics.task_vectors import LowRank, TaskVectors, TransposedTaskVectors
+from ..planning.keys import probed_key
 from ..planning.plan import Decomposition, RunSettings, TensorPlan, decompositions, part_label
 from ..recipe.parts import SvcCalibration
 from ..storage.store import Store
@@ -31,6 +33,7 @@ from .calibrated_direct import DeltaToCalibrate, without_weights
 from .expert_stream import ExpertStream
 from .expert_sum import ExpertSum
 from .kept_sums import KeptSums
+from .measured_experts import MeasuredExperts, can_measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class SpectralFacts:
     spectrum_key : of the first matrix
     outputs : of the decomposition over the outputs, where the tensor is decomposed over both sides
     noise : level of the rounding of storage, relative to the largest singular value; None where none is known
+    measures : of the experts; None where they are not measured
     """
 
     rank: int
@@ -52,11 +56,13 @@ class SpectralFacts:
     notes: tuple[str, ...] = ()
     outputs: SpectralFacts | None = None
     noise: float | None = None
+    measures: Measures | None = None
 
 
 def combine_facts(facts: Sequence[SpectralFacts]) -> SpectralFacts:
     """Return the facts of a tensor that consists of several matrices: the ranks add up, the smallest energy counts."""
     outputs = [one.outputs for one in facts if one.outputs is not None]
+    measures = [one.measures for one in facts if one.measures is not None]
     return SpectralFacts(
         rank=sum(one.rank for one in facts),
         energy=min(one.energy for one in facts),
@@ -65,6 +71,7 @@ def combine_facts(facts: Sequence[SpectralFacts]) -> SpectralFacts:
         notes=tuple(note for one in facts for note in one.notes),
         outputs=combine_facts(outputs) if outputs else None,
         noise=max((one.noise for one in facts if one.noise is not None), default=None),
+        measures=add_measures(measures) if len(measures) == len(facts) else None,
     )
 
 
@@ -74,12 +81,22 @@ class SpectralMerger:
     Parameters
     ----------
     sums : sums over experts that are kept between runs, for the tensors whose plan has a key for them
+    measures : measure the experts; their probes are kept beside the spectra
     """
 
     def __init__(
-        self, settings: RunSettings, store: Store, sums: KeptSums, device: torch.device, dtype: torch.dtype
+        self,
+        settings: RunSettings,
+        store: Store,
+        sums: KeptSums,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        measures: bool = False,
     ) -> None:
         self._settings = settings
+        self._store, self._measures = store, measures
+        self._notes_on_probes: list[str] = []
         self._sums = sums
         self._spectra = SpectrumCache(store, settings, device, dtype)
         self._aligned_exp_times = AlignedExpTimes(store)
@@ -87,7 +104,7 @@ class SpectralMerger:
     @property
     def notes(self) -> list[str]:
         """Spectra that were damaged and computed again, and spectra of which a filter uses more than is kept."""
-        return self._spectra.notes
+        return self._spectra.notes + self._notes_on_probes
 
     @property
     def rows(self) -> list[TableRow]:
@@ -106,12 +123,17 @@ class SpectralMerger:
         sides = method.sides(parameters, stream.shape)
         planned = decompositions(tensor, stream.view)
         facts: list[SpectralFacts] = []
+        experts = self._measured(stream, stream, planned)
+        within: tuple[float, ...] = ()
 
         def filter_sides() -> Iterator[FilteredSide]:
+            nonlocal within
             for side, one in zip(sides, planned, strict=True):
                 assert side.over_outputs == one.over_outputs, "the plan has the sides of the method"
-                spectrum, factors, found = self._filtered(method, parameters, stream, side, one)
+                spectrum, factors, found = self._filtered(method, parameters, stream, side, one, experts)
                 facts.append(found)
+                if experts is not None and not side.over_outputs:
+                    within = energy_within(experts.probes(), spectrum.right[: found.rank])
                 yield side, spectrum, factors
                 del spectrum, factors
 
@@ -123,7 +145,23 @@ class SpectralMerger:
             delta = add_sides(sides, filter_sides(), stream.shape)
         origin: Origin = "computed" if any(one.origin == "computed" for one in facts) else facts[0].origin
         outputs = facts[1] if len(facts) > 1 else None
-        return delta, replace(facts[0], origin=origin, notes=notes, outputs=outputs)
+        measures = None if experts is None else replace(experts.measure(delta), within=within)
+        return delta, replace(facts[0], origin=origin, notes=notes, outputs=outputs, measures=measures)
+
+    def _measured(
+        self, stream: ExpertStream, vectors: TaskVectors, planned: Sequence[Decomposition]
+    ) -> MeasuredExperts | None:
+        """Return the experts of one matrix to measure; None where they are not measured: some have kept sums, or SVC does
+        not count all of them.
+        """
+        key = probed_key(planned)
+        if vectors.num_experts != stream.num_experts or not can_measure(stream.num_experts, stream.shape):
+            return None
+        if not self._measures or key is None:
+            return None
+        # Spectra that are not kept, or without vectors, are computed in every run, from the experts.
+        store = self._store if self._settings.spectra in ("full", "top") else None
+        return MeasuredExperts(vectors, store, key, self._notes_on_probes)
 
     def _filtered(
         self,
@@ -132,6 +170,7 @@ class SpectralMerger:
         stream: ExpertStream,
         side: Side,
         planned: Decomposition,
+        experts: MeasuredExperts | None,
     ) -> tuple[Spectrum, Factors, SpectralFacts]:
         """Return the spectrum of one side, and the factors that make its delta."""
         key = planned.spectrum_key
@@ -142,7 +181,7 @@ class SpectralMerger:
             values[:] = [spectrum.values]
             return method.factors(spectrum, parameters)
 
-        decompose, top = self._decompose(method, parameters, stream, side, planned)
+        decompose, top = self._decompose(method, parameters, stream, side, planned, experts)
         provenance = self._provenance(method, stream, planned)
         spectrum, factors, origin = self._spectra.factored(
             key, decompose, factors_of, provenance, top, _most_bytes(stream)
@@ -166,10 +205,19 @@ class SpectralMerger:
             values[:] = [spectrum.values]
             return _svc_factors(tensor, spectrum)
 
+        unweighted = without_weights(stream)
+        experts = self._measured(stream, unweighted, decompositions(tensor, stream.view))
+
+        def decompose() -> Spectrum:
+            found = svc_decompose(delta.matrix(stream.view), unweighted if experts is None else experts.vectors())
+            if experts is not None:
+                experts.keep()
+            return found
+
         provenance = _svc_provenance(stream, tensor.method)
         spectrum, factors, origin = self._spectra.factored(
             key,
-            lambda: svc_decompose(delta.matrix(stream.view), without_weights(stream)),
+            decompose,
             factors_of,
             provenance,
             most_bytes=_most_bytes(stream),
@@ -178,7 +226,8 @@ class SpectralMerger:
         warning = flat_spectrum_warning(spectrum)
         notes = (warning,) if warning is not None else ()
         merged = LowRank(*low_rank_form(spectrum, factors))
-        return merged, SpectralFacts(rank, _energy(values[0], rank), origin, key, notes)
+        measures = None if experts is None else experts.measure(merged)
+        return merged, SpectralFacts(rank, _energy(values[0], rank), origin, key, notes, measures=measures)
 
     def largest_values(self, stream: ExpertStream) -> list[tuple[str, float, Origin]]:
         """Return of each decomposition of one matrix its key, its largest value, and whether this call computed it.
@@ -192,8 +241,9 @@ class SpectralMerger:
         method, parameters = planned_method(stream.tensor)
         found: list[tuple[str, float, Origin]] = []
         planned = decompositions(stream.tensor, stream.view)
+        experts = self._measured(stream, stream, planned)
         for side, one in zip(method.sides(parameters, stream.shape), planned, strict=True):
-            decompose, top = self._decompose(method, parameters, stream, side, one)
+            decompose, top = self._decompose(method, parameters, stream, side, one, experts)
             provenance = self._provenance(method, stream, one)
             try:
                 values, origin = self._spectra.values(one.spectrum_key, decompose, provenance, top, _most_bytes(stream))
@@ -212,22 +262,29 @@ class SpectralMerger:
         stream: ExpertStream,
         side: Side,
         planned: Decomposition,
+        experts: MeasuredExperts | None,
     ) -> tuple[Callable[[], Spectrum], TopRequest | None]:
         """Return a function that decomposes one side, and what its spectrum needs where it is kept in part."""
 
         def first_pass() -> TaskVectors:
-            task_vectors = side.task_vectors_of(stream)
+            task_vectors = side.task_vectors_of(stream if experts is None else experts.vectors())
             if planned.sums_key is None:
                 return task_vectors
             return self._sums.task_vectors(task_vectors, planned.sums_key, stream.tensor.members)
 
+        def decomposed(vectors: TaskVectors) -> Spectrum:
+            found = method.decompose(vectors, parameters)
+            if experts is not None:
+                experts.keep()
+            return found
+
         if planned.whole_key is None:
-            return lambda: method.decompose(first_pass(), parameters), None
+            return lambda: decomposed(first_pass()), None
         total = ExpertSum(first_pass)
         # SVC's ratios of responses are no continuous function of the delta: nothing but rounding may change it.
         tolerance = 16 * arithmetic_epsilon(stream.dtype) if stream.tensor.calibration else TOLERANCE
         request = TopRequest(planned.whole_key, tolerance, total.times)
-        return lambda: method.decompose(total.recording(), parameters), request
+        return lambda: decomposed(total.recording()), request
 
     def _aligned(self, parameters: Any, planned: Decomposition) -> Any:
         """Return the parameters with this layer's own filter time, where that depends on the other layers."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..formats.digest import hash_bytes
 from ..numerics.cast import round_once
+from ..numerics.interference.expert_probes import Measures, rounded
 from ..numerics.linear_algebra import overflow_refused
 from ..numerics.method import DirectMethod
 from ..numerics.registry import get_planned_method
@@ -29,6 +31,7 @@ from .calibrated_direct import FactoredDelta, MergedDelta
 from .expert_stream import ExpertStream
 from .float8_output import quantize
 from .kept_sums import KeptSums, weighted_sum_of
+from .measured_experts import MeasuredInputs, can_measure
 from .row_placement import place_rows
 from .spectral_merger import SpectralFacts, SpectralMerger, combine_facts
 
@@ -42,12 +45,14 @@ class _Merged:
 
     tensors : what is stored, in the order of `output_entries`
     spectral : None where no spectrum was used
+    measures : of the experts, where no spectrum was used
     """
 
     tensors: tuple[torch.Tensor, ...]
     spectral: SpectralFacts | None = None
     truncation_error: float | None = None
     error: float | None = None
+    measures: Measures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +65,16 @@ class _Tools:
 
 
 class TensorMerger:
-    """Merges the tensors of one shard, with one reader, one store, and one device."""
+    """Merges the tensors of one shard, with one reader, one store, and one device.
 
-    def __init__(self, settings: RunSettings, store: Store, reader: TensorReader) -> None:
+    Parameters
+    ----------
+    measures : measure the experts for the report on a tensor; their probes are kept beside its spectra
+    """
+
+    def __init__(self, settings: RunSettings, store: Store, reader: TensorReader, *, measures: bool = False) -> None:
         self._settings = settings
+        self._measures = measures
         self._reader = reader
         self._device = torch.device(settings.device)
         self._store = store
@@ -148,6 +159,7 @@ class TensorMerger:
             merged = replace(merged, tensors=(weight.stored, weight.scale), error=weight.error)
         spectral = merged.spectral
         outputs = spectral.outputs if spectral else None
+        measures = spectral.measures if spectral else merged.measures
         entries = zip(merged.tensors, output_entries(tensor), strict=True)
         pieces = [_bytes_of(_cast(result, entry, tensor.name, action != "copy")) for result, entry in entries]
         data = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
@@ -169,6 +181,7 @@ class TensorMerger:
             truncation_error=merged.truncation_error,
             error=merged.error,
             storage_noise=spectral.noise if spectral else None,
+            measures=None if measures is None else rounded(measures),
         )
 
     @torch.no_grad()
@@ -201,8 +214,18 @@ class TensorMerger:
                 return self._merge_calibrated(tensor)
             parameters = method.Parameters.model_validate(dict(tensor.parameters))
             experts = [method.Expert.model_validate(dict(expert.parameters)) for expert in tensor.experts]
-            return _Merged((method.merge(self._stream(tensor), parameters, experts),))
+            return self._merge_directly(method, tensor, parameters, experts)
         return self._merge_matrices(tensor, self._of(tensor).spectral.merged_delta)
+
+    def _merge_directly(
+        self, method: DirectMethod[Any, Any], tensor: TensorPlan, parameters: Any, experts: Sequence[Any]
+    ) -> _Merged:
+        stream = self._stream(tensor)
+        if not self._measures or tensor.base is None or not can_measure(len(tensor.experts), tensor.shape):
+            return _Merged((method.merge(stream, parameters, experts),))
+        inputs = MeasuredInputs(stream)
+        result = method.merge(inputs, parameters, experts)
+        return _Merged((result,), measures=inputs.measure(result))
 
     def _merge_calibrated(self, tensor: TensorPlan) -> _Merged:
         """Return what a direct method merges, calibrated by SVC."""
@@ -276,7 +299,7 @@ class TensorMerger:
             dtype = torch.float64 if arithmetic == "float64" else torch.float32
             settings = replace(self._settings, arithmetic=arithmetic)
             sums = KeptSums(self._store, self._device, dtype)
-            spectral = SpectralMerger(settings, self._store, sums, self._device, dtype)
+            spectral = SpectralMerger(settings, self._store, sums, self._device, dtype, measures=self._measures)
             self._tools[arithmetic] = _Tools(dtype, sums, spectral)
         return self._tools[arithmetic]
 

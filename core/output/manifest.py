@@ -13,6 +13,7 @@ from ..planning.outputs.matrices import is_fused_qkv
 from ..planning.plan import ModelSummary, Plan, TensorPlan, decompositions
 from ..planning.shards import output_entries
 from ..planning.summary import arrival_row
+from .measured import measured_row, overlap_of_experts
 
 FORMAT_VERSION = 1
 
@@ -40,6 +41,7 @@ def build_manifest(plan: Plan, reports: Sequence[ShardReport], file_hashes: Mapp
         "base": _model(plan.base) if plan.base else None,
         "experts": [_model(expert) for expert in plan.experts],
         "expert_orders": [list(order) for order in orders],
+        "expert_overlap": overlap_of_experts(plan, by_index),
         "warnings": list(plan.warnings),
         "files": [
             {
@@ -99,6 +101,8 @@ def _tensors(
                 row |= {"outputs_spectrum": done.outputs_spectrum_key}
             if done.storage_noise is not None:
                 row["storage_noise"] = done.storage_noise
+            if done.measures is not None:
+                row["measures"] = measured_row(done.measures)
             row |= _matrices(planned) | _adapter_facts(planned, done) | _float8_facts(planned, done)
             if done.notes:
                 row["notes"] = list(done.notes)

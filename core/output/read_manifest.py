@@ -40,6 +40,20 @@ class ManifestModel(_Part):
     share_placed: float | None = Field(default=None, description="of its parameters that have a place in the output")
 
 
+class ManifestMeasures(_Part):
+    """What was measured of a tensor's experts, in the order in which they were added."""
+
+    delta: float = Field(description="norm of the merged delta")
+    norms: list[float] = Field(description="of the weighted task vectors")
+    before: list[float] = Field(description="interference, WUDI's loss of each expert, at the base model; estimated")
+    after: list[float] = Field(description="the same at the merged delta; estimated")
+    cosines: list[float] = Field(description="of each task vector with the merged delta; estimated")
+    with_others: list[float] = Field(description="cosine of each task vector with the sum of the others; estimated")
+    alignment: list[float] | None = Field(
+        default=None, description="share of each norm in the kept directions over the inputs; estimated"
+    )
+
+
 class ManifestTensor(_Part):
     """One merged tensor."""
 
@@ -70,6 +84,10 @@ class ManifestTensor(_Part):
     )
     outputs_energy: float | None = Field(default=None, description="as `energy`, of the same")
     outputs_spectrum: str | None = Field(default=None, description="as `spectrum`, of the same")
+    storage_noise: float | None = Field(
+        default=None, description="level of the rounding of storage, relative to the largest singular value"
+    )
+    measures: ManifestMeasures | None = Field(default=None, description="null where the experts were not measured")
     orientation: str | None = Field(default=None, description="how the matrix is stored: out_in or in_out")
     matrix_shape: list[int] | None = Field(default=None, description="in which it was decomposed, if not its own")
     num_matrices: int | None = Field(default=None, description="into which it was divided")
@@ -98,6 +116,9 @@ class Manifest(_Part):
         description="indices of experts in the orders in which tensors add them; an earlier version wrote none",
     )
     arithmetic: str = Field(default="float32", description="of the run")
+    expert_overlap: list[list[float | None]] | None = Field(
+        default=None, description="cosines of the experts' task vectors, over all measured tensors; estimated"
+    )
     warnings: list[str] = Field(default_factory=list[str], description="of the plan")
     files: list[ManifestFile] = Field(description="weight files")
     side_files: dict[str, str] = Field(description="name to sha256")

@@ -9,12 +9,21 @@ has the same keys. Device, workers and memory limits are not part of a key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..formats.digest import hash_bytes, hash_json
-from ..formats.store_folders import ALIGNMENTS, PARTS, SPECTRA, SUMS
-from .plan import ExpertTensor, LayerShard, OutputFile, RunSettings, SideFile, TensorPlan
+from ..formats.store_folders import ALIGNMENTS, MEASURES, PARTS, SPECTRA, SUMS
+from .plan import (
+    Decomposition,
+    ExpertTensor,
+    LayerShard,
+    OutputFile,
+    RunSettings,
+    SideFile,
+    TensorPlan,
+    decompositions,
+)
 
 # Increase when the bytes of a part change although no method changes (rounding of the cast, order of the sums).
 PART_VERSION = 1
@@ -78,6 +87,29 @@ def top_spectrum_key(whole: str, version: int) -> str:
 def top_values_key(top: str) -> str:
     """Return the object key of all eigenvalues and statistics that belong to a `top_spectrum_key`."""
     return _spectrum_object_key(hash_json(["values", top]))
+
+
+def probes_key(spectrum_key: str) -> str:
+    """Return the key of the probes of the experts of a spectrum."""
+    return MEASURES + spectrum_key.removeprefix(SPECTRA).removesuffix(".arrow") + ".safetensors"
+
+
+def probed_key(planned: Sequence[Decomposition]) -> str | None:
+    """Return the key of the spectrum beside which the probes of one matrix are kept.
+
+    None where the experts are not measured: without a spectrum, and where kept sums replace experts.
+    """
+    if not planned or any(one.sums_key is not None for one in planned):
+        return None
+    return planned[0].whole_key or planned[0].spectrum_key
+
+
+def probes_keys(tensor: TensorPlan) -> Iterator[str]:
+    """Yield the keys of all probes that a merge of the tensor may read or write."""
+    for view in tensor.views or (None,):
+        key = probed_key(decompositions(tensor, view))
+        if key is not None:
+            yield probes_key(key)
 
 
 def with_noise(identities: Sequence[str], experts: Sequence[ExpertTensor]) -> list[str]:

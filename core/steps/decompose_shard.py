@@ -52,7 +52,7 @@ def decompose_tensors(
     claim = claimed_shard(job.store, spectra_claim_key(job.shard.part_key), stop=stop, wait=wait)
     with claim, hold_device(job.settings.device, stop) as device:
         reader = TensorReader(job.storage_options)
-        merger = TensorMerger(replace(job.settings, device=device), job.store, reader)
+        merger = TensorMerger(replace(job.settings, device=device), job.store, reader, measures=True)
         largest: dict[str, float] = {}
         num_computed = 0
         for tensor in tensors:

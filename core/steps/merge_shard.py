@@ -67,7 +67,7 @@ def _write_part(
     started = time.monotonic()
     shard, store = job.shard, job.store
     reader = TensorReader(job.storage_options)
-    merger = TensorMerger(replace(job.settings, device=device), store, reader)
+    merger = TensorMerger(replace(job.settings, device=device), store, reader, measures=True)
     entries = [entry for tensor in shard.tensors for entry in output_entries(tensor)]
     header = output_header(entries)
     reports = []

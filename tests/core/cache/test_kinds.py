@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from eigenmerge.core.cache.alignments import write_alignments
+from eigenmerge.core.cache.expert_probes import write_probes
 from eigenmerge.core.cache.kinds import (
     KINDS,
     Kind,
@@ -26,7 +27,8 @@ from eigenmerge.core.cache.spectra.writer import write_spectrum
 from eigenmerge.core.cache.sweep_tables import SweepRow, write_best_recipe, write_sweep_table
 from eigenmerge.core.coordination.claim_keys import claim_key, run_claim_key, spectra_claim_key
 from eigenmerge.core.errors import CorruptObjectError, ObjectNotFoundError
-from eigenmerge.core.planning.keys import alignment_key, calibration_key, spectrum_key, sums_key
+from eigenmerge.core.numerics.interference.expert_probes import Probes
+from eigenmerge.core.planning.keys import alignment_key, calibration_key, probes_key, spectrum_key, sums_key
 from eigenmerge.core.run import Run
 from eigenmerge.core.storage.store import Store
 
@@ -45,6 +47,7 @@ def fill(store: Store) -> None:
     run = Run(plan(part), store)
     write_spectrum(store, SPECTRUM, spectrum(5), provenance={})
     write_sealed(store, SUMS, {"sum": torch.ones(3)}, {"form": "sum", "members": ["a"]})
+    write_probes(store, SPECTRUM, Probes(torch.ones(1, 8, 3), torch.ones(1, 8, 4), torch.ones(1).double()))
     write_alignments(run.plan, store, [DecomposeReport(0, {SPECTRUM: 1.0}, 1, 0)])
     write_part(store, part, b"header--data")
     write_shard_table(store, part.part_key, [TableRow("w", SPECTRUM, spectrum(5))])
@@ -92,6 +95,7 @@ def test_keys_of_every_builder_have_a_kind() -> None:
         spectral: "spectrum",
         calibration_key(spectral, "filter"): "spectrum",
         alignment_key([spectral]): "alignment",
+        probes_key(spectral): "probes of experts",
         sums_key(1, "float32", "base", "[4, 3]", ["a", "b"]): "sums",
         claim_key(PART): "claim",
         spectra_claim_key(PART): "claim",

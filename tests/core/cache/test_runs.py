@@ -26,6 +26,7 @@ RESULT = MergeResult("out", RUN_KEY, ("model.safetensors",), 3, 1, "swudi", 2, 0
 def test_objects_of_a_run_are_all_keys_of_its_plan() -> None:
     assert run_objects(PLAN) == [
         "alignments/a.json",
+        "measures/w.safetensors",
         *(f"parts/{index}.{suffix}" for index in (0, 1) for suffix in ("arrow", "json", "safetensors")),
         "spectra/qkv-k-calibration.arrow",
         "spectra/qkv-k.arrow",
