@@ -43,6 +43,7 @@ def merge(
     runner_address: str | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
+    report: bool = True,
     time_limit: float | None = None,
     *,
     use_prefect: bool = True,
@@ -63,6 +64,7 @@ def merge(
     workers : shards to compute at the same time; None chooses by cores (or GPUs) and by `max_memory`
     runner, runner_address : "threads" (default), "dask" or "ray", and the address of a running cluster
     allow_nonfinite : keep the base's tensor where an expert holds NaN or Inf
+    report : write a page on the merge into the checkpoint, eigenmerge_report.html
     time_limit : seconds after which the run stops cleanly, to be resumed
     use_prefect : False computes in threads of this process, with the same result
     progress : show a bar; None shows one in a notebook only
@@ -70,7 +72,7 @@ def merge(
     Returns
     -------
     Merge
-        What the run counted, `manifest`, `ranks()` and `spectra()`
+        What the run counted, `manifest`, `ranks()`, `spectra()` and `report()`
 
     Raises
     ------
@@ -91,6 +93,7 @@ def merge(
         "runner_address": runner_address,
         "overwrite": overwrite,
         "allow_nonfinite": allow_nonfinite,
+        "report": report,
         "time_limit": time_limit,
     }
     if use_prefect and _inside_a_flow():
@@ -106,6 +109,7 @@ def merge(
         workers=workers,
         overwrite=overwrite,
         allow_nonfinite=allow_nonfinite,
+        report=report,
     )
     with _shown_progress(progress) as listeners:
         result = reported_merge(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from ..core.steps.reading.rank_rows import RankRow
     from ..core.steps.reading.run_records import RunRecords
+    from .python_report import MergeReport
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,20 @@ class Merge(MergeResult):
         from ..core.steps.reading.rank_rows import rank_rows
 
         return rank_rows(self.manifest, self._records())
+
+    def report(self) -> MergeReport:
+        """Return the report on the merge: text where it is printed, charts in a notebook, `write` for a page.
+
+        Raises
+        ------
+        CheckpointError : the checkpoint was removed or changed
+        """
+        from ..core.steps.reporting.costs import read_costs
+        from ..core.steps.reporting.report import make_report
+        from .python_report import MergeReport
+
+        costs = read_costs(Store(self.store, self.storage_options), self.run_key)
+        return MergeReport(make_report(self.manifest, self._records(), costs))
 
     def spectra(self) -> pa.Table:
         """Return the spectra of all decomposed matrices, one row for each direction, the largest value first.

@@ -30,6 +30,7 @@ def merge(
     runner_address: str | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
+    report: bool = True,
     time_limit: float | None = None,
 ) -> MergeResult:
     """Merge the experts that a recipe names into one checkpoint.
@@ -44,6 +45,7 @@ def merge(
     workers : shards to compute at the same time; None chooses by cores (or GPUs) and by `max_memory`
     runner, runner_address : "threads" (default), "dask" or "ray", and the address of a running cluster
     allow_nonfinite : keep the base's tensor where an expert holds NaN or Inf
+    report : write a page on the merge into the checkpoint
     time_limit : seconds after which the run stops cleanly, to be resumed
 
     Raises
@@ -66,13 +68,14 @@ def merge(
                 workers=workers,
                 overwrite=overwrite,
                 allow_nonfinite=allow_nonfinite,
+                report=report,
             )
             chosen = stage.recipe.runner
-            report = (PrefectReport(context.server),) if context.on_prefect_page else ()
+            on_page = (PrefectReport(context.server),) if context.on_prefect_page else ()
             context.outcome.result = run_prepared(
                 prepared,
                 stop=context.stop,
-                listeners=(*context.listeners, *report),
+                listeners=(*context.listeners, *on_page),
                 map_shards=PrefectMap(runner or chosen.kind, runner_address or chosen.address, server=context.server),
             )
     except BaseException as error:

@@ -32,6 +32,7 @@ class TensorReport:
     storage_noise : level below which singular values are rounding of the experts' storage, relative to the largest;
         None where no expert's storage rounds, or the method has no spectrum
     measures : of the experts, estimated; None where they are not measured
+    svc_change : of the merged delta by SVC, relative (Frobenius norm); None without SVC
     """
 
     name: str
@@ -51,6 +52,7 @@ class TensorReport:
     outputs_spectrum_key: str | None = None
     storage_noise: float | None = None
     measures: Measures | None = None
+    svc_change: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

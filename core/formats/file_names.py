@@ -19,4 +19,5 @@ ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 
 # Eigenmerge: what a merge adds
 MANIFEST_NAME = "eigenmerge_manifest.json"
+REPORT_NAME = "eigenmerge_report.html"  # `eigenmerge merge --no-report` writes none
 MARKER_NAME = ".eigenmerge-incomplete.json"  # present while a merge writes to the directory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from ..cache.spectra.format import most_spectrum_bytes
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..numerics.apply_filter import Factors, low_rank_form
-from ..numerics.interference.expert_probes import Measures, add_measures, energy_within
+from ..numerics.interference.expert_probes import energy_within
 from ..numerics.interference.top_directions import TOLERANCE
 from ..numerics.method import Side, SpectralMethod
 from ..numerics.registry import get_planned_method
@@ -34,45 +34,7 @@ from .expert_stream import ExpertStream
 from .expert_sum import ExpertSum
 from .kept_sums import KeptSums
 from .measured_experts import MeasuredExperts, can_measure
-
-
-@dataclass(frozen=True, slots=True)
-class SpectralFacts:
-    """What a report states about the spectra of one tensor.
-
-    rank : directions that the filters kept
-    energy : share of the sum of the eigenvalues in those directions, 0 to 1
-    origin : "computed" if any spectrum was decomposed by this run
-    spectrum_key : of the first matrix
-    outputs : of the decomposition over the outputs, where the tensor is decomposed over both sides
-    noise : level of the rounding of storage, relative to the largest singular value; None where none is known
-    measures : of the experts; None where they are not measured
-    """
-
-    rank: int
-    energy: float
-    origin: Origin
-    spectrum_key: str
-    notes: tuple[str, ...] = ()
-    outputs: SpectralFacts | None = None
-    noise: float | None = None
-    measures: Measures | None = None
-
-
-def combine_facts(facts: Sequence[SpectralFacts]) -> SpectralFacts:
-    """Return the facts of a tensor that consists of several matrices: the ranks add up, the smallest energy counts."""
-    outputs = [one.outputs for one in facts if one.outputs is not None]
-    measures = [one.measures for one in facts if one.measures is not None]
-    return SpectralFacts(
-        rank=sum(one.rank for one in facts),
-        energy=min(one.energy for one in facts),
-        origin="computed" if any(one.origin == "computed" for one in facts) else facts[-1].origin,
-        spectrum_key=facts[0].spectrum_key,
-        notes=tuple(note for one in facts for note in one.notes),
-        outputs=combine_facts(outputs) if outputs else None,
-        noise=max((one.noise for one in facts if one.noise is not None), default=None),
-        measures=add_measures(measures) if len(measures) == len(facts) else None,
-    )
+from .spectral_facts import SpectralFacts
 
 
 class SpectralMerger:
@@ -138,21 +100,26 @@ class SpectralMerger:
                 del spectrum, factors
 
         notes: tuple[str, ...] = ()
+        svc_change: float | None = None
         if "svc" in tensor.calibration:
             spectrum, factors, notes = self._calibrated(method, stream, sides, filter_sides())
+            svc_change = _svc_change(spectrum, factors)
             delta: torch.Tensor | LowRank = LowRank(*low_rank_form(spectrum, factors))
         else:
             delta = add_sides(sides, filter_sides(), stream.shape)
         origin: Origin = "computed" if any(one.origin == "computed" for one in facts) else facts[0].origin
         outputs = facts[1] if len(facts) > 1 else None
         measures = None if experts is None else replace(experts.measure(delta), within=within)
-        return delta, replace(facts[0], origin=origin, notes=notes, outputs=outputs, measures=measures)
+        return delta, replace(
+            facts[0], origin=origin, notes=notes, outputs=outputs, measures=measures, svc_change=svc_change
+        )
 
     def _measured(
         self, stream: ExpertStream, vectors: TaskVectors, planned: Sequence[Decomposition]
     ) -> MeasuredExperts | None:
-        """Return the experts of one matrix to measure; None where they are not measured: some have kept sums, or SVC does
-        not count all of them.
+        """Return the experts of one matrix to measure.
+
+        None where they are not measured: some have kept sums, or SVC does not count all of them.
         """
         key = probed_key(planned)
         if vectors.num_experts != stream.num_experts or not can_measure(stream.num_experts, stream.shape):
@@ -227,7 +194,8 @@ class SpectralMerger:
         notes = (warning,) if warning is not None else ()
         merged = LowRank(*low_rank_form(spectrum, factors))
         measures = None if experts is None else experts.measure(merged)
-        return merged, SpectralFacts(rank, _energy(values[0], rank), origin, key, notes, measures=measures)
+        energy, change = _energy(values[0], rank), _svc_change(spectrum, factors)
+        return merged, SpectralFacts(rank, energy, origin, key, notes, measures=measures, svc_change=change)
 
     def largest_values(self, stream: ExpertStream) -> list[tuple[str, float, Origin]]:
         """Return of each decomposition of one matrix its key, its largest value, and whether this call computed it.
@@ -359,6 +327,13 @@ def _most_bytes(stream: ExpertStream) -> int:
 def _svc_factors(tensor: TensorPlan, spectrum: Spectrum) -> Factors:
     svc = SvcCalibration.model_validate(tensor.calibration["svc"])
     return svc_factors(spectrum, svc.alpha, svc.count, tensor.method)
+
+
+def _svc_change(spectrum: Spectrum, factors: Factors) -> float:
+    """Return how much SVC changes the merged delta, relative to it: the directions are orthonormal."""
+    values, calibrated = spectrum.values.double(), factors.weights["left"].double()
+    total = float(values.square().sum())
+    return float(f"{(float((calibrated - values).square().sum()) / total) ** 0.5:.4g}") if total > 0 else 0.0
 
 
 def _svc_provenance(stream: ExpertStream, after: str | None) -> dict[str, object]:

@@ -33,7 +33,8 @@ from .float8_output import quantize
 from .kept_sums import KeptSums, weighted_sum_of
 from .measured_experts import MeasuredInputs, can_measure
 from .row_placement import place_rows
-from .spectral_merger import SpectralFacts, SpectralMerger, combine_facts
+from .spectral_facts import SpectralFacts, combine_facts
+from .spectral_merger import SpectralMerger
 
 # From one matrix of a tensor to its merged delta.
 _DeltaOf = Callable[[ExpertStream], tuple[torch.Tensor | LowRank, SpectralFacts]]
@@ -182,6 +183,7 @@ class TensorMerger:
             error=merged.error,
             storage_noise=spectral.noise if spectral else None,
             measures=None if measures is None else rounded(measures),
+            svc_change=spectral.svc_change if spectral else None,
         )
 
     @torch.no_grad()

@@ -11,7 +11,14 @@ from ..coordination.claims import POLL_SECONDS, Claim, ClaimWatcher
 from ..coordination.stop import StopSignal
 from ..errors import CheckpointError, CorruptObjectError, DestinationError, ObjectNotFoundError, StoreError
 from ..formats.bounded_json import parse_json_object
-from ..formats.file_names import ADAPTER_CONFIG_NAME, CONFIG_NAME, INDEX_NAME, MANIFEST_NAME, MARKER_NAME
+from ..formats.file_names import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    REPORT_NAME,
+)
 from ..planning.plan import Plan
 from ..storage.store import Store
 from .completeness import find_problem
@@ -21,8 +28,9 @@ from .separate_places import check_inputs_are_elsewhere, check_store_is_elsewher
 
 _PROBE_PREFIX = ".eigenmerge-probe-"
 
-# Removed although the merge writes them again: a kill must not leave those of another merge beside its weights.
-_REMOVED_FIRST = frozenset({INDEX_NAME, MANIFEST_NAME, CONFIG_NAME, ADAPTER_CONFIG_NAME})
+# Removed although the merge writes them again: a kill must not leave those of another merge beside its weights. The
+# report is removed also where the merge writes none.
+_REMOVED_FIRST = frozenset({INDEX_NAME, MANIFEST_NAME, CONFIG_NAME, ADAPTER_CONFIG_NAME, REPORT_NAME})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +40,18 @@ class Destination:
     uri : as the user wrote it
     overwrite : write even if the destination is no longer empty
     is_complete : it has the complete result of the plan already, and nothing is to be done
+    report : write the report on the merge as well
     """
 
     uri: str
     store: Store
     overwrite: bool = False
     is_complete: bool = False
+    report: bool = True
 
 
 def prepare_destination(
-    plan: Plan, uri: str, store: Store, *, overwrite: bool, run_store: Store | None = None
+    plan: Plan, uri: str, store: Store, *, overwrite: bool, run_store: Store | None = None, report: bool = True
 ) -> Destination:
     """Check that the destination may be written, before any weight is read. Leaves nothing there.
 
@@ -53,6 +63,7 @@ def prepare_destination(
     uri : address for messages, as the user wrote it
     store : the place at `uri`
     run_store : the store of the run, which must be a separate place
+    report : write the report on the merge as well
 
     Raises
     ------
@@ -73,7 +84,7 @@ def prepare_destination(
         if problem is not None:
             raise DestinationError(_damaged(uri, problem))
         return Destination(uri, store, is_complete=True)
-    return Destination(uri, store.with_probed_writes(_PROBE_PREFIX), overwrite)
+    return Destination(uri, store.with_probed_writes(_PROBE_PREFIX), overwrite, report=report)
 
 
 def take_destination(destination: Destination, plan: Plan, stop: StopSignal | None = None) -> Claim | None:

@@ -101,6 +101,8 @@ def _tensors(
                 row |= {"outputs_spectrum": done.outputs_spectrum_key}
             if done.storage_noise is not None:
                 row["storage_noise"] = done.storage_noise
+            if done.svc_change is not None:
+                row["svc_change"] = done.svc_change
             if done.measures is not None:
                 row["measures"] = measured_row(done.measures)
             row |= _matrices(planned) | _adapter_facts(planned, done) | _float8_facts(planned, done)

@@ -12,7 +12,7 @@ from typing import cast
 
 from ..errors import CheckpointError, CorruptObjectError, DestinationError, ObjectNotFoundError
 from ..formats.bounded_json import LONGEST_INDEX_BYTES, parse_json_object
-from ..formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME, MODEL_CARD_NAME
+from ..formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME, MODEL_CARD_NAME, REPORT_NAME
 from ..planning.plan import Plan
 from ..storage.store import Store
 from .read_manifest import LONGEST_MANIFEST_BYTES, MOST_MANIFEST_VALUES
@@ -28,7 +28,7 @@ _LOADED = re.compile(
 def planned_names(plan: Plan) -> set[str]:
     """Return the names of all files that a merge writes, without its marker."""
     names = {file.name for file in plan.files} | {side.name for side in plan.side_files}
-    return names | {MODEL_CARD_NAME, MANIFEST_NAME} | ({INDEX_NAME} if len(plan.files) > 1 else set())
+    return names | {MODEL_CARD_NAME, REPORT_NAME, MANIFEST_NAME} | ({INDEX_NAME} if len(plan.files) > 1 else set())
 
 
 def owned_names(store: Store, present: Iterable[str]) -> set[str]:

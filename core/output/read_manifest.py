@@ -87,6 +87,7 @@ class ManifestTensor(_Part):
     storage_noise: float | None = Field(
         default=None, description="level of the rounding of storage, relative to the largest singular value"
     )
+    svc_change: float | None = Field(default=None, description="of the merged delta by SVC, relative")
     measures: ManifestMeasures | None = Field(default=None, description="null where the experts were not measured")
     orientation: str | None = Field(default=None, description="how the matrix is stored: out_in or in_out")
     matrix_shape: list[int] | None = Field(default=None, description="in which it was decomposed, if not its own")

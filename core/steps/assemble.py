@@ -9,15 +9,16 @@ from typing import Any
 from ..cache.reports import ShardReport
 from ..coordination.claims import Claim
 from ..coordination.stop import StopSignal
-from ..errors import DestinationError
+from ..errors import DestinationError, RecipeError
 from ..formats.digest import hash_bytes
-from ..formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
+from ..formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME, REPORT_NAME
 from ..output.commit import write_index
 from ..output.destination import Destination, clear_for_writing, take_destination
 from ..output.file_hashes import FileHashes, file_header, part_tensors
 from ..output.input_cards import read_input_cards
 from ..output.manifest import build_manifest
 from ..output.model_card import build_model_card
+from ..output.read_manifest import parse_manifest
 from ..planning.plan import SideFile
 from ..run import Run
 from ..storage.assembly.assemble_file import assemble_file
@@ -44,7 +45,7 @@ def assemble(
     stop: StopSignal | None = None,
     file_hashes: FileHashes | None = None,
 ) -> Assembled:
-    """Write weight files, config and tokenizer files, model card and manifest, and last the index.
+    """Write weight files, config and tokenizer files, model card, report and manifest, and last the index.
 
     Weights do not pass through this process where the store can copy on its own side. After a kill, the same run writes
     all files again: that costs a copy, not a computation.
@@ -67,24 +68,25 @@ def assemble(
     if claim is None:
         return Assembled(warnings=(f"{destination.uri}: another run has written the same result there",))
     try:
-        through = _write_checkpoint(run, reports, destination.store, claim, stop, file_hashes)
+        through, warnings = _write_checkpoint(run, reports, destination, claim, stop, file_hashes)
     except BaseException:
         claim.abandon()
         raise
     claim.release()  # removes the marker
-    return Assembled(through)
+    return Assembled(through, warnings)
 
 
 def _write_checkpoint(
     run: Run,
     reports: Sequence[ShardReport],
-    target: Store,
+    destination: Destination,
     claim: Claim,
     stop: StopSignal | None,
     file_hashes: FileHashes | None,
-) -> int:
-    """Write everything and return the bytes of weights that passed through this process."""
-    plan = run.plan
+) -> tuple[int, tuple[str, ...]]:
+    """Write everything and return the bytes of weights that passed through this process, and warnings."""
+    plan, target = run.plan, destination.store
+    warnings: tuple[str, ...] = ()
     hashes: dict[str, str | None] = {}
     through = 0
     clear_for_writing(target, plan)
@@ -103,6 +105,11 @@ def _write_checkpoint(
         hashes[side.name] = _write(target, side.name, _content(side, run.storage_options))
     card = build_model_card(plan, reports, read_input_cards(plan, run.storage_options))
     hashes[MODEL_CARD_NAME] = _write(target, MODEL_CARD_NAME, card)
+    if destination.report:
+        try:
+            hashes[REPORT_NAME] = _write(target, REPORT_NAME, _report(run, build_manifest(plan, reports, hashes)))
+        except RecipeError as error:  # of a method that a package has changed while it merged
+            warnings = (f"{REPORT_NAME} is not written: {error}",)
     _write(target, MANIFEST_NAME, build_manifest(plan, reports, hashes))
     if not claim.check():
         raise DestinationError(
@@ -110,7 +117,17 @@ def _write_checkpoint(
             " files there may come from two merges: run one of the merges again with --overwrite"
         )
     write_index(target, plan)
-    return through
+    return through, warnings
+
+
+def _report(run: Run, manifest: bytes) -> bytes:
+    """Return the page on the merge; it depends only on the manifest and on the table of the spectra."""
+    from .reading.run_records import read_run_records
+    from .reporting.page import report_page
+    from .reporting.report import make_report
+
+    records = read_run_records(run.store, run.plan.run_key)
+    return report_page(make_report(parse_manifest(manifest, MANIFEST_NAME), records)).encode()
 
 
 def _content(side: SideFile, storage_options: Mapping[str, Any] | None) -> bytes:

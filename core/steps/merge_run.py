@@ -39,6 +39,7 @@ def merge_run(
     workers: int | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
+    report: bool = True,
     stop: StopSignal | None = None,
     listeners: Sequence[Listener] = (),
     map_shards: MapShards = map_in_turn,
@@ -54,6 +55,7 @@ def merge_run(
     max_memory : bytes that all workers together may use; None takes the recipe's
     workers : shards to compute at the same time; None takes the recipe's, or chooses by cores and memory
     allow_nonfinite : keep the base's tensor where an expert holds NaN or Inf
+    report : write a page on the merge into the checkpoint
     stop : ends the run cleanly once it is set
     map_shards : how shards are computed; the default computes one after the other in this thread
 
@@ -70,6 +72,7 @@ def merge_run(
         workers=workers,
         overwrite=overwrite,
         allow_nonfinite=allow_nonfinite,
+        report=report,
     )
     return run_prepared(prepared, stop=stop, listeners=listeners, map_shards=map_shards)
 

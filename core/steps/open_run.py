@@ -43,6 +43,7 @@ def prepare_run(
     workers: int | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
+    report: bool = True,
     plan: Plan | None = None,
 ) -> PreparedRun:
     """Plan a merge and check the places that it writes to. Parameters and errors as `merge_run`.
@@ -59,7 +60,7 @@ def prepare_run(
     plan = plan or make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
     run_store = Store(place, options)
     target = prepare_destination(
-        plan, destination, Store(destination, options), overwrite=overwrite, run_store=run_store
+        plan, destination, Store(destination, options), overwrite=overwrite, run_store=run_store, report=report
     )
     run = Run(plan, run_store, options) if target.is_complete else open_run(plan, run_store, options)
     count = choose_worker_count(plan, workers or recipe.runner.workers, max_memory, device)

@@ -24,6 +24,7 @@ from .commands import (
     nightly_command,
     plan_command,
     push_command,
+    report_command,
     sweep_command,
     verify_command,
 )
@@ -45,6 +46,7 @@ app.command("nightly")(nightly_command.nightly)
 app.command("plan")(plan_command.plan)
 app.command("extract")(extract_command.extract)
 app.command("inspect")(inspect_command.inspect)
+app.command("report")(report_command.report)
 app.command("explain")(explain_command.explain)
 app.command("compare")(compare_command.compare)
 app.command("methods")(methods_command.methods)

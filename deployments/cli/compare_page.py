@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core.escaping import printable
@@ -21,13 +20,6 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; }
 td.bar { width: 14rem; } td.bar div { background: #4a7ab5; height: .7rem; min-width: 1px; }
 h2 { font-size: 1.05rem; margin-top: 1.6rem; } code { font-size: .95em; }
 """
-
-
-def write_page(path: Path, found: Comparison) -> None:
-    """Write the page, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(comparison_page(found), encoding="utf-8")
-    partial.replace(path)
 
 
 def comparison_page(found: Comparison) -> str:
@@ -50,7 +42,7 @@ def comparison_page(found: Comparison) -> str:
         ),
     ]
     title = _text(f"{found.a.name} and {found.b.name}")
-    head = f'<meta charset="utf-8">{PAGE_MARK.decode()}<title>{title}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8">{PAGE_MARK}<title>{title}</title><style>{_STYLE}</style>'
     body = f"<h1>{title}</h1>\n" + "\n".join(filter(None, parts))
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}\n</body></html>\n'
 

@@ -30,7 +30,7 @@ from ..lazy_torch import torch
 from ..noise.storage_noise import StorageNoise
 from ..task_vectors import LowRank, TaskVectors, noise_of
 
-_MOST_PROBES = 8
+_MOST_PROBES = 16
 #: Rows of all probes together: they need at most 128 (M + K) elements. More experts than this are not measured.
 _MOST_ROWS = 128
 _DIGITS = 4  # significant digits of what is recorded
@@ -63,8 +63,8 @@ class Measures:
 class Probes:
     """The probes of all experts of one matrix, on the CPU.
 
-    across : Tensor (N, P, K), float32, y_i
-    through : Tensor (N, P, M), float32, z_i^T
+    across : Tensor (N, P, K), bfloat16, y_i: its rounding is far below the error of an estimate
+    through : Tensor (N, P, M), bfloat16, z_i^T of the rounded y_i
     norms : Tensor (N,), float64, ||v_i||_F
     """
 
@@ -115,18 +115,18 @@ class Recorder:
         signs = _signs(num_probes(self._num_experts), self._shape[0])
         if isinstance(vector, LowRank):
             like = vector.left
-            across = (signs.to(like) @ vector.left) @ vector.right
+            across = _stored((signs.to(like) @ vector.left) @ vector.right)
             through = (across @ vector.right.T) @ vector.left.T
             norm = _norm_of_factors(vector)
         else:
             signs = signs.to(vector)
             across = signs @ vector
-            across = across if base is None else across - signs @ base
+            across = _stored(across if base is None else across - signs @ base)
             through = across @ vector.T
             through = through if base is None else through - across @ base.T
             norm = _norm_of_difference(vector, base)
-        self._across.append(across.cpu().float())
-        self._through.append(through.cpu().float())
+        self._across.append(across.cpu().bfloat16())
+        self._through.append(through.cpu().bfloat16())
         self._norms.append(norm)
 
     def probes(self) -> Probes | None:
@@ -279,6 +279,11 @@ def _signs(count: int, rows: int) -> torch.Tensor:
     """Return Omega, (P, M), of random signs that depend on its shape only."""
     generator = torch.Generator().manual_seed(1_000_003 * count + rows)
     return torch.randint(0, 2, (count, rows), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+
+
+def _stored(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows rounded as they are stored, in their own dtype."""
+    return rows.bfloat16().to(rows.dtype)
 
 
 def _cosines(rows: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError, DestinationError, RecipeError
 from ...formats.digest import hash_bytes
-from ...formats.file_names import INDEX_NAME, MANIFEST_NAME
+from ...formats.file_names import INDEX_NAME, MANIFEST_NAME, REPORT_NAME
 from ...output.card_rules import is_hub_id
 from ...output.read_manifest import LONGEST_MANIFEST_BYTES, Manifest, parse_manifest
 from ...output.verify_files import foreign_weights
@@ -19,7 +19,7 @@ from ...publishing.hub_repository import HubRepository, commit, open_repository,
 from ...storage.copy_to_file import copy_to_file
 from ...storage.object_hash import hash_object
 from ...storage.store import Store
-from .pushed_files import REPORT_NAME, PushedFiles, find_files
+from .pushed_files import PushedFiles, find_files
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd

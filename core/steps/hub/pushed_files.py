@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from ...errors import CheckpointError
 from ...formats.digest import hash_bytes
-from ...formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME, MODEL_CARD_NAME
+from ...formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME, MODEL_CARD_NAME, REPORT_NAME
 from ...output.card_rules import metadata_problems
 from ...output.read_manifest import Manifest, read_manifest
 from ...storage.store import Store
 
-REPORT_NAME = "eigenmerge_report.html"
 _LONGEST_CARD_BYTES = 16 * 2**20
 
 

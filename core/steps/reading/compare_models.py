@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ...cache.inventory import take_inventory
-from ...errors import CheckpointError, RecipeError
+from ...errors import CheckpointError
 from ...formats.file_names import MANIFEST_NAME
 from ...listing import ModelListing, TensorSource
 from ...output.read_manifest import Manifest, ManifestModel, read_manifest
@@ -21,8 +18,8 @@ from ...storage.checkpoints.list_model import list_model
 from ...storage.checkpoints.tensor_reader import TensorReader
 from ...storage.store import Store
 from .compare_tensors import GroupDifference, TensorDifference, compare_tensor, sum_groups
+from .find_run import destination_of_run, is_run_key
 
-_RUN_KEY = re.compile(r"[0-9a-f]{4,64}")
 Progress = Callable[[int, int], None]
 
 
@@ -151,8 +148,8 @@ def compare_models(
 
 
 def _open(name: str, store: Store | None, options: Mapping[str, Any] | None) -> ComparedModel:
-    if store is not None and _RUN_KEY.fullmatch(name) and not Path(name).exists():
-        place, key = _destination_of(name, store)
+    if store is not None and is_run_key(name):
+        place, key = destination_of_run(name, store)
         manifest = _manifest_of(place, options)
         if manifest is None or manifest.run_key != key:
             raise CheckpointError(
@@ -167,21 +164,6 @@ def _open(name: str, store: Store | None, options: Mapping[str, Any] | None) -> 
 def _manifest_of(place: str, options: Mapping[str, Any] | None) -> Manifest | None:
     folder = Store(place, options)
     return read_manifest(folder) if folder.exists(MANIFEST_NAME) else None
-
-
-def _destination_of(start: str, store: Store) -> tuple[str, str]:
-    """Return where a run wrote its result, and its whole key."""
-    found = [run for run in take_inventory(store).runs if run.key.startswith(start)]
-    if len(found) != 1:
-        problem = "no run" if not found else f"{len(found)} runs"
-        raise RecipeError(
-            f"{start!r}: the store {store.display('')} has {problem} with this beginning of the key, and there is no"
-            " such model; `eigenmerge cache ls` lists the runs"
-        )
-    destination = found[0].facts.get("destination")
-    if not isinstance(destination, str):
-        raise CheckpointError(f"run {found[0].key[:12]}: its record in {store.display('')} has no destination")
-    return destination, found[0].key
 
 
 def _tensors(listing: ModelListing) -> Mapping[str, TensorSource]:

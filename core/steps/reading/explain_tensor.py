@@ -158,7 +158,7 @@ def _experts(
     elif planned is not None:  # a manifest of an earlier version
         order = [expert.expert for expert in planned.experts]
     weights = dict(zip(order, tensor.weights or [], strict=False))
-    shares = dict(zip(order, _energy_shares(tensor, records, len(order)), strict=False))
+    shares = dict(zip(order, energy_shares(tensor, records, len(order)), strict=False))
     read: dict[int, list[ExpertTensor]] = {}
     for expert in planned.experts if planned is not None else ():
         read.setdefault(expert.expert, []).append(expert)
@@ -174,8 +174,11 @@ def _experts(
     ]
 
 
-def _energy_shares(tensor: ManifestTensor, records: RunRecords, num_experts: int) -> list[float]:
+def energy_shares(tensor: ManifestTensor, records: RunRecords, num_experts: int) -> list[float]:
     """Return each expert's share of the squared norms of the task vectors, as the decomposition measured them."""
+    if tensor.measures is not None and len(tensor.measures.norms) == num_experts:
+        total = sum(norm**2 for norm in tensor.measures.norms)
+        return [norm**2 / total for norm in tensor.measures.norms] if total > 0 else []
     sums = [0.0] * num_experts
     for row in records.matrices(tensor.name):
         found = row.spectrum.info.get("expert_norms")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..html_file import check_html_place, write_html
 from ..options import JsonOption, RecipeForStoreOption, StoreOption, check_places, open_store, show_count
 from ..status import set_status
 from ..table import table_lines, terminal_width, wrapped_lines
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ....core.steps.reading.compare_models import ComparedModel, Comparison
     from ....core.steps.reading.compare_tensors import GroupDifference, TensorDifference
 
-PAGE_MARK = b'<meta name="generator" content="eigenmerge compare">'
+PAGE_MARK = '<meta name="generator" content="eigenmerge compare">'
 _MOST_SHOWN = 10
 _MOST_CHARACTERS_OF_A_VALUE = 60
 
@@ -48,7 +49,7 @@ def compare(
     from ....core.steps.reading.compare_models import compare_models
 
     if html is not None:
-        check_page_place(html)
+        check_html_place(html, PAGE_MARK, "compare")
     options = read_recipe(recipe).storage_options if recipe is not None else None
     check_places(options, A=a, B=b, base=base)
     found = compare_models(
@@ -60,30 +61,15 @@ def compare(
         on_tensor=lambda done, total: set_status(f"comparing tensors, {done} of {total}"),
     )
     if html is not None:
-        from ..compare_page import write_page
+        from ..compare_page import comparison_page
 
-        write_page(html, found)
+        write_html(html, comparison_page(found))
     if as_json:
         show_json(found.as_dict())
         return
     show(*comparison_lines(found, terminal_width(), all_tensors=tensors))
     if html is not None:
         show(f"written: {html}")
-
-
-def check_page_place(path: Path) -> None:
-    """Check that a page can be written before anything is compared.
-
-    Raises
-    ------
-    DestinationError : no such directory, or a file that is no page of this command
-    """
-    from ....core.errors import DestinationError
-
-    if not path.parent.is_dir():
-        raise DestinationError(f"--html {path}: the directory {path.parent} does not exist")
-    if path.exists() and (not path.is_file() or PAGE_MARK not in path.read_bytes()[:500]):
-        raise DestinationError(f"--html {path}: exists, and is no page of `eigenmerge compare`; choose another name")
 
 
 def comparison_lines(found: Comparison, width: int | None, *, all_tensors: bool = False) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....core.errors import RecipeError
-from ....core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
+from ....core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME, REPORT_NAME
 from ..options import (
     AllowMixedOption,
     AllowNonfiniteOption,
@@ -68,6 +68,9 @@ def merge(
     ] = False,
     allow_nonfinite: AllowNonfiniteOption = False,
     allow_mixed: AllowMixedOption = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help=f"Do not write {REPORT_NAME}, the page on the merge.")
+    ] = False,
     time_limit: Annotated[
         float | None,
         typer.Option("--time-limit", min=0, metavar="SECONDS", help="Stop after this time; the same command resumes."),
@@ -129,6 +132,7 @@ def merge(
             workers=workers,
             overwrite=overwrite,
             allow_nonfinite=allow_nonfinite,
+            report=not no_report,
         )
         stop.check()
         check_push()
@@ -148,6 +152,7 @@ def merge(
             "runner_address": runner_address,
             "overwrite": overwrite,
             "allow_nonfinite": allow_nonfinite,
+            "report": not no_report,
             "time_limit": time_limit,
         }
         listener = make_listener(quiet=quiet or as_json, terminal=sys.stderr.isatty())

@@ -47,7 +47,7 @@ def fill(store: Store) -> None:
     run = Run(plan(part), store)
     write_spectrum(store, SPECTRUM, spectrum(5), provenance={})
     write_sealed(store, SUMS, {"sum": torch.ones(3)}, {"form": "sum", "members": ["a"]})
-    write_probes(store, SPECTRUM, Probes(torch.ones(1, 8, 3), torch.ones(1, 8, 4), torch.ones(1).double()))
+    write_probes(store, SPECTRUM, Probes(torch.ones(1, 16, 3), torch.ones(1, 16, 4), torch.ones(1).double()))
     write_alignments(run.plan, store, [DecomposeReport(0, {SPECTRUM: 1.0}, 1, 0)])
     write_part(store, part, b"header--data")
     write_shard_table(store, part.part_key, [TableRow("w", SPECTRUM, spectrum(5))])

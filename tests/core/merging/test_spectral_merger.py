@@ -16,7 +16,8 @@ from eigenmerge.core.cache.spectra.reader import read_spectrum
 from eigenmerge.core.errors import NonFiniteError, StoreError
 from eigenmerge.core.merging.expert_stream import ExpertStream
 from eigenmerge.core.merging.kept_sums import KeptSums
-from eigenmerge.core.merging.spectral_merger import SpectralFacts, SpectralMerger, combine_facts
+from eigenmerge.core.merging.spectral_facts import SpectralFacts, combine_facts
+from eigenmerge.core.merging.spectral_merger import SpectralMerger
 from eigenmerge.core.numerics.task_vectors import to_dense
 from eigenmerge.core.planning.plan import MatrixView, RunSettings, TensorPlan
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader

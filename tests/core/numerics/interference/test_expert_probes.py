@@ -37,20 +37,20 @@ def loss(theta: torch.Tensor, expert: torch.Tensor) -> float:
 
 
 def test_one_expert_that_is_the_result_has_no_interference() -> None:
-    """theta = v: the residual is 0 for every probe, and all cosines are 1. The probes are stored in float32."""
+    """theta = v: the residual is the rounding of z to bfloat16, at most 2^-9 of each entry, and the cosine is 1."""
     expert = factors(1).dense()
     found = measure(probes_of(expert), expert)
     square = float(expert.square().sum())
-    assert found.after[0] < 1e-10 * found.before[0]
+    assert found.after[0] <= 2**-18 * found.before[0]
     assert found.squares[0] == pytest.approx(square) and found.delta == pytest.approx(square)
-    assert found.along[0] == pytest.approx(square, rel=1e-6)
+    assert found.along[0] == pytest.approx(square, rel=2**-17)
 
 
 def test_estimates_are_near_the_exact_values() -> None:
-    """One probe of a matrix of effective rank r has a relative variance of 2 / r, P = 8 of them 2 / (8 r).
+    """One probe of a matrix of effective rank r has a relative variance of 2 / r, P = 16 of them 2 / (16 r).
 
-    r is at least 3 for six random directions: a standard deviation of 0.29. The bound is three of them, and the mean
-    over twenty pairs has to be within 0.1.
+    r is at least 3 for six random directions: a standard deviation of 0.2. The bound is four of them, and that of the
+    mean over 40 values is four of its own, 0.13.
     """
     ratios: list[float] = []
     for seed in range(20):
@@ -58,8 +58,8 @@ def test_estimates_are_near_the_exact_values() -> None:
         theta = 0.5 * (one + other)
         found = measure(probes_of(one, other), theta)
         ratios += [found.after[0] / loss(theta, one), found.before[1] / loss(torch.zeros_like(one), other)]
-    assert all(0.1 < ratio < 1.9 for ratio in ratios)
-    assert sum(ratios) / len(ratios) == pytest.approx(1.0, abs=0.1)
+    assert all(0.2 < ratio < 1.8 for ratio in ratios)
+    assert sum(ratios) / len(ratios) == pytest.approx(1.0, abs=0.13)
 
 
 def test_factors_and_a_base_change_nothing_but_rounding() -> None:
@@ -78,10 +78,10 @@ def test_factors_and_a_base_change_nothing_but_rounding() -> None:
 
 
 def assert_equal(found: Measures, expected: Measures) -> None:
-    """Probes are float32: relative rounding of 1e-6, and of the largest terms where they cancel."""
+    """Another order of sums may round an entry of a probe to the next bfloat16, 2^-8 away: one of a hundred or more."""
     for name in ("squares", "before", "after", "along", "inner"):
         scale = max(map(abs, (*expected.squares, *getattr(expected, name))))
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5, abs=1e-6 * scale)
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-3, abs=1e-3 * scale)
     assert found.delta == pytest.approx(expected.delta)
 
 
@@ -132,4 +132,4 @@ def test_probes_of_another_matrix_are_refused() -> None:
 
 
 def test_the_number_of_probes_is_bounded() -> None:
-    assert [num_probes(count) for count in (1, 16, 32, 128, 129)] == [8, 8, 4, 1, 0]
+    assert [num_probes(count) for count in (1, 16, 32, 128, 129)] == [16, 8, 4, 1, 0]

@@ -1,0 +1,1 @@
+"""Report on a finished merge: data, warnings, and one HTML page."""
