@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..cache.reports import ShardReport
+from ..cache.run_folder import TABLE_NAME, run_object_key
+from ..cache.spectra.table import write_spectra_table
+from ..cache.spectra.table_file import read_run_table
 from ..coordination.claims import Claim
 from ..coordination.stop import StopSignal
-from ..errors import DestinationError, RecipeError
+from ..errors import CorruptObjectError, DestinationError, ObjectNotFoundError, RecipeError
 from ..formats.digest import hash_bytes
 from ..formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME, REPORT_NAME
 from ..output.commit import write_index
@@ -24,6 +27,9 @@ from ..run import Run
 from ..storage.assembly.assemble_file import assemble_file
 from ..storage.checkpoints.file_version import read_unchanged
 from ..storage.store import Store
+
+if TYPE_CHECKING:
+    from .reading.run_records import RunRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +128,27 @@ def _write_checkpoint(
 
 def _report(run: Run, manifest: bytes) -> bytes:
     """Return the page on the merge; it depends only on the manifest and on the table of the spectra."""
-    from .reading.run_records import read_run_records
     from .reporting.page import report_page
     from .reporting.report import make_report
 
-    records = read_run_records(run.store, run.plan.run_key)
-    return report_page(make_report(parse_manifest(manifest, MANIFEST_NAME), records)).encode()
+    return report_page(make_report(parse_manifest(manifest, MANIFEST_NAME), _records(run))).encode()
+
+
+def _records(run: Run) -> RunRecords:
+    """Return the spectra of the run. A damaged table is written again, so that damage does not change the page."""
+    from .reading.run_records import RunRecords
+
+    place, key = run.store.display(""), run_object_key(run.plan.run_key, TABLE_NAME)
+    for is_last in (False, True):
+        try:
+            return RunRecords(place, {row.name: row for row in read_run_table(run.store, key)})
+        except ObjectNotFoundError:
+            break
+        except CorruptObjectError:
+            if is_last:
+                raise
+            write_spectra_table(run)
+    return RunRecords(place, missing="the run keeps no spectra")
 
 
 def _content(side: SideFile, storage_options: Mapping[str, Any] | None) -> bytes:

@@ -35,6 +35,7 @@ FOLDERS = {
     "core/sweep/evaluators": "score a candidate: a function of the user's, and those that are shipped",
     "core/steps": "the actions that a command or a flow calls",
     "core/steps/reading": "what a finished merge recorded: ranks, origins of parameters, one tensor, comparisons",
+    "core/steps/reporting": "the report on a finished merge: numbers, warnings in words, one HTML page",
     "core/steps/hub": "push a finished checkpoint to the Hugging Face Hub",
     "core/steps/loading": "load a finished checkpoint as its users do",
     "core/steps/verification": "verify checkpoints and stores, and recompute tensors",

@@ -15,7 +15,7 @@ from .processes import END_SECONDS, START_SECONDS, num_parts, start, wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
-FILES = ("model.safetensors", "eigenmerge_manifest.json", "README.md", "config.json")
+FILES = ("model.safetensors", "eigenmerge_manifest.json", "eigenmerge_report.html", "README.md", "config.json")
 
 
 @pytest.fixture

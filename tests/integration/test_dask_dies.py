@@ -26,7 +26,7 @@ from ..conftest import free_port  # noqa: E402
 from .processes import num_parts, start, wait_until  # noqa: E402
 
 DASK = str(Path(sys.executable).parent / "dask")
-FILES = ("model.safetensors", "eigenmerge_manifest.json", "README.md", "config.json")
+FILES = ("model.safetensors", "eigenmerge_manifest.json", "eigenmerge_report.html", "README.md", "config.json")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ import pytest
 from eigenmerge.core.errors import EigenmergeError
 from eigenmerge.core.formats.file_names import MARKER_NAME
 
-FILES = ("model.safetensors", "eigenmerge_manifest.json", "README.md", "config.json", "tokenizer.json")
+FILES = (
+    "model.safetensors",
+    "eigenmerge_manifest.json",
+    "eigenmerge_report.html",
+    "README.md",
+    "config.json",
+    "tokenizer.json",
+)
 CALLS = ("open", "write", "fsync", "replace", "rename", "link", "mkdir", "copy_file_range", "sendfile")
 
 

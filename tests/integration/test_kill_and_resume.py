@@ -44,7 +44,7 @@ def test_a_killed_merge_is_resumed_by_the_same_command(
     reference = pipeline(recipe, tmp_path / "reference", store=str(tmp_path / "store"), workers=2)
     assert result["shards_done"] + result["shards_reused"] == reference.shards_done
     assert result["decompositions_computed"] < reference.decompositions_computed
-    for name in ("model.safetensors", "eigenmerge_manifest.json", "README.md", "config.json"):
+    for name in ("model.safetensors", "eigenmerge_manifest.json", "eigenmerge_report.html", "README.md", "config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "reference" / name).read_bytes()
 
 

@@ -218,7 +218,8 @@ def test_files_of_a_merged_adapter(llama: Family, command: Any, tmp_path: Path) 
     ran = command("merge", recipe, out)
     assert ran.code == 0, ran.err
     names = {path.name for path in out.iterdir()}
-    assert names == {"adapter_model.safetensors", "adapter_config.json", "README.md", "eigenmerge_manifest.json"}
+    ours = {"README.md", "eigenmerge_manifest.json", "eigenmerge_report.html"}
+    assert names == {"adapter_model.safetensors", "adapter_config.json", *ours}
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["task_type"] == "CAUSAL_LM"
     assert config["r"] == config["lora_alpha"] and config["rank_pattern"] == config["alpha_pattern"]

@@ -70,7 +70,12 @@ def test_a_merge_on_s3_gives_the_bytes_of_a_local_one(
     target = s3_models.store("out")
     for name in WITHOUT_ADDRESSES:
         assert target.read(name) == (tmp_path / "out" / name).read_bytes()
-    assert {info.key for info in target.list("")} == {*WITHOUT_ADDRESSES, "README.md", "eigenmerge_manifest.json"}
+    assert {info.key for info in target.list("")} == {
+        *WITHOUT_ADDRESSES,
+        "README.md",
+        "eigenmerge_manifest.json",
+        "eigenmerge_report.html",
+    }
     assert finished.json["decompositions_computed"] == local.decompositions_computed
     assert not [key for key in objects(s3_models.store("store")) if key.startswith(("claims/", "probes/"))]
 

@@ -180,7 +180,7 @@ def make_report(manifest: Manifest, records: RunRecords, costs: Costs | None = N
             )
             for model, one in zip(manifest.experts, sums, strict=True)
         ),
-        treatments=Counter(tensor.method or tensor.action for tensor in manifest.tensors),
+        treatments=dict(Counter(tensor.method or tensor.action for tensor in manifest.tensors)),
         layers=tuple(layers),
         overlap=manifest.expert_overlap,
         interference=_ratio(math.fsum(one.after for one in sums), math.fsum(one.before for one in sums)),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ....core.errors import RecipeError
-from ....core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME, REPORT_NAME
+from ....core.formats.file_names import MODEL_CARD_NAME, REPORT_NAME
 from ..options import (
     AllowMixedOption,
     AllowNonfiniteOption,
@@ -176,7 +176,7 @@ def merge(
     result = [merge_stage(stage) for stage in pending][-1]
     seconds = total_seconds()
     if not as_json and not quiet:
-        show(*summary(result, seconds))
+        show(*summary(result, seconds, MODEL_CARD_NAME if no_report else REPORT_NAME))
     pushed = None
     if push is not None:
         pushed = push_and_show(destination, push, options, public=public, overwrite=overwrite, quiet=quiet or as_json)
@@ -190,12 +190,13 @@ def total_seconds() -> float:
     return time.monotonic() - process_start()
 
 
-def summary(result: MergeResult, seconds: float) -> list[str]:
+def summary(result: MergeResult, seconds: float, page: str = REPORT_NAME) -> list[str]:
     """Return the lines to print after a run.
 
     Parameters
     ----------
     seconds : that the command took until now
+    page : name of the file that describes the merge
     """
     lines = [f"warning: {warning}" for warning in result.warnings]
     if result.already_complete:
@@ -203,8 +204,7 @@ def summary(result: MergeResult, seconds: float) -> list[str]:
     lines += [
         f"Merged {show_count(result.num_experts, 'expert')}, {show_count(result.num_tensors, 'tensor')}, with"
         f" {result.method} in {show_seconds(seconds)}",
-        f"  output: {result.destination} ({show_bytes(result.bytes_written)}; report in {MODEL_CARD_NAME}, details in"
-        f" {MANIFEST_NAME})",
+        f"  output: {result.destination} ({show_bytes(result.bytes_written)}; report in {page})",
         f"  shards: {result.shards_done} computed, {result.shards_reused} reused; decompositions:"
         f" {result.decompositions_computed} computed, {result.decompositions_reused} reused",
         f"  read: {show_bytes(result.bytes_read)}"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eigenmerge.core.errors import DestinationError
-from eigenmerge.core.formats.file_names import MANIFEST_NAME, MARKER_NAME
+from eigenmerge.core.formats.file_names import MANIFEST_NAME, MARKER_NAME, REPORT_NAME
 from eigenmerge.core.output.owned_files import owned_names
 from eigenmerge.core.storage.store import Store
 
@@ -41,8 +41,19 @@ def test_a_merge_is_replaced_and_other_files_stay(models: Any, pipeline: Any, tm
     (models.base / "vocab.txt").unlink()
     pipeline(models.recipe("average"), out, overwrite=True)
     assert sorted(path.name for path in out.iterdir()) == [
-        "README.md", "config.json", MANIFEST_NAME, "model.safetensors", "notes.txt", "sub", "tokenizer.json",
+        "README.md", "config.json", MANIFEST_NAME, REPORT_NAME, "model.safetensors", "notes.txt", "sub",
+        "tokenizer.json",
     ]  # fmt: skip
+
+
+def test_the_page_of_another_merge_does_not_stay(models: Any, pipeline: Any, tmp_path: Path) -> None:
+    """Where the merge that replaces it writes none."""
+    out = tmp_path / "out"
+    pipeline(models.recipe("average"), out)
+    page = out / REPORT_NAME
+    assert page.exists()
+    pipeline(models.recipe("linear"), out, overwrite=True, report=False)
+    assert not page.exists() and REPORT_NAME not in json.loads((out / MANIFEST_NAME).read_text())["side_files"]
 
 
 def test_files_of_a_replaced_merge_are_owned_until_they_are_removed(tmp_path: Path) -> None:

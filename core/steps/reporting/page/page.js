@@ -17,7 +17,8 @@
     main.append(box);
     return box;
   };
-  const percent = value => value == null ? "" : `${(100 * value).toFixed(value === 0 || value === 1 || (value >= 0.1 && value < 0.9) ? 0 : 1)}%`;
+  const percent = value => value == null ? "" : `${Number((100 * value).toPrecision(3))}%`;
+  const fixed = value => (Math.round(100 * value) / 100 + 0).toFixed(2);
   const number = value => value == null ? "" : String(Number(value.toPrecision(3)));
   const table = (columns, rows) => make("div", { class: "wide" }, make("table", {},
     make("thead", {}, make("tr", {}, columns.map(([name, kind]) => make("th", kind === "n" ? { class: "n" } : {}, name)))),
@@ -102,9 +103,9 @@
         color: { type: "diverging", scheme: "RdBu", domain: [-1, 1] },
         marks: [
           Plot.cell(cells, { x: "x", y: "y", fill: "value", inset: 0.5,
-            title: cell => `${experts[cell.y].name} and ${experts[cell.x].name}: ${cell.value.toFixed(2)}`, tip: true }),
+            title: cell => `${experts[cell.y].name} and ${experts[cell.x].name}: ${fixed(cell.value)}`, tip: true }),
           ...(many ? [] : ["#111", "#fff"].map((ink, dark) => Plot.text(cells.filter(cell => (Math.abs(cell.value) > 0.5) === Boolean(dark)),
-            { x: "x", y: "y", text: cell => cell.value.toFixed(2), fill: ink }))),
+            { x: "x", y: "y", text: cell => fixed(cell.value), fill: ink }))),
         ],
       });
     });

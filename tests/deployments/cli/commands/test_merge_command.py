@@ -38,7 +38,7 @@ RESULT = MergeResult(
 def test_the_summary() -> None:
     assert summary(RESULT, 125.0) == [
         "Merged 1 expert, 13 tensors, with swudi_a in 2 min 05 s",
-        "  output: out (77.9 KB; report in README.md, details in eigenmerge_manifest.json)",
+        "  output: out (77.9 KB; report in eigenmerge_report.html)",
         "  shards: 4 computed, 9 reused; decompositions: 4 computed, 8 reused",
         "  read: 295 KB",
     ]
