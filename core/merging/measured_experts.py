@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import final
 
 import torch
 
@@ -18,6 +20,7 @@ from ..numerics.interference.expert_probes import (
 )
 from ..numerics.task_vectors import LowRank, TaskVectors
 from ..storage.store import Store
+from .blocks.sampled_measures import SampledMeasures, sampled_entries
 from .expert_stream import ExpertStream
 
 
@@ -81,12 +84,15 @@ class MeasuredExperts:
             return None
 
 
-class MeasuredInputs:
-    """The inputs of a direct method for one matrix, whose experts are measured in the first whole pass over them."""
+class MeasuredInputs(ABC):
+    """The inputs of a direct method for one tensor, whose experts are measured in the first whole pass over them.
+
+    Abstract base class of the two kinds of measuring: by probes of a matrix, or on a sample of the entries.
+    """
 
     def __init__(self, stream: ExpertStream) -> None:
         self._stream = stream
-        self._probes: Probes | None = None
+        self._is_whole = False
 
     @property
     def name(self) -> str:
@@ -115,16 +121,62 @@ class MeasuredInputs:
 
     def measure(self, merged: torch.Tensor) -> Measures | None:
         """Return the measures of the merged weight; None where the method has not read all experts."""
-        return None if self._probes is None else measure(self._probes, merged, self._stream.base)
+        return self._measures_of(merged) if self._is_whole else None
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Forget what an earlier pass has recorded."""
+
+    @abstractmethod
+    def _add(self, tensor: torch.Tensor, base: torch.Tensor | None) -> None:
+        """Record a task vector, or a weight and the base."""
+
+    @abstractmethod
+    def _measures_of(self, merged: torch.Tensor) -> Measures | None: ...
 
     def _recording(self, tensors: Iterator[torch.Tensor], base: torch.Tensor | None) -> Iterator[torch.Tensor]:
-        if self._probes is not None:
+        if self._is_whole:
             yield from tensors
             return
-        rows, columns = self._stream.tensor.shape
-        recorder = Recorder((rows, columns), self.num_experts)
+        self._begin()
         for tensor in tensors:
-            recorder.add(tensor, base)
+            self._add(tensor, base)
             yield tensor
             del tensor  # a bound name would keep this expert in memory beside the next one
-        self._probes = recorder.probes()
+        self._is_whole = True
+
+
+@final
+class ProbedInputs(MeasuredInputs):
+    """Inputs that are one matrix, measured by probes."""
+
+    def _begin(self) -> None:
+        rows, columns = self._stream.tensor.shape
+        self._recorder = Recorder((rows, columns), self.num_experts)
+
+    def _add(self, tensor: torch.Tensor, base: torch.Tensor | None) -> None:
+        self._recorder.add(tensor, base)
+
+    def _measures_of(self, merged: torch.Tensor) -> Measures | None:
+        probes = self._recorder.probes()
+        return None if probes is None else measure(probes, merged, self._stream.base)
+
+
+@final
+class SampledInputs(MeasuredInputs):
+    """Inputs of an elementwise method, measured as where it merges block by block."""
+
+    def _begin(self) -> None:
+        self._samples: list[torch.Tensor] = []
+
+    def _add(self, tensor: torch.Tensor, base: torch.Tensor | None) -> None:
+        sample = sampled_entries(tensor)
+        self._samples.append(sample if base is None else sample - sampled_entries(base))
+
+    def _measures_of(self, merged: torch.Tensor) -> Measures | None:
+        base = self._stream.base
+        if base is None or len(self._samples) != self.num_experts:
+            return None
+        found = SampledMeasures(merged.numel(), self.num_experts)
+        found.add(torch.stack(self._samples), sampled_entries(merged) - sampled_entries(base))
+        return found.measures()

@@ -27,11 +27,12 @@ from ..storage.store import Store
 from ..storage.torch_dtypes import torch_dtype
 from .adapter_factors import mean_factors, stored_factors, zero_factors
 from .blocks.block_merger import does_not_fit, merge_in_blocks
+from .blocks.sampled_measures import can_sample
 from .calibrated_direct import FactoredDelta, MergedDelta
 from .expert_stream import ExpertStream
 from .float8_output import quantize
 from .kept_sums import KeptSums, weighted_sum_of
-from .measured_experts import MeasuredInputs, can_measure
+from .measured_experts import ProbedInputs, SampledInputs, can_measure
 from .row_placement import place_rows
 from .spectral_facts import SpectralFacts, combine_facts
 from .spectral_merger import SpectralMerger
@@ -131,7 +132,9 @@ class TensorMerger:
                 write(data)
 
         try:
-            merge_in_blocks(tensor, self._reader, self._of(tensor).dtype, self._settings.seed, take)
+            measures = merge_in_blocks(
+                tensor, self._reader, self._of(tensor).dtype, self._settings.seed, take, measures=self._measures
+            )
         except NonFiniteError:
             if not self._settings.allow_nonfinite:
                 raise
@@ -140,7 +143,8 @@ class TensorMerger:
             sha256.update(data)
             write(memoryview(data))
         seconds = time.monotonic() - started
-        return TensorReport(tensor.name, tensor.action, tensor.method, seconds, sha256.hexdigest())
+        shortened = None if measures is None else rounded(measures)
+        return TensorReport(tensor.name, tensor.action, tensor.method, seconds, sha256.hexdigest(), measures=shortened)
 
     def _merge_whole(self, tensor: TensorPlan, write: Callable[[memoryview], object]) -> TensorReport:
         started = time.monotonic()
@@ -223,9 +227,11 @@ class TensorMerger:
         self, method: DirectMethod[Any, Any], tensor: TensorPlan, parameters: Any, experts: Sequence[Any]
     ) -> _Merged:
         stream = self._stream(tensor)
-        if not self._measures or tensor.base is None or not can_measure(len(tensor.experts), tensor.shape):
+        by_entries = method.elementwise or method.has_block_form
+        measured = can_sample(tensor) if by_entries else can_measure(len(tensor.experts), tensor.shape)
+        if not self._measures or tensor.base is None or not measured:
             return _Merged((method.merge(stream, parameters, experts),))
-        inputs = MeasuredInputs(stream)
+        inputs = SampledInputs(stream) if by_entries else ProbedInputs(stream)
         result = method.merge(inputs, parameters, experts)
         return _Merged((result,), measures=inputs.measure(result))
 

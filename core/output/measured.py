@@ -21,11 +21,14 @@ def measured_row(measures: Measures) -> dict[str, Any]:
     row: dict[str, Any] = {
         "delta": _short(delta),
         "norms": [_short(norm) for norm in norms],
-        "before": [_short(value) for value in measures.before],
-        "after": [_short(value) for value in measures.after],
         "cosines": [_cosine(value, norm * delta) for value, norm in zip(measures.along, norms, strict=True)],
         "with_others": _with_others(measures),
     }
+    if measures.before:
+        row |= {
+            "before": [_short(value) for value in measures.before],
+            "after": [_short(value) for value in measures.after],
+        }
     if measures.within:
         shares = zip(measures.within, measures.squares, strict=True)
         row["alignment"] = [_short(math.sqrt(min(1.0, own / whole))) if whole > 0 else 0.0 for own, whole in shares]

@@ -45,8 +45,10 @@ class ManifestMeasures(_Part):
 
     delta: float = Field(description="norm of the merged delta")
     norms: list[float] = Field(description="of the weighted task vectors")
-    before: list[float] = Field(description="interference, WUDI's loss of each expert, at the base model; estimated")
-    after: list[float] = Field(description="the same at the merged delta; estimated")
+    before: list[float] | None = Field(
+        default=None, description="interference, WUDI's loss of each expert, at the base model; estimated"
+    )
+    after: list[float] | None = Field(default=None, description="the same at the merged delta; estimated")
     cosines: list[float] = Field(description="of each task vector with the merged delta; estimated")
     with_others: list[float] = Field(description="cosine of each task vector with the sum of the others; estimated")
     alignment: list[float] | None = Field(

@@ -97,7 +97,10 @@ def test_ls_and_du(two_runs: dict[str, str], command: Callable[..., Any], tmp_pa
         assert found["num_bytes"] == total
         assert by in command("cache", "du", "--by", by).out
     rows = {row["name"]: row for row in json.loads(command("cache", "du", "--json").out)["rows"]}
-    assert set(rows) == {"spectra", "measures", "parts", "runs"} and sum(row["num_bytes"] for row in rows.values()) == total
+    assert (
+        set(rows) == {"spectra", "measures", "parts", "runs"}
+        and sum(row["num_bytes"] for row in rows.values()) == total
+    )
 
 
 def test_gc_by_run_keeps_shared_objects(

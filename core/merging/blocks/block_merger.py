@@ -9,6 +9,7 @@ import torch
 
 from ...errors import NonFiniteError
 from ...numerics.cast import round_once
+from ...numerics.interference.expert_probes import Measures
 from ...numerics.linear_algebra import TOO_LARGE
 from ...numerics.method import DirectMethod
 from ...numerics.registry import get_planned_method
@@ -17,20 +18,29 @@ from ...planning.plan import TensorPlan
 from ...storage.checkpoints.tensor_reader import TensorReader
 from ...storage.torch_dtypes import torch_dtype
 from .block_stream import BlockStream, NonFiniteBlockError
+from .sampled_measures import BLOCK, SampledMeasures, can_sample
 
-_BLOCK = 1 << 16  # elements: a few blocks of 256 KiB fit the second-level cache of current processors
 _COPY_BLOCK = 1 << 20
 
 Write = Callable[[memoryview], None]
 
 
-def merge_in_blocks(tensor: TensorPlan, reader: TensorReader, dtype: torch.dtype, seed: int, write: Write) -> None:
-    """Merge a tensor that the plan merges in blocks, and write the bytes of its output.
+def merge_in_blocks(
+    tensor: TensorPlan,
+    reader: TensorReader,
+    dtype: torch.dtype,
+    seed: int,
+    write: Write,
+    *,
+    measures: bool = False,
+) -> Measures | None:
+    """Merge a tensor that the plan merges in blocks, write the bytes of its output, and return what was measured.
 
     Parameters
     ----------
     dtype : of the arithmetic
     write : takes consecutive bytes, which are valid during the call
+    measures : measure the experts, on a sample of the entries
 
     Raises
     ------
@@ -38,14 +48,18 @@ def merge_in_blocks(tensor: TensorPlan, reader: TensorReader, dtype: torch.dtype
         then is of no use
     """
     stream = BlockStream(tensor, reader, dtype, seed)
+    sampled: SampledMeasures | None = None
     try:
         if tensor.action == "copy":
             _copy(tensor, stream, write)
         else:
-            _merge(tensor, stream, write)
+            if measures and can_sample(tensor):
+                sampled = SampledMeasures(stream.num_elements, stream.num_experts)
+            _merge(tensor, stream, write, sampled)
         stream.finish()
     finally:
         stream.close()
+    return None if sampled is None else sampled.measures()
 
 
 def _copy(tensor: TensorPlan, stream: BlockStream, write: Write) -> None:
@@ -55,10 +69,10 @@ def _copy(tensor: TensorPlan, stream: BlockStream, write: Write) -> None:
         write(_bytes_of(round_once(stored, dtype)))
 
 
-def _merge(tensor: TensorPlan, stream: BlockStream, write: Write) -> None:
+def _merge(tensor: TensorPlan, stream: BlockStream, write: Write, sampled: SampledMeasures | None) -> None:
     dtype = torch_dtype(tensor.out_dtype)
     try:
-        for values in _merged_blocks(tensor, stream):
+        for values in _merged_blocks(tensor, stream, sampled):
             merged = round_once(values, dtype)
             if not math.isfinite(merged.float().sum().item()) and not bool(torch.isfinite(merged).all()):
                 break
@@ -72,11 +86,18 @@ def _merge(tensor: TensorPlan, stream: BlockStream, write: Write) -> None:
     raise _does_not_fit(tensor, stream, dtype)
 
 
-def _merged_blocks(tensor: TensorPlan, stream: BlockStream) -> Iterator[torch.Tensor]:
+def _merged_blocks(
+    tensor: TensorPlan, stream: BlockStream, sampled: SampledMeasures | None = None
+) -> Iterator[torch.Tensor]:
     """Yield the merged entries in the arithmetic dtype, block by block."""
     merge_block = _block_merge(tensor, stream)
-    for block in stream.blocks(_BLOCK):
-        yield merge_block(block)
+    for block in stream.blocks(BLOCK):
+        vectors = None if sampled is None else sampled.sample(block)
+        values = merge_block(block)
+        if sampled is not None and vectors is not None and block.base is not None:
+            count = vectors.shape[1]
+            sampled.add(vectors, values[:count] - block.base[:count])
+        yield values
 
 
 def _block_merge(tensor: TensorPlan, stream: BlockStream) -> BlockMerge:

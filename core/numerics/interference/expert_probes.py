@@ -44,7 +44,8 @@ class Measures:
 
     delta : ||theta||^2
     squares : ||v_i||^2
-    before, after : WUDI's loss of each expert at 0, which is the base model, and at the merged delta
+    before, after : WUDI's loss of each expert at 0, which is the base model, and at the merged delta; empty where only
+        norms and cosines are known
     along : <v_i, theta>
     inner : <v_i, v_j> for i < j, row by row
     within : ||v_i Q||^2 with the kept directions Q over the inputs; empty where there are none

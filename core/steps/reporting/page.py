@@ -29,6 +29,10 @@ _COLUMNS = (
     *("name", "kind", "row", "depth", "method", "shape", "rank", "of", "energy", "why", "delta", "relative"),
     *("interference", "svc", "experts", "curves", "notes", "seconds", "origin"),
 )
+_UNMEASURED = (
+    "Interference is not known: of elementwise methods norms and cosines are measured, on a sample of the entries."
+    " Nothing is where kept sums replaced experts (keep_sums), with more than 128 experts, or by earlier versions."
+)
 # Of all layers together: numbers of experts beyond this are left out of the layers, so that the page stays small.
 _MOST_EXPERT_ROWS = 20_000
 
@@ -91,8 +95,7 @@ def _data(report: Report) -> dict[str, Any]:
             for expert in report.experts
         ],
         "measured": measured,
-        "unmeasured": "Interference and cosines are not known: an earlier version merged, experts were summed before"
-        " (keep_sums), or there are more than 128 experts.",
+        "unmeasured": _UNMEASURED,
         "overlap": report.overlap,
         "kinds": KINDS,
         "rows": _rows(report),

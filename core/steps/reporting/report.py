@@ -233,7 +233,7 @@ def _layer(
         delta=measures.delta if measures is not None else None,
         relative_delta=_relative_delta(measures) if measures is not None else None,
         is_farther=_is_farther(measures) if measures is not None else None,
-        interference=_ratio(math.fsum(measures.after), math.fsum(measures.before)) if measures is not None else None,
+        interference=_ratio(math.fsum(measures.after or ()), math.fsum(measures.before or ())) if measures else None,
         svc_change=tensor.svc_change,
         experts=_experts(manifest, tensor, records, sums),
         curves=tuple(curve_of(row, records.rows.get(row.name), points) for row in _some(ranks)),
@@ -253,12 +253,13 @@ def _experts(
         return {index: ExpertInLayer(share) for index, share in zip(order, shares, strict=False)}
     found: dict[int, ExpertInLayer] = {}
     squares = [norm**2 for norm in measures.norms]
+    before, after = measures.before or [0.0] * len(order), measures.after or [0.0] * len(order)
     alignment = measures.alignment or [None] * len(order)
     for place, index in enumerate(order):
         norm, total = measures.norms[place], sums[index]
         total.squares += squares[place]
-        total.before += measures.before[place]
-        total.after += measures.after[place]
+        total.before += before[place]
+        total.after += after[place]
         total.along += measures.cosines[place] * norm * measures.delta
         total.delta += measures.delta**2
         total.against += measures.with_others[place] * squares[place]
@@ -268,7 +269,7 @@ def _experts(
             total.squares_within += squares[place]
         found[index] = ExpertInLayer(
             shares[place] if place < len(shares) else None,
-            _ratio(measures.after[place], measures.before[place]),
+            _ratio(after[place], before[place]),
             measures.cosines[place],
             measures.with_others[place],
             aligned,

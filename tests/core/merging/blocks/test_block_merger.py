@@ -55,6 +55,19 @@ def bytes_of(tensor: TensorPlan, tmp_path: Path, **settings: Any) -> bytes:
     return bytes(data)
 
 
+def test_measures_of_blocks_are_those_of_whole_tensors(folder: Path, tmp_path: Path) -> None:
+    """The same entries are sampled, a sixteenth of them: the squared norm is within five times sqrt(2 / 18674)."""
+    sources = stored(folder, torch.float32)
+    found = []
+    for tensor in (plan_of(sources, method="linear"), replace(plan_of(sources, method="linear"), in_blocks=False)):
+        merger = TensorMerger(RunSettings(), Store(str(tmp_path / "store")), TensorReader(), measures=True)
+        found.append(merger.merge(tensor)[1].measures)
+    assert found[0] is not None and found[0] == found[1]
+    reader = TensorReader()
+    base, expert = (reader.read(source).double() for source in sources[:2])
+    assert found[0].squares[0] == pytest.approx(float((expert - base).square().sum()), rel=0.052)
+
+
 def assert_equal_bytes(tensor: TensorPlan, tmp_path: Path, **settings: Any) -> None:
     assert tensor.in_blocks
     found = bytes_of(tensor, tmp_path, **settings)

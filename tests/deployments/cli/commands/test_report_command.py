@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from eigenmerge.core.errors import CheckpointError, DestinationError
@@ -61,6 +62,29 @@ def test_a_merge_that_reads_no_expert_states_the_same(merges: Merges, tmp_path: 
     assert fresh.decompositions_computed > 0
     for name in ("eigenmerge_report.html", "eigenmerge_manifest.json"):
         assert (tmp_path / "out" / name).read_bytes() == Path(merges.second, name).read_bytes()
+
+
+def test_an_elementwise_method_has_norms_and_cosines(
+    merges: Merges, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At least 4096 entries of each block are measured: here all, so that shares and cosines are exact."""
+    recipe = {
+        "merge_method": "linear",
+        "base_model": merges.base,
+        "models": [{"model": str(merges.root / name)} for name in ("math", "code", "law")],
+    }
+    merge_run(read_recipe(recipe), str(tmp_path / "out"), store=str(tmp_path / "store"))
+    found = as_data(capsys, str(tmp_path / "out"), store=str(tmp_path / "store"))
+    assert found["interference"] is None and found["missing"] == ""
+    tensors = [
+        load_file(f"{place}/model.safetensors") for place in (merges.base, tmp_path / "out", merges.root / "math")
+    ]
+    base, result, math = ({layer["name"]: one[layer["name"]].double() for layer in found["layers"]} for one in tensors)
+    one, other = (torch.cat([(model[name] - base[name]).flatten() for name in base]) for model in (math, result))
+    first = found["experts"][0]["total"]
+    assert first["cosine"] == pytest.approx(float(one @ other / one.norm() / other.norm()), abs=0.01)
+    assert first["interference"] is None and sum(e["total"]["share"] for e in found["experts"]) == pytest.approx(1.0)
+    assert all(layer["rank"] is None and layer["delta"] > 0 for layer in found["layers"])
 
 
 def test_probes_that_are_gone_are_recorded_again(merges: Merges, tmp_path: Path) -> None:
@@ -138,5 +162,5 @@ def test_what_an_earlier_version_did_not_record(
 def test_no_such_tensor_or_merge(merges: Merges) -> None:
     with pytest.raises(CheckpointError, match=f"did you mean '{UP}'"):
         report(merges.first, store=merges.store, layer="model.layers.1.mlp.up_proj")
-    with pytest.raises(CheckpointError, match="has no eigenmerge_manifest.json"):
+    with pytest.raises(CheckpointError, match=r"has no eigenmerge_manifest\.json"):
         report(merges.base, store=merges.store)
