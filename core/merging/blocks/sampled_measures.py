@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ...numerics.interference.expert_probes import Measures, num_probes
+from ...numerics.interference.expert_probes import Measures, num_probes, numbers
 from ...planning.plan import TensorPlan
 from .block_stream import Block
 
@@ -42,11 +42,11 @@ class SampledMeasures:
         upper = torch.triu_indices(count, count, 1)
         return Measures(
             delta=float(products[-1, -1]),
-            squares=tuple(products.diagonal()[:-1].tolist()),
+            squares=numbers(products.diagonal()[:-1]),
             before=(),
             after=(),
-            along=tuple(products[-1, :-1].tolist()),
-            inner=tuple(products[upper[0], upper[1]].tolist()),
+            along=numbers(products[-1, :-1]),
+            inner=numbers(products[upper[0], upper[1]]),
         )
 
 

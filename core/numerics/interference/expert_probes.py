@@ -23,6 +23,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 from ...errors import CorruptObjectError
 from ..energies import frobenius_norm
@@ -215,11 +216,11 @@ def measure(probes: Probes, delta: torch.Tensor | LowRank, base: torch.Tensor | 
     upper = torch.triu_indices(num_experts, num_experts, 1)
     return Measures(
         delta=size**2,
-        squares=_numbers(norms.square()),
-        before=_numbers(through.square().sum(dim=(1, 2)) * weight),
-        after=_numbers((response - through).square().sum(dim=(1, 2)) * weight),
-        along=_numbers(inner[-1, :-1]),
-        inner=_numbers(inner[upper[0], upper[1]]),
+        squares=numbers(norms.square()),
+        before=numbers(through.square().sum(dim=(1, 2)) * weight),
+        after=numbers((response - through).square().sum(dim=(1, 2)) * weight),
+        along=numbers(inner[-1, :-1]),
+        inner=numbers(inner[upper[0], upper[1]]),
     )
 
 
@@ -233,7 +234,7 @@ def energy_within(probes: Probes, directions: torch.Tensor) -> tuple[float, ...]
     projected = probes.across.reshape(-1, columns).to(directions) @ directions.T
     kept = projected.cpu().double().reshape(num_experts, -1).square().sum(dim=1)
     total = probes.across.double().square().sum(dim=(1, 2))
-    return _numbers(torch.where(total > 0, (kept / total).clamp(max=1.0), 0.0) * probes.norms.square())
+    return numbers(torch.where(total > 0, (kept / total).clamp(max=1.0), 0.0) * probes.norms.square())
 
 
 def add_measures(found: Sequence[Measures]) -> Measures:
@@ -294,19 +295,21 @@ def _cosines(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _norm_of_factors(factors: LowRank) -> float:
-    left, right = factors.left.double(), factors.right.double()
-    return math.sqrt(max(0.0, float(((left.T @ left) * (right @ right.T)).sum())))
+    left, right = factors.left, factors.right
+    return math.sqrt(max(0.0, float(((left.T @ left) * (right @ right.T)).double().sum())))
 
 
 def _norm_of_difference(weight: torch.Tensor, base: torch.Tensor | None) -> float:
     if base is None:
         return frobenius_norm(weight)
-    blocks = zip(weight.split(_BLOCK_ROWS), base.split(_BLOCK_ROWS), strict=True)
-    return math.hypot(*(frobenius_norm(part - own) for part, own in blocks))
+    rows = range(0, len(weight), _BLOCK_ROWS)
+    parts = ((weight[start : start + _BLOCK_ROWS], base[start : start + _BLOCK_ROWS]) for start in rows)
+    return math.hypot(*(frobenius_norm(part - own) for part, own in parts))
 
 
 _BLOCK_ROWS = 256
 
 
-def _numbers(values: torch.Tensor) -> tuple[float, ...]:
-    return tuple(values.tolist())
+def numbers(values: torch.Tensor) -> tuple[float, ...]:
+    """Return the entries of a tensor, (X,), in order."""
+    return tuple(cast("list[float]", values.tolist()))  # pyright: ignore[reportUnknownMemberType]

@@ -76,15 +76,16 @@ def test_an_elementwise_method_has_norms_and_cosines(
     merge_run(read_recipe(recipe), str(tmp_path / "out"), store=str(tmp_path / "store"))
     found = as_data(capsys, str(tmp_path / "out"), store=str(tmp_path / "store"))
     assert found["interference"] is None and found["missing"] == ""
-    tensors = [
-        load_file(f"{place}/model.safetensors") for place in (merges.base, tmp_path / "out", merges.root / "math")
-    ]
-    base, result, math = ({layer["name"]: one[layer["name"]].double() for layer in found["layers"]} for one in tensors)
+    names = [layer["name"] for layer in found["layers"] if layer["delta"] is not None]
+    assert UP in names and len(names) < len(found["layers"])  # vectors are not measured
+    places = (merges.base, tmp_path / "out", merges.root / "math")
+    tensors = [load_file(f"{place}/model.safetensors") for place in places]
+    base, result, math = ({name: one[name].double() for name in names} for one in tensors)
     one, other = (torch.cat([(model[name] - base[name]).flatten() for name in base]) for model in (math, result))
     first = found["experts"][0]["total"]
     assert first["cosine"] == pytest.approx(float(one @ other / one.norm() / other.norm()), abs=0.01)
     assert first["interference"] is None and sum(e["total"]["share"] for e in found["experts"]) == pytest.approx(1.0)
-    assert all(layer["rank"] is None and layer["delta"] > 0 for layer in found["layers"])
+    assert all(layer["rank"] is None for layer in found["layers"])
 
 
 def test_probes_that_are_gone_are_recorded_again(merges: Merges, tmp_path: Path) -> None:
