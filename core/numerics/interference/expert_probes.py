@@ -192,23 +192,24 @@ def measure(probes: Probes, delta: torch.Tensor | LowRank, base: torch.Tensor | 
     ----------
     base : where `delta` is the merged weight, whose difference from the base is not formed
     """
-    num_experts, count, columns = probes.across.shape
+    num_experts, count, _ = probes.across.shape
     like = delta.left if isinstance(delta, LowRank) else delta
-    rows = probes.through.shape[2]
-    across = probes.across.reshape(-1, columns).to(like)
-    signs = _signs(count, rows).to(like)
+    signs = _signs(count, probes.through.shape[2]).to(like)
     if isinstance(delta, LowRank):
-        response = (across @ delta.right.T) @ delta.left.T
         own = (signs @ delta.left) @ delta.right
         size = _norm_of_factors(delta)
     else:
-        response, own = across @ delta.T, signs @ delta
-        if base is not None:
-            response, own = response - across @ base.T, own - signs @ base
+        own = signs @ delta if base is None else signs @ delta - signs @ base
         size = _norm_of_difference(delta, base)
-    response = response.cpu().double().reshape(num_experts, count, rows)
-    through, norms = probes.through.double(), probes.norms
+    norms = probes.norms
     weight = torch.where(norms > 0, 1.0 / norms.square(), 0.0) / count
+    losses = torch.zeros((2, num_experts), dtype=torch.float64)
+    for index in range(num_experts):  # one at a time: a table of tokens has many rows
+        through = probes.through[index].double()
+        response = _respond(probes.across[index].to(like), delta, base).cpu().double()
+        losses[0, index] = through.square().sum()
+        losses[1, index] = response.sub_(through).square_().sum()
+    losses *= weight
     flat = probes.across.double().reshape(num_experts, -1)
     cosines = _cosines(torch.cat([flat, own.cpu().double().reshape(1, -1)]))
     lengths = torch.cat([norms, torch.tensor([size], dtype=torch.float64)])
@@ -217,11 +218,19 @@ def measure(probes: Probes, delta: torch.Tensor | LowRank, base: torch.Tensor | 
     return Measures(
         delta=size**2,
         squares=numbers(norms.square()),
-        before=numbers(through.square().sum(dim=(1, 2)) * weight),
-        after=numbers((response - through).square().sum(dim=(1, 2)) * weight),
+        before=numbers(losses[0]),
+        after=numbers(losses[1]),
         along=numbers(inner[-1, :-1]),
         inner=numbers(inner[upper[0], upper[1]]),
     )
+
+
+def _respond(across: torch.Tensor, delta: torch.Tensor | LowRank, base: torch.Tensor | None) -> torch.Tensor:
+    """Return (theta y^T)^T, (P, M), of the probes of one expert."""
+    if isinstance(delta, LowRank):
+        return (across @ delta.right.T) @ delta.left.T
+    response = across @ delta.T
+    return response if base is None else response.sub_(across @ base.T)
 
 
 def energy_within(probes: Probes, directions: torch.Tensor) -> tuple[float, ...]:
