@@ -1,14 +1,16 @@
 """Divide the output's tensors into files and layer shards.
 
-A file consists of consecutive shards, a shard of consecutive tensors. Bytes and operations of a shard are limited, so
-that no single shard dominates the run. The limits depend on the model only, not on workers or memory: otherwise a
-second run with other settings would have other parts and could not resume.
+A file consists of consecutive shards, a shard of consecutive tensors. Bytes and seconds of a shard are limited, so
+that no single shard dominates the run, and a short merge is not divided into more shards than it has seconds of work.
+The limits depend on the plan only, not on workers or memory: otherwise a second run with other settings would have
+other parts and could not resume.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 
 from ..formats.dtypes import SCALE_BLOCK_SIZE, element_bytes, tensor_bytes
 from ..formats.file_names import WEIGHTS_NAME
@@ -16,8 +18,13 @@ from ..formats.safetensors_header import build_header
 from .names import natural_key
 from .plan import Float8Form, OutputFile, TensorPlan
 
-_TARGET_NUM_SHARDS = 200  # Prefect records a few hundred tasks of a flow reliably
-_SMALLEST_SHARD_BYTES = 4 * 2**20
+_MOST_SHARDS = 200  # Prefect records a few hundred tasks of a flow reliably
+# A shard costs 0.1 s besides its work: Prefect's task, the part, its record. One of 2 s loses little of it, and little
+# work when a run is killed. Short merges get four to eight shards, so that several workers have something to do.
+_SHARD_SECONDS = 2.0
+_FEWEST_SHARDS, _SHARDS_OF_SHORT_MERGES = 4, 8
+_SHORTEST_SHARD_SECONDS = 0.25
+_SLACK = 1 + 1e-9  # of sums that reach a limit exactly but for rounding
 _LARGEST_SHARD_BYTES = 1024 * 2**20
 # The smallest part of an S3 multipart copy. Smaller data, together with what follows it up to this size, passes through
 # the assembling process.
@@ -78,9 +85,17 @@ def output_header(entries: Iterable[OutputEntry]) -> bytes:
     return build_header({entry.name: (entry.dtype, entry.shape) for entry in entries}, _METADATA)
 
 
-def default_shard_bytes(total_bytes: int) -> int:
-    """Return the size limit of a shard: 1/200 of the output, between 4 MiB and 1 GiB."""
-    return max(_SMALLEST_SHARD_BYTES, min(_LARGEST_SHARD_BYTES, -(-total_bytes // _TARGET_NUM_SHARDS)))
+def nominal_seconds(tensor: TensorPlan) -> float:
+    """Return the seconds of one tensor on one core, to compare tensors and to divide the work; the same everywhere."""
+    written = written_bytes(tensor) + tensor.spectrum_bytes
+    return tensor.bytes_read / 1e9 + written / 4e8 + tensor.flops / 2e10
+
+
+def default_shard_seconds(total_seconds: float) -> float:
+    """Return the limit of a shard's nominal seconds: a share of that of all tensors. A longer tensor is a shard."""
+    short = min(_SHARDS_OF_SHORT_MERGES, total_seconds / _SHORTEST_SHARD_SECONDS)
+    count = min(_MOST_SHARDS, max(_FEWEST_SHARDS, short, total_seconds / _SHARD_SECONDS))
+    return total_seconds / count
 
 
 def pack_tensors(
@@ -98,14 +113,14 @@ def pack_tensors(
     Parameters
     ----------
     max_file_bytes : size limit of a file, without its header
-    shard_bytes : size limit of a shard; by default from the size of the output
+    shard_bytes : size limit of a shard besides that of its seconds; by default 1 GiB
     single_name : name of the file if there is only one; otherwise its number is added to the stem
     """
     ordered = sorted(tensors, key=lambda tensor: natural_key(tensor.name))
     sizes = {tensor.name: written_bytes(tensor) for tensor in tensors}
-    limit = shard_bytes or default_shard_bytes(sum(sizes.values()))
-    max_flops = max((tensor.flops for tensor in tensors), default=0.0)
-    flops_limit = max(max_flops, sum(tensor.flops for tensor in tensors) / _TARGET_NUM_SHARDS)
+    limit = shard_bytes or _LARGEST_SHARD_BYTES
+    seconds = {tensor.name: nominal_seconds(tensor) for tensor in tensors}
+    seconds_limit = default_shard_seconds(fsum(seconds.values()))
     file_groups = [_sort_by_element_size(group) for group in _split_by_bytes(ordered, sizes, max_file_bytes)]
     shards: list[tuple[TensorPlan, ...]] = []
     files: list[OutputFile] = []
@@ -113,7 +128,7 @@ def pack_tensors(
         first = len(shards)
         # In a smaller file, the first part, which is sent together with the header, would be more than 5%.
         min_bytes = _MIN_COPY_BYTES if sum(sizes[tensor.name] for tensor in group) >= 20 * _MIN_COPY_BYTES else 0
-        shards.extend(_pack(group, sizes, limit, flops_limit, min_bytes))
+        shards.extend(_pack(group, sizes, seconds, limit, seconds_limit, min_bytes))
         entries = [entry for tensor in group for entry in output_entries(tensor)]
         name = single_name
         if len(file_groups) > 1:
@@ -145,7 +160,12 @@ def _sort_by_element_size(group: list[TensorPlan]) -> list[TensorPlan]:
 
 
 def _pack(
-    group: Sequence[TensorPlan], sizes: Mapping[str, int], byte_limit: int, flops_limit: float, min_bytes: int
+    group: Sequence[TensorPlan],
+    sizes: Mapping[str, int],
+    seconds: Mapping[str, float],
+    byte_limit: int,
+    seconds_limit: float,
+    min_bytes: int,
 ) -> Iterator[tuple[TensorPlan, ...]]:
     """Yield shards within both limits, except where they would be smaller than `min_bytes`.
 
@@ -153,17 +173,17 @@ def _pack(
     """
     complete: tuple[TensorPlan, ...] = ()  # the last complete shard, to which a small remainder is added
     shard: list[TensorPlan] = []
-    size, flops = 0, 0.0
+    size, time = 0, 0.0
     for tensor in group:
-        more = sizes[tensor.name]
+        more, longer = sizes[tensor.name], seconds[tensor.name]
         enough = size >= (min_bytes if complete else 2 * min_bytes)
-        if shard and enough and (size + more > byte_limit or flops + tensor.flops > flops_limit):
+        if shard and enough and (size + more > byte_limit or time + longer > seconds_limit * _SLACK):
             if complete:
                 yield complete
-            complete, shard, size, flops = tuple(shard), [], 0, 0.0
+            complete, shard, size, time = tuple(shard), [], 0, 0.0
         shard.append(tensor)
         size += more
-        flops += tensor.flops
+        time += longer
     if complete and size >= min_bytes:
         yield complete
         complete = ()

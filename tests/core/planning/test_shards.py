@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from eigenmerge.core.formats.dtypes import element_bytes
 from eigenmerge.core.formats.safetensors_header import build_header, parse_header
 from eigenmerge.core.planning.plan import TensorPlan
 from eigenmerge.core.planning.shards import (
-    default_shard_bytes,
+    default_shard_seconds,
     output_entries,
     output_header,
     pack_tensors,
@@ -89,7 +90,8 @@ def test_almost_all_bytes_are_copied_on_the_s3_server(
 ) -> None:
     """S3 copies no part below 5 MiB: norms and narrow projections share a shard with what follows them."""
     shapes = llama_tensors(blocks, hidden=hidden, inner=inner, vocabulary=vocabulary, kv=kv)
-    tensors = [tensor(name, shape, "BF16", flops=float(max(shape)) ** 3) for name, shape in shapes.items()]
+    flops = {name: 0.0 if vocabulary in shape else float(max(shape)) ** 3 for name, shape in shapes.items()}
+    tensors = [tensor(name, shape, "BF16", flops=flops[name]) for name, shape in shapes.items()]
     packing = pack_tensors(tensors, 5 * 10**9)
     sizes = [sum(map(written_bytes, shard)) for shard in packing.shards]
     through = 0
@@ -113,10 +115,22 @@ def test_a_large_model_has_a_few_hundred_shards(model: Any, llama_tensors: Any, 
     assert all(file.num_bytes < 5.001e9 for file in plan.files)
 
 
-def test_shard_size_follows_the_model() -> None:
-    assert default_shard_bytes(10**6) == 4 * 2**20
-    assert default_shard_bytes(200 * 10**8) == 10**8
-    assert default_shard_bytes(10**15) == 2**30
+def test_the_number_of_shards_follows_the_work() -> None:
+    limit = default_shard_seconds
+    assert limit(0.0) == 0.0 and limit(0.2) == 0.05, "four shards"
+    assert limit(1.5) == 0.25 and limit(8.0) == 1.0, "six, eight"
+    assert limit(100.0) == 2.0 and limit(4e6) == 2e4, "fifty, two hundred"
+
+
+def test_a_short_merge_has_a_few_shards(llama_tensors: Any) -> None:
+    small = llama_tensors(4, hidden=256, inner=688, vocabulary=1024, kv=256)
+    larger = llama_tensors(8, hidden=1024, inner=4096, vocabulary=32000, kv=1024)
+    counts: list[int] = []
+    for shapes in (small, larger):
+        plans = [tensor(name, shape, "BF16") for name, shape in shapes.items()]
+        plans = [replace(one, bytes_read=4 * written_bytes(one)) for one in plans]
+        counts.append(len(pack_tensors(plans, 5 * 10**9).shards))
+    assert 4 <= counts[0] <= 8 and 5 <= counts[1] <= 12
 
 
 def test_names_of_any_script_in_the_header() -> None:

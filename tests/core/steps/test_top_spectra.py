@@ -85,8 +85,8 @@ def test_the_store_does_not_decide_the_bytes(
         assert tops.popitem()[1] == others.popitem()[1]
         assert again.decompositions_computed == 7
         assert after.decompositions_computed == 0 and after.warnings == ()  # the store has the whole spectra
-        line = next(line for line in again.warnings if Q in line or "k_proj" in line)
-        assert "keeps 6 of 32 directions of model.layers.0" in line and "decomposed again" in line, again.warnings
+        line = next(line for line in again.warnings if "keeps 6 of 32 directions" in line)
+        assert "directions of model.layers.0" in line and "decomposed again" in line, again.warnings
         assert all("a later run decomposes again" in line for line in first.warnings)
     merged, plain = load_checkpoint(tmp_path / "top"), load_checkpoint(tmp_path / "full")
     for name, tensor in merged.items():
