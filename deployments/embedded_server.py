@@ -28,6 +28,7 @@ from urllib.request import getproxies, proxy_bypass
 from ..core.errors import DeployError
 from ..core.formats.redaction import redact
 from .loopback import loopback_without_proxy
+from .server_database import cached_database, database_file, prepared_database
 
 STARTUP_SECONDS = 120.0
 _REACH_SECONDS = 5.0
@@ -231,7 +232,13 @@ def _check_reachable(api_url: str) -> None:
 
 def _serve(descriptor: int) -> None:
     import uvicorn
-    from prefect.settings import PREFECT_HOME
+    from prefect.settings import (
+        PREFECT_API_BLOCKS_REGISTER_ON_START,
+        PREFECT_API_DATABASE_CONNECTION_URL,
+        PREFECT_API_DATABASE_MIGRATE_ON_START,
+        PREFECT_HOME,
+        temporary_settings,
+    )
 
     def exit_with_parent() -> None:
         sys.stdin.buffer.read()
@@ -239,12 +246,20 @@ def _serve(descriptor: int) -> None:
 
     class ServerWithLockedStartup(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            with _startup_lock(PREFECT_HOME.value()):
-                await super().startup(sockets)
+            file = database_file(_text(PREFECT_API_DATABASE_CONNECTION_URL.value()))
+            with _startup_lock(PREFECT_HOME.value()), prepared_database(file, cached_database()) as is_ready:
+                work = (PREFECT_API_DATABASE_MIGRATE_ON_START, PREFECT_API_BLOCKS_REGISTER_ON_START)
+                with temporary_settings(dict.fromkeys(work, False) if is_ready else {}):
+                    await super().startup(sockets)
 
     threading.Thread(target=exit_with_parent, daemon=True).start()
     config = uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error")
     ServerWithLockedStartup(config).run(sockets=[socket.socket(fileno=descriptor)])
+
+
+def _text(value: Any) -> str:
+    """Return the text of a setting, which may be a secret; "" for None."""
+    return "" if value is None else str(value.get_secret_value() if hasattr(value, "get_secret_value") else value)
 
 
 @contextlib.contextmanager
