@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 
-.PHONY: install hooks demo docs test lint format types contracts unit slow soak ray bench clean
+.PHONY: install hooks demo docs test lint format types contracts unit slow soak ray bench bench-check clean
 
 install: $(STAMP)
 
@@ -72,6 +72,11 @@ ray: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -m benchmark --timeout 3600 -s
+	$(BIN)/python tests/benchmarks/peer_speed.py --json tests/benchmarks/peer_speed.json --page docs/benchmarks.md
+
+# Fails where a merge takes 20% more of mergekit's CPU, time or memory than in tests/benchmarks/peer_speed.json.
+bench-check: $(STAMP)
+	$(BIN)/python tests/benchmarks/peer_speed.py --check tests/benchmarks/peer_speed.json
 
 clean:
 	rm -rf $(VENV) .demo build *.egg-info

@@ -14,11 +14,11 @@ from ...errors import NonFiniteError
 from ...listing import TensorSource
 from ...planning.cost.block_projection import window_bytes
 from ...planning.plan import TensorPlan
-from ...storage.checkpoints.flat_reader import FlatReader
 from ...storage.checkpoints.tensor_reader import TensorReader
 from ...storage.torch_dtypes import torch_dtype
 from ..expert_stream import nonfinite_input
 from ..rounded_entries import clear_rounded_entries
+from .flat_reader import FlatReader, open_flat
 
 _BASE = -1  # index of the base among the sources
 
@@ -150,7 +150,7 @@ class BlockStream:
     def _stored(self, index: int, start: int, stop: int) -> torch.Tensor:
         source = self._source(index)
         if index not in self._open:
-            reader = self._reader.open_flat(source, window_bytes(self._tensor, source))
+            reader = open_flat(self._reader, source, window_bytes(self._tensor, source))
             self._stack.callback(reader.close)
             self._open[index] = reader
         dtype = torch_dtype(source.dtype)

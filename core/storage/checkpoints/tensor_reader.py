@@ -20,7 +20,6 @@ from ..retries import RetryPolicy
 from ..store import Store, locate_object
 from ..torch_dtypes import torch_dtype
 from .file_version import changed_error, open_unchanged
-from .flat_reader import FlatReader, OpenFileReader, WindowReader
 from .float8_values import dequantize
 
 
@@ -88,26 +87,16 @@ class TensorReader:
             return stored
         return dequantize(stored, self.read(source.scale), source, rows)
 
-    def open_flat(self, source: TensorSource, window_bytes: int) -> FlatReader:
-        """Open a stored tensor, which is no view and has no scale, to read its bytes piece by piece, also repeatedly.
-
-        Its errors are those of `read`. `count_bytes` counts what was read.
-
-        Parameters
-        ----------
-        window_bytes : of one request to a remote store; the next one is made ahead
-        """
-        assert source.view is None and source.scale is None, source
-        if is_local(source.uri):
-            return OpenFileReader(source)
-
-        def fetch(start: int, stop: int) -> torch.Tensor:
+    def fetch(self, source: TensorSource, start: int, stop: int) -> torch.Tensor:
+        """Return bytes [start, stop) of a stored tensor in a remote store, uint8. Errors as `read`; does not count."""
+        try:
             return self._fetch(source.uri, source.start + start, source.start + stop, source.file)
-
-        return WindowReader(source, fetch, window_bytes)
+        except EigenmergeError as error:
+            error.source = error.source or source.uri
+            raise
 
     def count_bytes(self, number: int) -> None:
-        """Add to `bytes_read` what was read through `open_flat`."""
+        """Add to `bytes_read` what was read without `read`."""
         with self._lock:
             self._bytes_read += number
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -12,9 +12,25 @@ import torch
 
 from ...errors import EigenmergeError
 from ...listing import TensorSource
-from ..addresses import absolute_uri
-from ..file_bytes import read_bytes_into
-from .file_version import changed_error, open_unchanged
+from ...storage.addresses import absolute_uri, is_local
+from ...storage.checkpoints.file_version import changed_error, open_unchanged
+from ...storage.checkpoints.tensor_reader import TensorReader
+from ...storage.file_bytes import read_bytes_into
+
+
+def open_flat(reader: TensorReader, source: TensorSource, window_bytes: int) -> FlatReader:
+    """Open a stored tensor, which is no view and has no scale, to read its bytes piece by piece, also repeatedly.
+
+    Parameters
+    ----------
+    window_bytes : of one request to a remote store; the next one is made ahead
+
+    Raises
+    ------
+    CheckpointError : the file is missing or not the one that was planned
+    """
+    assert source.view is None and source.scale is None, source
+    return OpenFileReader(source) if is_local(source.uri) else WindowReader(reader, source, window_bytes)
 
 
 class FlatReader(Protocol):
@@ -80,12 +96,9 @@ class OpenFileReader:
         try:
             yield
         except OSError as error:  # includes CorruptObjectError and ObjectChangedError
-            raise _named(changed_error(self._source.uri, error.strerror or str(error)), self._source) from None
-
-
-def _named(error: EigenmergeError, source: TensorSource) -> EigenmergeError:
-    error.source = error.source or source.uri
-    return error
+            changed = changed_error(self._source.uri, error.strerror or str(error))
+            changed.source = changed.source or self._source.uri
+            raise changed from None
 
 
 @final
@@ -94,13 +107,12 @@ class WindowReader:
 
     Parameters
     ----------
-    fetch : returns bytes [start, stop) of the tensor, of the object in the state in which it was planned
     window_bytes : of one request
     """
 
-    def __init__(self, source: TensorSource, fetch: Callable[[int, int], torch.Tensor], window_bytes: int) -> None:
+    def __init__(self, reader: TensorReader, source: TensorSource, window_bytes: int) -> None:
+        self._reader = reader
         self._source = source
-        self._fetch = fetch
         self._num_bytes = source.num_bytes
         self._window_bytes = window_bytes
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
@@ -122,10 +134,7 @@ class WindowReader:
         if self._next is None or self._next[0] != start:
             self._ask_for(start)
         assert self._next is not None
-        try:
-            self._start, self._window = start, self._next[1].result()
-        except EigenmergeError as error:
-            raise _named(error, self._source) from None
+        self._start, self._window = start, self._next[1].result()
         self._next = None
         following = start + len(self._window)
         if following < self._num_bytes:
@@ -133,7 +142,7 @@ class WindowReader:
 
     def _ask_for(self, start: int) -> None:
         stop = min(start + self._window_bytes, self._num_bytes)
-        self._next = start, self._pool.submit(self._fetch, start, stop)
+        self._next = start, self._pool.submit(self._reader.fetch, self._source, start, stop)
 
     def finish(self) -> None:
         return
