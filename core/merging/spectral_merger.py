@@ -17,10 +17,10 @@ from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..numerics.apply_filter import Factors, low_rank_form
 from ..numerics.interference.expert_probes import energy_within
+from ..numerics.interference.rounding import arithmetic_epsilon, singular_value_cut
 from ..numerics.interference.top_directions import TOLERANCE
 from ..numerics.method import Side, SpectralMethod
 from ..numerics.registry import get_planned_method
-from ..numerics.rounding import arithmetic_epsilon, singular_value_cut
 from ..numerics.spectrum import Spectrum
 from ..numerics.svd.side_deltas import FilteredSide, add_sides, svc_of_sides
 from ..numerics.svd.svc import calibration_warning, flat_spectrum_warning, svc_decompose, svc_factors

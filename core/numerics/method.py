@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from .apply_filter import Factors
-from .elementwise.tensor_inputs import BlockMerge, BlockwiseInputs, TensorInputs
 from .lazy_torch import torch
 from .spectrum import Spectrum
 from .task_vectors import LowRank, TaskVectors, TransposedTaskVectors
+from .tensor_inputs import BlockMerge, BlockwiseInputs, TensorInputs
 
 # For packages with methods of their own; `eigenmerge` exports the same names (docs/own-method.md).
 __all__ = [

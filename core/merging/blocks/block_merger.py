@@ -9,11 +9,11 @@ import torch
 
 from ...errors import NonFiniteError
 from ...numerics.cast import round_once
-from ...numerics.elementwise.tensor_inputs import BlockMerge, TensorInputs
 from ...numerics.interference.expert_probes import Measures
 from ...numerics.linear_algebra import TOO_LARGE
 from ...numerics.method import DirectMethod
 from ...numerics.registry import get_planned_method
+from ...numerics.tensor_inputs import BlockMerge, TensorInputs
 from ...planning.plan import TensorPlan
 from ...storage.checkpoints.tensor_reader import TensorReader
 from ...storage.torch_dtypes import torch_dtype

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..lazy_torch import torch
+from ..tensor_inputs import BlockwiseInputs
 from .block_selection import BlockSelection
 from .blocks import block_elements
 from .expert_inputs import other_task_vectors
-from .tensor_inputs import BlockwiseInputs
 
 
 def complete_selections(inputs: BlockwiseInputs, selections: Mapping[int, BlockSelection], *, rescale: bool) -> None:

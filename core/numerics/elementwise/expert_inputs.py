@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import RecipeError
 from ..lazy_torch import torch
 from ..method import Method
-from .tensor_inputs import BlockwiseInputs, TensorInputs
+from ..tensor_inputs import BlockwiseInputs, TensorInputs
 
 #: Full tensors in memory while experts are read: the base, an expert, and the next one, which is read ahead.
 EXPERT_TENSORS = 3.0

@@ -14,11 +14,11 @@ from pydantic import ConfigDict, Field
 
 from ..lazy_torch import torch
 from ..method import DirectMethod, ExpertParameters, MethodParameters
+from ..tensor_inputs import BlockMerge, BlockwiseInputs, TensorInputs
 from .blocks import blocks
 from .elected_sign import SignElection
 from .expert_inputs import TASK_VECTOR_TENSORS, expert_generator, other_task_vectors, require_base
 from .sparsify import SORT_TENSORS, Selection, rescale_selection
-from .tensor_inputs import BlockMerge, BlockwiseInputs, TensorInputs
 from .thresholds import LARGEST_SORT
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from ..lazy_torch import torch
 from ..linear_algebra import eigh
 from ..noise.combined import describe_noise
 from ..noise.storage_noise import StorageNoise
-from ..rounding import arithmetic_epsilon, eigenvalue_cut
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
 from .operator import InterferenceOperator
+from .rounding import arithmetic_epsilon, eigenvalue_cut
 
 # Unresolved directions are dropped if their part of D and of S is at most this many epsilons, as much as a cast loses.
 _DROPPED_ROUNDINGS = 16.0

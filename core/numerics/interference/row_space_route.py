@@ -24,11 +24,11 @@ from ..lazy_torch import torch
 from ..linear_algebra import qr, svd
 from ..noise.combined import describe_noise, on_top
 from ..noise.storage_noise import StorageNoise
-from ..rounding import arithmetic_epsilon, singular_value_cut
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors, noise_of
 from .gram_route import empty_spectrum
 from .operator import factor_orthonormal
+from .rounding import arithmetic_epsilon, singular_value_cut
 
 
 @dataclass(frozen=True, slots=True)

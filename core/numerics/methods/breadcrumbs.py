@@ -8,8 +8,8 @@ from pydantic import Field
 
 from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
 from ..elementwise.sparsify import drop_outliers
-from ..elementwise.tensor_inputs import BlockwiseInputs
 from ..lazy_torch import torch
+from ..tensor_inputs import BlockwiseInputs
 
 if TYPE_CHECKING:
     from ..elementwise.block_selection import BlockSelection

@@ -10,8 +10,8 @@ from pydantic import Field
 from ..elementwise.expert_inputs import expert_generator
 from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
 from ..elementwise.sparsify import keep_at_random
-from ..elementwise.tensor_inputs import BlockwiseInputs
 from ..lazy_torch import torch
+from ..tensor_inputs import BlockwiseInputs
 
 if TYPE_CHECKING:
     from ..elementwise.block_selection import BlockSelection

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
-from ..elementwise.tensor_inputs import BlockwiseInputs
 from ..lazy_torch import torch
+from ..tensor_inputs import BlockwiseInputs
 
 if TYPE_CHECKING:
     from ..elementwise.block_selection import BlockSelection

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from .lazy_torch import torch
+from ..lazy_torch import torch
 
 # Epsilon of float32 products by torch.get_float32_matmul_precision(): "high" and "medium" use TF32 and bfloat16.
 _MATMUL_EPSILON = {"highest": 0.0, "high": 2.0**-11, "medium": 2.0**-8}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeAlias
 
-from ..lazy_torch import torch
+from .lazy_torch import torch
 
 
 class TensorInputs(Protocol):

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from eigenmerge.core.numerics import rounding
 from eigenmerge.core.numerics.apply_filter import apply_factors
+from eigenmerge.core.numerics.interference import rounding
 from eigenmerge.core.numerics.interference.decompose import decompose_interference
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
 
-from .conditioning import merge_tolerance, rounding_bound
+from ..conditioning import merge_tolerance, rounding_bound
 
 
 def naive_pinv(vectors: list[torch.Tensor], relative_cut: float | None) -> torch.Tensor:
