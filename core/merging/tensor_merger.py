@@ -143,7 +143,7 @@ class TensorMerger:
             sha256.update(data)
             write(memoryview(data))
         seconds = time.monotonic() - started
-        shortened = None if measures is None else rounded(measures)
+        shortened = rounded(measures)
         return TensorReport(tensor.name, tensor.action, tensor.method, seconds, sha256.hexdigest(), measures=shortened)
 
     def _merge_whole(self, tensor: TensorPlan, write: Callable[[memoryview], object]) -> TensorReport:
@@ -186,7 +186,7 @@ class TensorMerger:
             truncation_error=merged.truncation_error,
             error=merged.error,
             storage_noise=spectral.noise if spectral else None,
-            measures=None if measures is None else rounded(measures),
+            measures=rounded(measures),
             svc_change=spectral.svc_change if spectral else None,
         )
 

@@ -263,8 +263,13 @@ def add_measures(found: Sequence[Measures]) -> Measures:
     )
 
 
-def rounded(measures: Measures) -> Measures:
-    """Return the measures with four significant digits: these are estimates."""
+def rounded(measures: Measures | None) -> Measures | None:
+    """Return the measures with four significant digits, because they are estimates.
+
+    None where nothing was measured, or products of large entries overflowed the arithmetic.
+    """
+    if measures is None or not _is_finite(measures):
+        return None
 
     def shorten(values: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(float(f"{value:.{_DIGITS}g}") for value in values)
@@ -283,6 +288,11 @@ def rounded(measures: Measures) -> Measures:
             )
         ),
     )
+
+
+def _is_finite(measures: Measures) -> bool:
+    rows = (measures.squares, measures.before, measures.after, measures.along, measures.inner, measures.within)
+    return all(math.isfinite(value) for row in ((measures.delta,), *rows) for value in row)
 
 
 @lru_cache(maxsize=16)

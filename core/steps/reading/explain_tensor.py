@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -177,8 +178,9 @@ def _experts(
 def energy_shares(tensor: ManifestTensor, records: RunRecords, num_experts: int) -> list[float]:
     """Return each expert's share of the squared norms of the task vectors, as the decomposition measured them."""
     if tensor.measures is not None and len(tensor.measures.norms) == num_experts:
-        total = sum(norm**2 for norm in tensor.measures.norms)
-        return [norm**2 / total for norm in tensor.measures.norms] if total > 0 else []
+        squares = [norm * norm for norm in tensor.measures.norms]
+        total = sum(squares)
+        return [square / total for square in squares] if 0 < total < math.inf else []
     sums = [0.0] * num_experts
     for row in records.matrices(tensor.name):
         found = row.spectrum.info.get("expert_norms")

@@ -7,6 +7,7 @@ reaches the page as text. The page's policy forbids loading anything.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from html import escape
@@ -202,4 +203,4 @@ def _numbers(one: ExpertInLayer) -> Sequence[float | None]:
 
 def _short(value: float | None) -> float | None:
     """Return a number with three significant digits, which the order of sums does not change."""
-    return None if value is None else float(f"{value:.3g}")
+    return None if value is None or not math.isfinite(value) else float(f"{value:.3g}")

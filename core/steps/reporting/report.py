@@ -161,7 +161,7 @@ def make_report(manifest: Manifest, records: RunRecords, costs: Costs | None = N
     for tensor in manifest.tensors:
         for index, weight in zip(_order(manifest, tensor), tensor.weights or (), strict=False):
             sums[index].weights.append(weight)
-    everything = math.fsum(one.squares for one in sums)
+    everything = sum(one.squares for one in sums)
     return Report(
         title=f"{manifest.recipe.get('merge_method')}: {len(manifest.experts)} experts",
         method=str(manifest.recipe.get("merge_method")),
@@ -182,8 +182,8 @@ def make_report(manifest: Manifest, records: RunRecords, costs: Costs | None = N
         ),
         treatments=dict(Counter(tensor.method or tensor.action for tensor in manifest.tensors)),
         layers=tuple(layers),
-        overlap=manifest.expert_overlap,
-        interference=_ratio(math.fsum(one.after for one in sums), math.fsum(one.before for one in sums)),
+        overlap=_square(manifest.expert_overlap, len(manifest.experts)),
+        interference=_ratio(sum(one.after for one in sums), sum(one.before for one in sums)),
         plan_warnings=tuple(manifest.warnings),
         missing=records.missing if ranks else "",
         costs=costs,
@@ -233,7 +233,7 @@ def _layer(
         delta=measures.delta if measures is not None else None,
         relative_delta=_relative_delta(measures) if measures is not None else None,
         is_farther=_is_farther(measures) if measures is not None else None,
-        interference=_ratio(math.fsum(measures.after or ()), math.fsum(measures.before or ())) if measures else None,
+        interference=_ratio(sum(measures.after or ()), sum(measures.before or ())) if measures else None,
         svc_change=tensor.svc_change,
         experts=_experts(manifest, tensor, records, sums),
         curves=tuple(curve_of(row, records.rows.get(row.name), points) for row in _some(ranks)),
@@ -249,10 +249,10 @@ def _experts(
     order = _order(manifest, tensor)
     shares = energy_shares(tensor, records, len(order))
     measures = tensor.measures
-    if measures is None or len(measures.norms) != len(order):
+    if measures is None or not _fit(measures, len(order)):
         return {index: ExpertInLayer(share) for index, share in zip(order, shares, strict=False)}
     found: dict[int, ExpertInLayer] = {}
-    squares = [norm**2 for norm in measures.norms]
+    squares = [norm * norm for norm in measures.norms]
     before, after = measures.before or [0.0] * len(order), measures.after or [0.0] * len(order)
     alignment = measures.alignment or [None] * len(order)
     for place, index in enumerate(order):
@@ -261,11 +261,11 @@ def _experts(
         total.before += before[place]
         total.after += after[place]
         total.along += measures.cosines[place] * norm * measures.delta
-        total.delta += measures.delta**2
+        total.delta += measures.delta * measures.delta
         total.against += measures.with_others[place] * squares[place]
         aligned = alignment[place]
         if aligned is not None:
-            total.within += aligned**2 * squares[place]
+            total.within += aligned * aligned * squares[place]
             total.squares_within += squares[place]
         found[index] = ExpertInLayer(
             shares[place] if place < len(shares) else None,
@@ -278,7 +278,7 @@ def _experts(
 
 
 def _relative_delta(measures: ManifestMeasures) -> float | None:
-    mean = math.sqrt(math.fsum(norm**2 for norm in measures.norms) / max(1, len(measures.norms)))
+    mean = math.sqrt(sum(norm * norm for norm in measures.norms) / max(1, len(measures.norms)))
     return measures.delta / mean if mean > 0 else None
 
 
@@ -286,6 +286,25 @@ def _is_farther(measures: ManifestMeasures) -> bool:
     """Return whether ||theta - v_i|| > ||v_i||, that is ||theta|| > 2 cos_i ||v_i||, for all experts that are not 0."""
     nearest = [2.0 * cosine * norm for cosine, norm in zip(measures.cosines, measures.norms, strict=False) if norm > 0]
     return bool(nearest) and measures.delta > 0 and all(near < _MARGIN * measures.delta for near in nearest)
+
+
+def _fit(measures: ManifestMeasures, count: int) -> bool:
+    """Return whether there is one number for each expert: the manifest may have been changed."""
+    lists = (
+        measures.norms,
+        measures.before,
+        measures.after,
+        measures.cosines,
+        measures.with_others,
+        measures.alignment,
+    )
+    return all(one is None or len(one) == count for one in lists)
+
+
+def _square(table: Sequence[Sequence[float | None]] | None, count: int) -> Sequence[Sequence[float | None]] | None:
+    """Return a table of (N, N); None where it has another shape."""
+    is_square = table is not None and len(table) == count and all(len(row) == count for row in table)
+    return table if is_square else None
 
 
 def _total(one: _Sums, everything: float) -> ExpertInLayer:
