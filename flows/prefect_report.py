@@ -1,4 +1,4 @@
-"""Write what Prefect's pages show of a merge: name, tags, progress, a table of the layers, their spectra, links.
+"""Write what Prefect's pages show of a merge: name, tags, progress, a table of the layers, the report, links.
 
 A slow or unreachable server never fails a merge, and never delays it by more than one request (`server_health.py`).
 """
@@ -10,7 +10,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import (
-    create_image_artifact,
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -22,11 +22,11 @@ from prefect.runtime import flow_run
 from ..core.cache.reports import ShardReport
 from ..core.cache.result import MergeResult
 from ..core.escaping import markdown_code, markdown_text, printable
-from ..core.formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME
+from ..core.formats.file_names import MANIFEST_NAME, REPORT_NAME
 from ..core.planning.plan import Plan
 from ..core.run import Run
 from ..core.steps.listener import Listener
-from ..core.steps.plot_spectra import plot_spectra
+from .report_artifact import report_link, report_markdown, report_of
 from .server_health import ServerHealth
 
 _SECONDS_BETWEEN_UPDATES = 1.0
@@ -65,8 +65,14 @@ class PrefectReport(Listener):
         self._show_progress()
         report(create_table_artifact, self._rows(), "layers", "How each tensor was merged")
         report(create_markdown_artifact, _summary(result), "result", "Location of the result")
-        if self._server.answers and self._run is not None and (image := self._plot(self._run)) is not None:
-            report(create_image_artifact, image, "spectra", "Eigenvalues of every layer, largest first")
+        if not self._server.answers or self._run is None:
+            return
+        found = report_of(self._run, result.destination)
+        if found is not None:
+            report(create_markdown_artifact, report_markdown(found), "report", "Experts, interference and warnings")
+        link = report_link(self._run, result.destination)
+        if link is not None:
+            report(create_link_artifact, link, REPORT_NAME, "report-page", "Charts of every layer: one page")
 
     def _name_run(self, plan: Plan) -> None:
         method = str(plan.recipe.get("merge_method"))
@@ -110,13 +116,6 @@ class PrefectReport(Listener):
                 )
         return rows[:_MOST_ROWS]
 
-    @staticmethod
-    def _plot(run: Run) -> str | None:
-        try:
-            return plot_spectra(run)
-        except Exception:  # the picture is no part of the result
-            return None
-
 
 def _both(inputs: float | None, outputs: float | None, form: str) -> int | str:
     """Return a number of a decomposition, or of those over inputs and outputs; "" where there is none."""
@@ -132,8 +131,7 @@ def _summary(result: MergeResult) -> str:
     lines = [
         f"**{result.num_experts} experts merged with {markdown_code(result.method)}** into {markdown_code(place)}",
         "",
-        f"* report: {markdown_code(f'{place}/{MODEL_CARD_NAME}')},"
-        f" manifest: {markdown_code(f'{place}/{MANIFEST_NAME}')}",
+        f"* report: {markdown_code(f'{place}/{REPORT_NAME}')}, manifest: {markdown_code(f'{place}/{MANIFEST_NAME}')}",
         f"* {result.shards_done} shards computed, {result.shards_reused} found in the store",
         f"* {result.decompositions_computed} decompositions computed, {result.decompositions_reused} reused",
         f"* {result.bytes_read:,} bytes read, {result.bytes_written:,} written, {result.seconds:.1f} s",

@@ -63,7 +63,7 @@ def main() -> int:
             run = post(f"{url}/api/flow_runs/filter", {"limit": 1})[0]
             take(chromium, f"{url}/runs/flow-run/{run['id']}", arguments.folder / "prefect-run.png", Path(folder))
             for artifact in post(f"{url}/api/artifacts/filter", {}):
-                if artifact["key"] in ("layers", "spectra"):
+                if artifact["key"] in ("layers", "report"):
                     picture = arguments.folder / f"prefect-{artifact['key']}.png"
                     take(chromium, f"{url}/artifacts/artifact/{artifact['id']}", picture, Path(folder))
         finally:

@@ -15,11 +15,17 @@ def test_name_tags_and_artifacts_of_a_run(models: Any, merge_flow: Any, prefect_
     assert found["name"] == "swudi_a: 3 experts on base"
     query = {"artifacts": {"flow_run_id": {"any_": [found["id"]]}}}
     artifacts = {one["key"]: one for one in httpx.post(f"{prefect_server}/artifacts/filter", json=query).json()}
-    assert {"shards", "layers", "result", "spectra"} <= set(artifacts)
+    assert set(artifacts) == {"shards", "layers", "result", "report", "report-page"}
     assert artifacts["shards"]["data"] == 100.0
     assert (
         "decompositions computed" in artifacts["result"]["data"]
         and str(tmp_path / "out") in artifacts["result"]["data"]
     )
     assert artifacts["layers"]["data"].count("model.layers.0") == 9
-    assert artifacts["spectra"]["data"].startswith("data:image/png;base64,")
+    page = (tmp_path / "out" / "eigenmerge_report.html").as_uri()
+    assert artifacts["report-page"]["data"] == f"[eigenmerge_report.html]({page})"
+    report = artifacts["report"]["data"].splitlines()
+    experts = [line.split(" | ") for line in report if line.startswith("| ") and "expert" in line]
+    assert [row[0].rpartition("/")[2] for row in experts[1:]] == ["expert0", "expert1", "expert2"]
+    assert all(0.0 < float(row[3]) < 1.0 for row in experts[1:])  # interference: better than the base
+    assert any(line.startswith("| mlp.up_proj | 3 | ") for line in report)

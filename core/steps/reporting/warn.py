@@ -8,6 +8,7 @@ from .report import ExpertReport, LayerReport, Report
 
 _DOMINATES = 2.0  # times the share that every expert has where all are of equal norm
 _ALMOST_ALL = 0.8
+_KEPT = 0.3  # interference below which the experts are kept
 _CONFLICT = -0.1  # cosine of two experts; the estimate over all tensors is more exact than this
 _NO_EFFECT = 1e-3
 _NEARLY_BASE = 0.05  # norm of the merged delta relative to the mean expert
@@ -39,7 +40,7 @@ def _harmed(experts: Sequence[ExpertReport]) -> Iterator[str]:
 
 
 def _farther(report: Report) -> Iterator[str]:
-    layers = [layer for layer in report.layers if layer.is_farther]
+    layers = [layer for layer in report.layers if layer.is_farther and not _is_kept(layer)]
     known = [layer for layer in report.layers if layer.is_farther is not None]
     if layers:
         share = "" if len(known) == len(layers) else f" of {len(known)}"
@@ -47,6 +48,11 @@ def _farther(report: Report) -> Iterator[str]:
             f"{len(layers)}{share} tensors are farther from every expert than the base is ({_names(layers)}): the"
             " merged change is too large; lower scale or the weights"
         )
+
+
+def _is_kept(layer: LayerReport) -> bool:
+    """Return whether the experts are kept although the result is far from each, as a sum of orthogonal ones is."""
+    return layer.interference is not None and layer.interference < _KEPT
 
 
 def _dominating(experts: Sequence[ExpertReport]) -> Iterator[str]:

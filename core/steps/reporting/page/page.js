@@ -19,7 +19,7 @@
   };
   const percent = value => value == null ? "" : `${Number((100 * value).toPrecision(3))}%`;
   const fixed = value => (Math.round(100 * value) / 100 + 0).toFixed(2);
-  const number = value => value == null ? "" : String(Number(value.toPrecision(3)));
+  const number = value => value == null ? "" : value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
   const table = (columns, rows) => make("div", { class: "wide" }, make("table", {},
     make("thead", {}, make("tr", {}, columns.map(([name, kind]) => make("th", kind === "n" ? { class: "n" } : {}, name)))),
     make("tbody", {}, rows.map(cells => make("tr", {}, cells.map((cell, index) =>

@@ -30,8 +30,8 @@ def test_an_expert_dominates(shares: tuple[float, ...], dominates: bool) -> None
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [
-        ([{"is_farther": True}], "1 tensors are farther from every expert than the base is"),
-        ([{"is_farther": True}, {}], "1 of 2 tensors are farther"),
+        ([{"is_farther": True, "interference": 0.6}], "1 tensors are farther from every expert than the base is"),
+        ([{"is_farther": True, "interference": None}, {"is_farther": True}], "1 of 2 tensors are farther"),
         ([{"notes": ("svc is ill-posed: 3 values are equal",)}], "1 tensor is ill-posed"),
         (
             [{"curves": (curve(below_floor=True),)}] * 2,
