@@ -42,7 +42,7 @@ FOLDERS = {
     "core/steps/scheduled": "a scheduled merge of registered experts: choose, decide, publish, retain",
     "core/extraction": "make a LoRA adapter of a full fine-tune",
     "core/merging": "merge one tensor: read, merge, cast",
-    "core/merging/blocks": "merge one tensor block by block, from stored numbers to the bytes of the output",
+    "core/merging/blocks": "merge a tensor block by block, from stored dtypes to the output's bytes",
     "core/output": "write and verify the merged checkpoint",
     "core/publishing": "scheduled merges, repositories of the Hub",
     "core/cache": "the kinds of object that a store keeps",
