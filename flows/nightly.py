@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefect import State
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
@@ -78,6 +78,9 @@ def nightly(
         read_recipe_mapping(recipe), registry, publish, device=device, max_memory=max_memory, keep=keep, strict=strict
     )
     result = scheduled_merge(schedule, merge_one, lambda line: log.info("%s", printable(line)))
+    if result.changes:
+        text = "\n".join(f"* {markdown_text(line)}" for line in result.changes)
+        server.report(create_markdown_artifact, text, "changes", "Differences from the last published merge")
     if not result.skipped:
         return result
     rows = skipped_rows(result.skipped)

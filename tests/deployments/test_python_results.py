@@ -94,3 +94,16 @@ def test_arrays_are_merged_as_tensors(dtype: type[np.floating]) -> None:
 def test_arrays_that_hold_no_floating_point_numbers_are_refused() -> None:
     with pytest.raises(eigenmerge.CheckpointError, match="dtype int64; expected float16, float32 or float64"):
         eigenmerge.merge_task_vectors([np.ones((2, 2), dtype=np.int64)])
+
+
+def test_a_result_has_a_report(recipe: dict[str, object], tmp_path: Path) -> None:
+    result = eigenmerge.merge(recipe, tmp_path / "out", tmp_path / "store", use_prefect=False)
+    assert (tmp_path / "out" / "eigenmerge_report.html").exists()
+    report = result.report()
+    assert [layer.name for layer in report.layers] == ["layers.0.weight", "layers.1.weight"]
+    assert str(report).startswith("method ") and "interference" in str(report) and "swudi_a" in repr(report)
+    page = report.write(tmp_path / "page.html").read_text()
+    assert page == report.html and "layers.1.weight" in page
+    assert report._repr_html_().startswith("<iframe srcdoc=")  # pyright: ignore[reportPrivateUsage]
+    eigenmerge.merge(recipe, tmp_path / "other", tmp_path / "store", use_prefect=False, report=False)
+    assert not (tmp_path / "other" / "eigenmerge_report.html").exists()

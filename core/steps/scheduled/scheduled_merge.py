@@ -31,6 +31,7 @@ from ...recipe.recipe import Recipe
 from ...storage.reachable import check_reachable
 from ...storage.store import Store
 from ..make_plan import make_plan
+from .changes import changes_since
 from .choose_experts import ChosenExperts, choose_experts
 from .published_folder import file_versions, find_damage, hash_side_files, remove_empty_directory, remove_old_folders
 
@@ -42,6 +43,7 @@ class NightlyResult:
     destination : what is published after the run; None if nothing is
     merged : the result of the merge; None if nothing had changed
     skipped : name of each registered expert that is not in the result, to the reason
+    changes : differences of the result from the last published merge, one line each
     """
 
     outcome: UpdateOutcome
@@ -49,6 +51,7 @@ class NightlyResult:
     destination: str | None
     merged: MergeResult | None
     skipped: Mapping[str, str] = field(default_factory=dict[str, str])
+    changes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Return the result as JSON content."""
@@ -150,6 +153,9 @@ def _merge_and_publish(
                 raise
             continue
         break
+    changes = changes_since(f"{place}/{last.folder}", destination, options) if last else ()
+    for line in changes:
+        log(line)
     publication = Publication(
         folder=folder,
         inputs=inputs,
@@ -163,7 +169,7 @@ def _merge_and_publish(
         reason = f"a later run has published {later.folder}; this merge is in {folder}"
         log(reason)
         return NightlyResult("superseded", reason, f"{place}/{later.folder}", merged, choice.reasons)
-    result = NightlyResult(decision.outcome, decision.reason, destination, merged, choice.reasons)
+    result = NightlyResult(decision.outcome, decision.reason, destination, merged, choice.reasons, changes)
     _retain(published, options, read_publication(published), schedule.keep)
     return result
 

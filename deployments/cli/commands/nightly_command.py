@@ -102,4 +102,5 @@ def nightly(
         show(*(summary(result.merged, total_seconds()) if result.merged else [f"Nothing to merge: {result.reason}"]))
         if result.destination:
             show(f"  published: {result.destination}")
+        show(*(f"  {line}" for line in result.changes))
     return EXIT_SKIPPED if result.skipped else 0

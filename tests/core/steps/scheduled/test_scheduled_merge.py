@@ -214,3 +214,13 @@ def test_retention_keeps_the_newest_and_what_is_not_ours(night: Night, tmp_path:
     night(keep=1)
     assert latest(tmp_path)["history"] == [latest(tmp_path)["folder"]]
     assert (published / latest(tmp_path)["folder"] / "model.safetensors").exists()
+
+
+def test_a_merge_is_compared_with_the_last_one(night: Night, tmp_path: Path) -> None:
+    template = {"merge_method": "swudi_a", "dtype": "float32"}
+    assert night(template).changes == ()
+    save(tmp_path / "registry" / "three", 3)
+    first = night(template).changes
+    assert first[0] == f"experts new: {tmp_path}/registry/three" and first[1] == "1 of 1 tensors differ"
+    save(tmp_path / "registry" / "two", 5)
+    assert night(template).changes[0] == f"experts changed: {tmp_path}/registry/two"
