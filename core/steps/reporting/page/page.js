@@ -3,7 +3,7 @@
   // Names come from models: they reach the page as text nodes only.
   const R = JSON.parse(document.getElementById("data").textContent);
   const main = document.getElementById("main");
-  const COLORS = ["#4e79a7", "#f28e2b", "#e15759", "#2a9d8f", "#59a14f", "#c9a227", "#b07aa1", "#ff7b9c", "#9c755f", "#8c939b"];
+  const COLORS = ["#4e79a7", "#f28e2b", "#e15759", "#2a9d8f", "#9467bd", "#c9a227", "#a0673a", "#ff7b9c", "#59a14f", "#8c939b"];
   const kindColor = kind => COLORS[R.kinds.indexOf(kind) % COLORS.length];
 
   const make = (tag, attributes = {}, ...children) => {
