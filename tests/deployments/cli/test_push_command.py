@@ -54,7 +54,7 @@ def test_merge_and_push(cli: Cli, make_models: Callable[..., Models], tmp_path: 
     merge = ("merge", recipe, out, "--no-prefect", "--push", "me/first")
     code, text, errors = cli(*merge)
     assert code == 0, errors
-    assert "sending model.safetensors (" in text and "Pushed 5 files, " in text, text
+    assert "sending model.safetensors (" in text and "Pushed 6 files, " in text, text
     assert text.splitlines()[-1].endswith(f": {hub_endpoint}/me/first") and "writer" not in text + errors
     found = held(hub_endpoint, "me/first")
     assert found is not None and found["private"]
