@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 
-.PHONY: install hooks demo docs test lint format types contracts unit slow soak ray bench bench-check clean
+.PHONY: install hooks demo docs experts test lint format types contracts unit slow soak ray bench bench-check clean
 
 install: $(STAMP)
 
@@ -30,6 +30,15 @@ demo: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
+
+# Trains for about an hour of one core, once; then merges and evaluates what is not measured yet. .experts keeps it all.
+EXPERTS := tests/benchmarks/real_experts
+experts: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$$(grep ^gguf $(EXPERTS)/requirements-experts.txt)"
+	$(BIN)/python $(EXPERTS)/training.py
+	$(BIN)/python $(EXPERTS)/measure.py
+	$(BIN)/python $(EXPERTS)/report.py
+	$(BIN)/python $(EXPERTS)/data_free.py
 
 test: lint types contracts unit
 

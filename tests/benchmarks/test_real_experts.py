@@ -1,0 +1,98 @@
+"""The statistics and the rows of the benchmark on real experts; the benchmark itself is `make experts`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eigenmerge.core.recipe.recipe import recipe_from_mapping
+
+sys.path.insert(0, str(Path(__file__).parent / "real_experts"))
+from combine import COMBINATIONS
+from rows import ROWS
+from shares import SetAnswers, difference, share_kept
+
+MODELS = {"base_model": "base", "models": ["a", "b", "c"]}
+
+
+def answers(seed: int, items: int = 300) -> SetAnswers:
+    """Return two tasks whose base is right on 60% of the items, the experts on 90%, the merges on 70% and 80%."""
+    generator = torch.Generator().manual_seed(seed)
+    easiness = {task: torch.rand(items, generator=generator) for task in ("one", "two")}
+
+    def right(share: float) -> dict[str, torch.Tensor]:
+        noise = {task: 0.2 * torch.rand(items, generator=generator) for task in easiness}
+        return {task: (value + noise[task] < share + 0.1).double() for task, value in easiness.items()}
+
+    base, experts = right(0.6), right(0.9)
+    return SetAnswers(base, experts, {"low": right(0.7), "high": right(0.8), "base": base, "experts": experts})
+
+
+def test_the_base_keeps_nothing_and_the_experts_keep_all_without_error() -> None:
+    sets = [answers(0), answers(1)]
+    assert (share_kept(sets, "base").value, share_kept(sets, "base").error) == (0.0, 0.0)
+    assert share_kept(sets, "experts").value == pytest.approx(1.0, abs=1e-12)
+    assert share_kept(sets, "experts").error == pytest.approx(0.0, abs=1e-12)
+    same = difference(sets, "low", "low")
+    assert (same.value, same.error) == (0.0, 0.0)
+
+
+def test_the_error_over_items_is_that_of_drawing_the_items_again() -> None:
+    found = answers(2)
+    estimate = share_kept([found], "high")
+    generator = torch.Generator().manual_seed(3)
+    drawn = []
+    for _ in range(400):
+        chosen = {task: torch.randint(len(v), (len(v),), generator=generator) for task, v in found.base.items()}
+        again = SetAnswers(
+            {task: found.base[task][index] for task, index in chosen.items()},
+            {task: found.experts[task][index] for task, index in chosen.items()},
+            {"high": {task: found.rows["high"][task][index] for task, index in chosen.items()}},
+        )
+        drawn.append(again.share("high"))
+    # A standard deviation of 400 draws has a relative error of 1 / sqrt(800) = 3.5%; 15% is four of these.
+    assert torch.tensor(drawn).std().item() == pytest.approx(estimate.error, rel=0.15)
+
+
+def test_what_both_rows_have_in_common_is_no_error_of_their_difference() -> None:
+    sets = [answers(seed) for seed in range(3)]
+    paired = difference(sets, "high", "low")
+    assert paired.value == pytest.approx(share_kept(sets, "high").value - share_kept(sets, "low").value)
+    independent = math.hypot(share_kept(sets, "high").error, share_kept(sets, "low").error)
+    assert 0 < paired.error < independent
+
+
+def test_sets_that_differ_enlarge_the_error() -> None:
+    first = answers(4)
+    worse = SetAnswers(first.base, first.experts, {"high": first.rows["low"]})
+    alone, together = share_kept([first], "high"), share_kept([first, worse], "high")
+    spread = abs(first.share("high") - worse.share("high")) / 2
+    assert together.error >= spread > 0
+    assert together.value == pytest.approx((alone.value + worse.share("high")) / 2)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.of])
+def test_every_row_is_a_valid_recipe(name: str) -> None:
+    keys: dict[str, Any] = {**MODELS, **ROWS[name].keys}
+    assert recipe_from_mapping(keys).ineffective_parameters == []
+
+
+def test_rows_that_combine_others_name_them() -> None:
+    for row in ROWS.values():
+        assert all(name in ROWS and "float32" in ROWS[name].stored for name in row.of)
+        assert bool(row.of) == bool(row.combine) and (not row.combine or row.combine in COMBINATIONS)
+
+
+def test_the_mean_with_the_norms_of_its_parts() -> None:
+    one, two = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    kept = COMBINATIONS["norms kept"]([one, two])
+    assert kept.norm().item() == pytest.approx(2.0)
+    torch.testing.assert_close(kept / kept.norm(), (one + two) / (one + two).norm())
+    assert COMBINATIONS["norms kept"]([one, -one]).norm() == 0
+    assert torch.equal(COMBINATIONS["smaller norm"]([one, two]), two)
+    assert torch.equal(COMBINATIONS["larger norm"]([one, two]), one)
