@@ -76,7 +76,7 @@ def share_table(results: Sequence[Results], rows: Sequence[Row], *, per_set: boo
                 continue
             share = share_kept(sets, row.name)
             both = found.with_row(row.name, REFERENCE)
-            less = f" ({len(sets)} sets)" if len(sets) < len(found.sets) else ""
+            less = f" ({len(sets)} set{'s' if len(sets) > 1 else ''})" if len(sets) < len(found.sets) else ""
             minus = "" if row.name == REFERENCE or not both else difference(both, row.name, REFERENCE).signed
             cells += [f"{100 * accuracy(sets, row.name):.1f}", f"{share}{less}", minus]
             if per_set:
@@ -127,19 +127,20 @@ CHOSEN = {
 
 
 def choice_table(test: Sequence[Results], validation: Sequence[Results]) -> Iterator[str]:
-    """Yield what validation items choose, for each family over its sets, and the share of that on test items."""
+    """Yield what validation items choose of the rows that are measured on all sets, and its share on test items."""
     yield from _head(
         ["chosen on validation items", "family", "choice", "share kept", f"minus {REFERENCE}", "best on test"]
     )
     for title, names in CHOSEN.items():
         for found, held_out in zip(test, validation, strict=True):
-            if any(len(held_out.with_row(name)) < len(held_out.sets) for name in names):
+            present = [name for name in names if len(held_out.with_row(name)) == len(held_out.sets)]
+            if len(present) < 2:
                 continue
-            best = max(names, key=lambda name: share_kept(held_out.sets, name).value)
-            top = max(names, key=lambda name: share_kept(found.sets, name).value)
+            best = max(present, key=lambda name: share_kept(held_out.sets, name).value)
+            top = max(present, key=lambda name: share_kept(found.sets, name).value)
             share = share_kept(found.sets, best)
             minus = "" if best == REFERENCE else difference(found.sets, best, REFERENCE).signed
-            yield _line([title, found.family, best, str(share), minus, f"{top}, {share_kept(found.sets, top)}"])
+            yield _line([f"{title}, of {len(present)}", found.family, best, str(share), minus, f"{top}, {share_kept(found.sets, top)}"])
 
 
 def _head(cells: Sequence[str]) -> Iterator[str]:
