@@ -56,7 +56,7 @@ def bytes_of(tensor: TensorPlan, tmp_path: Path, **settings: Any) -> bytes:
 
 
 def test_measures_of_blocks_are_those_of_whole_tensors(folder: Path, tmp_path: Path) -> None:
-    """The same entries are sampled, a sixteenth of them: the squared norm is within five times sqrt(2 / 18674)."""
+    """The same 8192 entries are sampled: the squared norm is within five times sqrt(2 / 8192)."""
     sources = stored(folder, torch.float32)
     found = []
     for tensor in (plan_of(sources, method="linear"), replace(plan_of(sources, method="linear"), in_blocks=False)):
@@ -65,7 +65,7 @@ def test_measures_of_blocks_are_those_of_whole_tensors(folder: Path, tmp_path: P
     assert found[0] is not None and found[0] == found[1]
     reader = TensorReader()
     base, expert = (reader.read(source).double() for source in sources[:2])
-    assert found[0].squares[0] == pytest.approx(float((expert - base).square().sum()), rel=0.052)
+    assert found[0].squares[0] == pytest.approx(float((expert - base).square().sum()), rel=0.078)
 
 
 def assert_equal_bytes(tensor: TensorPlan, tmp_path: Path, **settings: Any) -> None:

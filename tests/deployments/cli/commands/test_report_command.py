@@ -67,7 +67,7 @@ def test_a_merge_that_reads_no_expert_states_the_same(merges: Merges, tmp_path: 
 def test_an_elementwise_method_has_norms_and_cosines(
     merges: Merges, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At least 4096 entries of each block are measured: here all, so that shares and cosines are exact."""
+    """The first 8192 entries are measured: here all, so that shares and cosines are exact."""
     recipe = {
         "merge_method": "linear",
         "base_model": merges.base,
