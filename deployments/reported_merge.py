@@ -13,6 +13,7 @@ from ..core.errors import EigenmergeError, one_line
 from ..core.steps.listener import Listener
 from ..core.steps.open_run import PreparedRun
 from .embedded_server import EmbeddedServer, check_listens, configured_api, prefect_api, start_embedded_server
+from .paused_collector import paused_collector
 from .prefect_settings import keep_terminal_clean, quiet_prefect
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def reported_merge(
     stop = stop or StopSignal()
 
     def without_prefect() -> MergeResult:
-        from ..core.steps.merge_run import run_in_threads
+        with paused_collector():
+            from ..core.steps.merge_run import run_in_threads
 
         return run_in_threads(prepared, runner=runner, stop=stop, listeners=listeners)
 
@@ -111,9 +113,10 @@ def with_prefect_server(
                     check_listens(api_url)
                 elif server is None:
                     server = stack.enter_context(start_embedded_server())
-                if quiet:
-                    keep_terminal_clean()
-                run = import_flow()
+                with paused_collector():
+                    if quiet:
+                        keep_terminal_clean()
+                    run = import_flow()
                 stack.enter_context(prefect_api(server))
             except EigenmergeError:
                 raise

@@ -23,10 +23,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
-
-import torch
-from safetensors.torch import save_file
 
 WORSE = 1.2  # ratio to the stored one above which a check fails
 _DENSITY = {"ties": 0.3, "dare_ties": 0.5}
@@ -73,6 +71,9 @@ class Row:
 
 def write_models(folder: Path, size: Size, num_experts: int) -> None:
     """Write base and experts; their differences are of rank 8 and a hundredth of the weights."""
+    import torch
+    from safetensors.torch import save_file
+
     shapes = {
         "model.embed_tokens.weight": (size.vocabulary, size.hidden),
         "lm_head.weight": (size.vocabulary, size.hidden),
@@ -147,7 +148,12 @@ def measure(rows: Sequence[Row], num_runs: int, mergekit: str | None) -> None:
         for row in rows:
             models = work / row.size / str(row.num_experts)
             if not models.exists():
-                write_models(models, SIZES[row.size], row.num_experts)
+                # In another process: the peak memory of a command counts that of the process that starts it.
+                writer = get_context("spawn").Process(
+                    target=write_models, args=(models, SIZES[row.size], row.num_experts)
+                )
+                writer.start()
+                writer.join()
             text = work / "recipe.yml"
             text.write_text(recipe(models, row.method, row.num_experts))
             out, store = work / "out", work / "store"
@@ -187,7 +193,7 @@ def page(rows: Sequence[Row], mergekit: str) -> str:
         "seconds include those of Prefect's server. Peak memory is that of the largest process.",
         "",
         f"{machine()}; {datetime.now(UTC):%Y-%m-%d}; eigenmerge {version('eigenmerge')}, {mergekit}, torch"
-        f" {torch.__version__}; models in bfloat16, files in the page cache.",
+        f" {version('torch')}; models in bfloat16, files in the page cache.",
         "",
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),
