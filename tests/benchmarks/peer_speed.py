@@ -74,7 +74,7 @@ def write_models(folder: Path, size: Size, num_experts: int) -> None:
     import torch
     from safetensors.torch import save_file
 
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (size.vocabulary, size.hidden),
         "lm_head.weight": (size.vocabulary, size.hidden),
     }

@@ -6,7 +6,12 @@ convert; these take 0.1 to 0.3 ns. A mask has integers of the size of the number
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ..lazy_torch import torch
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 def integer_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -46,3 +51,8 @@ def choose_by_sign(votes: torch.Tensor, positive: torch.Tensor, negative: torch.
     mask = votes.view(integer) >> (8 * votes.element_size() - 1)
     first, second = positive.view(integer), negative.view(integer)
     torch.bitwise_xor(first, mask.bitwise_and_(first ^ second), out=out.view(integer))
+
+
+def from_array(array: npt.NDArray[Any]) -> torch.Tensor:
+    """Return a NumPy array as a tensor that shares its memory."""
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]

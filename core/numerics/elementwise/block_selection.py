@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..lazy_torch import torch
-from .bit_masks import keep_only, magnitude_bits, mask_of
+from .bit_masks import from_array, keep_only, magnitude_bits, mask_of
 from .sparsify import repeat_argsort
 from .thresholds import Threshold, ThresholdSearch
 
@@ -102,8 +102,8 @@ class _Kept(BlockSelection):
         start, count = self._position, block.numel()
         self._position += count
         if self._bits is None:
-            return mask_of(torch.from_numpy(self._found(block)), block)
-        return mask_of(torch.from_numpy(_unpacked(self._bits, start, count)), block)
+            return mask_of(from_array(self._found(block)), block)
+        return mask_of(from_array(_unpacked(self._bits, start, count)), block)
 
     @abstractmethod
     def _found(self, block: torch.Tensor) -> Bytes | npt.NDArray[np.bool_]:

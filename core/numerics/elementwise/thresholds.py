@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from ..lazy_torch import torch
-from .bit_masks import magnitude_bits
+from .bit_masks import from_array, magnitude_bits
 from .blocks import blocks
 
 LARGEST_SORT = 1 << 24  # most elements that are sorted; argsort's work space is then 400 MiB
@@ -97,7 +97,7 @@ def _with_prefix(upper: torch.Tensor, prefix: int) -> torch.Tensor:
     if upper.device.type != "cpu":
         return upper[(upper >> _DIGIT_BITS) == prefix] - first
     digits = upper.numpy() - first  # NumPy compares and selects 5 times faster
-    return torch.from_numpy(digits[(digits >= 0) & (digits < 1 << _DIGIT_BITS)])
+    return from_array(digits[(digits >= 0) & (digits < 1 << _DIGIT_BITS)])
 
 
 def find_threshold(values: torch.Tensor, count: int) -> Threshold:

@@ -76,8 +76,9 @@ def _direct_method(tensor: TensorPlan) -> DirectMethod[Any, Any] | None:
     if tensor.action != "merge" or tensor.method is None:
         return None
     method = get_planned_method(tensor.method, tensor.method_package)
-    has_blocks = isinstance(method, DirectMethod) and (method.elementwise or method.has_block_form)
-    return method if has_blocks else None
+    if not isinstance(method, DirectMethod):
+        return None
+    return method if method.elementwise or method.has_block_form else None
 
 
 def _parameters(tensor: TensorPlan, method: DirectMethod[Any, Any]) -> Any:
