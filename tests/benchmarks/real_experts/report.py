@@ -1,4 +1,4 @@
-"""Print the tables of docs/benchmark.md from the measurements.
+"""Print the tables of docs/real-experts.md from the measurements.
 
     python tests/benchmarks/real_experts/report.py [--work .experts] [--parts methods sides choices tried rounded]
 
@@ -140,7 +140,8 @@ def choice_table(test: Sequence[Results], validation: Sequence[Results]) -> Iter
             top = max(present, key=lambda name: share_kept(found.sets, name).value)
             share = share_kept(found.sets, best)
             minus = "" if best == REFERENCE else difference(found.sets, best, REFERENCE).signed
-            yield _line([f"{title}, of {len(present)}", found.family, best, str(share), minus, f"{top}, {share_kept(found.sets, top)}"])
+            cells = [f"{title}, of {len(present)}", found.family, best, str(share), minus]
+            yield _line([*cells, f"{top}, {share_kept(found.sets, top)}"])
 
 
 def _head(cells: Sequence[str]) -> Iterator[str]:
