@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.choices import RunnerName
+from ..core.coordination.paused_collector import paused_collector
 from ..core.coordination.stop import StopSignal
 from ..core.errors import EigenmergeError, one_line
 from ..core.steps.listener import Listener
 from ..core.steps.open_run import PreparedRun
 from .embedded_server import EmbeddedServer, check_listens, configured_api, prefect_api, start_embedded_server
-from .paused_collector import paused_collector
 from .prefect_settings import keep_terminal_clean, quiet_prefect
 
 if TYPE_CHECKING:

@@ -139,8 +139,8 @@ def run(command: Sequence[str], environment: dict[str, str]) -> tuple[float, flo
     return usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 1024
 
 
-def measure(rows: Sequence[Row], num_runs: int, mergekit: str | None) -> None:
-    """Add the runs of both tools to the rows, in turn, after one run of each that is not counted."""
+def measure(rows: Sequence[Row], num_runs: int, mergekit: str | None, warmup: int = 1) -> None:
+    """Add the runs of both tools to the rows, in turn, after `warmup` runs of each that are not counted."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
     ours = str(Path(sys.executable).parent / "eigenmerge")
     with tempfile.TemporaryDirectory(prefix="eigenmerge-peers-") as name:
@@ -160,12 +160,12 @@ def measure(rows: Sequence[Row], num_runs: int, mergekit: str | None) -> None:
             commands = {"eigenmerge": [ours, "merge", str(text), str(out), "--store", str(store), "--quiet"]}
             if mergekit is not None:
                 commands["mergekit"] = [mergekit, str(text), str(out), "--quiet", "--random-seed", "42"]
-            for turn in range(num_runs + 1):
+            for turn in range(num_runs + warmup):
                 for tool, command in commands.items():
                     for folder in (out, store):
                         shutil.rmtree(folder, ignore_errors=True)
                     taken = run(command, environment)
-                    if turn:
+                    if turn >= warmup:
                         row.runs.setdefault(tool, []).append(taken)
             print(
                 row.label,
@@ -239,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", default="linear,task_arithmetic,dare_ties,ties")
     parser.add_argument("--experts", type=int, action="append", help="of the larger models; default: 3")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=1, help="runs that are not counted; default: 1")
     parser.add_argument("--json", type=Path, help="write the runs; other rows of the file stay")
     parser.add_argument("--page", type=Path, help="write the page")
     parser.add_argument("--check", type=Path, help="compare with runs that --json wrote")
@@ -252,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         methods = ["linear"] if size == "7 MB" else given.methods.split(",")
         counts = [3] if size == "7 MB" else given.experts or [3]
         rows += [Row(size, method, count) for method in methods for count in counts]
-    measure(rows, given.runs, mergekit)
+    measure(rows, given.runs, mergekit, given.warmup)
     if given.json is not None:
         kept = read_rows(given.json) if given.json.exists() else {}
         rows = list((kept | {row.label: row for row in rows}).values())
