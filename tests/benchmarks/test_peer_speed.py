@@ -46,4 +46,4 @@ def test_nothing_is_measured_where_there_is_nothing_to_compare_with(monkeypatch,
 
 def test_the_committed_figures_can_be_read() -> None:
     rows = read_rows(Path(__file__).parent / "peer_speed.json")
-    assert all(one.ratio(figure) for one in rows.values() for figure in range(3))
+    assert {one.method for one in rows.values()} >= {"linear", "task_arithmetic", "dare_ties", "ties"}
