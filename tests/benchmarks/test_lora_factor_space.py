@@ -24,7 +24,6 @@ def test_eight_experts_of_a_4096_layer() -> None:
     assert found["error"] < 1e-5
 
 
-@pytest.mark.slow
 @needs_proc
 def test_a_small_layer_shows_the_same() -> None:
     """What can be said in a second: the results agree, and factor space is the smaller one."""

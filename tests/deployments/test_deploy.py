@@ -111,7 +111,6 @@ def test_no_nightly_merge_without_a_registry() -> None:
     assert [entry["name"] for entry in deployment_settings("process", options)] == ["merge-process"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", ["kubernetes"])
 def test_prefect_deploy_gives_the_same(prefect_api: str, server_environment: dict[str, str], target: Any) -> None:
     deploy(target, options_for(target, pool=None), api_url=prefect_api)

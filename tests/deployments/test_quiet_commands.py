@@ -38,7 +38,7 @@ def without_status(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("eigenmerge merge: ")]
 
 
-@pytest.mark.parametrize("server", ["embedded", pytest.param("of the user", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("server", ["embedded", "of the user"])
 def test_a_merge_prints_its_summary_only(
     server: str, make_prefect_home: Callable[[Path], Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

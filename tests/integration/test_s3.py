@@ -81,9 +81,7 @@ def test_a_merge_on_s3_gives_the_bytes_of_a_local_one(
 
 
 # S3 copies parts of at least 5 MiB, and the header has to be sent: 5 MiB of each file pass through this process.
-@pytest.mark.parametrize(
-    ("layers", "num_files"), [pytest.param(22, 1, marks=pytest.mark.slow), pytest.param(44, 2, marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize(("layers", "num_files"), [(22, 1), pytest.param(44, 2, marks=pytest.mark.soak)])
 def test_the_server_copies_the_weights(
     make_models: Any, s3_root: Any, faulty_s3: Any, pipeline: Any, layers: int, num_files: int
 ) -> None:
