@@ -1,4 +1,4 @@
-"""Take pictures of a run on the pages of a Prefect server, with headless Chromium, for docs/operations.md.
+"""Take pictures of a run on the pages of a Prefect server, and of its report, with headless Chromium, for docs/.
 
     python tests/demo/screenshot.py RECIPE [--folder docs/images]
 
@@ -18,6 +18,8 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+
+from eigenmerge.core.formats.file_names import REPORT_NAME
 
 BIN = Path(sys.executable).parent
 
@@ -60,6 +62,8 @@ def main() -> int:
                 f"{folder}/store",
             ]
             subprocess.run(merge, env=environment, check=True)
+            report = Path(folder) / "merged" / REPORT_NAME
+            take(chromium, report.as_uri(), arguments.folder / "report.png", Path(folder), size="1100,1450")
             run = post(f"{url}/api/flow_runs/filter", {"limit": 1})[0]
             take(chromium, f"{url}/runs/flow-run/{run['id']}", arguments.folder / "prefect-run.png", Path(folder))
             for artifact in post(f"{url}/api/artifacts/filter", {}):
@@ -88,10 +92,10 @@ def post(url: str, body: dict[str, object]) -> list[dict[str, str]]:
         return json.load(response)
 
 
-def take(chromium: str, page: str, out: Path, folder: Path) -> None:
+def take(chromium: str, page: str, out: Path, folder: Path, size: str = "1400,1000") -> None:
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--hide-scrollbars", *quiet]
-    command += [f"--user-data-dir={folder}/profile", "--window-size=1400,1000", "--virtual-time-budget=20000"]
+    command += [f"--user-data-dir={folder}/profile", f"--window-size={size}", "--virtual-time-budget=20000"]
     subprocess.run(
         [*command, f"--screenshot={out.resolve()}", page], check=True, stderr=subprocess.DEVNULL, timeout=120
     )

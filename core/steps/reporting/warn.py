@@ -46,7 +46,7 @@ def _farther(report: Report) -> Iterator[str]:
         share = "" if len(known) == len(layers) else f" of {len(known)}"
         yield (
             f"{len(layers)}{share} tensors are farther from every expert than the base is ({_names(layers)}): the"
-            " merged change is too large; lower scale or the weights"
+            " merged change may be too large; compare with a lower scale, or lower weights"
         )
 
 
