@@ -120,7 +120,7 @@ def test_an_object_that_stays_unreachable_is_named(merge: Run, faulty_s3: Any) -
     proxy, _ = faulty_s3
     proxy.faults.decide = lambda method, path: "error" if "expert1/model.safetensors" in path else None
     finished = merge()
-    lines = finished.output.splitlines()
+    lines = [line for line in finished.output.splitlines() if not line.startswith("eigenmerge merge: ")]
     assert finished.code == 1 and len(lines) == 1, finished.output
     assert "expert1/model.safetensors failed after" in lines[0] and "resume" in lines[0]
     assert 3 <= proxy.counts["error"] <= 20
