@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import re
 import struct
+import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -26,6 +28,7 @@ from fsspec.spec import AbstractBufferedFile
 from .generate import fill_tensor_bytes, tensor_seed
 from .shapes import LORA_RANK, Llama, parse_model
 
+_SMALL_READS = threading.Lock()
 MAX_FILE_BYTES = 5_000_000_000
 _MEMBER = re.compile(r"base|(expert|lora)(\d{1,4})")
 _LISTED = ["base", *(f"expert{i}" for i in range(8)), *(f"lora{i}" for i in range(8))]
@@ -49,6 +52,11 @@ class SyntheticFile:
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes, without a second copy of a large range."""
+        # Threads that generate small pieces at once would only pass the interpreter's lock to each other.
+        with _SMALL_READS if stop - start < 2**20 else nullcontext():
+            return self._generate(start, stop)
+
+    def _generate(self, start: int, stop: int) -> bytes:
         out = bytearray(stop - start)
         view = np.frombuffer(out, dtype=np.uint8)
         for region in self.regions:

@@ -43,11 +43,12 @@ def fill_tensor_bytes(out: np.ndarray, start: int, base_seed: int, expert_seed: 
 
     Cost: 256 KiB chunks; no memory beyond three of them.
     """
-    words, other, scratch = (np.empty(_CHUNK, dtype=np.uint64) for _ in range(3))
+    size = min(_CHUNK, len(out) // 8 + 2)
+    words, other, scratch = (np.empty(size, dtype=np.uint64) for _ in range(3))
     done = 0
     while done < len(out):
         first_word, skip = divmod(start + done, 8)
-        count = min(_CHUNK, -(-(skip + len(out) - done) // 8))
+        count = min(size, -(-(skip + len(out) - done) // 8))
         chunk = words[:count]
         _splitmix64(chunk, scratch[:count], base_seed, first_word)
         np.bitwise_and(chunk, _SIGN_EXPONENT_MANTISSA, out=chunk)
