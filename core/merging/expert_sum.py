@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 
 from ..numerics.interference.summed_task_vectors import SummedTaskVectors
-from ..numerics.noise.storage_noise import StorageNoise
-from ..numerics.task_vectors import LowRank, TaskVectors, noise_of
+from ..numerics.task_vectors import LowRank, TaskVectors, WrappedTaskVectors
 
 
 class ExpertSum:
@@ -48,32 +47,12 @@ class ExpertSum:
         self._total = total
 
 
-class _Recorded:
+class _Recorded(WrappedTaskVectors):
     """Task vectors whose sum is reported after the first pass over them."""
 
     def __init__(self, vectors: TaskVectors, keep: Callable[[torch.Tensor], None]) -> None:
-        self._vectors = vectors
+        super().__init__(vectors)
         self._keep: Callable[[torch.Tensor], None] | None = keep
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self._vectors.shape
-
-    @property
-    def num_experts(self) -> int:
-        return self._vectors.num_experts
-
-    @property
-    def max_ranks(self) -> Sequence[int]:
-        return self._vectors.max_ranks
-
-    @property
-    def all_low_rank(self) -> bool:
-        return self._vectors.all_low_rank
-
-    def storage_noise(self, index: int) -> StorageNoise | None:
-        """Return the noise of expert `index`; see `WithStorageNoise`."""
-        return noise_of(self._vectors, index)
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         if self._keep is None:

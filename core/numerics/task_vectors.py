@@ -151,6 +151,36 @@ class InMemoryTaskVectors:
         return iter(self._vectors)
 
 
+class WrappedTaskVectors:
+    """Base class of task vectors that add something to others of the same shape; `__iter__` yields the others."""
+
+    def __init__(self, vectors: TaskVectors) -> None:
+        self._vectors = vectors
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._vectors.shape
+
+    @property
+    def num_experts(self) -> int:
+        return self._vectors.num_experts
+
+    @property
+    def max_ranks(self) -> Sequence[int]:
+        return self._vectors.max_ranks
+
+    @property
+    def all_low_rank(self) -> bool:
+        return self._vectors.all_low_rank
+
+    def storage_noise(self, index: int) -> StorageNoise | None:
+        """Return the noise of expert `index`; see `WithStorageNoise`."""
+        return noise_of(self._vectors, index)
+
+    def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
+        return iter(self._vectors)
+
+
 class TransposedTaskVectors:
     """The transposes of task vectors, (K, M) each, as views without a copy; factors are exchanged and transposed.
 

@@ -28,8 +28,7 @@ from typing import cast
 from ...errors import CorruptObjectError
 from ..energies import frobenius_norm
 from ..lazy_torch import torch
-from ..noise.storage_noise import StorageNoise
-from ..task_vectors import LowRank, TaskVectors, noise_of
+from ..task_vectors import LowRank, TaskVectors, WrappedTaskVectors
 
 _MOST_PROBES = 16
 #: Rows of all probes together: they need at most 128 (M + K) elements. More experts than this are not measured.
@@ -139,37 +138,12 @@ class Recorder:
         return Probes(torch.stack(self._across), torch.stack(self._through), norms)
 
 
-class RecordedTaskVectors:
-    """Task vectors whose probes are known after the first whole pass over them.
-
-    Parameters
-    ----------
-    probes : of an earlier pass
-    """
+class RecordedTaskVectors(WrappedTaskVectors):
+    """Task vectors whose probes are known after the first whole pass over them."""
 
     def __init__(self, vectors: TaskVectors) -> None:
-        self._vectors = vectors
+        super().__init__(vectors)
         self.probes: Probes | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self._vectors.shape
-
-    @property
-    def num_experts(self) -> int:
-        return self._vectors.num_experts
-
-    @property
-    def max_ranks(self) -> Sequence[int]:
-        return self._vectors.max_ranks
-
-    @property
-    def all_low_rank(self) -> bool:
-        return self._vectors.all_low_rank
-
-    def storage_noise(self, index: int) -> StorageNoise | None:
-        """Return the noise of expert `index`; see `WithStorageNoise`."""
-        return noise_of(self._vectors, index)
 
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         if self.probes is not None:
