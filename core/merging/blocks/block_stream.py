@@ -21,6 +21,7 @@ from ..rounded_entries import clear_rounded_entries
 from .flat_reader import FlatReader, open_flat
 
 _BASE = -1  # index of the base among the sources
+_PASS_BLOCK = 1 << 18  # elements: of passes that only copy or check
 
 
 class NonFiniteBlockError(NonFiniteError):
@@ -80,7 +81,7 @@ class BlockStream:
 
     def task_vector(self, index: int) -> torch.Tensor:
         whole = torch.empty(self.num_elements, dtype=self._dtype)
-        for block in self.blocks(1 << 18):
+        for block in self.blocks(_PASS_BLOCK):
             whole[block.start : block.stop] = block.task_vector(index)
         return whole
 
@@ -112,8 +113,8 @@ class BlockStream:
         """
         for index in sorted(self._open):
             bad = 0
-            for start in range(0, self.num_elements, 1 << 18):
-                stop = min(start + (1 << 18), self.num_elements)
+            for start in range(0, self.num_elements, _PASS_BLOCK):
+                stop = min(start + _PASS_BLOCK, self.num_elements)
                 bad += int((~torch.isfinite(self._stored(index, start, stop).to(self._dtype))).sum())
             if bad:
                 raise nonfinite_input(self._source(index), self._tensor.name, bad, self.num_elements)

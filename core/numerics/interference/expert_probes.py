@@ -242,31 +242,21 @@ def rounded(measures: Measures | None) -> Measures | None:
 
     None where nothing was measured, or products of large entries overflowed the arithmetic.
     """
-    if measures is None or not _is_finite(measures):
+    if measures is None:
+        return None
+    rows = _lists(measures)
+    if not all(math.isfinite(value) for row in ((measures.delta,), *rows) for value in row):
         return None
 
-    def shorten(values: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(float(f"{value:.{_DIGITS}g}") for value in values)
+    def shorten(value: float) -> float:
+        return float(f"{value:.{_DIGITS}g}")
 
-    return Measures(
-        shorten((measures.delta,))[0],
-        *(
-            shorten(values)
-            for values in (
-                measures.squares,
-                measures.before,
-                measures.after,
-                measures.along,
-                measures.inner,
-                measures.within,
-            )
-        ),
-    )
+    return Measures(shorten(measures.delta), *(tuple(map(shorten, row)) for row in rows))
 
 
-def _is_finite(measures: Measures) -> bool:
-    rows = (measures.squares, measures.before, measures.after, measures.along, measures.inner, measures.within)
-    return all(math.isfinite(value) for row in ((measures.delta,), *rows) for value in row)
+def _lists(measures: Measures) -> tuple[tuple[float, ...], ...]:
+    """Return all fields after `delta`, in their order."""
+    return (measures.squares, measures.before, measures.after, measures.along, measures.inner, measures.within)
 
 
 @lru_cache(maxsize=16)

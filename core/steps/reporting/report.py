@@ -149,7 +149,7 @@ def make_report(manifest: Manifest, records: RunRecords, costs: Costs | None = N
     """
     ranks: dict[str, list[RankRow]] = {}
     for row in rank_rows(manifest, records):
-        ranks.setdefault(_tensor_of(row.name, records), []).append(row)
+        ranks.setdefault(_tensor_of(row.name), []).append(row)
     shown = [tensor for tensor in manifest.tensors if tensor.method is not None or tensor.measures is not None]
     stacks = {stack for tensor in shown if (stack := stack_of(tensor.name)) is not None}
     points = points_per_curve(sum(min(len(rows), _MOST_CURVES_OF_A_TENSOR) for rows in ranks.values()))
@@ -327,7 +327,7 @@ def _order(manifest: Manifest, tensor: ManifestTensor) -> Sequence[int]:
     return order if all(0 <= index < len(manifest.experts) for index in order) else []
 
 
-def _tensor_of(row: str, records: RunRecords) -> str:
+def _tensor_of(row: str) -> str:
     """Return the tensor of a row: "tensor[q]" and "tensor[outputs]" are of "tensor"."""
     return row.rpartition("[")[0] if row.endswith("]") else row
 
