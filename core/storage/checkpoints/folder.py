@@ -115,7 +115,7 @@ def open_folder(uri: str, options: Mapping[str, object] | None) -> CheckpointFol
             " finish it"
         )
     if is_local(folder.uri):
-        check_links_resolve(folder.uri, lambda name: name in (CONFIG_NAME, INDEX_NAME) or _is_side_name(name))
+        check_links_resolve(folder.uri, lambda name: _is_looked_for(folder, name))
     return folder
 
 
@@ -333,6 +333,12 @@ def _check_not_a_part(folder: CheckpointFolder, name: str) -> None:
 def is_side_file(info: ObjectInfo, name: str) -> bool:
     """Return whether an object, by its name in its folder, is a small file that belongs to a model."""
     return info.size <= _LARGEST_SIDE_FILE_BYTES and _is_side_name(name)
+
+
+def _is_looked_for(folder: CheckpointFolder, name: str) -> bool:
+    """Return whether a model with a file of this name is read differently from one without it."""
+    is_weights = name.endswith(".safetensors") and INDEX_NAME not in folder.files  # an index names its files
+    return is_weights or name in (CONFIG_NAME, ADAPTER_CONFIG_NAME, INDEX_NAME) or _is_side_name(name)
 
 
 def _is_side_name(name: str) -> bool:

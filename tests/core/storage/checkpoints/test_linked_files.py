@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from eigenmerge.core.errors import CheckpointError
 from eigenmerge.core.steps.read_recipe import read_stages
@@ -42,7 +44,18 @@ def test_a_config_outside_of_the_model_is_refused(two: Any, pipeline: Any, tmp_p
         pipeline(two.recipe("average"), tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json",
+        "config.json",
+        "model.safetensors.index.json",
+        "model.safetensors",
+        "model-00002-of-00002.safetensors",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ],
+)
 def test_a_link_to_nothing_is_refused(two: Any, name: str) -> None:
     """The merge would lack the file, as if the base had none."""
     (two.base / name).unlink(missing_ok=True)
@@ -54,6 +67,15 @@ def test_a_link_to_nothing_is_refused(two: Any, name: str) -> None:
 def test_a_link_to_nothing_that_no_merge_reads_is_ignored(two: Any) -> None:
     (two.base / "README.md").symlink_to("gone")
     (two.base / "model.onnx").symlink_to("gone")
+    assert list_model(str(two.base)).tensors
+
+
+def test_a_link_to_weights_that_the_index_does_not_name_is_ignored(two: Any) -> None:
+    names = [name for name in load_file(two.base / "model.safetensors")]
+    (two.base / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")})
+    )
+    (two.base / "consolidated.safetensors").symlink_to("gone")
     assert list_model(str(two.base)).tensors
 
 
