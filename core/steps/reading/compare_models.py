@@ -149,7 +149,7 @@ def compare_models(
 
 def _open(name: str, store: Store | None, options: Mapping[str, Any] | None) -> ComparedModel:
     if store is not None and is_run_key(name):
-        place, key = destination_of_run(name, store)
+        place, key = destination_of_run(name, store, options)
         manifest = _manifest_of(place, options)
         if manifest is None or manifest.run_key != key:
             raise CheckpointError(

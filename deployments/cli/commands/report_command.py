@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..html_file import check_html_place, write_html
-from ..options import JsonOption, RecipeForStoreOption, StoreOption, open_store
+from ..options import JsonOption, RecipeForStoreOption, StoreOption, check_places, open_store
 from ..report_lines import report_lines
 from ..status import set_status
 from ..table import terminal_width
@@ -50,6 +50,7 @@ def report(
     from ....core.steps.reporting.warn import report_warnings
 
     options = read_recipe(recipe).storage_options if recipe is not None else None
+    check_places(options, OUT=merge)
     opened = open_store(store, recipe)
     manifest, place = read_merge(merge, opened, options)
     if html is not None:

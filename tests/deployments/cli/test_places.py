@@ -49,6 +49,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         "nightly ADDRESS registry publish",
         "plan ADDRESS",
         "push ADDRESS me/model",
+        "report ADDRESS",
+        "report . --store ADDRESS",
         "verify ADDRESS",
         "verify . --store ADDRESS",
     ],
@@ -59,7 +61,8 @@ def test_credentials_in_an_address_are_refused_and_not_shown(cli: Cli, arguments
     assert not any(part in shown for part in ("PLANTED", "plan/", "ted@"))
 
 
-def test_a_server_that_is_down_is_told_after_seconds(cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["cache ls", "report s3://bucket/out"])
+def test_a_server_that_is_down_is_told_after_seconds(cli: Cli, tmp_path: Path, command: str) -> None:
     recipe = {
         "merge_method": "average",
         "base_model": "base",
@@ -69,7 +72,7 @@ def test_a_server_that_is_down_is_told_after_seconds(cli: Cli, tmp_path: Path) -
     }
     (tmp_path / "recipe.yml").write_text(json.dumps(recipe))
     begun = time.monotonic()
-    code, shown = cli("cache", "ls", "--recipe", str(tmp_path / "recipe.yml"))
+    code, shown = cli(*command.split(), "--recipe", str(tmp_path / "recipe.yml"))
     assert code == 1 and "connecting to s3://bucket at http://127.0.0.1" in shown and "after 3 attempts" in shown
     assert time.monotonic() - begun < 20  # as long as a silent server is waited for; without the check a minute
 
