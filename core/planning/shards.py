@@ -24,7 +24,7 @@ _MOST_SHARDS = 200  # Prefect records a few hundred tasks of a flow reliably
 _SHARD_SECONDS = 2.0
 _FEWEST_SHARDS, _SHARDS_OF_SHORT_MERGES = 4, 8
 _SHORTEST_SHARD_SECONDS = 0.25
-_SLACK = 1 + 1e-9  # of sums that reach a limit exactly but for rounding
+_SLACK = 1 + 1e-9  # a sum that equals a limit up to rounding does not exceed it
 _LARGEST_SHARD_BYTES = 1024 * 2**20
 # The smallest part of an S3 multipart copy. Smaller data, together with what follows it up to this size, passes through
 # the assembling process.
@@ -92,7 +92,10 @@ def nominal_seconds(tensor: TensorPlan) -> float:
 
 
 def default_shard_seconds(total_seconds: float) -> float:
-    """Return the limit of a shard's nominal seconds: a share of that of all tensors. A longer tensor is a shard."""
+    """Return the limit of a shard's nominal seconds: a share of those of all tensors.
+
+    A tensor that takes longer is a shard by itself.
+    """
     short = min(_SHARDS_OF_SHORT_MERGES, total_seconds / _SHORTEST_SHARD_SECONDS)
     count = min(_MOST_SHARDS, max(_FEWEST_SHARDS, short, total_seconds / _SHARD_SECONDS))
     return total_seconds / count

@@ -45,7 +45,7 @@ class BlockStream:
         self._seed = seed
         self._stack = ExitStack()
         self._open: dict[int, FlatReader] = {}
-        self._furthest: dict[int, int] = {}  # bytes of each source that were read at least once
+        self._read_up_to: dict[int, int] = {}  # the first bytes of each source, as many as were read
 
     @property
     def name(self) -> str:
@@ -98,7 +98,7 @@ class BlockStream:
         """
         for reader in self._open.values():
             reader.finish()
-        self._reader.count_bytes(sum(self._furthest.values()))
+        self._reader.count_bytes(sum(self._read_up_to.values()))
 
     def close(self) -> None:
         """Close the files."""
@@ -156,7 +156,7 @@ class BlockStream:
             self._open[index] = reader
         dtype = torch_dtype(source.dtype)
         first, last = start * dtype.itemsize, stop * dtype.itemsize
-        self._furthest[index] = max(last, self._furthest.get(index, 0))
+        self._read_up_to[index] = max(last, self._read_up_to.get(index, 0))
         return self._open[index].read(first, last).view(dtype)
 
 

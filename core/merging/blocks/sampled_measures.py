@@ -15,7 +15,7 @@ _ENTRIES = 8192
 
 
 class SampledMeasures:
-    """Sums over a sample of the entries. The interference needs whole matrices, and stays unknown."""
+    """Sums over a sample of the entries. Interference needs whole matrices, so it is not measured."""
 
     def __init__(self, num_elements: int, num_experts: int) -> None:
         self._num_elements = num_elements

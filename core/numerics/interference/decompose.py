@@ -22,8 +22,8 @@ from .summed_task_vectors import SummedTaskVectors
 Route = Literal["gram", "row_space"]
 
 # Measured cost in flops of matrix products: 10 n^3 for an eigendecomposition of order n, 2.5 times that for an SVD;
-# Householder QR has about half the speed of a product. x^T x counts as a whole product, which it is on a GPU; a CPU
-# computes little more than half of it.
+# Householder QR has about half the speed of a product. All products of x^T x are counted, as a GPU computes them; a CPU
+# computes about half of them.
 _EIGH = 10.0
 _SVD = 25.0
 _QR = 8.0

@@ -236,7 +236,7 @@ def _layer(
         interference=_ratio(sum(measures.after or ()), sum(measures.before or ())) if measures else None,
         svc_change=tensor.svc_change,
         experts=_experts(manifest, tensor, records, sums),
-        curves=tuple(curve_of(row, records.rows.get(row.name), points) for row in _some(ranks)),
+        curves=tuple(curve_of(row, records.rows.get(row.name), points) for row in _few_of(ranks)),
         notes=tuple(tensor.notes),
         cost=costs.tensors.get(tensor.name) if costs is not None else None,
     )
@@ -332,7 +332,7 @@ def _tensor_of(row: str) -> str:
     return row.rpartition("[")[0] if row.endswith("]") else row
 
 
-def _some(ranks: Sequence[RankRow]) -> Sequence[RankRow]:
+def _few_of(ranks: Sequence[RankRow]) -> Sequence[RankRow]:
     """Return at most six of the matrices of a tensor, at equal distances."""
     step = math.ceil(len(ranks) / _MOST_CURVES_OF_A_TENSOR)
     return ranks[:: max(1, step)]
