@@ -12,7 +12,7 @@ from ..cache.spectra.table import write_spectra_table
 from ..cache.spectra.table_file import read_run_table
 from ..coordination.claims import Claim
 from ..coordination.stop import StopSignal
-from ..errors import CorruptObjectError, DestinationError, ObjectNotFoundError, RecipeError
+from ..errors import CheckpointError, CorruptObjectError, DestinationError, ObjectNotFoundError, RecipeError
 from ..formats.digest import hash_bytes
 from ..formats.file_names import MANIFEST_NAME, MODEL_CARD_NAME, REPORT_NAME
 from ..output.commit import write_index
@@ -114,7 +114,8 @@ def _write_checkpoint(
     if destination.report:
         try:
             hashes[REPORT_NAME] = _write(target, REPORT_NAME, _report(run, build_manifest(plan, reports, hashes)))
-        except RecipeError as error:  # of a method that a package has changed while it merged
+        # A method that a package has changed while it merged, or more numbers than a reader accepts.
+        except (RecipeError, CheckpointError) as error:
             warnings = (f"{REPORT_NAME} is not written: {error}",)
     _write(target, MANIFEST_NAME, build_manifest(plan, reports, hashes))
     if not claim.check():

@@ -12,7 +12,7 @@ import pytest
 
 from eigenmerge.core.cache.reports import ShardReport
 from eigenmerge.core.errors import DestinationError, ObjectNotFoundError
-from eigenmerge.core.formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME
+from eigenmerge.core.formats.file_names import INDEX_NAME, MANIFEST_NAME, MARKER_NAME, REPORT_NAME
 from eigenmerge.core.output.destination import Destination, prepare_destination
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
 from eigenmerge.core.run import Run
@@ -116,3 +116,13 @@ def test_there_is_no_index_while_files_of_two_merges_are_present(
     assert MARKER_NAME in before_writes[INDEX_NAME] and MANIFEST_NAME in before_writes[INDEX_NAME]
     assert all(INDEX_NAME not in names for names in before_writes.values())
     assert (out / MANIFEST_NAME).read_bytes() != old
+
+
+def test_a_manifest_with_too_many_numbers_for_a_report_is_written(
+    merge_shards: Callable[..., MergedShards], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = merge_shards()
+    monkeypatch.setattr("eigenmerge.core.output.read_manifest.MOST_MANIFEST_VALUES", 50)
+    (warning,) = merged.assemble().warnings
+    assert warning.startswith(f"{REPORT_NAME} is not written: ")
+    assert (tmp_path / "out" / MANIFEST_NAME).exists() and not (tmp_path / "out" / REPORT_NAME).exists()
