@@ -6,11 +6,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from eigenmerge.core.coordination.claim_keys import claim_key
+from eigenmerge.core.coordination.claims import ClaimWatcher
+from eigenmerge.core.steps.make_plan import make_plan
+from eigenmerge.core.steps.open_run import open_run
+from eigenmerge.core.steps.read_recipe import read_recipe
+from eigenmerge.core.storage.store import Store
 
 # Limits against a hang, not measurements: beside other work on two cores the start of a command and its first shards
 # took more than 90 s, which take 6 s on an idle machine.
@@ -57,3 +65,17 @@ def running_processes(group: int) -> list[str]:
         except (ProcessLookupError, psutil.NoSuchProcess):
             continue
     return found
+
+
+@contextmanager
+def last_shard_claimed(recipe: Path, place: Path) -> Iterator[None]:
+    """Hold the claim on the last shard of a merge, as a run on another machine does that computes this shard.
+
+    A merge with this store cannot finish meanwhile. A test that stops a merge in its middle needs this: on a slow
+    machine all shards of a small model are finished before the signal arrives.
+    """
+    run = open_run(make_plan(read_recipe(str(recipe))), Store(str(place)), None)
+    claim = ClaimWatcher(run.store, claim_key(run.jobs()[-1].shard.part_key)).acquire()
+    assert claim is not None
+    with claim:
+        yield

@@ -19,7 +19,15 @@ distributed = pytest.importorskip("distributed", reason="the dask extra is not i
 from eigenmerge.core.errors import RecipeError, WorkerError  # noqa: E402
 from eigenmerge.tasks.runners.runner import make_runner  # noqa: E402
 
-from .processes import END_SECONDS, START_SECONDS, num_parts, running_processes, start, wait_until  # noqa: E402
+from .processes import (  # noqa: E402
+    END_SECONDS,
+    START_SECONDS,
+    last_shard_claimed,
+    num_parts,
+    running_processes,
+    start,
+    wait_until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +176,14 @@ def test_a_stopped_run_is_resumed(
     recipe = make_models(num_experts=3, layers=4, hidden=192).write_recipe("swudi_a")
     store, out = tmp_path / "store", tmp_path / "out"
     arguments = ["merge", recipe, out, "--store", store, "--runner", "dask", "--workers", "2"]
-    process = start(arguments, prefect_server, start_new_session=True)
-    wait_until(lambda: num_parts(store) >= 2, START_SECONDS, process)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    _, errors = process.communicate(timeout=END_SECONDS)
+    with last_shard_claimed(recipe, store):
+        process = start(arguments, prefect_server, start_new_session=True)
+        wait_until(lambda: num_parts(store) >= 2, START_SECONDS, process)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=END_SECONDS)
     assert process.returncode == 130, errors
     assert len(errors.strip().splitlines()) == 2, errors  # no messages of Dask
     first, last = errors.strip().splitlines()

@@ -23,7 +23,7 @@ from eigenmerge.tasks.runners import dask_watch  # noqa: E402
 from eigenmerge.tasks.runners.dask_watch import DaskWatch  # noqa: E402
 
 from ..conftest import free_port  # noqa: E402
-from .processes import num_parts, start, wait_until  # noqa: E402
+from .processes import last_shard_claimed, num_parts, start, wait_until  # noqa: E402
 
 DASK = str(Path(sys.executable).parent / "dask")
 FILES = ("model.safetensors", "eigenmerge_manifest.json", "eigenmerge_report.html", "README.md", "config.json")
@@ -103,11 +103,12 @@ def test_a_cluster_that_dies(
 ) -> None:
     store, out = tmp_path / "store", tmp_path / "out"
     with dask_cluster(prefect_server, tmp_path / "first") as cluster:
-        process = start(merge_arguments(recipe, out, store, cluster.address), prefect_server)
-        wait_until(lambda: num_parts(store) >= 2, 200, process)
-        cluster.signal(which, number)
-        killed = time.monotonic()
-        _, errors = process.communicate(timeout=2 * seconds)
+        with last_shard_claimed(recipe, store):
+            process = start(merge_arguments(recipe, out, store, cluster.address), prefect_server)
+            wait_until(lambda: num_parts(store) >= 2, 200, process)
+            cluster.signal(which, number)
+            killed = time.monotonic()
+            _, errors = process.communicate(timeout=2 * seconds)
         print(f"ended after {time.monotonic() - killed:.1f} s")
     assert process.returncode == 1, errors
     (line,) = errors.strip().splitlines()

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from .processes import COMMAND, START_SECONDS, num_parts, wait_until
+from .processes import COMMAND, START_SECONDS, last_shard_claimed, num_parts, wait_until
 
 
 @pytest.mark.timeout(900)
@@ -25,11 +25,12 @@ def test_a_killed_merge_is_resumed_by_the_same_command(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PREFECT_HOME": str(make_prefect_home(tmp_path / "home"))}
     environment.pop("PREFECT_API_URL", None)  # the command starts its own server, which must end with it
     started = [COMMAND, "merge", str(recipe), str(tmp_path / "out"), "--store", str(store), "--workers", "1"]
-    process = subprocess.Popen(started, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: num_parts(store) >= 3, START_SECONDS, process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with last_shard_claimed(recipe, store):
+        process = subprocess.Popen(started, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(lambda: num_parts(store) >= 3, START_SECONDS, process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert children, "the command has started its server as a child"
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive, "the embedded server outlived the run"
