@@ -100,7 +100,7 @@ def test_no_proxy_receives_requests_to_this_machine(monkeypatch: pytest.MonkeyPa
 def test_reports_stop_after_a_failure_and_come_back() -> None:
     from eigenmerge.flows.server_health import ServerHealth
 
-    health, calls, down = ServerHealth(retry_after=0.05), 0, True
+    health, calls, down = ServerHealth(retry_after=1.0), 0, True
 
     def action() -> str:
         nonlocal calls
@@ -112,5 +112,5 @@ def test_reports_stop_after_a_failure_and_come_back() -> None:
     assert [health.report(action) for _ in range(5)] == [None] * 5
     assert calls == 1 and health.failure == "ConnectionError: refused"
     down = False
-    time.sleep(0.06)
+    time.sleep(1.1)
     assert health.report(action) == "sent" and health.answers

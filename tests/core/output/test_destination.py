@@ -154,7 +154,7 @@ class TestTake:
         assert json.loads(store.read(MARKER_NAME))["run_key"] == RUN_KEY
         started = time.monotonic()
         second = take(store)
-        assert second is not None and time.monotonic() - started < 0.5
+        assert second is not None and time.monotonic() - started < 10  # a live claim is watched for 60 s
         second.release()
 
     def test_the_finished_result_of_another_run_is_used(self, place: Callable[[str], Store]) -> None:
