@@ -3,7 +3,8 @@
 Each preset lists the methods that its authors published settings for. The first method is the default; a recipe may
 select another one with `merge_method`. The multimodal presets keep vision tower, embeddings, lm_head, norms and biases
 of the base, as the published code does. Sources: arXiv:2606.07289 (SWUDI, SWUDI-A), tables of settings; the script
-run.sh and merge_func.py of github.com/lyymuwu/SVC (arXiv:2602.05536).
+run.sh and merge_func.py of github.com/lyymuwu/SVC (arXiv:2602.05536); README.md of github.com/Tobeginwith/DC-Merge
+(arXiv:2603.06242), whose factor on the merged delta is chosen on validation data and is not part of the presets.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ def _swudi_a(summary: str) -> Preset:
     return Preset(summary, {"swudi_a": {"rank_rule": "participation_sqrt"}})
 
 
+def _dc_merge(summary: str, rank: int | None, smoothing: str) -> Preset:
+    settings = {"rank": rank, "smoothing": smoothing, "smoothing_ratio": 5.0, "density": 1e-3, "structural_mask": True}
+    return Preset(summary, {"dc_merge": settings})
+
+
 PRESETS: Mapping[str, Preset] = {
     "clip-vit-b32-8": _swudi("CLIP ViT-B/32, 8 tasks: SWUDI t=1300 r=0.65", 1300.0, 0.65),
     "clip-vit-b16-8": _swudi("CLIP ViT-B/16, 8 tasks: SWUDI t=1800 r=0.65", 1800.0, 0.65),
@@ -78,6 +84,11 @@ PRESETS: Mapping[str, Preset] = {
         },
         {"calibration": {"svc": {}}},  # alpha: 1 after tsv_m, 1/N after the others
     ),
+    "dc-merge-clip": _dc_merge("CLIP, full fine-tuning: dc_merge without smoothing", None, "none"),
+    "dc-merge-clip-lora": _dc_merge(
+        "CLIP ViT-B/16 and ViT-L/14, LoRA of rank 16: dc_merge, values averaged", 16, "average"
+    ),
+    "dc-merge-clip-b32-lora": _dc_merge("CLIP ViT-B/32, LoRA of rank 16: dc_merge, linear values", 16, "linear"),
     "internvl2.5-1b": _multimodal("InternVL2.5-1B: SWUDI t=300 r=0.65, or SWUDI-A, scale 0.1", 300.0, 0.65, 0.1),
 }
 

@@ -43,6 +43,7 @@ SETTINGS: Sequence[tuple[str, str, Mapping[str, Any]]] = [
     ("iso_c", "iso_c", {}),
     ("iso_cts", "iso_cts", {}),
     ("tsv_m", "tsv_m", {}),
+    ("dc_merge, density 0.05", "dc_merge", {"density": 0.05}),
     ("subspace_boosting", "subspace_boosting", {}),
     ("star", "star", {}),
     ("cart", "cart", {}),

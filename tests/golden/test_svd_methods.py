@@ -43,7 +43,7 @@ def test_published_results_are_reproduced(golden, relative_error, setting, name)
         assert relative_error(merge(name, golden.experts(layer, torch.float32)), expected) < AGREEMENT_FLOAT32, layer
 
 
-@pytest.mark.parametrize("name", ["iso_c", "iso_cts", "tsv_m"])
+@pytest.mark.parametrize("name", ["dc_merge", "iso_c", "iso_cts", "tsv_m"])
 def test_results_are_unique_where_published_ones_are_arbitrary(golden, relative_error, name):
     """On all layers, also of low rank, float32, a change of 1e-11 and another order agree."""
     generator = torch.Generator().manual_seed(0)

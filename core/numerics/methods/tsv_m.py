@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 from ..apply_filter import Factors
 from ..method import ExpertParameters, SpectralMethod
 from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, svd_elements, svd_flops
-from ..svd.delta_sum import singular_noise
+from ..svd.delta_sum import noise_share, singular_noise
 from ..svd.singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
 from ..task_vectors import LowRank, TaskVectors, noise_of
 
@@ -51,7 +50,7 @@ class TsvM(SpectralMethod[CollectingParameters, ExpertParameters]):
             else:
                 noise = noise_of(task_vectors, index)
                 own = compact_svd(vector, max_directions=per_expert, noise=noise)
-                info = max(info, singular_noise(noise, own), key=_noise_share)
+                info = max(info, singular_noise(noise, own), key=noise_share)
                 collected.add(own, index)
         return collected.orthonormal(self.name, shape, num_experts, keep_zero_values=False, info=info)
 
@@ -68,12 +67,6 @@ class TsvM(SpectralMethod[CollectingParameters, ExpertParameters]):
         one_expert = svd_elements(shape, max(max_ranks) if all_low_rank else None)
         held = num_kept * sum(shape)
         return max(held + one_expert, collected_elements(shape, num_kept), held * 3 + shape[0] * shape[1])
-
-
-def _noise_share(info: Mapping[str, object]) -> float:
-    """Return the share of the noise that `singular_noise` states; 0 for none."""
-    known = cast("Mapping[str, float]", info.get("storage_noise", {}))
-    return known.get("share", 0.0)
 
 
 def _count_per_expert(shape: tuple[int, int], num_experts: int) -> int:

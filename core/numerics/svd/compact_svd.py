@@ -155,10 +155,40 @@ def polar_rows(vectors: torch.Tensor) -> torch.Tensor:
     """
     if vectors.shape[0] == 0:
         return vectors
+    eigenvalues, basis = _independent_part(vectors)
+    return _multiplied((basis * eigenvalues.rsqrt()) @ basis.T, vectors)
+
+
+def polar_decomposition(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the polar factor of rows X as `polar_rows` does, and the coordinates of X in it, (X X^T)^(1/2).
+
+    Cost: that of `polar_rows` and 2 R^3; 2 R^2 float64 elements more.
+
+    Parameters
+    ----------
+    vectors : Tensor, (R, L), unit rows
+
+    Returns
+    -------
+    rows : Tensor, (R, L), dtype of `vectors`
+    coordinates : Tensor, (R, R), float64, symmetric; coordinates @ rows = vectors
+    """
+    if vectors.shape[0] == 0:
+        return vectors, vectors.new_zeros((0, 0), dtype=torch.float64)
+    eigenvalues, basis = _independent_part(vectors)
+    rows = _multiplied((basis * eigenvalues.rsqrt()) @ basis.T, vectors)
+    return rows, (basis * eigenvalues.sqrt()) @ basis.T
+
+
+def _independent_part(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the eigenvalues of the Gram matrix of rows above the square of POLAR_CUT, and their eigenvectors."""
     eigenvalues, basis = eigh(gram(vectors))
     keep = eigenvalues > POLAR_CUT**2 * eigenvalues[-1]
-    basis = basis[:, keep]
-    root = (basis * eigenvalues[keep].rsqrt()) @ basis.T
+    return eigenvalues[keep], basis[:, keep]
+
+
+def _multiplied(root: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Return root @ vectors in the dtype of `vectors`, in float64 a block of columns at a time."""
     result = torch.empty_like(vectors)
     for start in range(0, vectors.shape[1], _BLOCK):
         span = slice(start, start + _BLOCK)

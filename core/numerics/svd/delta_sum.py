@@ -6,6 +6,7 @@ Shapes: M = out features, K = in features, P = rank of the stacked factors, R = 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from ..lazy_torch import torch
 from ..noise.combined import describe_noise, sum_of
@@ -104,6 +105,12 @@ def singular_noise(noise: StorageNoise | None, svd: CompactSVD) -> dict[str, obj
         return {}
     level = noise.level
     return describe_noise(noise, svd.noise_floor, level, level / float(svd.values[0]) if len(svd.values) else 1.0)
+
+
+def noise_share(info: Mapping[str, object]) -> float:
+    """Return the share of the noise that `singular_noise` states; 0 for none."""
+    known = cast("Mapping[str, float]", info.get("storage_noise", {}))
+    return known.get("share", 0.0)
 
 
 def delta_spectrum(

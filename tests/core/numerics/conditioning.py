@@ -28,8 +28,8 @@ import torch
 from eigenmerge.core.numerics.apply_filter import apply_factors
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.svd import singular_directions
-from eigenmerge.core.numerics.svd.compact_svd import POLAR_CUT, polar_rows
+from eigenmerge.core.numerics.svd import cover_space, singular_directions
+from eigenmerge.core.numerics.svd.compact_svd import POLAR_CUT, polar_decomposition, polar_rows
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
 Vectors = Sequence[torch.Tensor | LowRank]
@@ -64,7 +64,7 @@ def merge_tolerance(name: str, vectors: Vectors, *, dtype: torch.dtype = torch.f
 
     To the condition of the problem itself is added what the algorithm loses where it forms Gram matrices:
 
-    * TSV-M, Iso-CTS: (sigma_1 / sigma_r)^2 of the vectors that are made orthonormal, always in float64;
+    * TSV-M, Iso-CTS, DC-Merge: (sigma_1 / sigma_r)^2 of the vectors that are made orthonormal, always in float64;
     * WUDI family: lambda_1 times the largest f(lambda) / lambda, as eigenvalues of C have an error of eps lambda_1;
     * ACE: the condition number of the sum of covariances with their ridge, which it inverts.
 
@@ -133,12 +133,19 @@ def _ridged_condition(vectors: Vectors, epsilon: float) -> float:
 
 @contextmanager
 def _recorded_polar_rows() -> Iterator[list[torch.Tensor]]:
-    """Run the block with the inputs of every `polar_rows` recorded."""
+    """Run the block with the inputs of every `polar_rows` and `polar_decomposition` recorded."""
     seen: list[torch.Tensor] = []
 
     def record(vectors: torch.Tensor) -> torch.Tensor:
         seen.append(vectors)
         return polar_rows(vectors)
 
-    with patch.object(singular_directions, "polar_rows", record):
+    def record_both(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(vectors)
+        return polar_decomposition(vectors)
+
+    with (
+        patch.object(singular_directions, "polar_rows", record),
+        patch.object(cover_space, "polar_decomposition", record_both),
+    ):
         yield seen

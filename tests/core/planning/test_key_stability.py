@@ -28,6 +28,7 @@ KEYS: dict[str, str] = {
     "core_space": "a06b5b6575b3567d",
     "dare_linear": "dbbabfa869e04ab8",
     "dare_ties": "f48f8f2cabba4e75",
+    "dc_merge": "f99ddae869e46a91",
     "della": "d5310be11ff07ef0",
     "della_linear": "2907510ca5321925",
     "iso_c": "b60d4bd248a5b447",

@@ -11,7 +11,7 @@ from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors, LowRank
 
-ALL = ["ace", "cart", "core_space", "iso_c", "iso_cts", "knots", "star", "subspace_boosting", "tsv_m"]
+ALL = ["ace", "cart", "core_space", "dc_merge", "iso_c", "iso_cts", "knots", "star", "subspace_boosting", "tsv_m"]
 # ACE uses mean rows; TIES in KnOTS trims each coordinate of the inputs.
 TURNS_WITH_COLUMNS = [name for name in ALL if name not in ("ace", "knots")]
 TURNS_WITH_ROWS = [name for name in ALL if name != "ace"]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from eigenmerge.core.numerics.svd.compact_svd import (
     compact_svd,
+    polar_decomposition,
     polar_rows,
     relative_cut,
     rms_singular_value,
@@ -125,6 +126,17 @@ def test_polar_rows_is_the_polar_factor(dtype):
     tolerance = rounding_bound(50, condition) + rounding_bound(1, condition**0.5, dtype)
     assert (found.double() - left @ right).abs().max() < tolerance
     assert (found @ found.T - torch.eye(20, dtype=dtype)).abs().max() < 3 * tolerance
+
+
+def test_the_polar_decomposition_gives_the_rows_again():
+    generator = torch.Generator().manual_seed(2)
+    vectors = torch.cat([rows(4, 40, 3), torch.randn(5, 40, generator=generator, dtype=torch.float64), rows(4, 40, 3)])
+    found, coordinates = polar_decomposition(vectors)
+    tolerance = rounding_bound(40, squared_condition(vectors, 1e-6))
+    assert torch.equal(found, polar_rows(vectors))
+    assert (coordinates @ found - vectors).abs().max() < tolerance
+    assert (coordinates - coordinates.T).abs().max() < tolerance
+    assert torch.linalg.eigvalsh(coordinates)[0] > -tolerance
 
 
 def test_polar_rows_of_equal_rows_are_shared():
