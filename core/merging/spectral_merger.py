@@ -16,7 +16,7 @@ from ..cache.spectra.format import most_spectrum_bytes
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..numerics.apply_filter import Factors, low_rank_form
-from ..numerics.interference.expert_probes import energy_within
+from ..numerics.interference.expert_probes import energy_within, measured_faster_as_matrix
 from ..numerics.interference.rounding import arithmetic_epsilon, singular_value_cut
 from ..numerics.interference.top_directions import TOLERANCE
 from ..numerics.method import Side, SpectralMethod
@@ -107,6 +107,7 @@ class SpectralMerger:
             delta: torch.Tensor | LowRank = LowRank(*low_rank_form(spectrum, factors))
         else:
             delta = add_sides(sides, filter_sides(), stream.shape)
+        delta = _to_measure(delta, stream, experts)
         origin: Origin = "computed" if any(one.origin == "computed" for one in facts) else facts[0].origin
         outputs = facts[1] if len(facts) > 1 else None
         measures = None if experts is None else replace(experts.measure(delta), within=within)
@@ -192,7 +193,7 @@ class SpectralMerger:
         rank = _numerical_rank(values[0], min(spectrum.shape))
         warning = flat_spectrum_warning(spectrum)
         notes = (warning,) if warning is not None else ()
-        merged = LowRank(*low_rank_form(spectrum, factors))
+        merged = _to_measure(LowRank(*low_rank_form(spectrum, factors)), stream, experts)
         measures = None if experts is None else experts.measure(merged)
         energy, change = _energy(values[0], rank), _svc_change(spectrum, factors)
         return merged, SpectralFacts(rank, energy, origin, key, notes, measures=measures, svc_change=change)
@@ -318,6 +319,15 @@ def planned_method(tensor: TensorPlan) -> tuple[SpectralMethod[Any, Any], Any]:
     method = get_planned_method(tensor.method, tensor.method_package)
     assert isinstance(method, SpectralMethod), f"{tensor.method} has no spectrum"
     return method, method.Parameters.model_validate(dict(tensor.parameters))
+
+
+def _to_measure(
+    delta: torch.Tensor | LowRank, stream: ExpertStream, experts: MeasuredExperts | None
+) -> torch.Tensor | LowRank:
+    """Return the merged delta multiplied out where it is measured faster so and its factors are not stored."""
+    if experts is None or not isinstance(delta, LowRank) or stream.tensor.stores_factors:
+        return delta
+    return delta.dense() if measured_faster_as_matrix(delta, stream.num_experts) else delta
 
 
 def _most_bytes(stream: ExpertStream) -> int:

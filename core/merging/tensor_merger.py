@@ -206,7 +206,7 @@ class TensorMerger:
         return {key: value for key, value, _ in found}, "computed" if "computed" in origins else "reused"
 
     def _merge(self, tensor: TensorPlan) -> _Merged:
-        if tensor.adapter is not None and tensor.adapter.full is None:
+        if tensor.stores_factors:
             return self._merge_factors(tensor)
         if tensor.action == "copy":
             assert tensor.base is not None, "the planner copies only tensors of the base"

@@ -50,7 +50,12 @@ def low_rank_form(spectrum: Spectrum, factors: Factors) -> tuple[torch.Tensor, t
     for weight in factors.weights.values():
         keep |= weight != 0
     index = keep.nonzero().squeeze(1)
-    left = torch.zeros((len(index), spectrum.shape[0]), dtype=spectrum.right.dtype, device=spectrum.right.device)
+    count = len(index)
+    # A filter nearly always keeps the first directions, whose vectors are used where they are.
+    kept = slice(count) if count and int(index[-1]) == count - 1 else index
+    left = torch.zeros((count, spectrum.shape[0]), dtype=spectrum.right.dtype, device=spectrum.right.device)
     for name, weight in factors.weights.items():
-        left.addcmul_(spectrum.left[name][index], weight[index].to(left.dtype).unsqueeze(1))
-    return left.T, spectrum.right[index]
+        left.addcmul_(spectrum.left[name][kept], weight[kept].to(left.dtype).unsqueeze(1))
+    right = spectrum.right[kept]
+    # A part of a larger matrix would keep all of it in memory.
+    return left.T, right.clone() if right.untyped_storage().nbytes() > right.nbytes else right

@@ -171,6 +171,11 @@ class TensorPlan:
     in_blocks: bool = False  # merged block by block (cost/block_projection.py); the bytes are the same
     tied_to: str | None = None  # name of the output tensor with the same values; random masks are drawn by that name
 
+    @property
+    def stores_factors(self) -> bool:
+        """Whether the output is two factors, lora_A and lora_B, and not a matrix."""
+        return self.adapter is not None and self.adapter.full is None
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShard:

@@ -199,6 +199,16 @@ def measure(probes: Probes, delta: torch.Tensor | LowRank, base: torch.Tensor | 
     )
 
 
+def measured_faster_as_matrix(factors: LowRank, num_experts: int) -> bool:
+    """Return whether `measure` costs less at the product of the factors, (M, K), than at the factors.
+
+    With Q = N P probes and R directions: 2 (M + K) R (R + Q) flops at the factors, 2 M K Q at the product.
+    """
+    rows, columns = factors.shape
+    count = num_experts * num_probes(num_experts)
+    return (rows + columns) * factors.rank * (factors.rank + count) > rows * columns * count
+
+
 def _respond(across: torch.Tensor, delta: torch.Tensor | LowRank, base: torch.Tensor | None) -> torch.Tensor:
     """Return (theta y^T)^T, (P, M), of the probes of one expert."""
     if isinstance(delta, LowRank):

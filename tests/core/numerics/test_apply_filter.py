@@ -38,6 +38,15 @@ def test_directions_with_no_factor_are_left_out() -> None:
     assert torch.equal(apply_factors(two_blocks(), none), torch.zeros(2, 4))
 
 
+def test_first_directions_leave_the_rest_of_the_spectrum_in_no_memory() -> None:
+    spectrum = two_blocks()
+    factors = Factors({"target": torch.tensor([2.0, 1.0, 0.0]), "sum": torch.tensor([0.0, 3.0, 0.0])}, 2)
+    left, right = low_rank_form(spectrum, factors)
+    assert torch.equal(left, torch.tensor([[0.0, 5.0], [2.0, 6.0]])) and torch.equal(right, torch.eye(2, 4))
+    assert right.untyped_storage().nbytes() == right.nbytes
+    assert torch.equal(spectrum.left["target"], torch.arange(6.0).reshape(3, 2))  # read, not written
+
+
 def test_float64_factors_keep_the_spectrum_s_dtype() -> None:
     assert apply_factors(two_blocks(), Factors({"sum": torch.ones(3, dtype=torch.float64)}, 3)).dtype == torch.float32
 
