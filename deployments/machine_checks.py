@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.coordination.devices import cuda_devices
+from ..core.coordination.machine_memory import machine_memory
 from ..core.coordination.worker_count import available_cores
 from ..core.errors import EigenmergeError, one_line
 from ..core.formats.redaction import redact
@@ -26,7 +27,6 @@ State = Literal["ok", "note", "problem"]
 
 _GB = 1e9
 _LITTLE_DISK_BYTES = 10e9
-_CGROUP_MEMORY = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 #: Packages that a feature needs, and the feature.
 _OPTIONAL = {
     "transformers": "loading checks of `verify`",
@@ -117,18 +117,8 @@ def _cgroup_cores() -> float | None:
 
 
 def _memory() -> Check:
-    import psutil
-
-    memory = psutil.virtual_memory()
-    available, total, source = float(memory.available), float(memory.total), "machine"
-    for name in _CGROUP_MEMORY:
-        try:
-            limit = int(Path(name).read_text())
-        except (OSError, ValueError):
-            continue
-        if limit < total:
-            available, total, source = min(available, limit), limit, "container"
-    text = f"{available / _GB:.1f} GB available of {total / _GB:.1f} GB ({source})"
+    found = machine_memory()
+    text = f"{found.available / _GB:.1f} GB available of {found.total / _GB:.1f} GB ({found.source})"
     hint = "; `eigenmerge plan` states what a merge needs, --max-memory limits it"
     return Check("memory", "ok", text + hint)
 

@@ -13,6 +13,7 @@ from ..cache.alignments import AlignedExpTimes
 from ..cache.reports import Origin
 from ..cache.spectra.cache import SpectrumCache, TopRequest
 from ..cache.spectra.format import most_spectrum_bytes
+from ..cache.spectra.kept_spectra import KeptSpectra
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..numerics.apply_filter import Factors, low_rank_form
@@ -44,6 +45,7 @@ class SpectralMerger:
     ----------
     sums : sums over experts that are kept between runs, for the tensors whose plan has a key for them
     measures : measure the experts; their probes are kept beside the spectra
+    kept : spectra of the store in memory
     """
 
     def __init__(
@@ -55,12 +57,13 @@ class SpectralMerger:
         dtype: torch.dtype,
         *,
         measures: bool = False,
+        kept: KeptSpectra | None = None,
     ) -> None:
         self._settings = settings
         self._store, self._measures = store, measures
         self._notes_on_probes: list[str] = []
         self._sums = sums
-        self._spectra = SpectrumCache(store, settings, device, dtype)
+        self._spectra = SpectrumCache(store, settings, device, dtype, kept)
         self._aligned_exp_times = AlignedExpTimes(store)
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..cache.reports import Origin, TensorReport
+from ..cache.spectra.kept_spectra import KeptSpectra
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..formats.digest import hash_bytes
@@ -72,11 +73,20 @@ class TensorMerger:
     Parameters
     ----------
     measures : measure the experts for the report on a tensor; their probes are kept beside its spectra
+    kept : spectra of the store in memory
     """
 
-    def __init__(self, settings: RunSettings, store: Store, reader: TensorReader, *, measures: bool = False) -> None:
+    def __init__(
+        self,
+        settings: RunSettings,
+        store: Store,
+        reader: TensorReader,
+        *,
+        measures: bool = False,
+        kept: KeptSpectra | None = None,
+    ) -> None:
         self._settings = settings
-        self._measures = measures
+        self._measures, self._kept = measures, kept
         self._reader = reader
         self._device = torch.device(settings.device)
         self._store = store
@@ -307,7 +317,9 @@ class TensorMerger:
             dtype = torch.float64 if arithmetic == "float64" else torch.float32
             settings = replace(self._settings, arithmetic=arithmetic)
             sums = KeptSums(self._store, self._device, dtype)
-            spectral = SpectralMerger(settings, self._store, sums, self._device, dtype, measures=self._measures)
+            spectral = SpectralMerger(
+                settings, self._store, sums, self._device, dtype, measures=self._measures, kept=self._kept
+            )
             self._tools[arithmetic] = _Tools(dtype, sums, spectral)
         return self._tools[arithmetic]
 

@@ -14,6 +14,7 @@ from typing import final
 
 import torch
 
+from ..cache.spectra.kept_spectra import KeptSpectra
 from ..coordination.devices import hold_device
 from ..coordination.stop import StopSignal
 from ..coordination.threads import one_thread, use_one_thread
@@ -48,6 +49,7 @@ class Candidate(Mapping[str, torch.Tensor]):
     ----------
     run : the plan of the candidate, and the store with its spectra
     shared : tensors that all candidates have in common
+    spectra : spectra in memory, of all candidates
     report : receives intermediate scores
     """
 
@@ -60,6 +62,7 @@ class Candidate(Mapping[str, torch.Tensor]):
         workers: int = 1,
         scratch: str | None = None,
         shared: SharedTensors | None = None,
+        spectra: KeptSpectra | None = None,
         report: Report = _report_nothing,
         stop: StopSignal | None = None,
     ) -> None:
@@ -68,7 +71,7 @@ class Candidate(Mapping[str, torch.Tensor]):
         self._run = run
         self._workers = workers
         self._scratch = scratch
-        self._shared = shared
+        self._shared, self._spectra = shared, spectra
         self._report = report
         self._stop = stop or StopSignal()
         self._folder: Path | None = None
@@ -162,7 +165,8 @@ class Candidate(Mapping[str, torch.Tensor]):
         settings = self._run.plan.settings
         with hold_device(settings.device, self._stop) as device:
             reader = TensorReader(self._run.storage_options)
-            return TensorMerger(replace(settings, device=device), self._run.store, reader).merge(tensor)[0]
+            merger = TensorMerger(replace(settings, device=device), self._run.store, reader, kept=self._spectra)
+            return merger.merge(tensor)[0]
 
 
 def _tensor_of(data: memoryview, tensor: TensorPlan, entry: OutputEntry) -> torch.Tensor:

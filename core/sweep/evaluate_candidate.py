@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..cache.spectra.kept_spectra import KeptSpectra
 from ..cache.sweep_tables import SweepRow
 from ..coordination.stop import StopSignal
 from ..errors import EigenmergeError, EvaluatorError, InterruptedRunError, one_line
@@ -36,6 +37,7 @@ class CandidateJob:
     evaluator: Evaluator
     report: Callable[[int, float], None]
     shared: SharedTensors | None = None
+    spectra: KeptSpectra | None = None
     workers: int = 1
     scratch: str | None = None
 
@@ -78,6 +80,7 @@ def evaluate_candidate(job: CandidateJob, stop: StopSignal) -> SweepRow:
         workers=job.workers,
         scratch=job.scratch,
         shared=job.shared,
+        spectra=job.spectra,
         report=report,
         stop=stop,
     )

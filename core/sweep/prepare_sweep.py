@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..choices import OptimizerName, PrunerName, SamplerName
+from ..coordination.machine_memory import machine_memory
 from ..coordination.worker_count import choose_worker_count
 from ..errors import DestinationError, RecipeError
 from ..formats.digest import hash_json
@@ -33,6 +34,7 @@ from .optimizer import GridOptimizer, Optimizer, OptunaOptimizer
 from .spectral_scores import DATA_FREE_METRICS, check_scorable, no_data_free_scores
 
 _DEFAULT_TRIALS = 30
+_SPECTRA_SHARE = 4  # without a memory limit, spectra take a quarter of what is available
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,13 @@ class PreparedSweep:
             seed=self.search.seed,
             lower_is_better=metric_is_lower_better,
         )
+
+    def spectra_bytes(self) -> int:
+        """Return how much memory the candidates may use for spectra, beside the workers that merge their tensors."""
+        peak = max(plan.peak_bytes for plan in self.known.values())
+        if self.max_memory is None:
+            return machine_memory().available // _SPECTRA_SHARE
+        return max(0, self.max_memory - peak * self.workers * self.search.parallel)
 
     def _plan(self, recipe: Recipe) -> Plan:
         settings = run_settings(recipe, device=self.device, allow_nonfinite=self.allow_nonfinite)

@@ -12,6 +12,7 @@ from functools import partial
 import pyarrow as pa
 import yaml
 
+from ..cache.spectra.kept_spectra import KeptSpectra
 from ..cache.sweep_tables import (
     TABLE_NAME,
     SweepRow,
@@ -181,7 +182,14 @@ class _Sweep:
     ) -> SweepOutcome:
         """Evaluate the candidates that the optimizer proposes."""
         prepared, search = self._prepared, self._prepared.search
-        make_job = partial(CandidateJob, evaluator=evaluator, shared=shared, workers=prepared.workers, scratch=scratch)
+        make_job = partial(
+            CandidateJob,
+            evaluator=evaluator,
+            shared=shared,
+            spectra=KeptSpectra(prepared.spectra_bytes()),
+            workers=prepared.workers,
+            scratch=scratch,
+        )
         lower = (prepared.objective.rank_by or evaluator.name) in prepared.objective.lower_is_better
         optimizer = prepared.make_optimizer(lower)
         self._score_base(make_job)

@@ -1,15 +1,20 @@
-"""CPU time of a sweep of 20 settings against one merge of the same model, both from an empty store.
+"""Time of a sweep of 20 settings against one merge of the same model, both from an empty store.
 
     python tests/benchmarks/sweep_cost.py [--hidden 1024 --intermediate 4096 --layers 8 --vocabulary 32000]
+    python tests/benchmarks/sweep_cost.py --commands [...]
 
 The default model is small; the sizes above are those of a Llama of 200M parameters. Experts are the base plus a matrix
-of rank 8 and small noise, in bfloat16. Times are CPU seconds of this process with one worker, so that other programs on
-the machine change them little; only the ratios within one run are meant to be used.
+of rank 8 and small noise, in bfloat16. Without --commands, times are CPU seconds of this process with one worker, so
+that other programs on the machine change them little. With it, they are those of the commands `merge` and `sweep` with
+Prefect, imports included, with their defaults. Only the ratios within one run are meant to be used.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from eigenmerge.core.steps.merge_run import merge_run
@@ -106,17 +112,58 @@ def measure(folder: Path, sizes: Sizes) -> dict[str, float]:
     return seconds
 
 
+_EVALUATORS = """
+def tensors(candidate):
+    return float(sum(len(tensor) for tensor in candidate.values()))
+
+def directory(candidate):
+    return float((candidate.directory() / "model.safetensors").stat().st_size)
+"""
+
+
+def measure_commands(folder: Path, sizes: Sizes) -> dict[str, tuple[float, float]]:
+    """Return CPU seconds and seconds of commands by name."""
+    (folder / "recipe.yml").write_text(yaml.safe_dump(make_models(folder, sizes)))
+    (folder / "scores.py").write_text(_EVALUATORS)
+    sweep = ["sweep", "recipe.yml", *(f"--grid={name}={values}" for name, values in GRID.items())]
+    commands = {
+        "one merge": ["merge", "recipe.yml", "out"],
+        "20 settings, without data": sweep,
+        "20 settings, every tensor": [*sweep, "--evaluate", "scores:tensors"],
+        "20 settings, a directory each": [*sweep, "--evaluate", "scores:directory"],
+        "one merge again": ["merge", "recipe.yml", "out again"],
+    }
+    seconds: dict[str, tuple[float, float]] = {}
+    for number, (name, command) in enumerate(commands.items()):
+        cpu, started = _cpu_of_children(), time.monotonic()
+        whole = [sys.executable, "-m", "eigenmerge", *command, "--store", f"store {number}", "--quiet"]
+        subprocess.run(whole, cwd=folder, check=True)
+        seconds[name] = _cpu_of_children() - cpu, time.monotonic() - started
+    return seconds
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, value in vars(Sizes()).items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    sizes = Sizes(**vars(parser.parse_args()))
+    parser.add_argument("--commands", action="store_true", help="time the commands")
+    arguments = vars(parser.parse_args())
+    commands = arguments.pop("commands")
+    sizes = Sizes(**arguments)
     count = sum(torch.Size(shape).numel() for shape in sizes.shapes().values())
     with tempfile.TemporaryDirectory() as folder:
-        seconds = measure(Path(folder), sizes)
+        place = Path(folder)
+        timed = measure_commands(place, sizes) if commands else {k: (v, 0) for k, v in measure(place, sizes).items()}
     print(f"{count / 1e6:.0f}M parameters, {EXPERTS} experts, torch {torch.__version__}")
-    for name, value in seconds.items():
-        print(f"{name:30} {value:7.1f} CPU s  {value / seconds['one merge']:5.2f} of one merge")
+    cpu_of_one, wall_of_one = timed["one merge"]
+    for name, (cpu, wall) in timed.items():
+        line = f"{name:30} {cpu:7.1f} CPU s  {cpu / cpu_of_one:5.2f} of one merge"
+        print(line + (f"; {wall:7.1f} s  {wall / wall_of_one:5.2f} of one merge" if wall else ""))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ...planning.keys import top_values_key
 from ...planning.plan import RunSettings
 from ...storage.store import Store
 from ..reports import Origin
+from .kept_spectra import KeptSpectra
 from .reader import StoredSpectrum, read_spectrum
 from .table_file import TableRow, table_name
 from .writer import as_stored, write_spectrum
@@ -62,10 +63,18 @@ class SpectrumCache:
     Parameters
     ----------
     device, dtype : of the returned spectra; dtype is the arithmetic of the run
+    kept : spectra of the store in memory, which other runs use too; None reads the store each time
     """
 
-    def __init__(self, store: Store, settings: RunSettings, device: torch.device, dtype: torch.dtype) -> None:
-        self._store = store
+    def __init__(
+        self,
+        store: Store,
+        settings: RunSettings,
+        device: torch.device,
+        dtype: torch.dtype,
+        kept: KeptSpectra | None = None,
+    ) -> None:
+        self._store, self._kept = store, kept
         self._mode: Literal["full", "top", "values", "none"] = settings.spectra
         dtypes = {"float32": torch.float32, "float64": torch.float64, "arithmetic": dtype}
         self._vector_dtype = dtypes[settings.spectra_dtype]
@@ -164,6 +173,9 @@ class SpectrumCache:
         return found
 
     def _read_first(self, key: str, count: int, most_bytes: int | None) -> Spectrum | None:
+        kept = self._kept.get(key) if self._kept is not None else None
+        if kept is not None:
+            return _first_directions(kept.spectrum, count)
         try:
             stored = read_spectrum(self._store, key, top=count, most_bytes=most_bytes)
         except ObjectNotFoundError:
@@ -176,6 +188,8 @@ class SpectrumCache:
     def _read_values(self, key: str, most_bytes: int | None) -> StoredSpectrum | None:
         """Return a stored spectrum without its vectors; None where it is missing or damaged."""
         try:
+            if self._kept is not None:
+                return self._kept.read_values(self._store, key, most_bytes)
             return read_spectrum(self._store, key, values_only=True, most_bytes=most_bytes)
         except ObjectNotFoundError:
             return None

@@ -33,8 +33,7 @@ def init(
     ] = "recipe.yml",
 ) -> None:
     """Write a commented recipe that merges MODEL... and check that it can be merged. Asks for what is not given."""
-    import psutil
-
+    from ....core.coordination.machine_memory import machine_memory
     from ....core.steps.propose_recipe import DEFAULT_METHOD, propose_recipe
 
     path = Path(output)
@@ -47,7 +46,7 @@ def init(
     if not models:
         raise RecipeError("MODEL is missing; give the models to merge, at least two")
     check_places(None, base=base, **{f"model {number}": model for number, model in enumerate(models, 1)})
-    proposal = propose_recipe(models, base=base, method=method, memory=psutil.virtual_memory().available)
+    proposal = propose_recipe(models, base=base, method=method, memory=machine_memory().available)
     if output == _TO_STANDARD_OUTPUT:
         show(*proposal.text.splitlines())
         return
