@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
+
+# The beginnings of paths, from what changes every tensor to what changes none.
+_IMPORTANCE = (
+    "merge_method",
+    "base_model",
+    "parameters",
+    "calibration",
+    "rules",
+    "models",
+    "slices",
+    "modules",
+    "embeddings",
+    "lm_head",
+    "vectors",
+    "conv",
+    "qkv",
+    "storage_noise",
+    "arithmetic",
+    "dtype",
+    "out_dtype",
+)
 
 
 def flatten_recipe(recipe: Mapping[str, object]) -> dict[str, object]:
@@ -42,3 +64,13 @@ def differing_keys(recipes: Sequence[Mapping[str, object]]) -> dict[str, list[ob
         if any(value != values[0] for value in values[1:]):
             rows[path] = [None if value is missing else value for value in values]
     return rows
+
+
+def by_importance(paths: Iterable[str]) -> list[str]:
+    """Return paths of a recipe from what changes every tensor to what changes none, else in their order."""
+
+    def place(path: str) -> int:
+        key = re.split(r"[.\[]", path, maxsplit=1)[0]
+        return _IMPORTANCE.index(key) if key in _IMPORTANCE else len(_IMPORTANCE)
+
+    return sorted(paths, key=place)

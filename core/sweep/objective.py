@@ -52,18 +52,28 @@ class Objective:
         self, metrics: Mapping[str, float | None], base: Mapping[str, float | None] | None = None
     ) -> list[str]:
         """Return the metrics that are worse than their limit, or than the base's; an undefined one is."""
+        found: list[str] = []
+        for name, limit in self._all_limits(base).items():
+            value = metrics.get(name)
+            if value is None or (value > limit if name in self.lower_is_better else value < limit):
+                found.append(name)
+        return found
+
+    def limits_as_text(self, base: Mapping[str, float | None] | None = None) -> tuple[str, ...]:
+        """Return each limit of `violations` as text: "accuracy at least 0.8"."""
+        return tuple(
+            f"{name} at {'most' if name in self.lower_is_better else 'least'} {limit:.6g}"
+            for name, limit in self._all_limits(base).items()
+        )
+
+    def _all_limits(self, base: Mapping[str, float | None] | None) -> dict[str, float]:
         limits = dict(self.limits)
         if self.not_below_base:
             for name, value in (base or {}).items():
                 if value is not None:
                     stricter = min if name in self.lower_is_better else max
                     limits[name] = stricter(limits.get(name, value), value)
-        found: list[str] = []
-        for name, limit in limits.items():
-            value = metrics.get(name)
-            if value is None or (value > limit if name in self.lower_is_better else value < limit):
-                found.append(name)
-        return found
+        return limits
 
 
 def parse_limits(texts: Iterable[str]) -> dict[str, float]:

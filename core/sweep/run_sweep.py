@@ -56,6 +56,7 @@ class SweepOutcome:
     table_key, recipe_key : in the store; recipe_key is None without a best candidate
     num_scored : candidates that this run has scored
     metric : that is ranked by
+    limits : of the metrics as text, "accuracy at least 0.8"
     """
 
     rows: tuple[SweepRow, ...]
@@ -68,6 +69,7 @@ class SweepOutcome:
     table_key: str
     recipe_key: str | None
     warnings: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
     @property
     def table(self) -> pa.Table:
@@ -331,6 +333,7 @@ class _Sweep:
             table_key=sweep_object_key(prepared.key, TABLE_NAME),
             recipe_key=recipe_key,
             warnings=(self._book.note,) if self._book.note else (),
+            limits=objective.limits_as_text(self._base.metrics if self._base is not None else None),
         )
 
 

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from ...core.cache.sweep_tables import SweepRow
+from ...core.escaping import printable
 from ...core.sweep.listener import SweepListener
 from .status import set_status
 from .terminal import show_error
 
-_LONGEST_DETAIL = 40
+
+class _Bar(Progress):
+    """A rich progress bar with the best candidate below it."""
+
+    best = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.best:
+            yield Text(f"  {printable(self.best)}", overflow="ellipsis", no_wrap=True)
 
 
 class TerminalSweep(SweepListener):
@@ -21,9 +33,9 @@ class TerminalSweep(SweepListener):
     def __init__(self, metric: str | None) -> None:
         self._metric = metric
         self._lock = threading.Lock()
-        self._progress = Progress(
+        self._progress = _Bar(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=8),
+            BarColumn(bar_width=40),
             MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}", markup=False),
             console=Console(stderr=True),
@@ -48,9 +60,9 @@ class TerminalSweep(SweepListener):
     def scored(self, row: SweepRow, label: str, best: SweepRow | None, best_label: str, reused: bool) -> None:
         with self._lock:
             self._scored += 1
-            detail = f"best {best_text(best, best_label, self._metric)}"[:_LONGEST_DETAIL]
+            self._progress.best = f"best {best_text(best, best_label, self._metric)}"
             self._progress.update(
-                self._task, description="scoring", total=self._total, completed=self._scored, detail=detail
+                self._task, description="scoring", total=self._total, completed=self._scored, detail=""
             )
 
     def close(self) -> None:

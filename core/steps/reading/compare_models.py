@@ -13,7 +13,7 @@ from ...output.read_manifest import Manifest, ManifestModel, read_manifest
 from ...planning.inputs.adapted_base import merge_adapter
 from ...planning.inputs.names.matching import match_names
 from ...planning.names import layer_of
-from ...recipe.differences import differing_keys
+from ...recipe.differences import by_importance, differing_keys
 from ...storage.checkpoints.list_model import list_model
 from ...storage.checkpoints.tensor_reader import TensorReader
 from ...storage.store import Store
@@ -44,7 +44,8 @@ class Comparison:
     layers : tensors of one layer together, the largest difference first; of tensors in both models
     whole : all tensors that both have, together; None where they have none in common
     ranks : name, rank in A, rank in B, of tensors with a rank in both, where it differs
-    recipe_keys : path of a key of the recipe, and its value in A and in B; empty unless both are merges
+    recipe_keys : path of a key of the recipe, and its value in A and in B, the most important first; empty unless both
+        are merges
     inputs : "expert NAME: only in A" and the like
     base : the name of the model from which the changes are compared; None: the weights themselves
     """
@@ -184,7 +185,8 @@ def _compare_merges(
     differing = tuple(
         (name, one, other) for name, one, other in pairs if one is not None and other is not None and one != other
     )
-    return differing, differing_keys([a.recipe, b.recipe]), tuple(_compare_inputs(a, b))
+    keys = differing_keys([a.recipe, b.recipe])
+    return differing, {path: keys[path] for path in by_importance(keys)}, tuple(_compare_inputs(a, b))
 
 
 def _compare_inputs(a: Manifest, b: Manifest) -> list[str]:

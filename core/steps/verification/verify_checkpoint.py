@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from ...storage.store import Store
 from ..loading.check_loading import check_loading
 from ..loading.load_check import LoadCheck, LoadOptions
 from .recompute import NotReachableError, Recomputed, choose_sample, plan_again, recompute
+
+_LOADING = "looking for NaN and loading with Transformers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,10 @@ class Verification:
         ]
 
 
+def _ignore(step: str) -> None:
+    return None
+
+
 def verify_checkpoint(
     checkpoint: Store,
     *,
@@ -66,6 +72,7 @@ def verify_checkpoint(
     storage_options: Mapping[str, Any] | None = None,
     device: str = "cpu",
     load: LoadOptions | None = None,
+    on_step: Callable[[str], None] = _ignore,
 ) -> Verification:
     """Check every file of a merged checkpoint, recompute `sample` of its tensors, and load it.
 
@@ -81,6 +88,7 @@ def verify_checkpoint(
     spectra : a store whose spectra are used, and which gets those that it lacks; None decomposes the sample again
     storage_options : for fsspec, to read base and experts
     load : how it is loaded; None does not load it, and then a manifest is required
+    on_step : is called before each of the steps with its name, for the display
 
     Raises
     ------
@@ -88,16 +96,21 @@ def verify_checkpoint(
     StoreError : the checkpoint cannot be read
     """
     if load is not None and not checkpoint.exists(MANIFEST_NAME):
+        on_step(_LOADING)
         return _load_only(checkpoint, storage_options, load)
     manifest = read_manifest(checkpoint)
+    on_step("checking the files against the manifest")
     files, places = verify_files(checkpoint, manifest)
     recomputed: list[Recomputed] = []
     reason = ""
     if sample > 0:
+        on_step(f"recomputing {sample} of {len(manifest.tensors)} tensors")
         try:
             recomputed = _recompute_sample(checkpoint, manifest, places, sample, storage_options, spectra, device)
         except NotReachableError as error:
             reason = str(error)
+    if load is not None:
+        on_step(_LOADING)
     return Verification(
         checkpoint.display(""),
         manifest.run_key,

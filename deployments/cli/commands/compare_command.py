@@ -93,11 +93,12 @@ def comparison_lines(found: Comparison, width: int | None, *, all_tensors: bool 
         cells = [(str(one), str(other), name) for name, one, other in found.ranks[:_MOST_SHOWN]]
         lines += table_lines(("A", "B", "tensor"), cells, width)
     if found.recipe_keys:
-        lines += ["", "recipe"]
-        lines += wrapped_lines(
-            (f"  {path}: {show_value(one)} -> {show_value(other)}" for path, (one, other) in found.recipe_keys.items()),
-            width,
-        )
+        keys = [
+            f"  {path}: {show_value(one)} -> {show_value(other)}" for path, (one, other) in found.recipe_keys.items()
+        ]
+        more = len(keys) - _MOST_SHOWN
+        lines += ["", "recipe", *wrapped_lines(keys[:_MOST_SHOWN], width)]
+        lines += [f"  and {show_count(more, 'other key')}; --json and --html list all"] if more > 0 else []
     return lines + ([""] if found.inputs else []) + wrapped_lines(found.inputs, width)
 
 
@@ -114,7 +115,9 @@ def summary_lines(found: Comparison) -> list[str]:
     counts = {status: len(found.of_status(status)) for status in ("equal", "differs")}
     rest = {status: len(found.of_status(status)) for status in ("other shape", "not finite", "only in A", "only in B")}
     counts |= {status: count for status, count in rest.items() if count}
-    lines = [f"{len(found.tensors)} tensors: " + ", ".join(f"{count} {status}" for status, count in counts.items())]
+    words = {"differs": "differ"}  # a number before it is a plural
+    parts = [f"{count} {words.get(status, status)}" for status, count in counts.items()]
+    lines = [f"{show_count(len(found.tensors), 'tensor')}: {', '.join(parts)}"]
     if found.whole is not None:
         angle = f", angle {found.whole.angle:.3g} degrees" if found.whole.angle is not None else ""
         what = f"changes from {found.base}" if found.base is not None else "weights"

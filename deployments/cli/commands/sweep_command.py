@@ -265,7 +265,7 @@ def _lines(result: SweepResult) -> list[str]:
     if outcome.base is not None:
         lines.append(f"Base: {', '.join(f'{name} {_cell(value)}' for name, value in outcome.base.metrics.items())}")
     if best is None:
-        lines.append("Best: none, because no candidate keeps all limits")
+        lines.append(f"Best: none, because no candidate keeps all limits: {', '.join(outcome.limits)}")
     else:
         lines.append(f"Best (*): {describe(best.settings)}: {metric} {_cell(best.metrics[metric])}")
         lines.append(f"  recipe: {result.recipe_place}")

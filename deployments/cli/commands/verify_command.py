@@ -9,6 +9,8 @@ import typer
 
 from ....core.formats.file_names import MANIFEST_NAME
 from ..options import DeviceOption, JsonOption, check_places, show_count
+from ..status import set_status
+from ..table import terminal_width, wrapped_lines
 from ..terminal import show, show_json
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ def verify(
 
     Exit code 0: no problem found. 1: a problem. 2: what an option asked for could not be checked.
     """
+    set_status("reading the manifest")
     from ....core.steps.loading.load_check import LoadOptions
     from ....core.steps.read_recipe import read_recipe
     from ....core.steps.verification.verify_checkpoint import verify_checkpoint
@@ -79,11 +82,12 @@ def verify(
         storage_options=options,
         device=device,
         load=LoadOptions(generate, perplexity, run_model_code, device) if load else None,
+        on_step=set_status,
     )
     if as_json:
         show_json({**asdict(found), "problems": found.problems, "gaps": found.gaps})
     else:
-        show(*_result_lines(found))
+        show(*wrapped_lines(_result_lines(found), terminal_width()))
     if found.problems:
         raise typer.Exit(_DAMAGED)
     not_recomputed = found.not_recomputed or any(one.outcome == "not recomputed" for one in found.recomputed)

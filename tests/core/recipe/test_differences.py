@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eigenmerge.core.recipe.differences import differing_keys, flatten_recipe
+from eigenmerge.core.recipe.differences import by_importance, differing_keys, flatten_recipe
 
 
 def test_paths() -> None:
@@ -21,3 +21,15 @@ def test_only_what_differs() -> None:
     found = differing_keys([same | {"a": 1}, same | {"a": 2}, same | {"b": None}])
     assert found == {"a": [1, 2, None], "b": [None, None, None]}
     assert differing_keys([same, same]) == {} and differing_keys([same]) == {} and differing_keys([]) == {}
+
+
+def test_what_changes_every_tensor_comes_first() -> None:
+    paths = [
+        "dtype",
+        "runner.kind",
+        "models[0].model",
+        "models[10].parameters.weight",
+        "parameters.scale",
+        "base_model",
+    ]
+    assert by_importance([*paths, "merge_method"]) == ["merge_method", *reversed(paths[4:]), *paths[2:4], *paths[:2]]

@@ -73,7 +73,7 @@ def test_a_sweep_and_the_merge_of_its_best(work: Models, command: Callable[..., 
 
     none = command(*arguments, "--output", "none", "--minimum", "tensors=500")
     assert (none.code, list(Path("none").glob("*"))) == (3, [])
-    assert "Best: none, because no candidate keeps all limits" in none.out
+    assert "Best: none, because no candidate keeps all limits: tensors at least 500\n" in none.out
 
     again = command(*arguments, "--json")
     assert again.code == 0, again.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,27 @@ def test_two_runs_of_a_store(merges: Merges, capsys: pytest.CaptureFixture[str])
 def test_a_merge_and_its_base(merges: Merges, capsys: pytest.CaptureFixture[str]) -> None:
     compare(merges.base, merges.first)
     text = capsys.readouterr().out
-    assert "base: full model" in text and "0 equal, 21 differs" in text and "recipe" not in text
+    assert "base: full model" in text and "0 equal, 21 differ" in text and "recipe" not in text
     changes = as_data(capsys, merges.first, merges.second, base=merges.base)
     assert changes["whole"]["difference"] > 10 * as_data(capsys, merges.first, merges.second)["whole"]["difference"]
     with pytest.raises(CheckpointError, match="--base"):
         compare(merges.first, merges.second, base=str(make_other(merges)))
+
+
+def test_many_keys_of_the_recipe_are_counted(merges: Merges, capsys: pytest.CaptureFixture[str]) -> None:
+    second = Path(merges.root / "changed")
+    shutil.copytree(merges.second, second)
+    manifest = second / "eigenmerge_manifest.json"
+    content = json.loads(manifest.read_text())
+    content["recipe"]["rules"] = [{"match": f"*.{number}.*", "action": "copy"} for number in range(10)]
+    manifest.write_text(json.dumps(content))
+    compare(merges.first, str(second))
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("recipe")
+    assert lines[start + 1] == "  parameters.rank_ratio: 0.85 -> 0.5" and lines[start + 11].startswith("  and ")
+    assert lines[start + 11].endswith(" other keys; --json and --html list all") and len(lines) == start + 12
+    keys = as_data(capsys, merges.first, str(second))["recipe_keys"]
+    assert lines[start + 11].split()[1] == str(len(keys) - 10)
 
 
 def make_other(merges: Merges) -> Path:
@@ -76,7 +93,7 @@ def make_other(merges: Merges) -> Path:
 def test_models_that_do_not_fit(merges: Merges, capsys: pytest.CaptureFixture[str]) -> None:
     compare(merges.base, str(make_other(merges)))
     text = capsys.readouterr().out
-    assert "22 tensors: 19 equal, 0 differs, 1 other shape, 1 only in A, 1 only in B" in text
+    assert "22 tensors: 19 equal, 0 differ, 1 other shape, 1 only in A, 1 only in B" in text
     assert "  model.embed_tokens.weight: A 50x32, B 52x32" in text
     assert f"only in A (1)\n  {UP}: 64x32" in text and "only in B (1)\n  score.weight: 2x32" in text
 
