@@ -28,6 +28,12 @@ class Merge(MergeResult):
     store: str = ""
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        return (
+            f"Merge({self.destination}: {self.num_experts} experts, {self.num_tensors} tensors, by {self.method};"
+            f" run {self.run_key[:12]})"
+        )
+
     def to_dict(self) -> dict[str, object]:
         """Return the counts of the run as JSON content."""
         found = asdict(self)

@@ -12,6 +12,8 @@ from ..core.coordination.stop import StopSignal
 from ..core.recipe.recipe import Recipe
 from ..core.recipe.settings import Scalar
 from ..core.steps.read_recipe import read_recipe
+from ..core.sweep.grid import describe
+from .python_arguments import errors_name_arguments, number_of_bytes
 from .reported_merge import with_prefect_server
 
 if TYPE_CHECKING:
@@ -47,6 +49,11 @@ class SweepResult:
     store: str
     device: str = "cpu"
     allow_nonfinite: bool = False
+
+    def __repr__(self) -> str:
+        metric, scores = self.outcome.metric, self.scores
+        best = "none" if scores is None else f"{describe(self.best or {})}: {metric} {scores[metric]}"
+        return f"SweepResult({len(self.outcome.rows)} candidates, best {best})"
 
     @property
     def table(self) -> pa.Table:
@@ -108,7 +115,7 @@ class SweepResult:
         self,
         destination: str | Path,
         *,
-        max_memory: int | None = None,
+        max_memory: int | str | None = None,
         workers: int | None = None,
         overwrite: bool = False,
         use_prefect: bool = True,
@@ -138,6 +145,7 @@ class SweepResult:
         )
 
 
+@errors_name_arguments
 def sweep(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     grid: Mapping[str, str | Scalar | Sequence[Scalar]],
@@ -145,7 +153,7 @@ def sweep(
     *,
     store: str | Path | None = None,
     device: str = "cpu",
-    max_memory: int | None = None,
+    max_memory: int | str | None = None,
     workers: int | None = None,
     parallel: int = 1,
     allow_nonfinite: bool = False,
@@ -174,6 +182,7 @@ def sweep(
         `accuracy_evaluator`, `perplexity_evaluator`, ...; None scores from the spectra alone (docs/sweep.md says which
         of these scores can be trusted)
     store : directory or URI that keeps spectra and the table
+    max_memory : bytes that all workers and the spectra in memory may use, as a number or as "16GB"
     parallel : candidates that are evaluated at the same time
     rank_by : metric that is ranked by; by default the first one
     lower_is_better : metrics whose smaller values are better
@@ -200,7 +209,7 @@ def sweep(
         search=Search(optimizer, sampler, pruner, trials, seed, parallel),
         store=None if store is None else str(store),
         device=device,
-        max_memory=max_memory,
+        max_memory=number_of_bytes("max_memory", max_memory),
         workers=workers,
         allow_nonfinite=allow_nonfinite,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ..errors import RecipeError
 from ..planning.plan import Plan
 
 
@@ -18,7 +19,13 @@ def choose_worker_count(plan: Plan, requested: int | None, max_memory: int | Non
     ----------
     requested : number from the recipe or the command line; None chooses by cores or GPUs
     max_memory : bytes that all workers together may use; limits the number by the plan's peak memory per worker
+
+    Raises
+    ------
+    RecipeError : fewer than one worker is requested
     """
+    if requested is not None and requested < 1:
+        raise RecipeError(f"--workers {requested}: expected at least 1")
     count = _default_count(device) if requested is None else requested
     if max_memory is not None and plan.peak_bytes > 0:
         count = min(count, max_memory // plan.peak_bytes)

@@ -297,6 +297,14 @@ class Plan:
     input_folders: tuple[str, ...] = ()
     input_uris: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        base = "" if self.base is None else f" on {self.base.name}"
+        return (
+            f"Plan({self.recipe.get('merge_method')}, {len(self.experts)} experts{base}, {self.num_tensors} tensors in"
+            f" {len(self.shards)} shards; reads {self.bytes_read:,} bytes, writes {self.bytes_written:,};"
+            f" run {self.run_key[:12]})"
+        )
+
     @property
     def num_tensors(self) -> int:
         return sum(len(shard.tensors) for shard in self.shards)

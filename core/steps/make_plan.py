@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from ..errors import CheckpointError, CorruptObjectError
+from ..errors import CheckpointError, CorruptObjectError, StoreError
 from ..listing import ModelListing
 from ..planning.inputs.chat_templates import template_files
 from ..planning.inputs.names.token_matrices import tensors_to_compare, tie_flag
@@ -82,6 +82,23 @@ def make_plan(
     return plan_inputs(inputs, recipe, settings, max_memory=max_memory)
 
 
+def _all_results(listed: Sequence[Future[ModelListing]]) -> list[ModelListing]:
+    """Return all listings; of several models that cannot be read, the error names all."""
+    found: list[ModelListing] = []
+    errors: list[CheckpointError | StoreError] = []
+    for future in listed:
+        try:
+            found.append(future.result())
+        except (CheckpointError, StoreError) as error:
+            errors.append(error)
+    if len(errors) > 1:
+        kind = StoreError if isinstance(errors[0], StoreError) else CheckpointError
+        raise kind(f"{len(errors)} models cannot be read: {'; '.join(map(str, errors))}") from None
+    if errors:
+        raise errors[0]
+    return found
+
+
 def list_inputs(
     recipe: Recipe,
     *,
@@ -122,7 +139,8 @@ def list_inputs(
             raise CheckpointError(str(error)) from None
 
     with ThreadPoolExecutor(min(_PARALLEL_READS, len(references)), thread_name_prefix="list") as pool:
-        listings = dict(zip(references, pool.map(list_reference, references), strict=True))
+        found = _all_results([pool.submit(list_reference, reference) for reference in references])
+        listings = dict(zip(references, found, strict=True))
         base = listings[recipe.base_model] if recipe.base_model else None
         experts = [listings[reference] for reference in recipe.expert_references]
         tokenizer = listings[tokenizer_model] if tokenizer_model is not None else None

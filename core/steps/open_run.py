@@ -63,7 +63,7 @@ def prepare_run(
         plan, destination, Store(destination, options), overwrite=overwrite, run_store=run_store, report=report
     )
     run = Run(plan, run_store, options) if target.is_complete else open_run(plan, run_store, options)
-    count = choose_worker_count(plan, workers or recipe.runner.workers, max_memory, device)
+    count = choose_worker_count(plan, recipe.runner.workers if workers is None else workers, max_memory, device)
     return PreparedRun(run, target, count, started)
 
 

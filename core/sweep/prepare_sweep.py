@@ -184,7 +184,8 @@ def prepare_sweep(
     if search.optimizer == "optuna":
         prepared.make_optimizer(False)  # its packages are missing, or not
     key = _sweep_key(recipe, plans[0], axes, evaluator)
-    count = min(choose_worker_count(plan, workers or recipe.runner.workers, budget, device) for plan in plans)
+    requested = recipe.runner.workers if workers is None else workers
+    count = min(choose_worker_count(plan, requested, budget, device) for plan in plans)
     opened = open_run(plans[0], Store(place, options), options).store
     return make(key=key, store=opened, workers=count, known=prepared.known)
 

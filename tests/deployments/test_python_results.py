@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,11 @@ def test_a_result_has_ranks_spectra_and_manifest(recipe: dict[str, object], tmp_
         spectrum = eigenmerge.read_spectrum(eigenmerge.Store(str(tmp_path / "store")), rows[0]["spectrum_key"])
         assert spectrum.spectrum.values.tolist() == pytest.approx(values)
     assert "storage_options" not in result.to_dict()
+    assert repr(result).endswith(f"out: 3 experts, 2 tensors, by swudi_a; run {result.run_key[:12]})")
+    check = eigenmerge.verify(tmp_path / "out", sample=0, load=False)
+    assert repr(check).endswith(": ok; 3 files, 2 tensors, 0 recomputed)"), check
+    plan = eigenmerge.plan(recipe)
+    assert repr(plan).startswith("Plan(swudi_a, 3 experts on ") and repr(plan).endswith(f"run {plan.run_key[:12]})")
     with pytest.raises(KeyError, match=r"layers\.0\.wait: no spectrum .* did you mean"):
         result.values("layers.0.wait")
 
@@ -49,6 +55,32 @@ def test_spectra_that_were_not_kept_are_an_error(recipe: dict[str, object], tmp_
     assert result.ranks()
     with pytest.raises(eigenmerge.StoreError, match="has no spectra of this run; merge with a store"):
         result.spectra()
+
+
+def test_a_sweep_takes_sizes_and_names_arguments(recipe: dict[str, object], tmp_path: Path) -> None:
+    def size(candidate: eigenmerge.Candidate) -> float:
+        return float(sum(tensor.abs().sum() for tensor in candidate.values()))
+
+    store, grid = tmp_path / "store", {"rank_scale": [0.5, 1.0]}
+    found = eigenmerge.sweep(recipe, grid, size, store=store, max_memory="1GB", use_prefect=False)
+    assert repr(found).startswith("SweepResult(2 candidates, best rank_scale=")
+    wrong: list[tuple[dict[str, Any], str]] = [({"workers": 0}, "^workers 0"), ({"max_memory": "x"}, "^max_memory is")]
+    for options, message in wrong:
+        with pytest.raises(eigenmerge.RecipeError, match=message):
+            eigenmerge.sweep(recipe, grid, size, store=store, use_prefect=False, **options)
+    with pytest.raises(eigenmerge.RecipeError, match=r"^grid rank_scale: has no values"):
+        eigenmerge.sweep(recipe, {"rank_scale": []}, size, store=store)
+
+
+def test_every_model_that_is_missing_is_named(
+    recipe: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = ["./math", str(tmp_path / "d")]
+    with pytest.raises(eigenmerge.CheckpointError) as caught:
+        eigenmerge.plan({**recipe, "models": models})
+    assert str(caught.value).startswith("2 models cannot be read: ")
+    assert all(repr(model) in str(caught.value) for model in models)
 
 
 def test_errors_name_arguments(recipe: dict[str, object], tmp_path: Path) -> None:

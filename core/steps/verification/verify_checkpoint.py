@@ -22,6 +22,7 @@ _LOADING = "looking for NaN and loading with Transformers"
 class Verification:
     """The result of a verification.
 
+    files : one check per file, and at the end the check of the whole; empty without a manifest
     recomputed : comparisons of the sample; empty if no sample was requested or none could be computed
     not_recomputed : why the sample could not be computed; "" otherwise
     num_tensors : of the whole checkpoint; 0 where it has no manifest
@@ -35,6 +36,13 @@ class Verification:
     not_recomputed: str
     num_tensors: int
     loading: tuple[LoadCheck, ...] = ()
+
+    def __repr__(self) -> str:
+        verdict = "; ".join(self.problems) or "ok"
+        return (
+            f"Verification({self.destination}: {verdict}; {max(0, len(self.files) - 1)} files, {self.num_tensors} tensors,"
+            f" {len(self.recomputed)} recomputed)"
+        )
 
     @property
     def problems(self) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import unquote
 
 from ...errors import CheckpointError
 from ...formats.redaction import find_secrets, redact
 from ..addresses import select_options
+from ..backends.near_paths import near_path
 from ..first_contact import FirstContact
 from ..retries import RetryPolicy, call_with_retries
 
@@ -52,14 +54,22 @@ def pin_revision(uri: str, storage_options: Mapping[str, object] | None) -> str:
         except (RepositoryNotFoundError, HFValidationError):
             raise _no_such_model(
                 f"{model_id} is neither a local directory nor a model on the Hub, or the model requires a token"
+                f"{_near_local_path(model_id)}"
             ) from None
 
-    what = f"looking up {uri} on the Hub (there is no such local path)"
+    hint = f"there is no such local path{_near_local_path(model_id)}"
+    what = f"looking up {uri} on the Hub ({hint})"
     where = f" at {redact(str(endpoint))}" if endpoint else ""
-    server = f"the Hub{where}, to look up {uri} (there is no such local path)"
+    server = f"the Hub{where}, to look up {uri} ({hint})"
     contact = FirstContact(server, lambda: call_with_retries(find_commit, _LOOKUP, what, find_secrets(options)))
     commit = contact.finish(LONGEST_WAIT_SECONDS)
     return f"hf://{model_id}@{commit}{match['rest'] or ''}" if commit else uri
+
+
+def _near_local_path(model_id: str) -> str:
+    """Return a hint where a misspelled local path looks like a Hub id; "" where no path is similar."""
+    hint = near_path(model_id)
+    return redact(hint) if hint.startswith("; did you mean") and Path(model_id).parent.is_dir() else ""
 
 
 def _no_such_model(reason: str) -> CheckpointError:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from eigenmerge.core.coordination.worker_count import available_cores, choose_worker_count
+from eigenmerge.core.errors import RecipeError
 
 from ..cache.examples import norm, plan, shard
 
@@ -16,10 +17,15 @@ PLAN = plan(*(replace(shard(index, norm(f"n{index}")), peak_bytes=100 + index) f
 
 @pytest.mark.parametrize(
     ("requested", "max_memory", "expected"),
-    [(3, None, 3), (20, None, 8), (5, 107 * 4, 4), (5, 107 * 9, 5), (5, 50, 1), (0, None, 1)],
+    [(3, None, 3), (20, None, 8), (5, 107 * 4, 4), (5, 107 * 9, 5), (5, 50, 1)],
 )
 def test_requested_workers(requested: int, max_memory: int | None, expected: int) -> None:
     assert choose_worker_count(PLAN, requested, max_memory, "cpu") == expected
+
+
+def test_less_than_one_worker_is_refused() -> None:
+    with pytest.raises(RecipeError, match="--workers 0: expected at least 1"):
+        choose_worker_count(PLAN, 0, None, "cpu")
 
 
 def test_one_worker_per_core_by_default() -> None:
