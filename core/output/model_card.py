@@ -112,7 +112,8 @@ def _sentence_on_ranks(which: str, found: Sequence[tuple[int | None, float | Non
     energies = [energy for _, energy in found if energy is not None]
     text = f"Directions kept per layer{which}: {kept[0]} to {kept[-1]}, median {kept[len(kept) // 2]}"
     if energies:
-        text += f"; they hold {100 * min(energies):.1f}% to {100 * max(energies):.1f}% of each layer's eigenvalue sum"
+        low, high = f"{100 * min(energies):.1f}%", f"{100 * max(energies):.1f}%"
+        text += f"; they hold {low if low == high else f'{low} to {high}'} of each layer's eigenvalue sum"
     return [text + ".", ""]
 
 

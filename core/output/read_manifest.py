@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import CheckpointError, CorruptObjectError, ObjectNotFoundError
 from ..formats.bounded_json import parse_json_object
 from ..formats.file_names import MANIFEST_NAME
+from ..storage.backends.near_paths import near_path
 from ..storage.store import Store
 from .manifest import FORMAT_VERSION
 
@@ -139,8 +141,11 @@ def read_manifest(store: Store) -> Manifest:
     try:
         data = store.read(MANIFEST_NAME, LONGEST_MANIFEST_BYTES)
     except ObjectNotFoundError:
+        place = store.display("")
+        if store.is_local and not Path(place).exists():
+            raise CheckpointError(f"{place}: does not exist{near_path(place)}") from None
         raise CheckpointError(
-            f"{store.display('')}: has no {MANIFEST_NAME}; expected a finished checkpoint of eigenmerge"
+            f"{place}: has no {MANIFEST_NAME}; expected a finished checkpoint of eigenmerge"
         ) from None
     except CorruptObjectError as error:
         raise CheckpointError(str(error)) from None

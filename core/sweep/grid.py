@@ -156,7 +156,7 @@ def _parse_values(name: str, given: object) -> tuple[Interval | None, tuple[Any,
         return None, values
     if ".." in given:
         return _parse_interval(name, given), ()
-    if given.count(":") == 2 and "," not in given:
+    if ":" in given:  # YAML would read 1:2 as 62, a number to the base 60
         return None, _parse_range(name, given)
     return None, tuple(_parse_scalar(name, word) for word in given.split(","))
 

@@ -207,11 +207,14 @@ class _Sweep:
                 self._tell(lambda listener: listener.scoring(optimizer.total))
             jobs: dict[str, CandidateJob] = {}
             for trial, run in zip(trials, runs, strict=True):
-                if self._book.find(run.plan.run_key) is None:
+                known = self._book.find(run.plan.run_key)
+                if known is not None:
+                    self._check_metrics(known)
+                    self._keep(known, trial.settings, reused=True)
+                else:
                     self._align(run.plan)
                     label = describe(trial.settings)
                     jobs[run.plan.run_key] = make_job(run, dict(trial.settings), label, report=trial.report)
-            done = set(jobs)
 
             def on_row(row: SweepRow) -> None:
                 self._check_metrics(row)
@@ -227,9 +230,6 @@ class _Sweep:
                 key = run.plan.run_key
                 row = failed.get(key) or self._book.find(key)
                 assert row is not None, "every candidate has a row after its evaluation"
-                if key not in done:
-                    self._check_metrics(row)
-                    self._keep(row, trial.settings, reused=True)
                 optimizer.tell(trial, row, self._value(row))
             trials, is_first = optimizer.ask(batch), False
         return self._outcome()

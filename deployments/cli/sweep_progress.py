@@ -60,7 +60,7 @@ class TerminalSweep(SweepListener):
     def scored(self, row: SweepRow, label: str, best: SweepRow | None, best_label: str, reused: bool) -> None:
         with self._lock:
             self._scored += 1
-            self._progress.best = f"best {best_text(best, best_label, self._metric)}"
+            self._progress.best = f"best so far: {best_text(best, best_label, self._metric)}"
             self._progress.update(
                 self._task, description="scoring", total=self._total, completed=self._scored, detail=""
             )
@@ -96,7 +96,8 @@ class LineSweep(SweepListener):
                 else score_text(row, self._metric)
             )
             is_best = best is not None and best.candidate == row.candidate
-            ends = (" (best so far)" if is_best else "") + (" (from the table)" if reused else "")
+            notes = ["best so far"] * is_best + ["from the table"] * reused
+            ends = f" ({', '.join(notes)})" if notes else ""
             show_error(f"{self._scored} of {self._total}: {label}: {found}{ends}")
 
 
@@ -109,7 +110,7 @@ def score_text(row: SweepRow, metric: str | None) -> str:
 
 def best_text(best: SweepRow | None, label: str, metric: str | None) -> str:
     """Return the best candidate as text: "accuracy 0.853 at exp_time=300"."""
-    return f"{score_text(best, metric)} at {label}" if best is not None else "none yet"
+    return f"{score_text(best, metric)} at {label}" if best is not None else "none that keeps all limits"
 
 
 def make_sweep_listener(metric: str | None, *, quiet: bool, terminal: bool) -> SweepListener:

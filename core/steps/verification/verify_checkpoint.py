@@ -40,8 +40,8 @@ class Verification:
     def __repr__(self) -> str:
         verdict = "; ".join(self.problems) or "ok"
         return (
-            f"Verification({self.destination}: {verdict}; {max(0, len(self.files) - 1)} files, {self.num_tensors} tensors,"
-            f" {len(self.recomputed)} recomputed)"
+            f"Verification({self.destination}: {verdict}; {max(0, len(self.files) - 1)} files,"
+            f" {self.num_tensors} tensors, {len(self.recomputed)} recomputed)"
         )
 
     @property
