@@ -32,6 +32,20 @@ def parse_json_object(
     return cast("dict[str, object]", found)
 
 
+def check_json_size(data: bytes, name: str, limit: int, most_values: int = _MOST_VALUES) -> None:
+    """Check that `parse_json` would accept the size of `data`. Parameters as there.
+
+    Raises
+    ------
+    CheckpointError : longer than `limit`, or more than `most_values`
+    """
+    if len(data) > limit:
+        raise CheckpointError(f"{name}: {len(data)} bytes of JSON, expected at most {limit}")
+    num_values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if num_values > most_values:
+        raise CheckpointError(f"{name}: about {num_values} values of JSON, expected at most {most_values}")
+
+
 def parse_json(data: bytes, name: str, limit: int, *, finite: bool = True, most_values: int = _MOST_VALUES) -> object:
     """Parse `data` as JSON.
 
@@ -52,11 +66,7 @@ def parse_json(data: bytes, name: str, limit: int, *, finite: bool = True, most_
     CheckpointError : longer than `limit`, more than `most_values`, not UTF-8, not JSON, nested too deeply, a duplicate
         key, or a number of more than 100 digits
     """
-    if len(data) > limit:
-        raise CheckpointError(f"{name}: {len(data)} bytes of JSON, expected at most {limit}")
-    num_values = data.count(b",") + data.count(b"[") + data.count(b"{")
-    if num_values > most_values:
-        raise CheckpointError(f"{name}: about {num_values} values of JSON, expected at most {most_values}")
+    check_json_size(data, name, limit, most_values)
 
     def reject_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, final
 
 from ..cache.reports import ShardReport, TensorReport
 from ..planning.outputs.matrices import is_fused_qkv
@@ -18,19 +19,68 @@ from .measured import measured_row, overlap_of_experts
 FORMAT_VERSION = 1
 
 
-def build_manifest(plan: Plan, reports: Sequence[ShardReport], file_hashes: Mapping[str, str | None]) -> bytes:
-    """Return the manifest as JSON. It has no times and no store addresses, so the same merge gives the same bytes.
+@final
+class ManifestWriter:
+    """The manifest of one merge. It has no times and no store addresses, so the same merge gives the same bytes.
+
+    The rows of the tensors, nearly all of it, are made and written as JSON once, however often the rest is.
 
     Parameters
     ----------
     reports : one per shard, in the order of the plan
-    file_hashes : output file name to sha256; None for a file that the store copied on its own side, which only has the
-        checksums of its tensors
     """
-    by_index = {report.index: report for report in reports}
-    orders: dict[tuple[int, ...], int] = {}
-    tensors = _tensors(plan, by_index, orders)
-    manifest = {
+
+    def __init__(self, plan: Plan, reports: Sequence[ShardReport]) -> None:
+        self._plan = plan
+        self._by_index = {report.index: report for report in reports}
+        orders: dict[tuple[int, ...], int] = {}
+        self._tensors = _tensors(plan, self._by_index, orders)
+        self._head = _head(plan, self._by_index, orders)
+
+    def content(self, file_hashes: Mapping[str, str | None]) -> dict[str, Any]:
+        """Return the content, as JSON data.
+
+        Parameters
+        ----------
+        file_hashes : output file name to sha256; None for a file that the store copied on its own side, which only has
+            the checksums of its tensors
+        """
+        return self._without_tensors(file_hashes) | {"tensors": self._tensors}
+
+    def encode(self, file_hashes: Mapping[str, str | None]) -> bytes:
+        """Return the content as the bytes of the file."""
+        start, empty, end = json.dumps(self._without_tensors(file_hashes) | {"tensors": []}, indent=1).rpartition("[]")
+        assert empty and '"' not in end, "the tensors come last"
+        return f"{start}{self._tensors_text}{end}\n".encode()
+
+    @cached_property
+    def _tensors_text(self) -> str:
+        # A string in JSON has no line breaks, so these are those of the indentation, of one level less.
+        return json.dumps(self._tensors, indent=1).replace("\n", "\n ")
+
+    def _without_tensors(self, file_hashes: Mapping[str, str | None]) -> dict[str, Any]:
+        files = self._plan.files
+        names = {file.name for file in files}
+        return self._head | {
+            "files": [
+                {
+                    "name": file.name,
+                    "num_bytes": file.num_bytes,
+                    "sha256": file_hashes.get(file.name),
+                    "parts": [
+                        {"sha256": self._by_index[index].sha256, "num_bytes": self._by_index[index].num_bytes}
+                        for index in file.shards
+                    ],
+                }
+                for file in files
+            ],
+            "side_files": {name: digest for name, digest in sorted(file_hashes.items()) if name not in names},
+        }
+
+
+def _head(plan: Plan, by_index: Mapping[int, ShardReport], orders: Iterable[tuple[int, ...]]) -> dict[str, Any]:
+    """Return what precedes files and tensors."""
+    return {
         "format": FORMAT_VERSION,
         "eigenmerge": version("eigenmerge"),
         "versions": {name: version(name) for name in ("torch", "safetensors", "pyarrow")}
@@ -43,23 +93,7 @@ def build_manifest(plan: Plan, reports: Sequence[ShardReport], file_hashes: Mapp
         "expert_orders": [list(order) for order in orders],
         "expert_overlap": overlap_of_experts(plan, by_index),
         "warnings": list(plan.warnings),
-        "files": [
-            {
-                "name": file.name,
-                "num_bytes": file.num_bytes,
-                "sha256": file_hashes.get(file.name),
-                "parts": [
-                    {"sha256": by_index[index].sha256, "num_bytes": by_index[index].num_bytes} for index in file.shards
-                ],
-            }
-            for file in plan.files
-        ],
-        "side_files": {
-            name: digest for name, digest in sorted(file_hashes.items()) if name not in {f.name for f in plan.files}
-        },
-        "tensors": tensors,
     }
-    return (json.dumps(manifest, indent=1, sort_keys=False) + "\n").encode()
 
 
 def _model(model: ModelSummary) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import CheckpointError, CorruptObjectError, ObjectNotFoundError
-from ..formats.bounded_json import parse_json_object
+from ..formats.bounded_json import check_json_size, parse_json_object
 from ..formats.file_names import MANIFEST_NAME
 from ..storage.backends.near_paths import near_path
 from ..storage.store import Store
@@ -163,7 +164,21 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
     ------
     CheckpointError : it is damaged
     """
-    content = parse_json_object(data, name, LONGEST_MANIFEST_BYTES, most_values=MOST_MANIFEST_VALUES)
+    return _validated(parse_json_object(data, name, LONGEST_MANIFEST_BYTES, most_values=MOST_MANIFEST_VALUES), name)
+
+
+def manifest_of(content: Mapping[str, object], data: bytes, name: str) -> Manifest:
+    """Return what `parse_manifest` makes of `data`, the JSON of `content`, which has just been written.
+
+    Raises
+    ------
+    CheckpointError : as `parse_manifest`: more than a reader accepts
+    """
+    check_json_size(data, name, LONGEST_MANIFEST_BYTES, MOST_MANIFEST_VALUES)
+    return _validated(content, name)
+
+
+def _validated(content: Mapping[str, object], name: str) -> Manifest:
     if content.get("format") != FORMAT_VERSION:
         raise CheckpointError(f"{name}: format is {content.get('format')!r}, this version reads {FORMAT_VERSION}")
     try:

@@ -19,9 +19,9 @@ from ..output.commit import write_index
 from ..output.destination import Destination, clear_for_writing, take_destination
 from ..output.file_hashes import FileHashes, file_header, part_tensors
 from ..output.input_cards import read_input_cards
-from ..output.manifest import build_manifest
+from ..output.manifest import ManifestWriter
 from ..output.model_card import build_model_card
-from ..output.read_manifest import parse_manifest
+from ..output.read_manifest import Manifest, manifest_of
 from ..planning.plan import SideFile
 from ..run import Run
 from ..storage.assembly.assemble_file import assemble_file
@@ -111,13 +111,15 @@ def _write_checkpoint(
         hashes[side.name] = _write(target, side.name, _content(side, run.storage_options))
     card = build_model_card(plan, reports, read_input_cards(plan, run.storage_options))
     hashes[MODEL_CARD_NAME] = _write(target, MODEL_CARD_NAME, card)
+    manifest = ManifestWriter(plan, reports)
     if destination.report:
         try:
-            hashes[REPORT_NAME] = _write(target, REPORT_NAME, _report(run, build_manifest(plan, reports, hashes)))
+            found = manifest_of(manifest.content(hashes), manifest.encode(hashes), MANIFEST_NAME)
+            hashes[REPORT_NAME] = _write(target, REPORT_NAME, _report(run, found))
         # A method that a package has changed while it merged, or more numbers than a reader accepts.
         except (RecipeError, CheckpointError) as error:
             warnings = (f"{REPORT_NAME} is not written: {error}",)
-    _write(target, MANIFEST_NAME, build_manifest(plan, reports, hashes))
+    _write(target, MANIFEST_NAME, manifest.encode(hashes))
     if not claim.check():
         raise DestinationError(
             f"{target.display('')}: another merge took over this destination while this process was suspended; the"
@@ -127,12 +129,12 @@ def _write_checkpoint(
     return through, warnings
 
 
-def _report(run: Run, manifest: bytes) -> bytes:
+def _report(run: Run, manifest: Manifest) -> bytes:
     """Return the page on the merge; it depends only on the manifest and on the table of the spectra."""
     from .reporting.page import report_page
     from .reporting.report import make_report
 
-    return report_page(make_report(parse_manifest(manifest, MANIFEST_NAME), _records(run))).encode()
+    return report_page(make_report(manifest, _records(run))).encode()
 
 
 def _records(run: Run) -> RunRecords:

@@ -12,7 +12,7 @@ from eigenmerge.core.cache.reports import ShardReport, TensorReport
 from eigenmerge.core.formats.file_names import MANIFEST_NAME
 from eigenmerge.core.output.commit import write_index
 from eigenmerge.core.output.file_hashes import file_header
-from eigenmerge.core.output.manifest import build_manifest
+from eigenmerge.core.output.manifest import ManifestWriter
 from eigenmerge.core.planning.plan import (
     AdapterFactors,
     ExpertTensor,
@@ -113,7 +113,7 @@ class Checkpoint:
         hashes |= {name: sha256(data) for name, data in sides.items()}
         for name, data in {**self.files, **sides}.items():
             store.write(name, data)
-        store.write(MANIFEST_NAME, build_manifest(self.plan, self.reports, hashes))
+        store.write(MANIFEST_NAME, ManifestWriter(self.plan, self.reports).encode(hashes))
         write_index(store, self.plan)
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from eigenmerge.core.cache.reports import ShardReport
-from eigenmerge.core.output.manifest import build_manifest
+from eigenmerge.core.output.manifest import ManifestWriter
 from eigenmerge.core.planning.plan import AdapterFactors, Plan, RunSettings, TensorPlan
 
 from .examples import RUN_KEY, adapter, buffer, fused, make_checkpoint, norm, report, sha256, small_plan, weight
@@ -19,7 +19,7 @@ from .examples import RUN_KEY, adapter, buffer, fused, make_checkpoint, norm, re
 def manifest_of(
     plan: Plan, reports: Sequence[ShardReport] | None = None, hashes: dict[str, str | None] | None = None
 ) -> dict[str, Any]:
-    return json.loads(build_manifest(plan, reports or make_checkpoint(plan).reports, hashes or {}))
+    return json.loads(ManifestWriter(plan, reports or make_checkpoint(plan).reports).encode(hashes or {}))
 
 
 def row_of(tensor: TensorPlan, **keys: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def test_the_facts_of_the_run() -> None:
 
 def test_addresses_of_the_models_are_not_in_it() -> None:
     plan = small_plan()
-    assert b"/models/" not in build_manifest(plan, make_checkpoint(plan).reports, {})
+    assert b"/models/" not in ManifestWriter(plan, make_checkpoint(plan).reports).encode({})
 
 
 def test_without_a_base() -> None:
@@ -147,6 +147,6 @@ def test_equal_merges_give_equal_bytes() -> None:
     hashes: dict[str, str | None] = {"b.json": "1", "a.json": "2"}
     slower = [replace(one, seconds=9.0, reused=True, bytes_read=7, notes=("damaged",)) for one in reversed(reports)]
     slower = [replace(one, tensors=tuple(replace(tensor, seconds=8.0) for tensor in one.tensors)) for one in slower]
-    first = build_manifest(plan, reports, hashes)
-    assert build_manifest(plan, slower, dict(reversed(hashes.items()))) == first
+    first = ManifestWriter(plan, reports).encode(hashes)
+    assert ManifestWriter(plan, slower).encode(dict(reversed(hashes.items()))) == first
     assert first.endswith(b"}\n") and json.dumps(json.loads(first), indent=1).encode() + b"\n" == first

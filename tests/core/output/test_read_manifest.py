@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from eigenmerge.core.errors import CheckpointError
 from eigenmerge.core.formats.file_names import MANIFEST_NAME
-from eigenmerge.core.output.manifest import build_manifest
-from eigenmerge.core.output.read_manifest import read_manifest
+from eigenmerge.core.output.manifest import ManifestWriter
+from eigenmerge.core.output.read_manifest import manifest_of, parse_manifest, read_manifest
 from eigenmerge.core.storage.store import Store
 
 from .examples import RUN_KEY, adapter, buffer, fused, make_checkpoint, norm, small_plan, weight
@@ -25,7 +25,7 @@ CHECKPOINT = make_checkpoint(PLAN)
 
 def content(**changes: Any) -> dict[str, Any]:
     hashes: dict[str, str | None] = {PLAN.files[0].name: "0" * 64, "config.json": "1" * 64}
-    return json.loads(build_manifest(PLAN, CHECKPOINT.reports, hashes)) | changes
+    return json.loads(ManifestWriter(PLAN, CHECKPOINT.reports).encode(hashes)) | changes
 
 
 def write(store: Store, data: object) -> Store:
@@ -127,3 +127,10 @@ def test_any_bytes_are_refused_in_one_line(data: bytes) -> None:
     with pytest.raises(CheckpointError) as raised:
         read_manifest(write(store, data))
     assert "\n" not in str(raised.value)
+
+
+def test_what_has_just_been_written_is_what_is_read() -> None:
+    writer = ManifestWriter(PLAN, CHECKPOINT.reports)
+    hashes: dict[str, str | None] = {PLAN.files[0].name: "0" * 64, "config.json": "1" * 64}
+    data = writer.encode(hashes)
+    assert manifest_of(writer.content(hashes), data, "m") == parse_manifest(data, "m")
