@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ..errors import CheckpointError, CorruptObjectError, StoreError
 from ..listing import ModelListing
@@ -18,7 +19,7 @@ from ..recipe.recipe import Recipe
 from ..storage.checkpoints.equal_tensors import find_equal_tensors
 from ..storage.checkpoints.file_version import observe_small_file
 from ..storage.checkpoints.linked_files import check_linked_files
-from ..storage.checkpoints.list_model import add_adapter, list_model
+from ..storage.checkpoints.list_model import ModelLister, add_adapter
 from ..storage.checkpoints.model_files import complete_side_files
 from ..storage.reachable import check_reachable
 from ..storage.store import locate_object
@@ -113,21 +114,23 @@ def list_inputs(
     remote = (reference for reference in references if "://" in reference and reference not in (planned or {}))
     check_reachable(remote, recipe.storage_options)
 
+    stored = ModelLister(recipe.storage_options, fingerprint=recipe.fingerprint)
+    compared = ModelLister(
+        recipe.storage_options, fingerprint=recipe.fingerprint, complete=partial(_compare_tied, recipe=recipe)
+    )
+
     def list_reference(reference: str) -> ModelListing:
         model, plus, adapter = reference.partition("+")
         found = (planned or {}).get(reference) or (planned or {}).get(model)
         if found is not None and (found.name == reference or not plus):
             return found
         if found is not None:
-            return add_adapter(found, list_stored(adapter), reference)
-        return _compare_tied(list_stored(reference), recipe)
+            return add_adapter(found, stored.list_reference(adapter), reference)
+        return compared.list_reference(reference)
 
     def complete(listing: ModelListing) -> ModelListing:
         is_planned = any(listing.uri == other.uri for other in (planned or {}).values())
         return listing if is_planned else complete_side_files(listing, recipe.storage_options)
-
-    def list_stored(reference: str) -> ModelListing:
-        return list_model(reference, recipe.storage_options, fingerprint=recipe.fingerprint)
 
     def read_object(uri: str) -> bytes:
         if planned_contents and uri in planned_contents:

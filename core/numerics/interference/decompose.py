@@ -84,7 +84,7 @@ def decomposition_flops(shape: tuple[int, int], max_ranks: Sequence[int], route:
         return len(max_ranks) * per_expert + _EIGH * columns**3 + 4.0 * rows * columns**2
     stacked = min(sum(max_ranks), columns)
     factors = sum(_QR * rows * rank**2 + 2.0 * rank**2 * columns for rank in max_ranks if rank < rows)
-    blocks = sum(4.0 * rank * stacked**2 + (4.0 * rows * rank * stacked if rank < rows else 0.0) for rank in max_ranks)
+    blocks = sum(4.0 * rank**2 * stacked + (4.0 * rows * rank * stacked if rank < rows else 0.0) for rank in max_ranks)
     return factors + _QR * columns * stacked**2 + _SVD * stacked**3 + 2.0 * columns * stacked**2 + blocks
 
 

@@ -4,7 +4,7 @@
 
 With U_i the rows of U of expert i, v_i = ||v_i|| U_i diag(sigma) V^T, and therefore
 
-    S q_k = sum_i ||v_i|| sigma_k U_i e_k,   D q_k = sum_i ||v_i|| sigma_k U_i diag(sigma^2) U_i^T U_i e_k.
+    S q_k = sum_i ||v_i|| sigma_k U_i e_k,   D q_k = sum_i ||v_i|| sigma_k [U_i diag(sigma^2) U_i^T] U_i e_k.
 
 For a LoRA expert v = L A, the rows of B are F of v = Q F with orthonormal columns in Q, and the left vectors are
 multiplied by Q at the end. No K x K and no M x K matrix is formed. Nothing is squared before it is decomposed, so
@@ -43,9 +43,36 @@ class _ExpertRows:
     columns: torch.Tensor | None
     unit_rows: torch.Tensor
 
-    def left_vectors(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return (columns @ rows)^T, (R, M), of rows (P_i, R)."""
-        return rows.T if self.columns is None else rows.T @ self.columns.T
+
+class _LeftVectors:
+    """Sum of (columns_i @ rows_i)^T over experts, (R, M), of rows (P_i, R).
+
+    Experts of few rows are multiplied together: each product reads and writes the whole sum.
+    """
+
+    def __init__(self, total: torch.Tensor) -> None:
+        self.total = total
+        self._columns: list[torch.Tensor] = []
+        self._rows: list[torch.Tensor] = []
+
+    def add(self, columns: torch.Tensor | None, rows: torch.Tensor) -> None:
+        if columns is None:
+            self.total += rows.T
+            return
+        self._columns.append(columns)
+        self._rows.append(rows)
+        if sum(map(len, self._rows)) >= _ROWS_TOGETHER:
+            self.finish()
+
+    def finish(self) -> None:
+        """Add what has been collected."""
+        if self._rows:
+            self.total.addmm_(torch.cat(self._rows).T, torch.cat(self._columns, dim=1).T)
+        self._columns, self._rows = [], []
+
+
+# Rows of experts in one product: enough that its operations, not the memory of the sum, take the time.
+_ROWS_TOGETHER = 256
 
 
 def decompose_row_space(task_vectors: TaskVectors) -> Spectrum:
@@ -86,18 +113,20 @@ def decompose_row_space(task_vectors: TaskVectors) -> Spectrum:
     right = coefficients[:num_kept] @ basis.T
     del basis, triangle
 
-    total = like.new_zeros((num_kept, shape[0]))
-    target = like.new_zeros((num_kept, shape[0]))
+    sums, targets = (_LeftVectors(like.new_zeros((num_kept, shape[0]))) for _ in range(2))
     shares = torch.zeros((num_kept, len(experts)), dtype=torch.float64, device=like.device)
     first = 0
     for (index, expert), num_rows in zip(active, parts, strict=True):
         U_i = left[first : first + num_rows]
         first += num_rows
-        overlap = U_i.T @ U_i
-        total += expert.left_vectors(U_i * (expert.norm * sigma))
+        scaled = U_i * (expert.norm * sigma)
+        sums.add(expert.columns, scaled)
         if len(active) > 1:
-            target += expert.left_vectors((U_i * sigma**2) @ (overlap * (expert.norm * sigma)))
-        shares[:, index] = overlap.diagonal().double() * sigma.double() ** 2
+            targets.add(expert.columns, ((U_i * sigma**2) @ U_i.T) @ scaled)
+        shares[:, index] = row_energies(U_i.T) * sigma.double() ** 2
+    sums.finish()
+    targets.finish()
+    total, target = sums.total, targets.total
     if len(active) == 1:
         target = total * (sigma**2).unsqueeze(1)  # D = v C
     return Spectrum(

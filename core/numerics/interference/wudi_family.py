@@ -91,7 +91,9 @@ _HARMLESS = 0.1
 class InterferenceMethod(SpectralMethod[P, ExpertParameters]):
     """Abstract base class of methods on the interference spectrum; subclasses implement `factors`."""
 
-    algorithm_version = 2  # 2: products x^T x are computed by blocks, whose sums round otherwise
+    # 2: products x^T x are computed by blocks, whose sums round otherwise
+    # 3: the row-space route multiplies the left vectors of several experts together
+    algorithm_version = 3
 
     def decomposition(self, parameters: P) -> Mapping[str, object]:
         return {"kind": "interference"}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -29,7 +30,7 @@ from .fingerprint import (
 )
 from .float8_scales import pair_scales
 from .folder import CheckpointFolder, NoModelError, choose_weights, find_home, open_folder
-from .references import ParsedReference, locate_model, parse_reference
+from .references import locate_model, parse_reference
 from .samples import COMPLETE, digest_file
 from .sharded_tensors import TensorPart, check_scales, join_parts, part_offsets
 
@@ -41,6 +42,56 @@ _TOKENIZER_FILE = re.compile(
     rf"{_VOCABULARY_FILE.pattern}|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|merges\.txt"
     r"|chat_template\.\w+|(additional_chat_templates/)?\w+\.jinja"
 )
+
+
+class ModelLister:
+    """Lists models, each place once: a hundred adapters on one base need its fingerprint once. Thread-safe.
+
+    Parameters
+    ----------
+    storage_options, fingerprint : as for `list_model`
+    complete : called with the listing of each place; returns the one to use
+    """
+
+    def __init__(
+        self,
+        storage_options: Mapping[str, object] | None = None,
+        *,
+        fingerprint: FingerprintKind = "sampled",
+        complete: Callable[[ModelListing], ModelListing] | None = None,
+    ) -> None:
+        self._options, self._complete = storage_options, complete
+        self._kind: FingerprintKind = fingerprint
+        self._found: dict[str, Future[ModelListing]] = {}
+        self._lock = threading.Lock()
+
+    def list_reference(self, reference: str) -> ModelListing:
+        """Return the listing of a reference. Cost and errors as `list_model`."""
+        alternatives = parse_reference(reference)
+        for number, parsed in enumerate(alternatives, 1):
+            try:
+                model = self._at(locate_model(parsed.model))
+                if parsed.adapter is None:
+                    return replace(model, name=redact(reference))
+                return add_adapter(model, self._at(locate_model(parsed.adapter)), reference)
+            except (NoModelError, ObjectNotFoundError) as error:
+                if number == len(alternatives):
+                    raise CheckpointError(str(error)) from None
+        raise AssertionError("parse_reference returned no alternative")
+
+    def _at(self, uri: str) -> ModelListing:
+        with self._lock:
+            found = self._found.get(uri)
+            is_first = found is None
+            if found is None:
+                found = self._found[uri] = Future()
+        if is_first:
+            try:
+                listing = _list_location(uri, self._options, self._kind)
+                found.set_result(listing if self._complete is None else self._complete(listing))
+            except BaseException as error:
+                found.set_exception(error)
+        return found.result()
 
 
 def list_model(
@@ -69,23 +120,7 @@ def list_model(
         index or config
     StoreError : the store refused, or failed after all retries
     """
-    alternatives = parse_reference(reference)
-    for number, parsed in enumerate(alternatives, 1):
-        try:
-            return _list_reference(reference, parsed, storage_options, fingerprint)
-        except (NoModelError, ObjectNotFoundError) as error:
-            if number == len(alternatives):
-                raise CheckpointError(str(error)) from None
-    raise AssertionError("parse_reference returned no alternative")
-
-
-def _list_reference(
-    reference: str, parsed: ParsedReference, options: Mapping[str, object] | None, kind: FingerprintKind
-) -> ModelListing:
-    model = _list_location(locate_model(parsed.model), options, kind)
-    if parsed.adapter is None:
-        return replace(model, name=redact(reference))
-    return add_adapter(model, _list_location(locate_model(parsed.adapter), options, kind), reference)
+    return ModelLister(storage_options, fingerprint=fingerprint).list_reference(reference)
 
 
 def add_adapter(model: ModelListing, adapter: ModelListing, reference: str) -> ModelListing:

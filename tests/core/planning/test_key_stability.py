@@ -48,14 +48,14 @@ KEYS: dict[str, str] = {
     "slerp": "22c2b910295f5887",
     "star": "4c2e4b43f63e0926",
     "subspace_boosting": "53a8c8c58ad702ae",
-    "swudi": "941fdd96fffed6c6",
-    "swudi_a": "f9e04c14f49fef48",
-    "swudi_soft": "b5e0d97e395631fd",
+    "swudi": "b2b27bc36e5975b2",
+    "swudi_a": "5b5738e192a068aa",
+    "swudi_soft": "84aa2b4bb2001191",
     "task_arithmetic": "70578b9084cfd174",
     "ties": "e584c36696858039",
     "tsv_m": "f7c96c0abbe9e199",
-    "wudi": "2f9e3bbecbde6935",
-    "wudi_pinv": "c2495caae0330f10",
+    "wudi": "8afee2e1a8be08a3",
+    "wudi_pinv": "4b59abc21a28c1cc",
 }
 
 
@@ -129,7 +129,7 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "swudi_a": (
         "llama",
         "merge_method: swudi_a",
-        FrozenKeys("4fe82acde7b2f44c", "9b5895473875e117", "391d88a669c411ce", "a438d70c4a7d436b"),
+        FrozenKeys("405ad63b35c05910", "f87ffab780833573", "0ff51b7fae3fa557", "a438d70c4a7d436b"),
     ),
     "ties": (
         "llama",
@@ -144,17 +144,17 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "calibration": (
         "llama",
         "merge_method: swudi\ncalibration: {svc: {alpha: 1}}",
-        FrozenKeys("51ff9fd8f794d8e8", "e3e376468b824f98", "391d88a669c411ce", "be3667698ac1ed34"),
+        FrozenKeys("568c241bca53958f", "14f2cd1b5b8faf2a", "0ff51b7fae3fa557", "fe4d938b2ce900fc"),
     ),
     "kept sums": (
         "llama",
         "merge_method: swudi\nkeep_sums: true",
-        FrozenKeys("652c0498222c4e7e", "82b1eb0a80ee0fa1", "11fbe198ec161099", "df2c8bd0f09930b4"),
+        FrozenKeys("88fdd6ead285d66c", "f03dd4287aef8003", "196246f57a69110d", "083577b26d85626d"),
     ),
     "alignment": (
         "llama",
         "merge_method: swudi\nparameters: {alignment_rho: 1}\ncalibration: {svc: }",
-        FrozenKeys("7e04eda95fc4554c", "dd0ab6e56c4167be", "391d88a669c411ce", "f41590804c3d24a0"),
+        FrozenKeys("ef88dbbf45665ced", "b298a15c3c948581", "0ff51b7fae3fa557", "cddd12b8f38b2c88"),
     ),
     "rules": (
         "llama",
@@ -178,7 +178,7 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "LoRA": (
         "lora",
         "merge_method: swudi",
-        FrozenKeys("1f78a3c8549f2735", "1cce59aa2665a795", "a251fdd696d91cd1", "cc7b6fd7f8207928"),
+        FrozenKeys("c125f55654896f7d", "063455232ec42793", "ee2f3be845e451f2", "cc7b6fd7f8207928"),
     ),
     "LoRA, task_arithmetic": (
         "lora",
@@ -188,22 +188,22 @@ PLANS: dict[str, tuple[str, str, FrozenKeys]] = {
     "adapter output": (
         "lora",
         "merge_method: swudi\noutput: {format: adapter, rank: 3}",
-        FrozenKeys("0b6cbe288519aac3", "9406ce42ec4d39e4", "faa38b5f92c0ff1e", "65e0bf31d7a820be"),
+        FrozenKeys("7607467e627cdbd9", "8467feb1e55de24d", "924763f43269a9d8", "65e0bf31d7a820be"),
     ),
     "mixture, qkv, convolution": (
         "mixture",
         "merge_method: swudi\nqkv: split\nconv: matrix",
-        FrozenKeys("005c8d8011d89c33", "f9cd3f73aa91d6f2", "a85ea2ce3db1c24f", "68e23d9a8278b21e"),
+        FrozenKeys("f8b978940eea0e77", "d320ebf7da20e3fa", "62ff295e046dd0c2", "68e23d9a8278b21e"),
     ),
     "mixture, kept sums": (
         "mixture",
         "merge_method: swudi\nkeep_sums: true\narithmetic: float64",
-        FrozenKeys("a7e76b3b3a908f2c", "3fc30dd7f537b084", "a5207cf357c30ec0", "ce6f4064efd8c21e"),
+        FrozenKeys("d6a610389e6ce22b", "6b6f234ea9629276", "9a99c0b5d5fcf666", "510e50f03dc261e3"),
     ),
     "union": (
         "vocabularies",
         "merge_method: swudi\ntokenizer_source: union",
-        FrozenKeys("130b13da45662b7c", "456ba983f38df4fb", "30baa3fa7611678a", "cc7b6fd7f8207928"),
+        FrozenKeys("51cadd043c5c16bd", "e9459688fa53eb01", "f02d2cec0c6f57aa", "cc7b6fd7f8207928"),
     ),
     "base vocabulary": (
         "vocabularies",

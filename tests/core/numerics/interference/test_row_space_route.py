@@ -37,6 +37,19 @@ def test_the_spectrum_is_that_of_the_sums(seed: int, ranks: list[int], is_dense:
     torch.testing.assert_close(spectrum.statistics["expert_energy"].sum(dim=1), values, rtol=0, atol=tolerance)
 
 
+def test_many_adapters_and_a_dense_expert_are_multiplied_together() -> None:
+    """More rows than one product takes, with a dense expert between adapters."""
+    columns = 700
+    adapters = [LowRank(normal(i, 30, 8), normal(-i - 1, 8, columns)) for i in range(40)]
+    experts = InMemoryTaskVectors([*adapters[:20], normal(99, 30, columns), *adapters[20:]])
+    spectrum, operator = decompose_row_space(experts), accumulate(experts)
+    tolerance = rounding_bound(columns) * operator.S.norm().item() * len(experts.max_ranks)
+    torch.testing.assert_close(spectrum.left["sum"].T @ spectrum.right, operator.S, rtol=0, atol=tolerance)
+    torch.testing.assert_close(spectrum.left["target"].T @ spectrum.right, operator.D, rtol=0, atol=tolerance)
+    energies = spectrum.statistics["expert_energy"].sum(dim=1)
+    torch.testing.assert_close(energies, spectrum.values, rtol=0, atol=tolerance)
+
+
 def test_small_singular_values_are_resolved() -> None:
     # eigenvalues of C are 1 and 1e-20: below float64's epsilon, while the singular values 1 and 1e-10 are above it
     vector = torch.zeros(2, 5, dtype=torch.float64)

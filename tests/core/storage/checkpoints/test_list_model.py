@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from eigenmerge.core.errors import CheckpointError, EigenmergeError, StoreError
+from eigenmerge.core.listing import ModelListing
 from eigenmerge.core.storage.checkpoints import fingerprint
-from eigenmerge.core.storage.checkpoints.list_model import list_model
+from eigenmerge.core.storage.checkpoints.list_model import ModelLister, list_model
 from eigenmerge.core.storage.checkpoints.tensor_reader import TensorReader
 from eigenmerge.core.storage.store import Store
 
@@ -81,6 +83,25 @@ class TestLayouts:
         assert listing.adapter is not None and len(listing.adapter.tensors) == 2
         assert set(listing.tensors) == set(tensors_of())
         assert listing.fingerprint != list_model(base.root_uri, base._options).fingerprint
+
+    def test_a_place_that_many_references_name_is_listed_once(self, tmp_path: Path) -> None:
+        write_model(Store(str(tmp_path / "base")), tensors_of())
+        for name in "abc":
+            adapter_files(Store(str(tmp_path / name)))
+        listed: list[str] = []
+
+        def note(listing: ModelListing) -> ModelListing:
+            listed.append(listing.name)
+            return listing
+
+        references = [str(tmp_path / "base"), *(f"{tmp_path}/base+{tmp_path}/{name}" for name in "abca")]
+        lister = ModelLister(complete=note)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lister.list_reference, references))
+        assert sorted(listed) == [str(tmp_path / name) for name in ("a", "b", "base", "c")]
+        assert found == [list_model(reference) for reference in references]
+        with pytest.raises(CheckpointError, match="no such"):
+            lister.list_reference(str(tmp_path / "missing"))
 
     def test_a_path_with_special_characters(self, place: Place) -> None:
         for name in ("c++ models", "at@sign", "a+b"):
