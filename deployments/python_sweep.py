@@ -232,10 +232,12 @@ def reported_sweep(
     on_begin: Callable[[], None] = _nothing,
     use_prefect: bool = True,
     quiet: bool = True,
+    own_process: bool = False,
 ) -> SweepResult:
     """Run a prepared sweep, and report it to a Prefect server if there is one. Errors as `sweep`.
 
-    `on_begin` is called at the beginning of the flow (`flows.run_context.RunContext`).
+    `on_begin` is called at the beginning of the flow (`flows.run_context.RunContext`); `own_process` as for
+    `reported_merge`.
     """
     stop = stop or StopSignal()
 
@@ -268,7 +270,9 @@ def reported_sweep(
 
         return run
 
-    outcome, warning = with_prefect_server(import_flow, without_prefect, use_prefect=use_prefect, quiet=quiet)
+    outcome, warning = with_prefect_server(
+        import_flow, without_prefect, use_prefect=use_prefect, quiet=quiet, own_process=own_process
+    )
     outcome = replace(outcome, warnings=(*outcome.warnings, warning)) if warning else outcome
     return _result(outcome, prepared)
 

@@ -39,6 +39,7 @@ def reported_merge(
     use_prefect: bool = True,
     server: EmbeddedServer | None = None,
     quiet: bool = True,
+    own_process: bool = False,
 ) -> MergeResult:
     """Compute a run that is planned, and report it to a Prefect server if there is one.
 
@@ -52,6 +53,7 @@ def reported_merge(
     on_begin : called at the beginning of the flow (`flows.run_context.RunContext`)
     server : an embedded server to use, which is not closed; None starts one where none is configured
     quiet : keep Prefect's log from the terminal, and its telemetry off
+    own_process : this process does nothing else (`paused_collector`, freeze)
 
     Raises
     ------
@@ -61,7 +63,7 @@ def reported_merge(
     stop = stop or StopSignal()
 
     def without_prefect() -> MergeResult:
-        with paused_collector():
+        with paused_collector(freeze=own_process):
             from ..core.steps.merge_run import run_in_threads
 
         return run_in_threads(prepared, runner=runner, stop=stop, listeners=listeners)
@@ -71,7 +73,7 @@ def reported_merge(
         return lambda on_page: merge(prepared, parameters, runner, listeners, stop, on_begin, on_page)
 
     result, warning = with_prefect_server(
-        import_flow, without_prefect, use_prefect=use_prefect, server=server, quiet=quiet
+        import_flow, without_prefect, use_prefect=use_prefect, server=server, quiet=quiet, own_process=own_process
     )
     return replace(result, warnings=(*result.warnings, warning)) if warning else result
 
@@ -83,6 +85,7 @@ def with_prefect_server(
     use_prefect: bool = True,
     server: EmbeddedServer | None = None,
     quiet: bool = True,
+    own_process: bool = False,
 ) -> tuple[ResultT, str]:
     """Run a flow that reports to a Prefect server, else its work without Prefect.
 
@@ -91,7 +94,7 @@ def with_prefect_server(
     import_flow : returns what runs the flow; it is called with whether the user configured the server, and so sees its
         pages
     without_prefect : does the same work
-    use_prefect, server, quiet : as for `reported_merge`
+    use_prefect, server, quiet, own_process : as for `reported_merge`
 
     Returns
     -------
@@ -113,7 +116,7 @@ def with_prefect_server(
                     check_listens(api_url)
                 elif server is None:
                     server = stack.enter_context(start_embedded_server())
-                with paused_collector():
+                with paused_collector(freeze=own_process):
                     if quiet:
                         keep_terminal_clean()
                     run = import_flow()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow
+from pydantic_core import to_jsonable_python
 
 from ..core.steps.read_recipe import check_recorded_argument
 
@@ -29,7 +30,10 @@ class RecordedFlow(Flow[_P, _R]):
         """
         for name, value in parameters.items():
             check_recorded_argument(name, value)
-        return super().serialize_parameters(parameters)
+        try:
+            return {name: to_jsonable_python(value) for name, value in parameters.items()}
+        except ValueError:  # what only Prefect's encoder knows, whose import takes a while
+            return super().serialize_parameters(parameters)
 
 
 def recorded_flow(

@@ -8,12 +8,20 @@ from collections.abc import Generator
 
 
 @contextlib.contextmanager
-def paused_collector() -> Generator[None]:
-    """Collect no garbage within the block; afterwards as before."""
+def paused_collector(*, freeze: bool = False) -> Generator[None]:
+    """Collect no garbage within the block; afterwards as before.
+
+    Parameters
+    ----------
+    freeze : leave all that exists at the end of the block out of later collections, each of which would look at the
+        million objects of torch and Prefect. Only once in a process, because garbage would stay, too
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if freeze and not gc.get_freeze_count():
+            gc.freeze()
         if was_enabled:
             gc.enable()

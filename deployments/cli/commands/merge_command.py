@@ -96,11 +96,14 @@ def merge(
     set_status("reading the recipe and the headers of the models")
     import os
 
-    from ....core.coordination.stop import StopSignal
-    from ....core.recipe.stages import allow_mixed_architectures
-    from ....core.steps.open_run import prepare_run
-    from ....core.steps.plan_stages import unfinished_stages
-    from ....core.steps.read_recipe import read_stages
+    from ....core.coordination.paused_collector import paused_collector
+
+    with paused_collector():
+        from ....core.coordination.stop import StopSignal
+        from ....core.recipe.stages import allow_mixed_architectures
+        from ....core.steps.open_run import prepare_run
+        from ....core.steps.plan_stages import unfinished_stages
+        from ....core.steps.read_recipe import read_stages
 
     stop = StopSignal()
     stop_on_signals(stop)  # importing and starting Prefect takes seconds
@@ -165,6 +168,7 @@ def merge(
                 stop=stop,
                 on_begin=partial(stop_on_signals, stop),
                 use_prefect=not no_prefect,
+                own_process=True,
             )
         finally:
             listener.close()

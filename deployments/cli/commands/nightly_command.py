@@ -86,7 +86,13 @@ def nightly(
         )
         begin = partial(stop_on_signals, stop)
         return reported_merge(
-            prepared, parameters, runner=chosen_runner, stop=stop, on_begin=begin, use_prefect=not no_prefect
+            prepared,
+            parameters,
+            runner=chosen_runner,
+            stop=stop,
+            on_begin=begin,
+            use_prefect=not no_prefect,
+            own_process=True,
         )
 
     def log(line: str) -> None:

@@ -195,6 +195,7 @@ def sweep(
             stop=stop,
             on_begin=partial(stop_on_signals, stop),
             use_prefect=not no_prefect,
+            own_process=True,
         )
     finally:
         listener.close()
