@@ -66,6 +66,7 @@ class ShardReport:
     bytes_read : of base and experts
     reused : whether this run found the part (True) or made it (False)
     kept_bytes_read : of kept sums that were read instead of experts
+    crc32 : of the data section, as it was computed: a check that costs little; None in records of earlier versions
     """
 
     index: int
@@ -80,6 +81,7 @@ class ShardReport:
     reused: bool = False
     notes: tuple[str, ...] = field(default_factory=tuple)
     kept_bytes_read: int = 0
+    crc32: int | None = None
 
     @property
     def decompositions_computed(self) -> int:

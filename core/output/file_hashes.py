@@ -67,7 +67,7 @@ class FileHashes:
                     self._hashes[file.name] = FileHash(self._store, file_header(self._plan, file))
                 done = self._waiting.pop(file.shards[position])
                 tensors = part_tensors(self._plan, done)
-                self._hashes[file.name].add(done.part_key, done.header_bytes, done.num_bytes, tensors)
+                self._hashes[file.name].add(done.part_key, done.header_bytes, done.num_bytes, tensors, done.crc32)
                 position += 1
             self._next[file.name] = position
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from dataclasses import replace
 
 from ..cache.parts import find_part, write_record
@@ -71,12 +72,19 @@ def _write_part(
     entries = [entry for tensor in shard.tensors for entry in output_entries(tensor)]
     header = output_header(entries)
     reports = []
+    crc32 = 0
     with store.open_write(shard.part_key) as writer:
+
+        def write(data: memoryview) -> None:
+            nonlocal crc32
+            writer.write(data)
+            crc32 = zlib.crc32(data, crc32)
+
         writer.write(header)
         for tensor in shard.tensors:
             stop.check()
             bytes_before = reader.bytes_read
-            reports.append(merger.merge_to(tensor, writer.write))
+            reports.append(merger.merge_to(tensor, write))
             if on_tensor is not None:
                 on_tensor(tensor.name, reader.bytes_read - bytes_before)
     write_shard_table(store, shard.part_key, merger.spectra_rows)
@@ -93,6 +101,7 @@ def _write_part(
         kept_bytes_read=merger.kept_bytes_read,
         tensors=tuple(reports),
         notes=notes + tuple(merger.notes),
+        crc32=crc32,
     )
     write_record(store, report)
     return report

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import zlib
 from collections.abc import Callable
 
 import pytest
 
 from eigenmerge.core.errors import CorruptObjectError, ObjectNotFoundError
 from eigenmerge.core.storage.assembly.file_hash import FileHash
+from eigenmerge.core.storage.assembly.part_check import DamagedPartError, TensorBytes
 from eigenmerge.core.storage.store import Store
 
 Place = Callable[[str], Store]
@@ -48,3 +50,27 @@ def test_close_cancels_and_leaves_no_thread(place: Place) -> None:
     file_hash.close()
     file_hash.close()
     assert threading.active_count() <= before + 1  # the event loop of a first S3 connection may remain
+
+
+def test_a_range_with_another_crc_is_damaged(place: Place) -> None:
+    store = place("store")
+    content = os.urandom(2 * MIB + 1)
+    store.write("part", b"head" + content)
+    tensors = [TensorBytes("whole", len(content), hashlib.sha256(content).hexdigest())]
+    right = FileHash(store, b"")
+    right.add("part", 4, 4 + len(content), tensors, zlib.crc32(content))
+    assert right.result() == tensors[0].sha256
+    store.write("part", b"head" + content[:-1] + bytes([content[-1] ^ 1]))
+    damaged = FileHash(store, b"")
+    damaged.add("part", 4, 4 + len(content), tensors, zlib.crc32(content))
+    with pytest.raises(DamagedPartError, match="'whole' has other bytes"):
+        damaged.result()
+
+
+def test_a_crc_of_other_bytes_is_damage_where_the_tensors_are_right(place: Place) -> None:
+    place("store").write("part", b"content")
+    tensors = [TensorBytes("whole", 7, hashlib.sha256(b"content").hexdigest())]
+    file_hash = FileHash(place("store"), b"")
+    file_hash.add("part", 0, 7, tensors, zlib.crc32(b"other"))
+    with pytest.raises(DamagedPartError, match="from read to read"):
+        file_hash.result()
