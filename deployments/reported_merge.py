@@ -18,6 +18,7 @@ from .prefect_settings import keep_terminal_clean, quiet_prefect
 
 if TYPE_CHECKING:
     from ..core.cache.result import MergeResult
+    from ..core.steps.head_start import HeadStart
 
 _PATIENCE_SECONDS = 10.0
 
@@ -44,7 +45,8 @@ def reported_merge(
     """Compute a run that is planned, and report it to a Prefect server if there is one.
 
     A server that the user has configured must answer. An embedded server is a convenience: where it cannot start, for
-    example without a writable home, the run is computed without Prefect and its result has a warning.
+    example without a writable home, the run is computed without Prefect and its result has a warning. While it starts,
+    shards are computed already; their tasks return the results.
 
     Parameters
     ----------
@@ -62,19 +64,32 @@ def reported_merge(
     """
     stop = stop or StopSignal()
 
-    def without_prefect() -> MergeResult:
-        with paused_collector(freeze=own_process):
-            from ..core.steps.merge_run import run_in_threads
+    with contextlib.ExitStack() as stack:
+        early: HeadStart | None = None
 
-        return run_in_threads(prepared, runner=runner, stop=stop, listeners=listeners)
+        def without_prefect() -> MergeResult:
+            with paused_collector(freeze=own_process):
+                from ..core.steps.merge_run import run_in_threads
 
-    def import_flow() -> Callable[[bool], MergeResult]:
-        merge = _import_flow()
-        return lambda on_page: merge(prepared, parameters, runner, listeners, stop, on_begin, on_page)
+            return run_in_threads(prepared, runner=runner, stop=stop, listeners=listeners, early=early)
 
-    result, warning = with_prefect_server(
-        import_flow, without_prefect, use_prefect=use_prefect, server=server, quiet=quiet, own_process=own_process
-    )
+        def import_flow() -> Callable[[bool], MergeResult]:
+            nonlocal early
+            merge = _import_flow()
+            if runner == "threads" and (server is not None or not configured_api()):
+                from ..core.steps.head_start import head_start
+
+                early = stack.enter_context(head_start(prepared, stop))  # an embedded server is not up yet
+            return lambda on_page: merge(prepared, parameters, runner, listeners, stop, on_begin, on_page, early)
+
+        result, warning = with_prefect_server(
+            import_flow,
+            without_prefect,
+            use_prefect=use_prefect,
+            server=server,
+            quiet=quiet,
+            own_process=own_process,
+        )
     return replace(result, warnings=(*result.warnings, warning)) if warning else result
 
 
@@ -148,8 +163,9 @@ def _import_flow() -> Callable[..., MergeResult]:
         stop: StopSignal,
         on_begin: Callable[[], None],
         on_prefect_page: bool,
+        early: HeadStart | None,
     ) -> MergeResult:
-        context = RunContext(tuple(listeners), stop, on_prefect_page=on_prefect_page, on_begin=on_begin)
+        context = RunContext(tuple(listeners), stop, early=early, on_prefect_page=on_prefect_page, on_begin=on_begin)
         try:
             stop.check()
             return merge_with_reports(prepared, context, parameters, runner)

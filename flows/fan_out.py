@@ -16,7 +16,9 @@ from ..core.choices import RunnerName
 from ..core.coordination.stop import StopSignal
 from ..core.planning.cost.simulate import schedule_order
 from ..core.run import ShardJob
+from ..core.steps.head_start import HeadStart
 from ..core.steps.map_in_threads import map_in_threads
+from ..core.steps.merge_shard import merge_shard
 from ..core.steps.shard_steps import OnTensor, ShardStep
 from ..tasks.runners.runner import ShardRunner, make_runner
 from ..tasks.shard_task import SHARD_TASKS
@@ -35,11 +37,13 @@ class PrefectMap:
     what a shard needs and leaves is in the store.
 
     address : of a running Dask or Ray cluster
+    early : merged shards that are computed already; their tasks return these
     """
 
     runner: RunnerName
     address: str | None = None
     server: ServerHealth = field(default_factory=ServerHealth)
+    early: HeadStart | None = None
 
     def __call__(
         self,
@@ -72,7 +76,8 @@ class PrefectMap:
                 raise
             self.server.failed(error)
             left = [job for job in jobs if job.shard.index not in reports]
-            rest = map_in_threads(step, left, workers=workers, stop=stop, on_report=on_report, on_tensor=on_tensor)
+            map_rest = map_in_threads if self.early is None else self.early.map_shards
+            rest = map_rest(step, left, workers=workers, stop=stop, on_report=on_report, on_tensor=on_tensor)
             reports |= {job.shard.index: report for job, report in zip(left, rest, strict=True)}
         return [reports[job.shard.index] for job in jobs]
 
@@ -92,6 +97,9 @@ class PrefectMap:
         common: dict[str, Any] = {}
         if self.runner == "threads":
             common |= {"stop": quote(shards), "on_tensor": quote(on_tensor) if on_tensor is not None else None}
+            if self.early is not None and task is SHARD_TASKS[merge_shard]:
+                self.early.end()
+                common |= {"early": quote(self.early)}
         device = jobs[0].settings.device
         with make_runner(self.runner, workers=workers, address=self.address, device=device) as runner:
             try:

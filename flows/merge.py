@@ -76,7 +76,12 @@ def merge(
                 prepared,
                 stop=context.stop,
                 listeners=(*context.listeners, *on_page),
-                map_shards=PrefectMap(runner or chosen.kind, runner_address or chosen.address, server=context.server),
+                map_shards=PrefectMap(
+                    runner or chosen.kind,
+                    runner_address or chosen.address,
+                    server=context.server,
+                    early=context.early,
+                ),
             )
     except BaseException as error:
         context.outcome.error = error

@@ -43,7 +43,9 @@ def merge_with_reports(
             raise context.outcome.error from None
         context.server.failed(error)
         if context.outcome.result is None:  # the flow never began
-            result = run_in_threads(prepared, runner=runner, stop=context.stop, listeners=context.listeners)
+            result = run_in_threads(
+                prepared, runner=runner, stop=context.stop, listeners=context.listeners, early=context.early
+            )
         else:
             result = context.outcome.result
     finally:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from ..core.cache.result import MergeResult
 from ..core.coordination.stop import StopSignal
+from ..core.steps.head_start import HeadStart
 from ..core.steps.listener import Listener
 from ..core.steps.open_run import PreparedRun
 from .server_health import ServerHealth
@@ -34,6 +35,7 @@ class RunContext:
     """Listeners and the stop signal of one run.
 
     prepared : the run, where the caller has already planned it
+    early : shards of `prepared` that are computed already
     outcome : set by the flow
     server : whether the Prefect server answers
     on_prefect_page : write artifacts to the Prefect server; off for an embedded server, which no one opens
@@ -44,6 +46,7 @@ class RunContext:
     listeners: tuple[Listener, ...] = ()
     stop: StopSignal = field(default_factory=StopSignal)
     prepared: PreparedRun | None = None
+    early: HeadStart | None = None
     outcome: Outcome = field(default_factory=Outcome)
     server: ServerHealth = field(default_factory=ServerHealth)
     on_prefect_page: bool = True

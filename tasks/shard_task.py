@@ -6,7 +6,7 @@ that running it twice is harmless.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -18,6 +18,7 @@ from ..core.coordination.stop import StopSignal
 from ..core.errors import EigenmergeError
 from ..core.run import ShardJob
 from ..core.steps.decompose_shard import decompose_shard
+from ..core.steps.head_start import HeadStart
 from ..core.steps.merge_shard import merge_shard
 from ..core.steps.shard_steps import OnTensor, ShardStep
 from ..core.sweep.spectra_steps import decompose_spectra, measure_spectra
@@ -51,7 +52,10 @@ def shard_task(step: ShardStep[ReportT], name: str, run_name: str) -> Task[..., 
         stop: StopSignal | None = None,
         on_tensor: OnTensor | None = None,
         wait: bool = True,
+        early: HeadStart | None = None,
     ) -> ReportT | None:
+        if early is not None and (report := early.take(job)) is not None:
+            return cast("ReportT", report)  # of the step "merge_shard"
         try:
             return step(job, stop=stop, on_tensor=on_tensor, wait=wait)
         except ClaimedElsewhere:

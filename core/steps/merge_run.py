@@ -21,6 +21,7 @@ from ..run import Run
 from ..storage.assembly.part_check import DamagedPartError
 from .align_layers import align_layers
 from .assemble import assemble
+from .head_start import HeadStart
 from .listener import Listener, notify
 from .map_in_threads import map_in_threads
 from .merge_shard import merge_shard
@@ -108,12 +109,14 @@ def run_in_threads(
     runner: RunnerName = "threads",
     stop: StopSignal | None = None,
     listeners: Sequence[Listener] = (),
+    early: HeadStart | None = None,
 ) -> MergeResult:
     """Compute a prepared run in `prepared.workers` threads of this process.
 
     Parameters
     ----------
     runner : that the recipe or the user chose
+    early : shards that are computed already
 
     Raises
     ------
@@ -125,7 +128,8 @@ def run_in_threads(
             f"runner {runner!r} works through a Prefect server; set PREFECT_API_URL to one that answers, or choose"
             " runner 'threads'"
         )
-    return run_prepared(prepared, stop=stop, listeners=listeners, map_shards=map_in_threads)
+    map_shards = map_in_threads if early is None else early.map_shards
+    return run_prepared(prepared, stop=stop, listeners=listeners, map_shards=map_shards)
 
 
 def run_plan(
