@@ -1,13 +1,13 @@
 """Which entries of one expert's task vector are kept, found and applied block by block.
 
 The same entries as those of sparsify.py, and the same factors: the bytes of a merge do not depend on which of the two
-was used. A selection is given all blocks in one or more passes, and then returns the mask of one block after the other.
+was used. A selection is given all blocks in one or more passes, and then selects from one block after the other.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import numpy as np
@@ -15,29 +15,36 @@ import numpy.typing as npt
 
 from ..lazy_torch import torch
 from .bit_masks import from_array, keep_only, magnitude_bits, mask_of
-from .sparsify import repeat_argsort
-from .thresholds import Threshold, ThresholdSearch
+from .largest_part import LargestPart
+from .thresholds import ThresholdSearch
+from .tie_order import Positions, kept_ties
 
 Bytes = npt.NDArray[np.uint8]
 
 
 class BlockSelection(ABC):
-    """A selection of entries. Masks are integers (bit_masks.py); None keeps every entry of the block.
+    """A selection of entries.
 
     factor : on the kept entries
+    keeps_all : whether every entry is kept
     """
 
     factor = 1.0
+    keeps_all = False
 
     @property
     def wants_pass(self) -> bool:
-        """Whether another pass over the blocks is needed before masks can be asked for."""
+        """Whether another pass over the blocks is needed before entries can be selected."""
         return False
 
     @property
     def wants_tensor(self) -> bool:
-        """Whether the whole task vector is needed before masks can be asked for."""
+        """Whether the whole task vector is needed before entries can be selected."""
         return False
+
+    def see_sample(self, blocks: Sequence[torch.Tensor]) -> None:
+        """Take blocks from places all over the tensor, before the first pass, where `wants_pass` is true."""
+        raise AssertionError("this selection needs no pass")
 
     def see(self, block: torch.Tensor) -> None:
         """Take a block of a pass, flat."""
@@ -52,17 +59,19 @@ class BlockSelection(ABC):
         raise AssertionError("this selection needs no tensor")
 
     def rewind(self) -> None:
-        """Begin again with the mask of the first block."""
+        """Begin again with the first block."""
         return
 
     @abstractmethod
-    def mask(self, block: torch.Tensor) -> torch.Tensor | None:
-        """Return the mask of the next block."""
+    def select(self, block: torch.Tensor) -> torch.Tensor:
+        """Return the next block with 0 for entries that are not kept. The block may be overwritten."""
 
     def apply(self, block: torch.Tensor) -> torch.Tensor:
-        """Set the entries of the next block that are not kept to 0, in place, and multiply the others by `factor`."""
-        mask = self.mask(block)
-        kept = block if mask is None else keep_only(block, mask)
+        """Return the next block with 0 for entries that are not kept, and the others multiplied by `factor`.
+
+        The block may be overwritten.
+        """
+        kept = self.select(block)
         return kept if self.factor == 1.0 else kept.mul_(self.factor)
 
 
@@ -70,16 +79,56 @@ class BlockSelection(ABC):
 class KeepAll(BlockSelection):
     """Every entry."""
 
-    def mask(self, block: torch.Tensor) -> torch.Tensor | None:
-        return None
+    keeps_all = True
+
+    def select(self, block: torch.Tensor) -> torch.Tensor:
+        return block
 
 
 @final
 class KeepNone(BlockSelection):
     """No entry."""
 
-    def mask(self, block: torch.Tensor) -> torch.Tensor | None:
-        return mask_of(torch.zeros(block.numel(), dtype=torch.uint8), block)
+    def select(self, block: torch.Tensor) -> torch.Tensor:
+        return block.zero_()
+
+
+@final
+class KeepAtRandom(BlockSelection):
+    """Each entry with probability `density`, as `sparsify.keep_at_random`.
+
+    Parameters
+    ----------
+    start : returns a generator at the beginning of the expert's random numbers
+    remember : keep what the first round draws, one bit per entry, instead of drawing it again: 2 ns per entry
+    """
+
+    def __init__(self, density: float, start: Callable[[], torch.Generator], *, remember: bool) -> None:
+        self._density = np.float32(density)  # as torch rounds it to compare
+        self._start = start
+        self._generator = start()
+        self._drawn: list[Bytes] | None = [] if remember else None
+        self._bits: Bytes | None = None
+        self._position = 0
+
+    def rewind(self) -> None:
+        self._position = 0
+        if self._drawn is None:
+            self._generator = self._start()
+        elif self._bits is None and self._drawn:
+            self._bits = np.concatenate(self._drawn)
+
+    def select(self, block: torch.Tensor) -> torch.Tensor:
+        start, count = self._position, block.numel()
+        self._position += count
+        keep = self._draw(count) if self._bits is None else _unpacked(self._bits, start, count)
+        return keep_only(block, mask_of(from_array(keep), block))
+
+    def _draw(self, count: int) -> npt.NDArray[np.bool_]:
+        keep = np.less(torch.rand(count, generator=self._generator).numpy(), self._density)
+        if self._drawn is not None:
+            self._drawn.append(np.packbits(keep))  # blocks have a multiple of eight entries, except the last one
+        return keep
 
 
 def _unpacked(bits: Bytes, start: int, count: int) -> Bytes:
@@ -88,80 +137,25 @@ def _unpacked(bits: Bytes, start: int, count: int) -> Bytes:
     return np.unpackbits(bits[start // 8 : (start + count + 7) // 8], count=count)
 
 
-class _Kept(BlockSelection):
-    """Masks that are read from packed bits once they are there."""
-
-    def __init__(self) -> None:
-        self._bits: Bytes | None = None
-        self._position = 0
-
-    def rewind(self) -> None:
-        self._position = 0
-
-    def mask(self, block: torch.Tensor) -> torch.Tensor | None:
-        start, count = self._position, block.numel()
-        self._position += count
-        if self._bits is None:
-            return mask_of(from_array(self._found(block)), block)
-        return mask_of(from_array(_unpacked(self._bits, start, count)), block)
-
-    @abstractmethod
-    def _found(self, block: torch.Tensor) -> Bytes | npt.NDArray[np.bool_]:
-        """Return which entries of the next block are kept."""
-
-
 @final
-class KeepAtRandom(_Kept):
-    """Each entry with probability `density`, as `sparsify.keep_at_random`.
-
-    Parameters
-    ----------
-    start : returns a generator at the beginning of the expert's random numbers
-    remember : keep the masks of the first round, one bit per entry, instead of drawing them again: 2 ns per entry
-    """
-
-    def __init__(self, density: float, start: Callable[[], torch.Generator], *, remember: bool) -> None:
-        super().__init__()
-        self._density = np.float32(density)  # as torch rounds it to compare
-        self._start = start
-        self._generator = start()
-        self._drawn: list[Bytes] | None = [] if remember else None
-
-    def rewind(self) -> None:
-        super().rewind()
-        if self._drawn is None:
-            self._generator = self._start()
-        elif self._bits is None and self._drawn:
-            self._bits = np.concatenate(self._drawn)
-
-    def _found(self, block: torch.Tensor) -> Bytes | npt.NDArray[np.bool_]:
-        keep = np.less(torch.rand(block.numel(), generator=self._generator).numpy(), self._density)
-        if self._drawn is not None:
-            self._drawn.append(np.packbits(keep))  # blocks have a multiple of eight entries, except the last one
-        return keep
-
-
-@final
-class KeepMagnitudes(_Kept):
+class KeepMagnitudes(BlockSelection):
     """The entries at positions [first, last) in the order of magnitudes, the largest first.
 
     Of entries that tie at a threshold the first ones in the tensor, or those that torch's argsort puts first where
-    sparsify.py asks it.
+    sparsify.py takes these.
 
     Parameters
     ----------
-    descending : whether sparsify.py asks argsort for descending magnitudes; it decides between ties
+    descending : whether sparsify.py means an argsort of descending magnitudes; it decides between ties
     """
 
     def __init__(self, num_elements: int, element_bytes: int, first: int, last: int, *, descending: bool) -> None:
-        super().__init__()
         self._num_elements = num_elements
-        self._range = (first, last)
         self._descending = descending
         counts = (last,) if first == 0 else (last, first)
         self._searches = [ThresholdSearch(num_elements, element_bytes, count) for count in counts]
-        self._thresholds: list[Threshold] = []
-        self._wanted: list[int] = []
+        self._parts: list[LargestPart] = []
+        self._ties: list[Positions | None] | None = None
 
     @property
     def wants_pass(self) -> bool:
@@ -170,12 +164,18 @@ class KeepMagnitudes(_Kept):
     @property
     def wants_tensor(self) -> bool:
         few = any(search.result().ties_are_few(self._num_elements) for search in self._searches)
-        return few and self._bits is None
+        return few and self._ties is None
+
+    def see_sample(self, blocks: Sequence[torch.Tensor]) -> None:
+        bits = [magnitude_bits(block) for block in blocks]
+        for search in self._searches:
+            search.sample(bits)
 
     def see(self, block: torch.Tensor) -> None:
+        bits = magnitude_bits(block)
         for search in self._searches:
             if not search.is_done:
-                search.add(block)
+                search.add(bits)
 
     def end_pass(self) -> None:
         for search in self._searches:
@@ -183,33 +183,19 @@ class KeepMagnitudes(_Kept):
                 search.end_pass()
 
     def see_tensor(self, task_vector: torch.Tensor) -> None:
-        first, last = self._range
-        if not self._descending:
-            first, last = self._num_elements - last, self._num_elements - first
-        keep = repeat_argsort(task_vector, first, last, descending=self._descending)
-        self._bits = np.packbits(keep.numpy())
+        thresholds = [search.result() for search in self._searches]
+        self._ties = [
+            kept_ties(task_vector, one, descending=self._descending) if one.splits_ties else None for one in thresholds
+        ]
 
     def rewind(self) -> None:
-        super().rewind()
-        self._thresholds = [search.result() for search in self._searches]
-        self._wanted = [threshold.count - threshold.num_above for threshold in self._thresholds]
+        ties = self._ties or [None] * len(self._searches)
+        self._parts = [LargestPart(search.result(), kept) for search, kept in zip(self._searches, ties, strict=True)]
 
-    def _found(self, block: torch.Tensor) -> Bytes | npt.NDArray[np.bool_]:
-        bits = magnitude_bits(block).numpy()
-        keep = self._above(0, bits)
-        return keep if len(self._thresholds) == 1 else keep & ~self._above(1, bits)
-
-    def _above(self, index: int, bits: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-        """Return which entries are among the largest: those above the threshold, and the first of those at it."""
-        threshold, wanted = self._thresholds[index], self._wanted[index]
-        if threshold.count - threshold.num_above >= threshold.num_equal:
-            return bits >= threshold.bits
-        keep = bits > threshold.bits
-        if wanted > 0:
-            tied = np.flatnonzero(bits == threshold.bits)[:wanted]
-            keep[tied] = True
-            self._wanted[index] = wanted - len(tied)
-        return keep
+    def select(self, block: torch.Tensor) -> torch.Tensor:
+        largest = self._parts[0].select(block)
+        # An entry is in both parts, with one value, or not among the outliers.
+        return largest if len(self._parts) == 1 else largest.sub_(self._parts[1].select(block))
 
 
 def keep_largest(num_elements: int, element_bytes: int, density: float) -> BlockSelection:

@@ -18,8 +18,8 @@ from ..tensor_inputs import BlockMerge, BlockwiseInputs, TensorInputs
 from .blocks import blocks
 from .elected_sign import SignElection
 from .expert_inputs import TASK_VECTOR_TENSORS, expert_generator, other_task_vectors, require_base
-from .sparsify import SORT_TENSORS, Selection, rescale_selection
-from .thresholds import LARGEST_SORT
+from .sparsify import TIE_TENSORS, Selection, rescale_selection
+from .thresholds import LARGEST_SHARE, LARGEST_SORT
 
 if TYPE_CHECKING:
     from .block_selection import BlockSelection  # imports NumPy, which plans do not need
@@ -45,6 +45,7 @@ class SparseExpert(ExpertParameters):
 
 
 _HISTOGRAM_BYTES = 2**20
+_ELECTION_ELEMENTS = 2**16  # of a block in which signs are elected
 
 P = TypeVar("P", bound=CombineParameters)
 E = TypeVar("E", bound=ExpertParameters)
@@ -54,7 +55,7 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
     """Abstract base class: a method implements `keep` and sets `elects_signs`."""
 
     elects_signs: ClassVar[bool]
-    sorts_ties: ClassVar[bool] = False  # True: `keep` may sort magnitudes (see sparsify.py)
+    num_thresholds: ClassVar[int] = 0  # of magnitude, for which `keep` may follow a sort (see tie_order.py)
 
     @abstractmethod
     def keep(self, delta: torch.Tensor, expert: E, generator: torch.Generator) -> torch.Tensor | None:
@@ -85,6 +86,7 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
         raise NotImplementedError(self.name)
 
     def merge_in_blocks(self, inputs: BlockwiseInputs, parameters: P, experts: Sequence[E]) -> BlockMerge:
+        from .block_election import BlockElection
         from .block_statistics import complete_selections
 
         selections = {
@@ -96,11 +98,10 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
 
         def merge_block(block: TensorInputs) -> torch.Tensor:
             base = require_base(block, self.name)
-            whole = slice(0, base.numel())
-            if self.elects_signs:
-                election = SignElection(base, with_weights=parameters.normalize)
+            if self.elects_signs and selections:
+                election = BlockElection(with_weights=parameters.normalize)
                 for index, delta in other_task_vectors(block):
-                    election.add(whole, selections[index].apply(delta), experts[index].weight)
+                    election.add(selections[index].apply(delta), experts[index].weight)
                 merged = election.weighted_mean() if parameters.normalize else election.sum()
             else:
                 total = torch.zeros_like(base)
@@ -113,14 +114,18 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
         return merge_block
 
     def block_passes(self, parameters: P) -> int:
-        # float32; float64 has two digits more
-        return 1 + 2 * self.sorts_ties + parameters.rescale
+        return 1 + (self.num_thresholds > 0) + parameters.rescale
 
     def block_work_bytes(self, num_elements: int, num_experts: int, element_bytes: int) -> int:
-        masks = num_experts * (num_elements // 8 + 2 * _HISTOGRAM_BYTES * self.sorts_ties)
-        if not (self.sorts_ties and num_elements <= LARGEST_SORT):
-            return masks
-        return masks + int((SORT_TENSORS + 1) * num_elements * element_bytes)  # and the task vector
+        elected = (num_experts + 3) * _ELECTION_ELEMENTS * element_bytes if self.elects_signs else 0
+        if not self.num_thresholds:
+            return elected + num_experts * (num_elements // 8 + 1)  # masks
+        # What is collected for all experts, and of one of them joined and partitioned; or histograms.
+        collected = (num_experts + 2) * int(LARGEST_SHARE * num_elements) * element_bytes
+        searching = self.num_thresholds * (collected + 2 * num_experts * _HISTOGRAM_BYTES)
+        # The task vector, and the work space.
+        ordering = int((TIE_TENSORS + 1) * num_elements * element_bytes) if num_elements <= LARGEST_SORT else 0
+        return elected + max(searching, ordering)
 
     def _select(
         self, inputs: TensorInputs, index: int, delta: torch.Tensor, parameters: P, experts: Sequence[E]
@@ -159,11 +164,11 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
 
     def peak_tensors(self, num_experts: int) -> float:
         sums = 5 if self.elects_signs else 1  # with `normalize`; three without
-        # While the mask is made and magnitudes are sorted, only the task vector is in memory, not the expert.
-        selecting = 0.5 + (SORT_TENSORS if self.sorts_ties else 0)
+        # While the mask is made and ties are ordered, only the task vector is in memory, not the expert.
+        selecting = 0.5 + (TIE_TENSORS if self.num_thresholds else 0)
         return sums + max(TASK_VECTOR_TENSORS, TASK_VECTOR_TENSORS - 1 + selecting)
 
     def peak_elements(self, num_elements: int, num_experts: int) -> int:
         peak = super().peak_elements(num_elements, num_experts)
-        spared = max(0, num_elements - LARGEST_SORT)  # of tensors too large to be sorted
-        return peak - int(SORT_TENSORS * spared) if self.sorts_ties else peak
+        spared = max(0, num_elements - LARGEST_SORT)  # of tensors too large for that
+        return peak - int(TIE_TENSORS * spared) if self.num_thresholds else peak

@@ -24,7 +24,7 @@ class Breadcrumbs(GeneralizedTaskArithmetic[CombineParameters, BreadcrumbsExpert
 
     Of the n entries sorted by magnitude the largest int(gamma n) are dropped and the next int(density n) are kept.
 
-    Cost: one pass; about 25 operations per entry and expert, most of them to find the two thresholds.
+    Cost: one pass; about 20 operations per entry and expert.
 
     References
     ----------
@@ -37,7 +37,7 @@ class Breadcrumbs(GeneralizedTaskArithmetic[CombineParameters, BreadcrumbsExpert
     Parameters = CombineParameters
     Expert = BreadcrumbsExpert
     elects_signs = False
-    sorts_ties = True
+    num_thresholds = 2
     has_block_form = True
 
     def keep(self, delta: torch.Tensor, expert: BreadcrumbsExpert, generator: torch.Generator) -> torch.Tensor | None:

@@ -24,7 +24,7 @@ class Ties(GeneralizedTaskArithmetic[TiesParameters, SparseExpert]):
 
     r_i is v_i with its largest entries in magnitude, a fraction `density`; the others are 0.
 
-    Cost: one pass; about 15 operations per entry and expert, most of them to find the trimming threshold.
+    Cost: one pass; about 15 operations per entry and expert.
 
     References
     ----------
@@ -38,7 +38,7 @@ class Ties(GeneralizedTaskArithmetic[TiesParameters, SparseExpert]):
     Expert = SparseExpert
     order_matters = True  # where votes cancel, rounding of the sum in recipe order decides the elected sign
     elects_signs = True
-    sorts_ties = True
+    num_thresholds = 1
     has_block_form = True
 
     def keep(self, delta: torch.Tensor, expert: SparseExpert, generator: torch.Generator) -> torch.Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eigenmerge.core.numerics.elementwise.bit_masks import choose_by_sign, indicator, keep_only, mask_of
+from eigenmerge.core.numerics.elementwise.bit_masks import choose_by_sign, indicator, keep_only, magnitude_bits, mask_of
 from eigenmerge.core.numerics.elementwise.thresholds import ThresholdSearch, find_threshold
 
 DTYPES = [torch.float32, torch.float64]
@@ -47,6 +47,6 @@ def test_blocks_of_any_size_give_one_threshold() -> None:
     search = ThresholdSearch(len(values), 4, 100)
     while not search.is_done:
         for block in values.split(1000):
-            search.add(block)
+            search.add(magnitude_bits(block))
         search.end_pass()
     assert search.result() == find_threshold(values, 100)
