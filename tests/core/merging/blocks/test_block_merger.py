@@ -139,6 +139,10 @@ def test_dtypes_may_differ(folder: Path, tmp_path: Path) -> None:
     rounded = replace(tensor.experts[0], rounded=True)
     assert_equal_bytes(tensor, tmp_path)
     assert_equal_bytes(replace(tensor, experts=(rounded, tensor.experts[1])), tmp_path)
+    half = stored(folder, torch.float16)
+    mixed = [narrow[0], half[1], wide[2], half[3]]
+    assert_equal_bytes(plan_of(mixed, {"density": 0.5}, method="breadcrumbs_ties", out_dtype="F16"), tmp_path)
+    assert_equal_bytes(plan_of(half, {"density": 0.2}, method="ties", out_dtype="F8_E4M3"), tmp_path)
 
 
 def test_the_base_among_the_experts(folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eigenmerge.core.numerics.elementwise.block_election import BlockElection
 from eigenmerge.core.numerics.elementwise.elected_sign import SignElection
 
 from ..conditioning import rounding_bound
@@ -54,3 +55,25 @@ def test_the_divisor_has_a_lower_bound_where_one_is_given() -> None:
 
     assert election().weighted_mean().tolist() == pytest.approx([1.0, 0.0])
     assert election().weighted_mean(min_weight=1e-6).tolist() == pytest.approx([1e-3, 0.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weights", [[0.4], [0.4, 0.4, 0.4], [0.3, -0.2, 1.5, 0.0, 1e-30], [1e-20] * 8])
+@pytest.mark.parametrize("mean", [True, False])
+def test_the_election_of_a_block_has_the_same_bytes(dtype: torch.dtype, weights: list[float], *, mean: bool) -> None:
+    generator = torch.Generator().manual_seed(len(weights))
+    experts = torch.randn(len(weights), 4099, generator=generator, dtype=dtype)
+    experts[:, ::3] = (experts[:, ::3] * 2).round()  # votes cancel
+    experts[torch.rand(experts.shape, generator=generator) < 0.4] = 0.0
+    experts[:, 1::5] *= -0.0
+    experts[:, 2::7] *= 2.0**-149 if dtype == torch.float32 else 2.0**-1074
+    streaming, block = SignElection(experts[0], with_weights=mean), BlockElection(with_weights=mean)
+    for expert, weight in zip(experts, weights, strict=True):
+        streaming.add(slice(0, len(expert)), expert.clone(), weight)
+        block.add(expert.clone(), weight)
+    found, expected = (one.weighted_mean() if mean else one.sum() for one in (block, streaming))
+    integer = torch.int32 if dtype == torch.float32 else torch.int64
+    assert torch.equal(found.view(integer), expected.view(integer))
+    one_entry = BlockElection(with_weights=mean)
+    one_entry.add(torch.tensor([-2.0], dtype=dtype), 0.5)
+    assert (one_entry.weighted_mean() if mean else one_entry.sum()).item() == (-2.0 if mean else -1.0)
