@@ -82,6 +82,7 @@ ray: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pytest -m benchmark --timeout 3600 -s
 	$(BIN)/python tests/benchmarks/peer_speed.py --json tests/benchmarks/peer_speed.json --page docs/benchmarks.md
+	$(BIN)/python tests/benchmarks/growth/growth.py --json tests/benchmarks/growth/growth.json --page docs/growth.md
 
 # Fails where a merge takes 20% more of mergekit's CPU, time or memory than in tests/benchmarks/peer_speed.json.
 bench-check: $(STAMP)

@@ -3,7 +3,7 @@
     python tests/benchmarks/growth/models.py FOLDER '{"hidden": 512, "inner": 1408, "layers": 4}' --experts 8
 
 Weights are pieces of one block of normal numbers, at an offset that follows from the name: a billion of them take
-seconds, and matrices of several MB differ everywhere. An expert is the base plus a matrix of rank 8.
+seconds, and each matrix begins elsewhere. An expert is the base plus a matrix of rank 8.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 _DELTA_RANK = 8
-_BLOCK = 2**26
+_BLOCK = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def write_models(folder: Path, size: Size, num_experts: int, num_adapters: int =
 
 def _weight(numbers: Numbers, name: str, shape: tuple[int, ...], index: int) -> torch.Tensor:
     if len(shape) == 1:
-        return torch.full(shape, 1.0 + 0.001 * (index + 1), dtype=torch.bfloat16)
+        return torch.full(shape, 1.0 + 0.01 * (index + 1), dtype=torch.bfloat16)
     base = numbers.of(name, *shape) * 0.02
     if index < 0:
         return base
