@@ -58,7 +58,7 @@ def axes() -> dict[str, list[tuple[int, Size, int]]]:
     width = [(hidden, Size(hidden, hidden * 11 // 4, 2), EXPERTS) for hidden in (128, 256, 512, 1024)]
     return {
         "experts": [(count, BASE, count) for count in (1, 2, 4, 8, 16, 32, 64)],
-        "layers": [(layers, Size(BASE.hidden, BASE.inner, layers), EXPERTS) for layers in (1, 2, 4, 8, 16, 32)],
+        "layers": [(layers, Size(BASE.hidden, BASE.inner, layers), EXPERTS) for layers in (1, 2, 4, 8, 16)],
         "width": width,
     }
 
