@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
 sys.path.insert(0, str(Path(__file__).parent / "real_experts"))
-from combine import COMBINATIONS
+from combine import COMBINATIONS, Sources, interference_left
+from larv import block_scores, conflict, continuous_scale, effective_rank
 from rows import ROWS
 from shares import SetAnswers, difference, share_kept
 
@@ -90,9 +92,47 @@ def test_rows_that_combine_others_name_them() -> None:
 
 def test_the_mean_with_the_norms_of_its_parts() -> None:
     one, two = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    kept = COMBINATIONS["norms kept"]([one, two])
+
+    def combined(name: str, *deltas: torch.Tensor) -> torch.Tensor:
+        return COMBINATIONS[name](Sources({"w": one}, [{"w": delta} for delta in deltas], []))["w"]
+
+    kept = combined("norms kept", one, two)
     assert kept.norm().item() == pytest.approx(2.0)
     torch.testing.assert_close(kept / kept.norm(), (one + two) / (one + two).norm())
-    assert COMBINATIONS["norms kept"]([one, -one]).norm() == 0
-    assert torch.equal(COMBINATIONS["smaller norm"]([one, two]), two)
-    assert torch.equal(COMBINATIONS["larger norm"]([one, two]), one)
+    assert combined("norms kept", one, -one).norm() == 0
+    assert torch.equal(combined("smaller norm", one, two), two)
+    assert torch.equal(combined("larger norm", one, two), one)
+
+
+def test_the_delta_with_the_least_interference_is_that_of_the_expert(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, expert, other = (torch.randn(4, 6, generator=generator) for _ in range(3))
+    save_file({"w": base + expert, "v": base[0]}, tmp_path / "model.safetensors")
+    merged = [{"w": delta, "v": torch.zeros(6)} for delta in (other, expert, torch.zeros(4, 6))]
+    found = COMBINATIONS["least interference"](Sources({"w": base, "v": base[0]}, merged, [tmp_path]))
+    assert torch.equal(found["w"], expert)
+    assert interference_left(expert, [expert]) == pytest.approx(0.0, abs=1e-10)
+    assert interference_left(torch.zeros(4, 6), [expert]) == pytest.approx(2.0)
+
+
+def test_larvs_scores() -> None:
+    """Deep blocks with few directions and no conflict have a high score; factors follow the scores."""
+    equal = torch.eye(8)
+    first = torch.zeros(8, 8)
+    first[0, 0] = 1.0
+    turned = torch.diag(torch.ones(7), 1) - torch.diag(torch.ones(7), -1)
+    assert effective_rank(equal) == pytest.approx(8.0) and effective_rank(first) == pytest.approx(1.0)
+    assert conflict(equal, first) == 0.0  # symmetric matrices commute with 1
+    assert conflict(equal, turned) == pytest.approx(2.0 / 8**0.5)
+    base = {f"layers.{block}.w": equal for block in range(3)} | {"embed": equal}
+    delta = {"layers.0.w": turned, "layers.1.w": equal, "layers.2.w": first, "embed": first}
+    scores = block_scores(base, delta)
+    # z of the conflicts 1/sqrt(2), 0, 0 is sqrt(2) and -1/sqrt(2), twice; softplus of the latter is 0.40087
+    assert scores[1] == pytest.approx((2 / 3) ** 0.5 / 1.40087, rel=1e-4)
+    assert scores[2] == pytest.approx(8.0 / 1.40087, rel=1e-4)
+    assert scores[0] < scores[1] < scores[2]
+    found = COMBINATIONS["larv tiers"](Sources(base, [delta], []))
+    for block, factor in enumerate((0.5, 1.0, 1.5)):
+        assert torch.equal(found[f"layers.{block}.w"], factor * delta[f"layers.{block}.w"])
+    assert torch.equal(found["embed"], first), "no block, no factor"
+    assert continuous_scale([1.0, 100.0, -100.0]) == pytest.approx([1.0, 1.5, 0.5])

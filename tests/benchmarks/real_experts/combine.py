@@ -1,16 +1,46 @@
-"""Combine merged checkpoints matrix by matrix: what a method of Eigenmerge would be, before it is one."""
+"""Combine merged checkpoints: what a method of Eigenmerge would be, before it is one."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from larv import block_scales, continuous_scale, tiered_scales
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-Combination = Callable[[Sequence[Tensor]], Tensor]
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a combination is made from.
+
+    base : tensors of the base, float32
+    merged : for each merged checkpoint its difference from the base
+    experts : folders of the experts
+    """
+
+    base: Mapping[str, Tensor]
+    merged: Sequence[Mapping[str, Tensor]]
+    experts: Sequence[Path]
+
+    def task_vectors(self, name: str) -> list[Tensor]:
+        """Return expert minus base of one tensor, for each expert."""
+        found = []
+        for folder in self.experts:
+            with safe_open(folder / "model.safetensors", framework="pt") as file:
+                found.append(file.get_tensor(name).float() - self.base[name])
+        return found
+
+
+Combination = Callable[[Sources], Mapping[str, Tensor]]  # to the combined difference from the base
+
+
+def _by_tensor(combine_tensors: Callable[[Sequence[Tensor]], Tensor]) -> Combination:
+    return lambda sources: {name: combine_tensors([deltas[name] for deltas in sources.merged]) for name in sources.base}
 
 
 def mean(deltas: Sequence[Tensor]) -> Tensor:
@@ -32,22 +62,61 @@ def larger_norm(deltas: Sequence[Tensor]) -> Tensor:
     return max(deltas, key=lambda delta: float(delta.norm()))
 
 
+def interference_left(delta: Tensor, task_vectors: Sequence[Tensor]) -> float:
+    """Return the sum of WUDI's objectives over inputs and over outputs, each relative to its value at delta = 0."""
+    total = 0.0
+    for side in (lambda matrix: matrix, lambda matrix: matrix.T):
+        left = before = 0.0
+        for vector in task_vectors:
+            own = side(vector)
+            weight = 1.0 / max(float(own.norm()) ** 2, 1e-30)
+            left += weight * float(((side(delta) - own) @ own.T).norm()) ** 2
+            before += weight * float((own @ own.T).norm()) ** 2
+        total += left / before if before else 0.0
+    return total
+
+
+def least_interference(sources: Sources) -> dict[str, Tensor]:
+    """Return for each matrix the merged delta that leaves the least interference; of vectors the first."""
+    chosen = {}
+    for name, start in sources.base.items():
+        deltas = [merged[name] for merged in sources.merged]
+        is_matrix = start.ndim == 2 and "embed" not in name  # tables of tokens are merged by their mean
+        if is_matrix and not all(torch.equal(delta, deltas[0]) for delta in deltas[1:]):
+            vectors = sources.task_vectors(name)
+            deltas.sort(key=lambda delta: interference_left(delta, vectors))
+        chosen[name] = deltas[0]
+    return chosen
+
+
+def larv(sources: Sources, tiers: Sequence[float] | None) -> dict[str, Tensor]:
+    """Return the merged delta with a factor for each block of layers, from LARV's scores; `tiers` None: continuous."""
+    (merged,) = sources.merged
+    scales = block_scales(sources.base, merged, continuous_scale if tiers is None else tiered_scales(tiers))
+    return {name: scales.get(name, 1.0) * delta for name, delta in merged.items()}
+
+
 COMBINATIONS: dict[str, Combination] = {
-    "mean": mean,
-    "norms kept": norms_kept,
-    "smaller norm": smaller_norm,
-    "larger norm": larger_norm,
+    "mean": _by_tensor(mean),
+    "norms kept": _by_tensor(norms_kept),
+    "smaller norm": _by_tensor(smaller_norm),
+    "larger norm": _by_tensor(larger_norm),
+    "least interference": least_interference,
+    "larv tiers": lambda sources: larv(sources, (0.5, 1.0, 1.5)),
+    "larv narrow tiers": lambda sources: larv(sources, (0.8, 1.0, 1.2)),
+    "larv continuous": lambda sources: larv(sources, None),
 }
 
 
-def combine(combination: Combination, base: Path, sources: Sequence[Path], out: Path) -> None:
-    """Write a checkpoint whose every tensor is base + combination of (source - base)."""
-    origin = load_file(base / "model.safetensors")
-    merged = [load_file(source / "model.safetensors") for source in sources]
-    tensors = {}
-    for name, value in origin.items():
-        start = value.float()
-        tensors[name] = start + combination([model[name].float() - start for model in merged])
-    shutil.copytree(sources[0], out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+def combine(combination: Combination, base: Path, merged: Sequence[Path], experts: Sequence[Path], out: Path) -> None:
+    """Write a checkpoint whose difference from the base is a combination of those of merged checkpoints."""
+    origin = {name: value.float() for name, value in load_file(base / "model.safetensors").items()}
+    deltas = []
+    for folder in merged:
+        model = load_file(folder / "model.safetensors")
+        deltas.append({name: model[name].float() - start for name, start in origin.items()})
+    combined = combination(Sources(origin, deltas, experts))
+    shutil.copytree(merged[0], out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = {name: start + combined[name] for name, start in origin.items()}
     save_file(tensors, out / "part", metadata={"format": "pt"})
     (out / "part").rename(out / "model.safetensors")

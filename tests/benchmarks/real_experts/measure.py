@@ -89,7 +89,8 @@ class Cell:
         if row.of:
             sources = [self.merge(ROWS[name]) for name in row.of]
             base = self.folder(self.experts.base)
-            combine(COMBINATIONS[row.combine], base, sources, out)
+            experts = [self.folder(self.experts.expert(task)) for task in self.tasks]
+            combine(COMBINATIONS[row.combine], base, sources, experts, out)
         else:
             eigenmerge.merge(
                 self.recipe(row), out, store=self.scratch / "store", workers=1, overwrite=True, use_prefect=False

@@ -51,6 +51,9 @@ METHODS = (
     _method("iso_c 1.5", "iso_c", "published", scale=1.5),
     _method("iso_cts", "iso_cts"),
     _method("tsv_m", "tsv_m", stored=True),
+    _method("dc_merge", "dc_merge"),
+    Row("dc_merge preset dc-merge-clip-lora", "published", {"preset": "dc-merge-clip-lora"}),
+    Row("dc_merge preset dc-merge-clip-b32-lora", "published", {"preset": "dc-merge-clip-b32-lora"}),
     _method("wudi_pinv", "wudi_pinv", stored=True),
     _method("swudi", "swudi"),
     Row("swudi preset llama-3.2-3b", "published", {"preset": "llama-3.2-3b"}, stored=("float32", "bfloat16")),
@@ -98,12 +101,17 @@ CHOICES = (
     *(_swudi_a(f"swudi_a both x {factor}", "choice", scale=factor, **BOTH) for factor in FACTORS),
     *(_swudi_a(f"swudi_a both, outputs {share}", "choice", outputs_share=share, **BOTH) for share in SHARES),
     *(_swudi_a(f"swudi_a x {factor}", "choice", scale=factor) for factor in (1.15, 1.3)),
+    *(_method(f"dc_merge x {factor}", "dc_merge", "choice", scale=factor) for factor in (1.5, 2.0, 3.0)),
 )
 
 RULES = ("entropy", "gavish_donoho", "d_aware_entropy", "storage_noise", "cumvar_0.99", "wudi_risk")
+MORE_RULES = ("stable_rank", "participation", "entropy_sq", "d_aware_participation_sqrt", "loss_elbow")
 TRIED = (
     *(_swudi_a(f"swudi_a both, {rule}", "tried", rank_rule=rule, **BOTH) for rule in RULES),
     *(_swudi_a(f"swudi_a both, rank x {scale}", "tried", rank_scale=scale, **BOTH) for scale in (0.8, 1.25)),
+    *(_swudi_a(f"swudi_a, {rule}", "tried", rank_rule=rule) for rule in RULES if rule != "storage_noise"),
+    _swudi_a("swudi_a, storage_noise", "tried", stored=True, rank_rule="storage_noise"),
+    *(_swudi_a(f"swudi_a, {rule}", "tried", rank_rule=rule) for rule in MORE_RULES),
     _swudi_a("swudi_a both, filter shrinkage", "tried", filter="shrinkage", **BOTH),
     Row(
         "swudi_a both, svc",
@@ -113,7 +121,23 @@ TRIED = (
     Row("swudi_a both, norms kept", "tried", of=("swudi_a", "swudi_a outputs"), combine="norms kept"),
     Row("swudi_a, side of the smaller norm", "tried", of=("swudi_a", "swudi_a outputs"), combine="smaller norm"),
     Row("swudi_a, side of the larger norm", "tried", of=("swudi_a", "swudi_a outputs"), combine="larger norm"),
+    Row(
+        "swudi_a, side of least interference", "tried", of=("swudi_a", "swudi_a outputs"), combine="least interference"
+    ),
+    Row(
+        "swudi_a, side or both, of least interference",
+        "tried",
+        of=("swudi_a", "swudi_a outputs", "swudi_a both"),
+        combine="least interference",
+    ),
     Row("swudi_a both and tsv_m", "tried", of=("swudi_a both", "tsv_m"), combine="mean"),
+)
+
+LARV_ON = ("swudi_a", "iso_c 1.5", "tsv_m")
+LARV = tuple(
+    Row(f"{name}, {variant}", "choice", of=(name,), combine=variant)
+    for variant in ("larv narrow tiers", "larv tiers", "larv continuous")
+    for name in LARV_ON
 )
 
 ROUNDED = tuple(
@@ -143,6 +167,7 @@ PARTS: dict[str, tuple[Row, ...]] = {
     "sides": SIDES,
     "methods": METHODS,
     "choices": CHOICES,
+    "larv": LARV,
     "tried": TRIED,
     "rounded": ROUNDED,
     "more": (*MORE_SIDES, *MORE_METHODS),
