@@ -37,7 +37,7 @@ experts: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$$(grep ^gguf $(EXPERTS)/requirements-experts.txt)"
 	$(BIN)/python $(EXPERTS)/training.py
 	$(BIN)/python $(EXPERTS)/measure.py
-	$(BIN)/python $(EXPERTS)/report.py
+	$(BIN)/python $(EXPERTS)/report.py --write docs/real-experts.md docs/sides.md
 	$(BIN)/python $(EXPERTS)/data_free.py
 
 test: lint types contracts unit
