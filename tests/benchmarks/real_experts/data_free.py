@@ -21,7 +21,7 @@ import eigenmerge
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
 from families import fetch_packages
 from measure import Cell, cells
-from results import FAMILY_NAMES, load
+from measurements import FAMILY_NAMES, load
 from rows import GRID, SWEEP
 
 SCORES = {"gcv": -1, "interference": -1, "norm": -1, "l_curve": 1}  # sign: whether a higher value is better

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from results import FAMILY_NAMES, load
+from measurements import FAMILY_NAMES, load
 from rows import CHOICES, LARV, METHODS, MORE_METHODS, MORE_SIDES, ROUNDED, ROWS, SIDES, SWEEP, TRIED
 from tables import choice_table, paired_table, set_table, share_table
 

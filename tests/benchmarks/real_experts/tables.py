@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from results import Results
+from measurements import Results
 from rows import CHOICES, LARV, SWEEP, Row
 from shares import SetAnswers, accuracy, difference, share_kept
 
