@@ -15,7 +15,7 @@ from eigenmerge.core.recipe.recipe import recipe_from_mapping
 
 sys.path.insert(0, str(Path(__file__).parent / "real_experts"))
 from combine import COMBINATIONS, Sources, interference_left
-from larv import block_scores, conflict, continuous_scale, effective_rank
+from larv import block_scores, conflict, continuous_scale, effective_rank, scales_of_tensors, tiered_scales
 from rows import ROWS
 from shares import SetAnswers, difference, share_kept
 
@@ -104,6 +104,16 @@ def test_the_mean_with_the_norms_of_its_parts() -> None:
     assert torch.equal(combined("larger norm", one, two), one)
 
 
+def test_larv_multiplies_the_merged_delta(tmp_path: Path) -> None:
+    """Of two blocks with equal scores but for their depth, the first has the lowest tier and the second the next."""
+    base = {name: torch.eye(5) for name in ("layer.0.w", "layer.1.w", "embed")}
+    save_file({name: 2 * weight for name, weight in base.items()}, tmp_path / "model.safetensors")
+    delta = {name: torch.rand(5, 5) for name in base}
+    found = COMBINATIONS["larv tiers"](Sources(base, [delta], [tmp_path]))
+    for name, factor in (("layer.0.w", 0.5), ("layer.1.w", 1.0), ("embed", 1.0)):
+        assert torch.equal(found[name], factor * delta[name])
+
+
 def test_the_delta_with_the_least_interference_is_that_of_the_expert(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     base, expert, other = (torch.randn(4, 6, generator=generator) for _ in range(3))
@@ -125,14 +135,12 @@ def test_larvs_scores() -> None:
     assert conflict(equal, first) == 0.0  # symmetric matrices commute with 1
     assert conflict(equal, turned) == pytest.approx(2.0 / 8**0.5)
     base = {f"layers.{block}.w": equal for block in range(3)} | {"embed": equal}
-    delta = {"layers.0.w": turned, "layers.1.w": equal, "layers.2.w": first, "embed": first}
-    scores = block_scores(base, delta)
+    vectors = {"layers.0.w": turned, "layers.1.w": equal, "layers.2.w": first}
+    scores = block_scores(base, lambda name: [vectors[name], 2 * vectors[name]])
     # z of the conflicts 1/sqrt(2), 0, 0 is sqrt(2) and -1/sqrt(2), twice; softplus of the latter is 0.40087
     assert scores[1] == pytest.approx((2 / 3) ** 0.5 / 1.40087, rel=1e-4)
     assert scores[2] == pytest.approx(8.0 / 1.40087, rel=1e-4)
     assert scores[0] < scores[1] < scores[2]
-    found = COMBINATIONS["larv tiers"](Sources(base, [delta], []))
-    for block, factor in enumerate((0.5, 1.0, 1.5)):
-        assert torch.equal(found[f"layers.{block}.w"], factor * delta[f"layers.{block}.w"])
-    assert torch.equal(found["embed"], first), "no block, no factor"
+    scales = scales_of_tensors(base, scores, tiered_scales((0.5, 1.0, 1.5)))
+    assert scales == {"layers.0.w": 0.5, "layers.1.w": 1.0, "layers.2.w": 1.5}
     assert continuous_scale([1.0, 100.0, -100.0]) == pytest.approx([1.0, 1.5, 0.5])

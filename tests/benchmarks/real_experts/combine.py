@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from larv import block_scales, continuous_scale, tiered_scales
+from larv import ScalesOfScores, block_scores, continuous_scale, scales_of_tensors, tiered_scales
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -89,10 +89,17 @@ def least_interference(sources: Sources) -> dict[str, Tensor]:
     return chosen
 
 
-def larv(sources: Sources, tiers: Sequence[float] | None) -> dict[str, Tensor]:
-    """Return the merged delta with a factor for each block of layers, from LARV's scores; `tiers` None: continuous."""
+_scores: dict[tuple[Path, ...], dict[int, float]] = {}  # of LARV, by experts: they take longer than a merge
+
+
+def larv(sources: Sources, rule: ScalesOfScores) -> dict[str, Tensor]:
+    """Return the merged delta with a factor for each block of layers, from LARV's scores."""
     (merged,) = sources.merged
-    scales = block_scales(sources.base, merged, continuous_scale if tiers is None else tiered_scales(tiers))
+    experts = tuple(sources.experts)
+    if experts not in _scores:
+        _scores[experts] = block_scores(sources.base, sources.task_vectors)
+        print("scores of LARV:", [round(score, 2) for score in _scores[experts].values()], flush=True)
+    scales = scales_of_tensors(sources.base, _scores[experts], rule)
     return {name: scales.get(name, 1.0) * delta for name, delta in merged.items()}
 
 
@@ -102,9 +109,9 @@ COMBINATIONS: dict[str, Combination] = {
     "smaller norm": _by_tensor(smaller_norm),
     "larger norm": _by_tensor(larger_norm),
     "least interference": least_interference,
-    "larv tiers": lambda sources: larv(sources, (0.5, 1.0, 1.5)),
-    "larv narrow tiers": lambda sources: larv(sources, (0.8, 1.0, 1.2)),
-    "larv continuous": lambda sources: larv(sources, None),
+    "larv tiers": lambda sources: larv(sources, tiered_scales((0.5, 1.0, 1.5))),
+    "larv narrow tiers": lambda sources: larv(sources, tiered_scales((0.8, 1.0, 1.2))),
+    "larv continuous": lambda sources: larv(sources, continuous_scale),
 }
 
 

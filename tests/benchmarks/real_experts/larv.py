@@ -1,13 +1,13 @@
-"""LARV: a factor on the merged delta for each block of layers, from scores of the weights alone.
+"""LARV: a factor on the task vectors for each block of layers, from scores of the weights alone.
 
-    e = r(W) / r(delta)                            r: exp of the entropy of the squared singular values
-    c = (||W d^T - d W^T|| + ||W^T d - d^T W||) / (2 ||W|| ||d||)        d = delta; how far they do not commute
-    score = e sqrt(depth) / (1 + softplus(z))      depth = (block + 1) / blocks, z = (c - mean c) / deviation of c
+    e = r(W) / r(v)                            r: exp of the entropy of the squared singular values
+    c = (||W v^T - v W^T|| + ||W^T v - v^T W||) / (2 ||W|| ||v||)        how far weight and task vector do not commute
+    score = e sqrt(depth) / (1 + softplus(z))  depth = (block + 1) / blocks, z = (c - mean c) / deviation of c
     factor: one of three tiers by the terciles of the score, or 1 + 0.5 tanh(3 (score - 1))
 
-e and c of a block are the means over its matrices. LARV multiplies task vectors before they are merged; the methods of
-the benchmark multiply their result by the same factor then. The values of the tiers are ours: the sources that could be
-read do not state those of the paper.
+e and c of a block are the means over its matrices and the experts. The methods of the benchmark multiply their result
+by the factor of their task vectors, so the factor is applied to the result. The values of the tiers are ours: the
+sources that could be read do not state those of the paper.
 
 References
 ----------
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,12 +38,12 @@ def effective_rank(matrix: Tensor) -> float:
     return math.exp(-float((shares * shares.log()).sum()))
 
 
-def conflict(weight: Tensor, delta: Tensor) -> float:
-    """Return the mean of the relative norms of W d^T - d W^T and W^T d - d^T W."""
-    size = float(weight.norm() * delta.norm())
+def conflict(weight: Tensor, vector: Tensor) -> float:
+    """Return the mean of the relative norms of W v^T - v W^T and W^T v - v^T W."""
+    size = float(weight.norm() * vector.norm())
     if size == 0.0:
         return 0.0
-    outputs, inputs = weight @ delta.T, weight.T @ delta
+    outputs, inputs = weight @ vector.T, weight.T @ vector
     return float((outputs - outputs.T).norm() + (inputs - inputs.T).norm()) / (2.0 * size)
 
 
@@ -64,16 +64,18 @@ def tiered_scales(tiers: Sequence[float]) -> ScalesOfScores:
     return scales
 
 
-def block_scores(base: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> dict[int, float]:
+def block_scores(base: Mapping[str, Tensor], task_vectors: Callable[[str], Sequence[Tensor]]) -> dict[int, float]:
     """Return the score of each block of layers, by its number, in their order."""
     contrasts: dict[int, list[float]] = {}
     conflicts: dict[int, list[float]] = {}
     for name, weight in base.items():
         if (block := _block(name)) is None or weight.ndim != 2:
             continue
-        rank = effective_rank(delta[name])
-        contrasts.setdefault(block, []).append(effective_rank(weight) / rank if rank else 0.0)
-        conflicts.setdefault(block, []).append(conflict(weight, delta[name]))
+        rank = effective_rank(weight)
+        for vector in task_vectors(name):
+            own = effective_rank(vector)
+            contrasts.setdefault(block, []).append(rank / own if own else 0.0)
+            conflicts.setdefault(block, []).append(conflict(weight, vector))
     blocks = sorted(contrasts)
     means = torch.tensor([sum(conflicts[block]) / len(conflicts[block]) for block in blocks], dtype=torch.float64)
     standardized = (means - means.mean()) / (float(means.std(correction=0)) or 1.0)
@@ -84,13 +86,10 @@ def block_scores(base: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> dic
     return scores
 
 
-def block_scales(
-    base: Mapping[str, Tensor], delta: Mapping[str, Tensor], scales_of: ScalesOfScores
-) -> dict[str, float]:
+def scales_of_tensors(names: Iterable[str], scores: Mapping[int, float], rule: ScalesOfScores) -> dict[str, float]:
     """Return the factor of every tensor that belongs to a block of layers."""
-    scores = block_scores(base, delta)
-    scales = dict(zip(scores, scales_of(list(scores.values())), strict=True))
-    return {name: scales[block] for name in base if (block := _block(name)) in scales}
+    scales = dict(zip(scores, rule(list(scores.values())), strict=True))
+    return {name: scales[block] for name in names if (block := _block(name)) in scales}
 
 
 def _block(name: str) -> int | None:
