@@ -47,7 +47,8 @@ class Seal:
 def write_sealed(store: Store, key: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, object]) -> int:
     """Write one object and return its size in bytes.
 
-    Cost: one pass over the data for the checksums and one for writing; tensors on the CPU are not copied.
+    Cost: one pass over the data for the checksums and one for writing. Tensors on the CPU are not copied, those on a
+    GPU once.
 
     Parameters
     ----------
@@ -56,7 +57,8 @@ def write_sealed(store: Store, key: str, tensors: Mapping[str, torch.Tensor], fa
     # Sorted by descending element size, every tensor begins at a multiple of its element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     table = {name: (safetensors_dtype(tensors[name].dtype), tuple(tensors[name].shape)) for name in names}
-    checksums = {name: hash_bytes(_flat(tensors[name]).numpy().data) for name in names}
+    data = {name: _flat(tensors[name]).numpy().data for name in names}
+    checksums = {name: hash_bytes(data[name]) for name in names}
     rows = {name: [dtype, list(shape), checksums[name]] for name, (dtype, shape) in table.items()}
     record = json.dumps({"key": key, "facts": dict(facts), "tensors": rows}, sort_keys=True, separators=(",", ":"))
     metadata = {_RECORD: record, _CHECKSUM: hash_text(record)}
@@ -64,7 +66,7 @@ def write_sealed(store: Store, key: str, tensors: Mapping[str, torch.Tensor], fa
         writer.write(build_header(table, metadata))
         for name in names:
             if tensors[name].numel():
-                writer.write(_flat(tensors[name]).numpy().data)
+                writer.write(data[name])
     return writer.num_bytes
 
 

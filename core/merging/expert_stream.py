@@ -322,7 +322,7 @@ class ExpertStream:
 
     def _checked(self, stored: torch.Tensor, source: TensorSource) -> torch.Tensor:
         """Return the tensor in the arithmetic dtype, after a check that all values are finite."""
-        tensor = stored.to(self.device, self.dtype)
+        tensor = stored.to(self.device).to(self.dtype)  # in this order: a copy to a GPU moves the stored bytes
         # A sum is Inf or NaN if any term is. Only then the terms are checked one by one.
         if tensor.numel() and not bool(torch.isfinite(tensor.sum())):
             bad = int(tensor.numel() - torch.isfinite(tensor).sum())

@@ -21,7 +21,7 @@ from ..reports import Origin
 from .kept_spectra import KeptSpectra
 from .reader import StoredSpectrum, read_spectrum
 from .table_file import TableRow, table_name
-from .writer import as_stored, write_spectrum
+from .writer import as_stored, rounded_as_stored, write_spectrum
 
 Decompose = Callable[[], Spectrum]
 FactorsOf = Callable[[Spectrum], Factors]
@@ -216,20 +216,26 @@ class SpectrumCache:
         if top is not None:
             kept = count_kept(spectrum.values, spectrum.shape[1])
             self._write_top(key, spectrum, _first_directions(spectrum, kept), provenance)
-        elif self._mode != "none":
-            mode = "values" if self._mode == "values" else "full"
-            dtype = self._vector_dtype
-            write_spectrum(self._store, key, spectrum, provenance=provenance, mode=mode, vector_dtype=dtype)
+        elif self._mode == "full":
+            self._write(key, as_stored(spectrum, self._vector_dtype), provenance)
+        elif self._mode == "values":
+            self._write(key, without_vectors(spectrum), provenance, mode="values")
         # A run that computes the spectrum and one that finds it in the store, which another run may have kept, have to
         # write the same bytes: also where this run keeps none of it.
-        spectrum = self._to_arithmetic(as_stored(spectrum, self._vector_dtype))
+        spectrum = self._to_arithmetic(rounded_as_stored(spectrum, self._vector_dtype))
         self._add_row(key, spectrum, provenance)
         return spectrum
 
     def _write_top(self, key: str, head: Spectrum, kept: Spectrum, provenance: Mapping[str, object]) -> None:
         """Write the kept directions, and the values of all."""
-        write_spectrum(self._store, key, kept, provenance=provenance, vector_dtype=self._vector_dtype)
-        write_spectrum(self._store, top_values_key(key), head, provenance=provenance, mode="values")
+        self._write(key, as_stored(kept, self._vector_dtype), provenance)
+        write_spectrum(self._store, top_values_key(key), without_vectors(head), provenance=provenance, mode="values")
+
+    def _write(
+        self, key: str, spectrum: Spectrum, provenance: Mapping[str, object], mode: Literal["full", "values"] = "full"
+    ) -> None:
+        """Write a spectrum that is on the CPU: each pass over one on a GPU would copy it."""
+        write_spectrum(self._store, key, spectrum, provenance=provenance, mode=mode, vector_dtype=self._vector_dtype)
 
     def _add_row(self, key: str, spectrum: Spectrum, provenance: Mapping[str, object]) -> None:
         if self._mode == "none":
@@ -240,7 +246,7 @@ class SpectrumCache:
         """Move a spectrum to the device of the run, its values and vectors in the arithmetic dtype."""
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(self._device, self._dtype)
+            return tensor.to(self._device).to(self._dtype)
 
         return dataclasses.replace(
             spectrum,

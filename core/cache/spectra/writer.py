@@ -37,7 +37,19 @@ Mode = Literal["full", "values"]
 
 
 def as_stored(spectrum: Spectrum, vector_dtype: torch.dtype | None = None) -> Spectrum:
-    """Return the spectrum that `read_spectrum` returns after `write_spectrum`: on the CPU, vectors in `vector_dtype`.
+    """Return what `read_spectrum` returns after `write_spectrum`: on the CPU, vectors in `vector_dtype`."""
+    rounded = rounded_as_stored(spectrum, vector_dtype)
+    return dataclasses.replace(
+        rounded,
+        values=rounded.values.cpu(),
+        right=rounded.right.cpu(),
+        left={name: block.cpu() for name, block in rounded.left.items()},
+        statistics={name: statistic.cpu() for name, statistic in rounded.statistics.items()},
+    )
+
+
+def rounded_as_stored(spectrum: Spectrum, vector_dtype: torch.dtype | None = None) -> Spectrum:
+    """Return the numbers of `as_stored` on the device of the spectrum.
 
     A run that has just decomposed continues with this one, so that it writes the same bytes as a run that reads the
     spectrum from the store.
@@ -45,10 +57,9 @@ def as_stored(spectrum: Spectrum, vector_dtype: torch.dtype | None = None) -> Sp
     dtype = vector_dtype or spectrum.right.dtype
     return dataclasses.replace(
         spectrum,
-        values=spectrum.values.cpu(),
-        right=spectrum.right.to("cpu", dtype),
-        left={name: block.to("cpu", dtype) for name, block in sorted(spectrum.left.items())},
-        statistics={name: statistic.cpu() for name, statistic in sorted(spectrum.statistics.items())},
+        right=spectrum.right.to(dtype),
+        left={name: block.to(dtype) for name, block in sorted(spectrum.left.items())},
+        statistics=dict(sorted(spectrum.statistics.items())),
     )
 
 

@@ -126,8 +126,8 @@ class Recorder:
             through = across @ vector.T
             through = through if base is None else through - across @ base.T
             norm = _norm_of_difference(vector, base)
-        self._across.append(across.cpu().bfloat16())
-        self._through.append(through.cpu().bfloat16())
+        self._across.append(across.bfloat16().cpu())
+        self._through.append(through.bfloat16().cpu())
         self._norms.append(norm)
 
     def probes(self) -> Probes | None:

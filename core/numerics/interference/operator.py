@@ -129,7 +129,10 @@ class InterferenceOperator:
             raise CorruptObjectError(f"stored interference operator lacks {', '.join(missing)}; recompute it")
         norms, noise = tensors["norms"].to("cpu", torch.float64), None
         if "noise_rows" in tensors and "noise_columns" in tensors:
-            noise = StorageNoise(tensors["noise_rows"].double(), tensors["noise_columns"].double())
+            rows, columns = (
+                tensors[f"noise_{name}"].to(tensors["C"].device, torch.float64) for name in ("rows", "columns")
+            )
+            noise = StorageNoise(rows, columns)
         return InterferenceOperator(tensors["C"], tensors["D"], tensors["S"], norms, noise)
 
 
