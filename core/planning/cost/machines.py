@@ -36,6 +36,11 @@ class MachineModel(BaseModel):
     copy_bandwidth: float | None = Field(
         default=None, gt=0, description="server-side copy of parts to files, bytes/s in total; none: takes no time"
     )
+    device_bandwidth: float | None = Field(
+        default=None,
+        gt=0,
+        description="host memory to GPU and back, bytes/s; none: the worker computes in host memory",
+    )
     memory_bytes: int = Field(gt=0, description="memory for one shard, bytes")
     price_per_hour: float = Field(default=0.0, ge=0, description="price of one worker, in any currency")
     shard_overhead_seconds: float = Field(
@@ -70,12 +75,13 @@ _H100 = MachineModel(
     write_bandwidth=1.0e9,
     store_bandwidth=50e9,
     copy_bandwidth=5e9,
+    device_bandwidth=10e9,
     memory_bytes=72 * 2**30,
     price_per_hour=4.0,
     shard_overhead_seconds=1.0,
     source=(
         "measured: one H100 80GB HBM3, CUDA 13.0, torch 2.11, float32 without TF32, tests/benchmarks/layer_costs.py;"
-        " object store, overhead and price are round numbers"
+        " object store, copies to the GPU, overhead and price are round numbers"
     ),
 )
 

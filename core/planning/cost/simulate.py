@@ -17,10 +17,13 @@ from ...numerics.interference.stored_form import stored_form
 from ...numerics.method import SpectralMethod
 from ...numerics.registry import get_method
 from ..plan import LayerShard, Plan, TensorPlan, decompositions, matrix_shape_of
+from .crossing import bytes_to_device, bytes_to_host
 from .machines import EIGH_FLOPS_PER_CUBE, SVD_FLOPS_PER_CUBE, MachineModel
 from .projection import max_rank
 
-Limit = Literal["compute", "read bandwidth", "write bandwidth", "largest shard", "shard overhead", "assembling"]
+Limit = Literal[
+    "compute", "read bandwidth", "write bandwidth", "GPU copies", "largest shard", "shard overhead", "assembling"
+]
 
 # Elementwise methods need far fewer operations per element and expert (a sort about 20); more are matrix products.
 _ELEMENTWISE_OPERATIONS = 64.0
@@ -44,9 +47,10 @@ class WorkSplit:
 class ShardCost:
     """Seconds of one shard on one worker.
 
-    Experts are read while previous ones are accumulated (products, elementwise work). A decomposition needs all
-    experts, and writing needs the decomposition.
+    Experts are read while previous ones are copied to the GPU and accumulated (products, elementwise work). A
+    decomposition needs all experts, and writing needs the decomposition.
 
+    copies : between host memory and GPU, in both directions
     seconds : total time, which the schedule uses
     """
 
@@ -55,6 +59,7 @@ class ShardCost:
     decompose: float
     read: float
     write: float
+    copies: float
     overhead: float
     seconds: float
 
@@ -138,19 +143,23 @@ def _uses_operator(tensor: TensorPlan) -> bool:
 
 def shard_cost(shard: LayerShard, machine: MachineModel, num_workers: int = 1) -> ShardCost:
     """Return the seconds of one shard while `num_workers` workers share the store's bandwidth."""
-    accumulate = decompose = 0.0
+    accumulate = decompose = to_device = to_host = 0.0
     for tensor in shard.tensors:
         work = split_work(tensor)
         accumulate += work.matmul / machine.matmul_flops + work.elementwise / machine.elementwise_flops
         decompose += work.eigh / machine.eigh_flops + work.eigh_rows * machine.eigh_seconds_per_row
         decompose += work.svd / machine.svd_flops
+        if machine.device_bandwidth is not None:
+            to_device += bytes_to_device(tensor) / machine.device_bandwidth
+            to_host += bytes_to_host(tensor) / machine.device_bandwidth
     share = machine.store_bandwidth / num_workers if machine.store_bandwidth else float("inf")
     read = shard.bytes_read / min(machine.read_bandwidth, share)
     write = _bytes_written(shard) / min(machine.write_bandwidth, share)
     overhead = machine.shard_overhead_seconds
-    streamed = max(accumulate, read) if machine.overlapped else accumulate + read
-    seconds = overhead + streamed + decompose + write
-    return ShardCost(shard.index, accumulate, decompose, read, write, overhead, seconds)
+    used = to_device + accumulate
+    streamed = max(used, read) if machine.overlapped else used + read
+    seconds = overhead + streamed + decompose + to_host + write
+    return ShardCost(shard.index, accumulate, decompose, read, write, to_device + to_host, overhead, seconds)
 
 
 def _bytes_written(shard: LayerShard) -> int:
@@ -223,6 +232,7 @@ def _lower_bounds(costs: Sequence[ShardCost], num_workers: int, assemble: float)
         "compute": sum(cost.compute for cost in costs) / num_workers,
         "read bandwidth": sum(cost.read for cost in costs) / num_workers,
         "write bandwidth": sum(cost.write for cost in costs) / num_workers,
+        "GPU copies": sum(cost.copies for cost in costs) / num_workers,
         "shard overhead": sum(cost.overhead for cost in costs) / num_workers,
         "largest shard": max((cost.seconds for cost in costs), default=0.0),
         "assembling": assemble,

@@ -113,6 +113,18 @@ def test_experts_are_read_while_others_are_accumulated() -> None:
     assert shard_cost(shard, machine.model_copy(update={"overlapped": False})).seconds == 2 + 5 + 7 + 3
 
 
+def test_copies_to_a_gpu_take_time_of_the_worker() -> None:
+    tensor = replace(make_matrix((64, 128), experts=8, rank=None, method="swudi", flops=0.0), bytes_read=1000)
+    shard = LayerShard(0, (tensor,), "parts/0", 1000, 0, 0.0, 0)
+    machine = UNIT.model_copy(update={"device_bandwidth": 2.0})
+    written = 64 * 128 * 2
+    assert shard_cost(shard, UNIT).copies == 0
+    cost = shard_cost(shard, machine)
+    assert (cost.copies, cost.seconds) == ((1000 + written) / 2, 1000 + written / 2)  # experts: while others are read
+    bounds = simulate(make_plan([shard]), machine.model_copy(update={"read_bandwidth": 1e6}), 1).bounds
+    assert bounds["GPU copies"] == cost.copies
+
+
 def test_a_decomposition_waits_for_all_experts() -> None:
     tensor = make_matrix((64, 128), experts=8, rank=None, method="swudi", flops=1e9)
     shard = LayerShard(0, (tensor,), "parts/0", 5 * 10**9, 0, tensor.flops, 0)
