@@ -36,13 +36,24 @@ def check_complete(store: Path) -> int:
     return len(parts)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "embedded"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_a_signal_stops_the_run_cleanly(
-    reference: Path, prefect_server: str, command: Callable[..., Any], tmp_path: Path, number: signal.Signals
+    reference: Path,
+    prefect_server: str,
+    make_prefect_home: Callable[[Path], Path],
+    command: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    embedded: bool,
 ) -> None:
+    """Also while the embedded server starts, when shards are computed already."""
     store, out = tmp_path / "store", tmp_path / "out"
-    with last_shard_claimed(reference, store):
-        process = start(["merge", reference, out, "--store", store, "--workers", "2"], prefect_server)
+    with last_shard_claimed(reference, store), monkeypatch.context() as environment:
+        if embedded:
+            environment.setenv("PREFECT_HOME", str(make_prefect_home(tmp_path / "home")))
+        arguments = ["merge", reference, out, "--store", store, "--workers", "2"]
+        process = start(arguments, "" if embedded else prefect_server)
         wait_until(lambda: num_parts(store) >= 2, START_SECONDS, process)
         process.send_signal(number)
         _, errors = process.communicate(timeout=END_SECONDS)
