@@ -48,6 +48,7 @@ def merge(
     *,
     use_prefect: bool = True,
     progress: bool | None = None,
+    results: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Merge:
     """Merge the experts that a recipe names into one checkpoint.
 
@@ -68,6 +69,7 @@ def merge(
     time_limit : seconds after which the run stops cleanly, to be resumed
     use_prefect : False computes in threads of this process, with the same result
     progress : show a bar; None shows one in a notebook only
+    results : of the merged model, where they are known before it is written, for its card: data set to metric to value
 
     Returns
     -------
@@ -94,6 +96,7 @@ def merge(
         "overwrite": overwrite,
         "allow_nonfinite": allow_nonfinite,
         "report": report,
+        "results": None if results is None else {name: dict(values) for name, values in results.items()},
         "time_limit": time_limit,
     }
     if use_prefect and _inside_a_flow():
@@ -110,6 +113,7 @@ def merge(
         overwrite=overwrite,
         allow_nonfinite=allow_nonfinite,
         report=report,
+        results=results,
     )
     with _shown_progress(progress) as listeners:
         result = reported_merge(

@@ -41,6 +41,7 @@ class SweepResult:
     outcome : rows, best row, its recipe, metric and warnings
     table_place, recipe_place : where the store has the table, and the recipe of the best candidate
     store, device, allow_nonfinite : of the sweep, for `merge`
+    with_data : an evaluator measured the scores
     """
 
     outcome: SweepOutcome
@@ -49,6 +50,7 @@ class SweepResult:
     store: str
     device: str = "cpu"
     allow_nonfinite: bool = False
+    with_data: bool = True
 
     def __repr__(self) -> str:
         metric, scores = self.outcome.metric, self.scores
@@ -122,16 +124,20 @@ class SweepResult:
     ) -> MergeResult:
         """Merge the best candidate, from the spectra that the store has. Parameters as for `eigenmerge.merge`.
 
+        Its card states the scores, unless they are those of the spectra alone.
+
         Raises
         ------
         RecipeError : no candidate keeps all limits
         EigenmergeError : as `eigenmerge.merge`
         """
         from ..core.errors import RecipeError
+        from ..core.output.model_card import SWEEP_DATA
         from .python_merge import merge
 
         if self.recipe is None:
             raise RecipeError("no candidate of the sweep keeps all limits, so there is no best one to merge")
+        measured = {name: value for name, value in (self.scores or {}).items() if value is not None}
         return merge(
             self.recipe,
             destination,
@@ -142,6 +148,7 @@ class SweepResult:
             overwrite=overwrite,
             allow_nonfinite=self.allow_nonfinite,
             use_prefect=use_prefect,
+            results={SWEEP_DATA: measured} if self.with_data and measured else None,
         )
 
 
@@ -295,4 +302,5 @@ def _result(outcome: SweepOutcome, prepared: PreparedSweep) -> SweepResult:
         store=store.root_uri,
         device=prepared.device,
         allow_nonfinite=prepared.allow_nonfinite,
+        with_data=prepared.evaluator is not None,
     )

@@ -31,6 +31,7 @@ def merge(
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     report: bool = True,
+    results: dict[str, dict[str, float]] | None = None,
     time_limit: float | None = None,
 ) -> MergeResult:
     """Merge the experts that a recipe names into one checkpoint.
@@ -46,6 +47,7 @@ def merge(
     runner, runner_address : "threads" (default), "dask" or "ray", and the address of a running cluster
     allow_nonfinite : keep the base's tensor where an expert holds NaN or Inf
     report : write a page on the merge into the checkpoint
+    results : of the merged model, for its card: data set to metric to value
     time_limit : seconds after which the run stops cleanly, to be resumed
 
     Raises
@@ -69,6 +71,7 @@ def merge(
                 overwrite=overwrite,
                 allow_nonfinite=allow_nonfinite,
                 report=report,
+                results=results if stage.destination == str(destination) else None,
             )
             chosen = stage.recipe.runner
             on_page = (PrefectReport(context.server),) if context.on_prefect_page else ()

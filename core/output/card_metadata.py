@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..escaping import printable
 from .card_rules import LICENSES, is_hub_id, is_language
 from .input_cards import InputCard
 
-
-@dataclass(frozen=True, slots=True)
-class ModelMetrics:
-    """Results that were measured with the merged model.
-
-    task : of the Hub, such as "text-generation"
-    values : data set to metric to value, as in {"wikitext": {"perplexity": 8.1}}
-    """
-
-    task: str = "text-generation"
-    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
+#: Measured results: data set to metric to value, as in {"wikitext": {"perplexity": 8.1}}.
+Results: TypeAlias = Mapping[str, Mapping[str, float]]
 
 
-def card_metadata(
-    cards: Sequence[InputCard], method: str, *, is_adapter: bool, metrics: ModelMetrics | None = None
-) -> str:
+def card_metadata(cards: Sequence[InputCard], method: str, *, is_adapter: bool, results: Results | None = None) -> str:
     """Return the metadata as YAML. Only what the Hub accepts is in it (`card_rules.py`).
 
     `base_model` has ids of the Hub only, never paths. License, languages, data sets and library are those on which all
@@ -35,6 +23,7 @@ def card_metadata(
     ----------
     cards : of the base first, then of the experts
     method : of the recipe
+    results : of the merged model; their task is the one that all inputs state, or else "other"
     """
     from huggingface_hub import EvalResult, ModelCardData  # 0.1 s to import, needed once per merge
 
@@ -45,20 +34,20 @@ def card_metadata(
     if ids:
         facts |= {"base_model": ids[0] if is_adapter else ids}
         facts |= {"base_model_relation": "adapter" if is_adapter else "merge"}
-    measured = metrics or ModelMetrics()
-    results = [
+    task = agreed(cards, "pipeline_tag")
+    measured = [
         EvalResult(
-            task_type=measured.task,
+            task_type=printable(task[0]) if len(task) == 1 else "other",
             dataset_type=data_set,
             dataset_name=data_set,
             metric_type=name,
             metric_value=value,
         )
-        for data_set, values in measured.values.items()
+        for data_set, values in (results or {}).items()
         for name, value in values.items()
     ]
-    if results:
-        facts |= {"eval_results": results, "model_name": f"Merged model ({printable(method)})"}
+    if measured:
+        facts |= {"eval_results": measured, "model_name": f"Merged model ({printable(method)})"}
     library = agreed(cards, "library_name")
     return str(
         ModelCardData(

@@ -21,6 +21,7 @@ from ..formats.file_names import (
 )
 from ..planning.plan import Plan
 from ..storage.store import Store
+from .card_metadata import Results
 from .completeness import find_problem
 from .owned_files import check_files_are_owned, owned_names, planned_names
 from .read_manifest import LONGEST_MANIFEST_BYTES, MOST_MANIFEST_VALUES
@@ -41,6 +42,7 @@ class Destination:
     overwrite : write even if the destination is no longer empty
     is_complete : it has the complete result of the plan already, and nothing is to be done
     report : write the report on the merge as well
+    results : of the merged model, for its card
     """
 
     uri: str
@@ -48,10 +50,18 @@ class Destination:
     overwrite: bool = False
     is_complete: bool = False
     report: bool = True
+    results: Results | None = None
 
 
 def prepare_destination(
-    plan: Plan, uri: str, store: Store, *, overwrite: bool, run_store: Store | None = None, report: bool = True
+    plan: Plan,
+    uri: str,
+    store: Store,
+    *,
+    overwrite: bool,
+    run_store: Store | None = None,
+    report: bool = True,
+    results: Results | None = None,
 ) -> Destination:
     """Check that the destination may be written, before any weight is read. Leaves nothing there.
 
@@ -64,6 +74,7 @@ def prepare_destination(
     store : the place at `uri`
     run_store : the store of the run, which must be a separate place
     report : write the report on the merge as well
+    results : of the merged model, for its card
 
     Raises
     ------
@@ -84,7 +95,7 @@ def prepare_destination(
         if problem is not None:
             raise DestinationError(_damaged(uri, problem))
         return Destination(uri, store, is_complete=True)
-    return Destination(uri, store.with_probed_writes(_PROBE_PREFIX), overwrite, report=report)
+    return Destination(uri, store.with_probed_writes(_PROBE_PREFIX), overwrite, report=report, results=results)
 
 
 def take_destination(destination: Destination, plan: Plan, stop: StopSignal | None = None) -> Claim | None:

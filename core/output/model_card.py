@@ -13,27 +13,30 @@ from ..cache.result import EXACT_BELOW
 from ..escaping import markdown_block, markdown_code, markdown_name, markdown_text
 from ..formats.file_names import MANIFEST_NAME
 from ..planning.plan import Plan
-from .card_metadata import ModelMetrics, card_metadata, license_lines
+from .card_metadata import Results, card_metadata, license_lines
 from .input_cards import InputCard
+
+#: The data set of results that a sweep has measured, and chosen its best candidate by.
+SWEEP_DATA = "sweep"
 
 
 def build_model_card(
     plan: Plan,
     reports: Sequence[ShardReport],
     cards: Sequence[InputCard] = (),
-    metrics: ModelMetrics | None = None,
+    results: Results | None = None,
 ) -> bytes:
     """Return the model card: metadata, method, experts and their weights, kept ranks, the recipe.
 
     Parameters
     ----------
     cards : of the base and the experts, from `read_input_cards`; without them the metadata names no base model
-    metrics : results of the merged model, where they were measured
+    results : of the merged model, where they were measured
     """
     models = [model.name for model in ((plan.base,) if plan.base else ()) + plan.experts]
     method = str(plan.recipe.get("merge_method"))
     is_adapter = any(tensor.adapter is not None for shard in plan.shards for tensor in shard.tensors)
-    metadata = card_metadata(cards, method, is_adapter=is_adapter, metrics=metrics)
+    metadata = card_metadata(cards, method, is_adapter=is_adapter, results=results)
     tensors = [tensor for report in reports for tensor in report.tensors]
     actions = Counter(tensor.action if tensor.method is None else tensor.method for tensor in tensors)
     lines = [
@@ -58,6 +61,7 @@ def build_model_card(
         *(markdown_text(line) for line in license_lines(cards)),
         *_rank_lines(reports),
         *_truncation_lines(reports),
+        *_result_lines(results or {}),
         f"Checksums, fingerprints and the rank of every layer: `{MANIFEST_NAME}`.",
         "",
         "## Recipe",
@@ -67,6 +71,21 @@ def build_model_card(
     ]
     lines += [line for warning in plan.warnings for line in (f"> {markdown_text(warning)}", "")]
     return "\n".join(lines).encode()
+
+
+def _result_lines(results: Results) -> list[str]:
+    rows = [
+        f"| {markdown_name(data_set)} | {markdown_text(metric)} | {value:.6g} |"
+        for data_set, values in results.items()
+        for metric, value in values.items()
+    ]
+    if not rows:
+        return []
+    lines = ["| data | metric | value |", "|---|---|--:|", *rows, ""]
+    if SWEEP_DATA in results:
+        note = f"{SWEEP_DATA}: the items that the parameters were chosen with; on other items results are often worse."
+        lines += [markdown_text(note), ""]
+    return lines
 
 
 def _weight(plan: Plan, expert: int) -> str:

@@ -109,7 +109,7 @@ def _write_checkpoint(
         through += written.bytes_transferred
     for side in plan.side_files:
         hashes[side.name] = _write(target, side.name, _content(side, run.storage_options))
-    card = build_model_card(plan, reports, read_input_cards(plan, run.storage_options))
+    card = build_model_card(plan, reports, read_input_cards(plan, run.storage_options), destination.results)
     hashes[MODEL_CARD_NAME] = _write(target, MODEL_CARD_NAME, card)
     manifest = ManifestWriter(plan, reports)
     if destination.report:

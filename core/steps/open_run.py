@@ -10,6 +10,7 @@ from typing import Any
 from ..cache.store_marker import mark_store
 from ..coordination.worker_count import choose_worker_count
 from ..formats.store_folders import DEFAULT_STORE
+from ..output.card_metadata import Results
 from ..output.destination import Destination, prepare_destination
 from ..planning.plan import Plan
 from ..recipe.recipe import Recipe
@@ -44,11 +45,13 @@ def prepare_run(
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     report: bool = True,
+    results: Results | None = None,
     plan: Plan | None = None,
 ) -> PreparedRun:
     """Plan a merge and check the places that it writes to. Parameters and errors as `merge_run`.
 
-    `plan` is the plan of this recipe with these options, where it is made already.
+    `plan` is the plan of this recipe with these options, where it is made already. `results` of the merged model, where
+    they are known, are for its card.
 
     Does not import torch for device "cpu", nor Prefect: a command that fails here has not waited for either.
     """
@@ -60,7 +63,13 @@ def prepare_run(
     plan = plan or make_plan(recipe, max_memory=max_memory, allow_nonfinite=allow_nonfinite, device=device)
     run_store = Store(place, options)
     target = prepare_destination(
-        plan, destination, Store(destination, options), overwrite=overwrite, run_store=run_store, report=report
+        plan,
+        destination,
+        Store(destination, options),
+        overwrite=overwrite,
+        run_store=run_store,
+        report=report,
+        results=results,
     )
     run = Run(plan, run_store, options) if target.is_complete else open_run(plan, run_store, options)
     count = choose_worker_count(plan, recipe.runner.workers if workers is None else workers, max_memory, device)

@@ -11,10 +11,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from eigenmerge.core.cache.reports import ShardReport
-from eigenmerge.core.output.card_metadata import ModelMetrics
 from eigenmerge.core.output.card_rules import is_hub_id, metadata_problems
 from eigenmerge.core.output.input_cards import InputCard
-from eigenmerge.core.output.model_card import build_model_card
+from eigenmerge.core.output.model_card import SWEEP_DATA, build_model_card
 from eigenmerge.core.planning.plan import Plan, RunSettings, TensorPlan
 
 from .examples import adapter, buffer, make_checkpoint, model, norm, report, small_plan, weight
@@ -127,15 +126,20 @@ def test_languages_data_sets_and_library() -> None:
 
 def test_measured_results_are_a_model_index() -> None:
     plan = small_plan()
-    metrics = ModelMetrics("text-generation", {"wikitext": {"perplexity": 8.5, "bits": 1.25}})
-    card = build_model_card(plan, make_checkpoint(plan).reports, (), metrics).decode()
+    results = {"wikitext": {"perplexity": 8.5, "bits": 1.25}, SWEEP_DATA: {"norm_of_all": 0.5}}
+    card = build_model_card(plan, make_checkpoint(plan).reports, (), results).decode()
     assert metadata_problems(card) == []
     found = ModelCard(card).data.eval_results
     assert found is not None
     assert [(one.dataset_name, one.metric_type, one.metric_value) for one in found] == [
         ("wikitext", "perplexity", 8.5),
         ("wikitext", "bits", 1.25),
+        ("sweep", "norm_of_all", 0.5),
     ]
+    assert (
+        "| wikitext | perplexity | 8.5 |" in card and "\nsweep: the items that the parameters were chosen with" in card
+    )
+    assert "sweep" not in card_of(plan) and "| data |" not in card_of(plan)
 
 
 def test_the_method_and_the_arithmetic() -> None:

@@ -67,6 +67,8 @@ def test_a_sweep_and_the_merge_of_its_best(work: Models, command: Callable[..., 
     assert "4 of 4: exp_time=30, rank_ratio=0.9: size" in done.err
     place = next(line.split(": ", 1)[1] for line in lines if line.startswith("  recipe: "))
     best = yaml.safe_load(Path(place).read_text())
+    card = Path("best/README.md").read_text()
+    assert "name: sweep\n" in card and "| sweep | size | " in card, card
     assert load_checkpoint(Path("best")) and set(best["parameters"]) == {"exp_time", "rank_ratio"}
     end = next(index for index, line in enumerate(lines) if line.startswith("Best (*)"))
     assert max(map(len, lines[:end])) <= 80
