@@ -121,6 +121,7 @@ class SweepResult:
         workers: int | None = None,
         overwrite: bool = False,
         use_prefect: bool = True,
+        progress: bool | None = None,
     ) -> MergeResult:
         """Merge the best candidate, from the spectra that the store has. Parameters as for `eigenmerge.merge`.
 
@@ -148,6 +149,7 @@ class SweepResult:
             overwrite=overwrite,
             allow_nonfinite=self.allow_nonfinite,
             use_prefect=use_prefect,
+            progress=progress,
             results={SWEEP_DATA: measured} if self.with_data and measured else None,
         )
 

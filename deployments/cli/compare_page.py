@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...core.escaping import printable
 from .commands.compare_command import PAGE_MARK, describe_model, describe_shapes, show_value, summary_lines
+from .options import show_count
 
 if TYPE_CHECKING:
     from ...core.steps.reading.compare_models import Comparison
@@ -33,7 +34,8 @@ def comparison_page(found: Comparison) -> str:
         ),
         _table("Models", ("difference of inputs",), ((line,) for line in found.inputs)),
         _measured(
-            "Layers", [(row.name, row.difference, row.angle, f"{row.num_tensors} tensors") for row in found.layers]
+            "Layers",
+            [(row.name, row.difference, row.angle, show_count(row.num_tensors, "tensor")) for row in found.layers],
         ),
         _table("Ranks that differ", ("tensor", "A", "B"), ((n, str(one), str(other)) for n, one, other in found.ranks)),
         _measured(

@@ -206,7 +206,12 @@ def sweep(
         stop.check()
         set_status("merging the best candidate")
         merged = result.merge(
-            output, max_memory=budget, workers=workers, overwrite=overwrite, use_prefect=not no_prefect
+            output,
+            max_memory=budget,
+            workers=workers,
+            overwrite=overwrite,
+            use_prefect=not no_prefect,
+            progress=sys.stderr.isatty() and not (quiet or as_json),
         )
     if as_json:
         show_json({**result.to_dict(), "merged": merged.to_dict() if merged is not None else None}, indent=None)

@@ -97,8 +97,8 @@ def test_a_push_that_will_fail_is_refused_before_the_merge(
 
 def test_push_of_what_is_no_merge(cli: Cli, tmp_path: Path, hub_endpoint: str) -> None:
     (tmp_path / "other").mkdir()
-    code, _, errors = cli("push", tmp_path / "othre", "me/none")
-    assert code == 1 and f"othre: does not exist; did you mean {tmp_path / 'other'}?" in errors
+    code, _, errors = cli("push", tmp_path / "other2", "me/none")
+    assert code == 1 and f"other2: does not exist; did you mean {tmp_path / 'other'}?" in errors
     code, _, errors = cli("push", tmp_path, "me/none")
     assert code == 1 and "has no eigenmerge_manifest.json" in errors and errors.count("\n") == 1
     assert held(hub_endpoint, "me/none") is None
