@@ -90,7 +90,7 @@ def prepare_destination(
         check_files_are_owned(store, uri, present, plan)
     elif present and _run_key_in(store, MARKER_NAME) != plan.run_key:
         if MARKER_NAME in present or _run_key_in(store, MANIFEST_NAME) != plan.run_key:
-            raise DestinationError(_not_empty(uri, present))
+            raise DestinationError(_not_empty(uri, store, present))
         problem = find_problem(store, plan, present)
         if problem is not None:
             raise DestinationError(_damaged(uri, problem))
@@ -124,7 +124,7 @@ def take_destination(destination: Destination, plan: Plan, stop: StopSignal | No
             if MARKER_NAME not in present and _is_finished(store, plan, present):
                 return None
             if present and MARKER_NAME not in present:
-                raise DestinationError(_not_empty(uri, present))
+                raise DestinationError(_not_empty(uri, store, present))
         ours = marked in (None, plan.run_key)
         if not ours and not destination.overwrite:
             raise DestinationError(
@@ -202,9 +202,12 @@ def _damaged(uri: str, problem: str) -> str:
     )
 
 
-def _not_empty(uri: str, present: Mapping[str, int]) -> str:
-    unfinished = MARKER_NAME in present
-    what = (
-        "an unfinished merge of another recipe" if unfinished else f"{len(present)} files, e.g. {next(iter(present))!r}"
-    )
+def _not_empty(uri: str, store: Store, present: Mapping[str, int]) -> str:
+    merged = _run_key_in(store, MANIFEST_NAME) if MANIFEST_NAME in present else None
+    if MARKER_NAME in present:
+        what = "an unfinished merge of another recipe"
+    elif merged:
+        what = f"run {merged[:12]}, of another recipe, other weights or another version"
+    else:
+        what = f"{len(present)} file{'s' * (len(present) != 1)}, e.g. {next(iter(present))!r}"
     return f"{uri}: is not empty ({what}); choose an empty destination or pass --overwrite"

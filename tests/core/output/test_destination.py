@@ -58,7 +58,7 @@ class TestPrepare:
     def test_foreign_files_are_refused_unless_overwritten(self, place: Callable[[str], Store]) -> None:
         store = place("out")
         store.write("notes.txt", b"mine")
-        with pytest.raises(DestinationError, match=r"the destination: is not empty \(1 files, e\.g\. 'notes\.txt'\)"):
+        with pytest.raises(DestinationError, match=r"the destination: is not empty \(1 file, e\.g\. 'notes\.txt'\)"):
             prepare(store)
         assert prepare(store, overwrite=True).overwrite
         assert store.read("notes.txt") == b"mine"
@@ -80,7 +80,7 @@ class TestPrepare:
         before = keys_in(store)
         assert prepare(store).is_complete and not prepare(store, overwrite=True).is_complete
         assert keys_in(store) == before
-        with pytest.raises(DestinationError, match="is not empty"):
+        with pytest.raises(DestinationError, match=rf"is not empty \(run {PLAN.run_key[:12]}, of another recipe, "):
             prepare(store, OTHER)
 
     @pytest.mark.parametrize("name", [MARKER_NAME, MANIFEST_NAME])
