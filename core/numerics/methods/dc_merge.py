@@ -8,11 +8,12 @@ from typing import Literal
 from pydantic import Field
 
 from ..apply_filter import Factors
+from ..elementwise.trimmed_consensus import trimmed_consensus
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..spectrum import Spectrum
 from ..svd.compact_svd import CompactSVD, compact_svd, svd_elements, svd_flops
-from ..svd.cover_space import CoverSpace, cover_space, trimmed_consensus
+from ..svd.cover_space import CoverSpace, cover_space
 from ..svd.delta_sum import noise_share, singular_noise
 from ..task_vectors import TaskVectors, noise_of
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from eigenmerge.core.numerics.elementwise.trimmed_consensus import trimmed_consensus
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.svd.cover_space import trimmed_consensus
 from eigenmerge.core.numerics.task_vectors import InMemoryTaskVectors
 
 from ....golden.published_dc_merge import published_dc_merge
