@@ -192,6 +192,10 @@ class DirectMethod(Method[P, E]):
 
         return merge_block
 
+    def fits_blocks(self, shape: Sequence[int]) -> bool:
+        """Return whether `merge_in_blocks` takes tensors of a shape, where the method has it."""
+        return self.elementwise or self.has_block_form
+
     def block_passes(self, parameters: P) -> int:
         """Return how often `merge_in_blocks` and merging read the experts; the second time they may be in memory."""
         return 1

@@ -66,6 +66,11 @@ class BlockwiseInputs(Protocol):
         ...
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        ...
+
+    @property
     def num_elements(self) -> int:
         """Of the tensor."""
         ...

@@ -60,6 +60,10 @@ class BlockStream:
         return len(self._tensor.experts)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._tensor.shape)
+
+    @property
     def num_elements(self) -> int:
         return math.prod(self._tensor.shape)
 

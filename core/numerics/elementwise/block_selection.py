@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..lazy_torch import torch
 from .bit_masks import from_array, keep_only, magnitude_bits, mask_of
 from .largest_part import LargestPart
+from .rank_masks import RankMasks
 from .thresholds import ThresholdSearch
 from .tie_order import Positions, kept_ties
 
@@ -93,8 +94,29 @@ class KeepNone(BlockSelection):
         return block.zero_()
 
 
+class _Remembered(BlockSelection):
+    """Selects by a mask that is kept in memory, one bit per entry."""
+
+    def __init__(self) -> None:
+        self._bits: Bytes | None = None
+        self._position = 0
+
+    def rewind(self) -> None:
+        self._position = 0
+
+    def select(self, block: torch.Tensor) -> torch.Tensor:
+        start, count = self._position, block.numel()
+        self._position += count
+        keep = self._draw(count) if self._bits is None else _unpacked(self._bits, start, count)
+        return keep_only(block, mask_of(from_array(keep), block))
+
+    def _draw(self, count: int) -> npt.NDArray[np.bool_]:
+        """Return which of the next entries are kept, where this does not depend on them."""
+        raise AssertionError("the mask is in memory")
+
+
 @final
-class KeepAtRandom(BlockSelection):
+class KeepAtRandom(_Remembered):
     """Each entry with probability `density`, as `sparsify.keep_at_random`.
 
     Parameters
@@ -104,31 +126,70 @@ class KeepAtRandom(BlockSelection):
     """
 
     def __init__(self, density: float, start: Callable[[], torch.Generator], *, remember: bool) -> None:
+        super().__init__()
         self._density = np.float32(density)  # as torch rounds it to compare
         self._start = start
         self._generator = start()
         self._drawn: list[Bytes] | None = [] if remember else None
-        self._bits: Bytes | None = None
-        self._position = 0
 
     def rewind(self) -> None:
-        self._position = 0
+        super().rewind()
         if self._drawn is None:
             self._generator = self._start()
         elif self._bits is None and self._drawn:
             self._bits = np.concatenate(self._drawn)
-
-    def select(self, block: torch.Tensor) -> torch.Tensor:
-        start, count = self._position, block.numel()
-        self._position += count
-        keep = self._draw(count) if self._bits is None else _unpacked(self._bits, start, count)
-        return keep_only(block, mask_of(from_array(keep), block))
 
     def _draw(self, count: int) -> npt.NDArray[np.bool_]:
         keep = np.less(torch.rand(count, generator=self._generator).numpy(), self._density)
         if self._drawn is not None:
             self._drawn.append(np.packbits(keep))  # blocks have a multiple of eight entries, except the last one
         return keep
+
+
+@final
+class KeepByRank(_Remembered):
+    """Each entry with a probability that increases with its rank in its row, as `sparsify.keep_by_rank_at_random`.
+
+    The mask is drawn in a pass.
+
+    Parameters
+    ----------
+    length : of the rows of a matrix
+    masks : draws for rows of that length
+    """
+
+    def __init__(self, num_elements: int, length: int, masks: RankMasks) -> None:
+        super().__init__()
+        self._remaining = num_elements
+        self._length = length
+        self._masks = masks
+        self._rows = torch.empty(0)  # the beginning of a row of which the end is in the next block
+        self._drawn: list[npt.NDArray[np.bool_]] = []
+        self._packed: list[Bytes] = []
+
+    @property
+    def wants_pass(self) -> bool:
+        return self._remaining > 0
+
+    def see_sample(self, blocks: Sequence[torch.Tensor]) -> None:
+        return
+
+    def see(self, block: torch.Tensor) -> None:
+        self._remaining -= block.numel()
+        rows = torch.cat([self._rows, block]) if self._rows.numel() else block
+        complete = rows.numel() // self._length * self._length
+        self._rows = rows[complete:].clone()
+        if complete:
+            self._drawn.append(self._masks.next(rows[:complete].reshape(-1, self._length)).numpy().reshape(-1))
+        # Whole bytes are packed; what remains begins the next one.
+        joined = np.concatenate(self._drawn) if self._drawn else np.empty(0, bool)
+        whole = len(joined) if not self._remaining else len(joined) // 8 * 8
+        self._packed.append(np.packbits(joined[:whole]))
+        self._drawn = [joined[whole:]]
+
+    def end_pass(self) -> None:
+        self._bits = np.concatenate(self._packed)
+        self._packed = []
 
 
 def _unpacked(bits: Bytes, start: int, count: int) -> Bytes:

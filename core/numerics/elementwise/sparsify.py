@@ -120,21 +120,16 @@ def keep_by_rank_at_random(
         return None
     if density <= 0 or delta.numel() == 0:
         return _empty_mask(delta)
+    from .rank_masks import RankMasks
+
     rows = delta.reshape(1, -1) if delta.ndim < 2 else delta.movedim(1, -1)
     moved_shape, length = rows.shape, rows.shape[-1]
     rows = rows.reshape(-1, length)
-    # probabilities of the ranks 0 .. length - 1; the entry of a row of length 1 has the average probability
-    steps = torch.arange(length, device=delta.device, dtype=torch.float32)
-    probabilities = density + epsilon * (2 * steps / max(length - 1, 1) - 1) * (length > 1)
+    masks = RankMasks(length, density, epsilon, generator)
     keep = torch.empty(rows.shape, dtype=torch.bool, device=delta.device)
     num_rows = max(1, block_elements(delta.device) // length)
     for start in range(0, rows.shape[0], num_rows):
-        block = rows[start : start + num_rows]
-        order = torch.argsort(block.abs(), dim=1, stable=True)
-        of_entry = torch.empty_like(block, dtype=torch.float32)
-        of_entry.scatter_(1, order, probabilities.expand_as(order))
-        draws = torch.rand(block.shape, generator=generator).to(delta.device)
-        keep[start : start + num_rows] = draws < of_entry
+        keep[start : start + num_rows] = masks.next(rows[start : start + num_rows]).to(delta.device)
     if delta.ndim > 2:
         keep = keep.reshape(moved_shape).movedim(-1, 1)
     return keep.reshape(-1)

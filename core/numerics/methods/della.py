@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
+from ..elementwise.expert_inputs import expert_generator
 from ..elementwise.generalized_task_arithmetic import CombineParameters, GeneralizedTaskArithmetic, SparseExpert
 from ..elementwise.sparsify import keep_by_rank_at_random
 from ..lazy_torch import torch
 from ..method import MethodParameters
+from ..tensor_inputs import BlockwiseInputs
+
+if TYPE_CHECKING:
+    from ..elementwise.block_selection import BlockSelection
+
+_LONGEST_ROW = 1 << 17  # entries: rows that are sorted in blocks
 
 
 class DellaLinearParameters(CombineParameters):
@@ -58,9 +66,30 @@ class DellaLinear(GeneralizedTaskArithmetic[DellaLinearParameters, DellaExpert])
     Expert = DellaExpert
     order_matters = True  # the expert's index in the recipe seeds its mask
     elects_signs = False
+    has_block_form = True
 
     def keep(self, delta: torch.Tensor, expert: DellaExpert, generator: torch.Generator) -> torch.Tensor | None:
         return keep_by_rank_at_random(delta, expert.density, expert.epsilon, generator)
+
+    def block_selection(
+        self, inputs: BlockwiseInputs, index: int, expert: DellaExpert, *, remember: bool
+    ) -> BlockSelection:
+        from ..elementwise.block_selection import KeepAll, KeepByRank, KeepNone
+        from ..elementwise.rank_masks import RankMasks
+
+        if expert.density >= 1:
+            return KeepAll()
+        if expert.density <= 0:
+            return KeepNone()
+        length = inputs.shape[1]
+        masks = RankMasks(length, expert.density, expert.epsilon, expert_generator(inputs, index))
+        return KeepByRank(inputs.num_elements, length, masks)
+
+    def fits_blocks(self, shape: Sequence[int]) -> bool:
+        return len(shape) == 2 and shape[1] <= _LONGEST_ROW
+
+    def block_passes(self, parameters: DellaLinearParameters) -> int:
+        return 2 + parameters.rescale
 
 
 class Della(DellaLinear):

@@ -78,7 +78,7 @@ def _direct_method(tensor: TensorPlan) -> DirectMethod[Any, Any] | None:
     method = get_planned_method(tensor.method, tensor.method_package)
     if not isinstance(method, DirectMethod):
         return None
-    return method if method.elementwise or method.has_block_form else None
+    return method if method.fits_blocks(tensor.shape) else None
 
 
 def _parameters(tensor: TensorPlan, method: DirectMethod[Any, Any]) -> Any:

@@ -92,6 +92,10 @@ CASES: list[tuple[str, dict[str, object], dict[str, object]]] = [
     ("breadcrumbs", {}, {"density": 0.5, "gamma": 0.05}),
     ("breadcrumbs_ties", {"rescale": True}, {"density": 0.9, "gamma": 0.2}),
     ("ram", {}, {}),
+    ("della", {}, {"density": 0.4, "epsilon": 0.2}),
+    ("della_linear", {"rescale": False}, {"density": 0.7}),
+    ("della", {}, {"density": 1.0}),
+    ("della", {"normalize": False}, {"density": 0.0}),
 ]
 
 
@@ -119,7 +123,7 @@ def test_methods_on_one_expert(folder: Path, tmp_path: Path, method: str, keys: 
 
 
 @pytest.mark.parametrize("out_dtype", ["F32", "F16", "F64"])
-@pytest.mark.parametrize("method", ["ties", "dare_ties", "linear"])
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della_linear", "linear"])
 def test_float64(folder: Path, tmp_path: Path, method: str, out_dtype: str) -> None:
     expert: dict[str, object] = {} if method == "linear" else {"density": 0.5}
     tensor = plan_of(stored(folder, torch.float64), expert, method=method, out_dtype=out_dtype)
@@ -131,6 +135,12 @@ def test_float64(folder: Path, tmp_path: Path, method: str, out_dtype: str) -> N
 def test_shapes(folder: Path, tmp_path: Path, method: str, shape: tuple[int, ...]) -> None:
     sources = stored(folder, torch.bfloat16, shape, num_experts=2)
     assert_equal_bytes(plan_of(sources, {"density": 0.5}, method=method, out_dtype="BF16"), tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(70001, 1), (3, 40009), (29, 4001)])
+def test_rows_that_end_within_a_block(folder: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    sources = stored(folder, torch.bfloat16, shape, num_experts=2)
+    assert_equal_bytes(plan_of(sources, {"density": 0.5}, method="della", out_dtype="BF16"), tmp_path)
 
 
 def test_dtypes_may_differ(folder: Path, tmp_path: Path) -> None:
@@ -236,6 +246,11 @@ def test_which_tensors_are_planned_in_blocks(folder: Path) -> None:
     assert not plan_blocks(large, RunSettings(device="cuda")).in_blocks
     assert not plan_blocks(replace(large, peak_bytes=10**6), RunSettings()).in_blocks, "whole tensors need less"
     assert not plan_blocks(replace(large, method="slerp", parameters={"t": 0.5}), RunSettings()).in_blocks
+    assert plan_blocks(replace(large, method="della"), RunSettings()).in_blocks
+    stacked = [replace(one, shape=(1, *SHAPE)) for one in sources]
+    stack = replace(plan_of(stacked, {"density": 0.5}, method="ties"), in_blocks=False, peak_bytes=10**9)
+    assert plan_blocks(stack, RunSettings()).in_blocks
+    assert not plan_blocks(replace(stack, method="della"), RunSettings()).in_blocks, "its rows are not contiguous"
     assert not plan_blocks(replace(large, base_rows=((0, 0, 5),)), RunSettings()).in_blocks
     few = [replace(one, shape=(16, 16)) for one in sources]
     assert not plan_blocks(replace(large, shape=(16, 16), base=few[0]), RunSettings()).in_blocks

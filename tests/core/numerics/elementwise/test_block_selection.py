@@ -36,7 +36,7 @@ class Block:
 class Blocks:
     """One task vector; implements BlockwiseInputs."""
 
-    name, seed, num_experts, num_elements = "weight", 0, 1, SIZE
+    name, seed, num_experts, num_elements, shape = "weight", 0, 1, SIZE, (SIZE,)
 
     def __init__(self, values: torch.Tensor) -> None:
         self._values = values
