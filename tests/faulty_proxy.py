@@ -25,6 +25,8 @@ class Faults:
     resets: float = 0.0  # the connection is reset and the request is not passed on
     lost_answers: float = 0.0  # the request is passed on, and the connection is reset before the response
     slow_bodies: float = 0.0  # a body that is sent over half a second
+    # Called with method and path before a request is passed on, in a thread of its own: may wait, as a distant server.
+    hold: Callable[[str, str], object] = field(default=lambda method, path: None)
     outage_until: float = 0.0  # a time of time.monotonic; until then every connection is reset
     dropped_headers: frozenset[str] = frozenset()  # in lower case; not passed on, as by servers that ignore a header
     # The fault of a request by its method and path: "error", "denied" (403), "short", "reset", "lost" or "slow"; None
@@ -138,6 +140,7 @@ class FaultyProxy:
                 elif fault == "denied":
                     self.answer_error(403, "AccessDenied")
                 else:
+                    proxy.faults.hold(self.command, self.path)
                     response, content = proxy.forward(self, body)
                     if fault == "lost":
                         self.reset()

@@ -13,6 +13,7 @@ from ..listing import LoraSource, StackedLora, TensorSource
 from ..numerics.linear_algebra import TOO_LARGE
 from ..numerics.noise.storage_noise import StorageNoise, is_noise, storage_noise
 from ..numerics.task_vectors import LowRank, may_overflow
+from ..planning.cost.experts_ahead import experts_ahead
 from ..planning.plan import ExpertTensor, MatrixView, TensorPlan, matrix_shape_of
 from ..storage.checkpoints.tensor_reader import TensorReader
 from ..storage.read_ahead import read_ahead
@@ -37,7 +38,8 @@ class _Stored:
 
 @dataclass(slots=True)
 class ExpertStream:
-    """Base and experts of one tensor in the arithmetic dtype. Holds the base and one expert while the next one is read.
+    """Base and experts of one tensor in the arithmetic dtype. Holds the base and one expert while the next one is read,
+    or the next ones of a remote store where they are small.
 
     Implements TaskVectors, the input of spectral methods, and TensorInputs, the input of direct methods.
 
@@ -188,7 +190,8 @@ class ExpertStream:
         return self._noises[index]
 
     def _read_experts(self) -> Iterator[_Stored]:
-        return read_ahead(self._read_expert, self.tensor.experts)
+        experts = self.tensor.experts
+        return read_ahead(self._read_expert, experts, experts_ahead(experts))
 
     def _read_expert(self, expert: ExpertTensor) -> _Stored:
         full = self._read(expert.full) if expert.full is not None else None

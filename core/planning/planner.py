@@ -20,6 +20,7 @@ from ..numerics.registry import get_method
 from ..numerics.svd.svc import calibration_warning
 from ..recipe.recipe import Recipe
 from .cost.block_projection import plan_blocks
+from .cost.experts_ahead import plan_experts_ahead
 from .cost.projection import check_budget
 from .inputs.adapted_base import merge_adapter
 from .inputs.chat_templates import choose_template
@@ -201,7 +202,7 @@ def plan_merge(
         if vocabulary.tokenizer is not reference and vocabulary.tokenizer.tokenizer_code:
             code = ", ".join(sorted(vocabulary.tokenizer.tokenizer_code))
             warnings.append(f"{vocabulary.tokenizer.name}: code of its tokenizer goes with the merged model: {code}")
-    planned = [PlannedTensor(plan_blocks(item.plan, settings), item.identity) for item in planned]
+    planned = [PlannedTensor(plan_experts_ahead(plan_blocks(item.plan, settings)), item.identity) for item in planned]
     check_budget((item.plan for item in planned), max_memory if max_memory is not None else recipe.max_memory)
     packing = pack_tensors([item.plan for item in planned], file_bytes, shard_bytes, file_name)
     shards = _make_shards(planned, packing, settings)

@@ -54,7 +54,10 @@ def test_memory_depends_only_on_the_largest_tensor(full: Plan) -> None:
     def peaks(plan: Plan) -> dict[str, int]:
         return {t.name: t.peak_bytes for shard in plan.shards for t in shard.tensors if "layers.0." in t.name}
 
-    assert peaks(full) == peaks(plan_of("swudi_a", "expert", 20, spectra="none"))
+    few, many = peaks(full), peaks(plan_of("swudi_a", "expert", 20, spectra="none"))
+    # Small tensors of more experts are read ahead (core/planning/cost/experts_ahead.py), in at most 32 MiB.
+    assert {name for name in few if many[name] != few[name]} == {name for name in few if "layernorm" in name}
+    assert all(0 <= many[name] - few[name] <= 32 * 2**20 for name in few)
     assert peaks(full) == peaks(plan_of("swudi_a", "expert", 8, "llama-70b.blocks-0-0", spectra="none"))
     assert full.peak_bytes < 32e9
 

@@ -13,6 +13,7 @@ import torch
 from ...errors import NonFiniteError
 from ...listing import TensorSource
 from ...planning.cost.block_projection import window_bytes
+from ...planning.cost.experts_ahead import is_remote
 from ...planning.plan import TensorPlan
 from ...storage.checkpoints.tensor_reader import TensorReader
 from ...storage.torch_dtypes import torch_dtype
@@ -45,6 +46,7 @@ class BlockStream:
         self._seed = seed
         self._stack = ExitStack()
         self._open: dict[int, FlatReader] = {}
+        self._requested: dict[int, FlatReader] = {}  # of remote experts of which nothing was read yet
         self._read_up_to: dict[int, int] = {}  # the first bytes of each source, as many as were read
 
     @property
@@ -155,13 +157,24 @@ class BlockStream:
     def _stored(self, index: int, start: int, stop: int) -> torch.Tensor:
         source = self._source(index)
         if index not in self._open:
-            reader = open_flat(self._reader, source, window_bytes(self._tensor, source))
-            self._stack.callback(reader.close)
-            self._open[index] = reader
+            if not self._open:
+                self._request_experts(index)
+            self._open[index] = self._requested.pop(index, None) or self._opened(source)
         dtype = torch_dtype(source.dtype)
         first, last = start * dtype.itemsize, stop * dtype.itemsize
         self._read_up_to[index] = max(last, self._read_up_to.get(index, 0))
         return self._open[index].read(first, last).view(dtype)
+
+    def _request_experts(self, first: int) -> None:
+        """Request the first windows of all remote experts, so that a block does not wait for one after the other."""
+        for index, expert in enumerate(self._tensor.experts):
+            if index != first and expert.full is not None and is_remote(expert.full):
+                self._requested[index] = self._opened(expert.full)
+
+    def _opened(self, source: TensorSource) -> FlatReader:
+        reader = open_flat(self._reader, source, window_bytes(self._tensor, source))
+        self._stack.callback(reader.close)
+        return reader
 
 
 @dataclass(slots=True)

@@ -103,7 +103,7 @@ class OpenFileReader:
 
 @final
 class WindowReader:
-    """Fetches windows of a stored object, the next one while the current one is read.
+    """Fetches windows of a stored object, the next one while the current one is read; the first one at once.
 
     Parameters
     ----------
@@ -119,6 +119,7 @@ class WindowReader:
         self._start = 0
         self._window = torch.empty(0, dtype=torch.uint8)
         self._next: tuple[int, Future[torch.Tensor]] | None = None
+        self._ask_for(0)  # at once, so that the first windows of all sources are requested at the same time
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         pieces: list[torch.Tensor] = []

@@ -15,6 +15,7 @@ from ...listing import TensorSource
 from ...numerics.method import DirectMethod
 from ...numerics.registry import get_planned_method
 from ..plan import RunSettings, TensorPlan
+from .experts_ahead import is_remote
 
 _DTYPES = frozenset({"F64", "F32", "BF16", "F16"})
 # Smaller tensors fit the cache as they are, and selections by magnitude sort them.
@@ -99,7 +100,6 @@ def _sources(tensor: TensorPlan) -> list[TensorSource]:
 
 def _held_bytes(tensor: TensorPlan, source: TensorSource) -> int:
     """Return the bytes of a source that are in memory in its stored dtype: a block of a file, or two windows."""
-    protocol, separator, _ = source.uri.partition("://")
-    if not separator or protocol in ("file", "local"):
+    if not is_remote(source):
         return min(source.num_bytes, _BLOCK_ELEMENTS * element_bytes(source.dtype))
     return min(source.num_bytes, 2 * window_bytes(tensor, source))
