@@ -97,5 +97,6 @@ def test_two_runs_with_one_destination(
         finished = [run.wait() for run in runs]
         assert sorted(run.code for run in finished) == [0, 1], [run.output for run in finished]
         refused = next(run for run in finished if run.code)
-        assert len(refused.output.splitlines()) == 1 and out in refused.output
+        errors = [line for line in refused.output.splitlines() if " error: " in line]  # a busy machine adds progress
+        assert len(errors) == 1 and out in errors[0] and "Traceback" not in refused.output
         assert objects(on_s3.store(f"mixed{time}")) == (expected if finished[0].code == 0 else expected_other)
