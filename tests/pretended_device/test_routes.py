@@ -86,30 +86,30 @@ def test_a_kept_spectrum_is_filtered_on_the_device(
 
 # Tests whose merges run on the pretended device: forms of models, adapters and outputs.
 AGAIN = [
-    "integration/test_every_method.py",
-    "integration/test_adapter_forms.py",
-    "integration/test_adapter_tokens.py",
-    "integration/test_alignment.py",
-    "integration/test_border_cases.py",
-    "integration/test_float8_output.py",
-    "integration/test_incremental.py",
-    "integration/test_lora.py",
-    "integration/test_many_directions.py",
-    "integration/test_mlx_adapter.py",
-    "integration/test_sides.py",
-    "integration/test_soup.py",
-    "integration/test_storage_noise.py",
-    "integration/test_stored_precision.py",
-    "integration/test_tensor_kinds.py",
-    "integration/test_vocabularies.py",
-    "core/merging/test_large_values.py",
-    "core/steps/test_calibrated_adapter.py",
-    "core/steps/test_calibrated_direct.py",
-    "core/steps/test_merge_run.py",
-    "core/steps/test_mixture_biases.py",
-    "core/steps/test_mixture_forms.py",
-    "core/steps/test_orientation.py",
-    "core/steps/test_top_spectra.py",
+    "tests/integration/test_every_method.py",
+    "tests/integration/test_adapter_forms.py",
+    "tests/integration/test_adapter_tokens.py",
+    "tests/integration/test_alignment.py",
+    "tests/integration/test_border_cases.py",
+    "tests/integration/test_float8_output.py",
+    "tests/integration/test_incremental.py",
+    "tests/integration/test_lora.py",
+    "tests/integration/test_many_directions.py",
+    "tests/integration/test_mlx_adapter.py",
+    "tests/integration/test_sides.py",
+    "tests/integration/test_soup.py",
+    "tests/integration/test_storage_noise.py",
+    "tests/integration/test_stored_precision.py",
+    "tests/integration/test_tensor_kinds.py",
+    "tests/integration/test_vocabularies.py",
+    "tests/core/merging/test_large_values.py",
+    "tests/core/steps/test_calibrated_adapter.py",
+    "tests/core/steps/test_calibrated_direct.py",
+    "tests/core/steps/test_merge_run.py",
+    "tests/core/steps/test_mixture_biases.py",
+    "tests/core/steps/test_mixture_forms.py",
+    "tests/core/steps/test_orientation.py",
+    "tests/core/steps/test_top_spectra.py",
 ]
 
 
@@ -117,7 +117,7 @@ AGAIN = [
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("file", AGAIN)
 def test_merges_of_other_tests_pass_on_the_device(file: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.pretended_device.plugin", f"tests/{file}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.pretended_device.plugin", file]
     found = subprocess.run(
         [*command, "-m", "not slow and not soak and not gpu and not benchmark"],
         cwd=ROOT,
