@@ -25,12 +25,13 @@ def tables(work: Path) -> dict[str, str]:
     results = [found for family in FAMILY_NAMES if (found := load(work, family)).sets]
     validation = [load(work, found.family, split="validation") for found in results]
     rounded = [found for family in FAMILY_NAMES if (found := load(work, family, "bfloat16")).sets]
+    unscaled = [ROWS[name] for name in ("swudi_a", "swudi_a both", "dc_merge", "tsv_m", "iso_c 1.5")]
     found = {
         "experts": set_table(results),
         "methods": share_table(results, [*METHODS, *MORE_METHODS, *SIDES]),
         "sides": share_table(results, [*SIDES, *MORE_SIDES], per_set=True),
         "choices": choice_table(results, validation),
-        "factors": share_table(results, [*CHOICES, SIDES[0], SIDES[2], ROWS["dc_merge"]]),
+        "factors": share_table(results, [*CHOICES, *unscaled]),
         "larv": paired_table(results, LARV),
         "tried": share_table(results, [*TRIED, SIDES[0], SIDES[2]]),
         "sweep": share_table(results, SWEEP),

@@ -101,7 +101,9 @@ CHOICES = (
     *(_swudi_a(f"swudi_a both x {factor}", "choice", scale=factor, **BOTH) for factor in FACTORS),
     *(_swudi_a(f"swudi_a both, outputs {share}", "choice", outputs_share=share, **BOTH) for share in SHARES),
     *(_swudi_a(f"swudi_a x {factor}", "choice", scale=factor) for factor in (1.15, 1.3)),
-    *(_method(f"dc_merge x {factor}", "dc_merge", "choice", scale=factor) for factor in (1.5, 2.0, 3.0)),
+    *(_method(f"dc_merge x {factor}", "dc_merge", "choice", scale=factor) for factor in (1.5, 2.0, 3.0, 4.0)),
+    *(_method(f"tsv_m x {factor}", "tsv_m", "choice", scale=factor) for factor in (1.5, 2.0)),
+    *(_method(f"iso_c x {factor}", "iso_c", "choice", scale=factor) for factor in (2.0, 3.0)),
 )
 
 RULES = ("entropy", "gavish_donoho", "d_aware_entropy", "storage_noise", "cumvar_0.99", "wudi_risk")

@@ -73,7 +73,10 @@ CHOSEN = {
         *(row.name for row in CHOICES if row.name.startswith("swudi_a both, outputs")),
     ],
     "side": ["swudi_a", "swudi_a outputs", "swudi_a both", "swudi_a smaller"],
-    "factor of dc_merge": [row.name for row in CHOICES if row.name.startswith("dc_merge x")],
+    **{
+        f"factor of {method}": [row.name for row in CHOICES if row.name.startswith(f"{method} x")]
+        for method in ("dc_merge", "tsv_m", "iso_c")
+    },
     **{
         f"variant of LARV on {name}": [row.name for row in LARV if row.of == (name,)]
         for name in dict.fromkeys(row.of[0] for row in LARV)
