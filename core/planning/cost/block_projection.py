@@ -26,6 +26,7 @@ _NUM_BLOCKS = 12
 _WINDOW_BYTES = 32 * 2**20  # of a request to a remote store, in parallel pieces of 8 MiB
 _ALL_WINDOWS_BYTES = 256 * 2**20  # of all sources of a tensor together
 _SMALLEST_WINDOW_BYTES = 4 * 2**20
+_WINDOW_STEP_BYTES = 4096  # no element is divided between two windows
 
 
 def plan_blocks(tensor: TensorPlan, settings: RunSettings) -> TensorPlan:
@@ -52,7 +53,7 @@ def window_bytes(tensor: TensorPlan, source: TensorSource) -> int:
     if method is not None and method.block_passes(_parameters(tensor, method)) > 1:
         return max(1, source.num_bytes)
     share = _ALL_WINDOWS_BYTES // (2 * len(_sources(tensor)))  # the next one is read ahead
-    return max(_SMALLEST_WINDOW_BYTES, min(_WINDOW_BYTES, share))
+    return max(_SMALLEST_WINDOW_BYTES, min(_WINDOW_BYTES, share - share % _WINDOW_STEP_BYTES))
 
 
 def _has_plain_inputs(tensor: TensorPlan) -> bool:
