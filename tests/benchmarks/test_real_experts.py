@@ -16,6 +16,7 @@ from eigenmerge.core.recipe.recipe import recipe_from_mapping
 sys.path.insert(0, str(Path(__file__).parent / "real_experts"))
 from combine import COMBINATIONS, Sources, interference_left
 from larv import block_scores, conflict, continuous_scale, effective_rank, scales_of_tensors, tiered_scales
+from page_tables import TABLE, write
 from rows import ROWS
 from shares import SetAnswers, difference, share_kept
 
@@ -144,3 +145,23 @@ def test_larvs_scores() -> None:
     scales = scales_of_tensors(base, scores, tiered_scales((0.5, 1.0, 1.5)))
     assert scales == {"layers.0.w": 0.5, "layers.1.w": 1.0, "layers.2.w": 1.5}
     assert continuous_scale([1.0, 100.0, -100.0]) == pytest.approx([1.0, 1.5, 0.5])
+
+
+def test_tables_are_written_into_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "a\n<!-- table: sides -->\nold\n<!-- end of table -->\nb\n<!-- table: larv -->\n<!-- end of table -->\n"
+    )
+    write(page, {"sides": "| 1 |", "larv": "| 2 |"})
+    assert page.read_text().split("\n")[2::4] == ["| 1 |", "| 2 |"]
+    written = page.read_text()
+    write(page, {"sides": "| 1 |", "larv": "| 2 |"})
+    assert page.read_text() == written
+
+
+def test_every_table_of_the_pages_is_one_of_the_report() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    names = {
+        found[2] for page in ("real-experts.md", "sides.md") for found in TABLE.finditer((docs / page).read_text())
+    }
+    assert names == {"experts", "methods", "sides", "choices", "factors", "larv", "tried", "sweep", "rounded"}

@@ -9,15 +9,12 @@ A row has the sets in which it is measured. In a page, a table stands between `<
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from measurements import FAMILY_NAMES, load
+from page_tables import write
 from rows import CHOICES, LARV, METHODS, MORE_METHODS, MORE_SIDES, ROUNDED, ROWS, SIDES, SWEEP, TRIED
 from tables import choice_table, paired_table, set_table, share_table
-
-TABLE = re.compile(r"(<!-- table: ([a-z ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def tables(work: Path) -> dict[str, str]:
@@ -36,19 +33,9 @@ def tables(work: Path) -> dict[str, str]:
         "tried": share_table(results, [*TRIED, SIDES[0], SIDES[2]]),
         "sweep": share_table(results, SWEEP),
     }
-    if rounded:
-        stored = [row for row in (*METHODS, *SIDES, *TRIED) if "bfloat16" in row.stored]
-        found["rounded"] = share_table(rounded, [*stored, *ROUNDED])
+    stored = [row for row in (*METHODS, *SIDES, *TRIED) if "bfloat16" in row.stored]
+    found["rounded"] = share_table(rounded, [*stored, *ROUNDED]) if rounded else iter(())
     return {name: "\n".join(lines) for name, lines in found.items()}
-
-
-def write(page: Path, found: Mapping[str, str]) -> None:
-    """Replace the tables of a page."""
-
-    def replaced(match: re.Match[str]) -> str:
-        return f"{match[1]}{found[match[2]]}\n{match[3]}"
-
-    page.write_text(TABLE.sub(replaced, page.read_text()))
 
 
 def main() -> None:
