@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -58,6 +58,7 @@ class ExpertStream:
     _base: torch.Tensor | None = None  # in the rows of the output
     _default_rows: torch.Tensor | None = None  # rows for tokens that an expert lacks, when there is no base
     _noises: dict[int, StorageNoise | None] = field(default_factory=dict[int, "StorageNoise | None"], init=False)
+    _variances: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, init=False)  # of rows and columns
 
     @property
     def name(self) -> str:
@@ -175,12 +176,22 @@ class ExpertStream:
             weight = stored.entry.parameters.get("weight", 1.0)
             assert isinstance(weight, (int, float))
             delta, noise = self._bounded_delta(stored)
-            self._noises[index] = noise if noise is None or weight == 1.0 else noise.times(weight)
+            self._noises[index] = None if noise is None else self._kept(index, noise, weight)
             del stored
             if weight != 1.0:
                 delta = LowRank(delta.left * weight, delta.right) if isinstance(delta, LowRank) else delta * weight
             yield delta
             del delta
+
+    def _kept(self, index: int, noise: StorageNoise, weight: float) -> StorageNoise:
+        """Return the noise of a weighted expert, in memory of all experts: as for the probes of a `Recorder`."""
+        noise = noise if weight == 1.0 else noise.times(weight)
+        parts = (noise.rows, noise.columns)
+        if self._variances is None:
+            rows, columns = (part.new_empty((self.num_experts, len(part))) for part in parts)
+            self._variances = rows, columns
+        kept = [all_experts[index].copy_(part) for all_experts, part in zip(self._variances, parts, strict=True)]
+        return replace(noise, rows=kept[0], columns=kept[1])
 
     def storage_noise(self, index: int) -> StorageNoise | None:
         """As `WithStorageNoise`: of the task vector that an iteration over the stream has yielded."""

@@ -106,9 +106,13 @@ class Recorder:
     """Collects the probes of experts, given one after the other as matrices or factors of one shape."""
 
     def __init__(self, shape: tuple[int, int], num_experts: int) -> None:
+        rows, columns = shape
+        count = num_probes(num_experts)
         self._shape, self._num_experts = shape, num_experts
-        self._across: list[torch.Tensor] = []
-        self._through: list[torch.Tensor] = []
+        # Allocated once: small tensors that stay between large ones that are freed make the heap of glibc before 2.38
+        # grow by each large one, because its aligned allocations do not fit into freed blocks of their size.
+        self._across = torch.empty((num_experts, count, columns), dtype=torch.bfloat16)
+        self._through = torch.empty((num_experts, count, rows), dtype=torch.bfloat16)
         self._norms: list[float] = []
 
     def add(self, vector: torch.Tensor | LowRank, base: torch.Tensor | None = None) -> None:
@@ -126,8 +130,9 @@ class Recorder:
             through = across @ vector.T
             through = through if base is None else through - across @ base.T
             norm = _norm_of_difference(vector, base)
-        self._across.append(across.bfloat16().cpu())
-        self._through.append(through.bfloat16().cpu())
+        index = len(self._norms)
+        self._across[index].copy_(across.bfloat16().cpu())
+        self._through[index].copy_(through.bfloat16().cpu())
         self._norms.append(norm)
 
     def probes(self) -> Probes | None:
@@ -135,7 +140,7 @@ class Recorder:
         if len(self._norms) != self._num_experts:
             return None
         norms = torch.tensor(self._norms, dtype=torch.float64)
-        return Probes(torch.stack(self._across), torch.stack(self._through), norms)
+        return Probes(self._across, self._through, norms)
 
 
 class RecordedTaskVectors(WrappedTaskVectors):

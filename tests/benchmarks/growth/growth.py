@@ -4,8 +4,8 @@
     python tests/benchmarks/growth/growth.py --only lora --json FILE    also: experts, layers, width, kept
     python tests/benchmarks/growth/growth.py --page docs/growth.md --json FILE --only none    write the page again
 
-Models are written to a temporary folder (--work): 3 GB for the axes, 8 GB for the row of 100 adapters. One worker, an
-empty store, no Prefect server, whose start costs the same for every merge.
+Models are written to a temporary folder (--work): 3 GB for the axes, 16 GB with the spectra for the row of 100
+adapters. One worker (two for the adapters), an empty store, no Prefect server, whose start costs the same every time.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def axes() -> dict[str, list[tuple[int, Size, int]]]:
     width = [(hidden, Size(hidden, hidden * 11 // 4, 2), EXPERTS) for hidden in (128, 256, 512, 1024)]
     return {
         "experts": [(count, BASE, count) for count in (1, 2, 4, 8, 16, 32, 64)],
-        "layers": [(layers, Size(BASE.hidden, BASE.inner, layers), EXPERTS) for layers in (1, 2, 4, 8, 16)],
+        "layers": [(layers, Size(BASE.hidden, BASE.inner, layers), EXPERTS) for layers in (1, 2, 4, 8)],
         "width": width,
     }
 
@@ -104,7 +104,7 @@ def measure(work: Path, chosen: Sequence[str]) -> Iterator[Point]:
         for folder in work.glob("*-*"):  # the models of one axis at a time
             shutil.rmtree(folder)
     if "kept" in chosen:
-        folder = models_in(work, Size(1024, 4096, 4), EXPERTS)
+        folder = models_in(work, Size(1024, 4096, 2), EXPERTS)
         yield Point("kept", "linear", 0, *merge(work, full_recipe(folder, "linear", EXPERTS), "--workers", "1"))
         for method in ("swudi_a", "swudi"):
             recipe = full_recipe(folder, method, EXPERTS)
@@ -115,7 +115,7 @@ def measure(work: Path, chosen: Sequence[str]) -> Iterator[Point]:
         folder = models_in(work, BILLION, 0, ADAPTERS)
         base = str(folder / "base")
         adapters = [{"model": f"{base}+{folder}/adapter{index}"} for index in range(ADAPTERS)]
-        recipe = {"merge_method": "swudi_a", "base_model": base, "models": adapters, "spectra": "none"}
+        recipe = {"merge_method": "swudi_a", "base_model": base, "models": adapters}
         yield Point("lora", "swudi_a", ADAPTERS, *merge(work, recipe, "--workers", "2"))
 
 
@@ -125,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=[*names, "none"], action="append", help="default: all")
     parser.add_argument("--json", type=Path, required=True, help="points; those of other axes stay")
     parser.add_argument("--page", type=Path, help="write the page, and its plots into images/ beside it")
+    parser.add_argument("--note", help="what to know of the machine during the measurement")
     parser.add_argument("--work", type=Path, help="folder for the models; default: a temporary one")
     given = parser.parse_args(arguments)
     content = json.loads(given.json.read_text()) if given.json.exists() else {"points": []}
@@ -138,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "date": f"{datetime.now(UTC):%Y-%m-%d}",
                 "versions": {package: version(package) for package in ("eigenmerge", "torch")},
                 "points": [asdict(one) for one in points.values()],
+                "note": given.note or content.get("note", ""),
             }
             given.json.write_text(json.dumps(content, indent=1) + "\n")
     if given.page is not None:
