@@ -22,8 +22,7 @@ models of the last column have 2 layers, and inner dimensions of 2.75 D2.
 ![CPU seconds and peak memory against experts, layers and width](images/growth.svg)
 
 * Memory: {memory}.
-  A merge holds one tensor, and of the experts one at a time. With 64 experts `swudi_a` was measured in one process on
-  one layer: 390, 395 and 390 MB.
+  A merge holds one tensor, and of the experts one at a time.
 * Time: linear in experts and in layers, after a start that does not depend on the model. A decomposition takes K^3 for
   a matrix of K columns, so a spectral merge grows with the cube of the width.
 """
