@@ -62,7 +62,8 @@ def dask_cluster(server: str, folder: Path, workers: int = 2, **environment: str
         scheduler = launch(stack, "scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
         started = [launch(stack, "worker", address, "--nthreads", "1") for _ in range(workers)]
         with distributed.Client(address, timeout=120) as client:
-            client.wait_for_workers(workers, timeout=120)
+            if workers:
+                client.wait_for_workers(workers, timeout=120)
         yield Cluster(address, scheduler, started)
 
 
