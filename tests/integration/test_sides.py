@@ -18,8 +18,8 @@ from eigenmerge.core.errors import RecipeError
 from eigenmerge.core.output.read_manifest import read_manifest
 from eigenmerge.core.planning.plan import spectrum_keys
 from eigenmerge.core.recipe.recipe import recipe_from_mapping
+from eigenmerge.core.steps import merge_run as merging
 from eigenmerge.core.steps.make_plan import make_plan
-from eigenmerge.core.steps.merge_run import merge_run
 from eigenmerge.core.steps.reading.rank_rows import rank_rows
 from eigenmerge.core.steps.reading.run_records import read_run_records
 from eigenmerge.core.storage.store import Store
@@ -62,7 +62,7 @@ def spectra_in(store: Path) -> set[str]:
 
 
 def merge(recipe: dict[str, Any], out: Path, store: Path) -> MergeResult:
-    return merge_run(recipe_from_mapping(recipe), str(out), store=str(store))
+    return merging.merge_run(recipe_from_mapping(recipe), str(out), store=str(store))
 
 
 def deltas(models: Models, name: str) -> list[torch.Tensor]:
