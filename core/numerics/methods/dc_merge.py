@@ -15,6 +15,7 @@ from ..spectrum import Spectrum
 from ..svd.compact_svd import CompactSVD, compact_svd, svd_elements, svd_flops
 from ..svd.cover_space import CoverSpace, cover_space
 from ..svd.delta_sum import noise_share, singular_noise
+from ..svd.singular_directions import count_collected, directions_per_expert
 from ..task_vectors import TaskVectors, noise_of
 
 
@@ -93,12 +94,12 @@ class DcMerge(SpectralMethod[DcMergeParameters, ExpertParameters]):
         return Factors({"left": parameters.scale * spectrum.values}, spectrum.num_directions)
 
     def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
-        num_kept = _count_collected(shape, max_ranks)
+        num_kept = count_collected(shape, max_ranks)
         each = sum(svd_flops(shape, rank if all_low_rank else None) for rank in max_ranks)
         return each + 6.0 * num_kept**2 * sum(shape) + 30.0 * num_kept**3
 
     def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
-        num_kept = _count_collected(shape, max_ranks)
+        num_kept = count_collected(shape, max_ranks)
         one_expert = svd_elements(shape, max(max_ranks) if all_low_rank else None)
         held = num_kept * sum(shape)
         # the histogram that finds the threshold has 1 << 19 elements
@@ -107,7 +108,7 @@ class DcMerge(SpectralMethod[DcMergeParameters, ExpertParameters]):
 
 def _sizes(shape: tuple[int, int], num_experts: int, rank: int | None) -> tuple[int, int]:
     """Return r, the directions of each expert, and n, the number of directions that `density` refers to."""
-    most = max(1, min(shape) // num_experts)
+    most = directions_per_expert(shape, num_experts)
     if rank is None:
         return most, min(shape)
     return min(rank, most), num_experts * min(rank, most)
@@ -149,8 +150,3 @@ def _spectrum(space: CoverSpace, merged: torch.Tensor, masked: bool, info: Mappi
         {"expert": owners[order].to(space.left.dtype)} if masked else {},
         info,
     )
-
-
-def _count_collected(shape: tuple[int, int], max_ranks: Sequence[int]) -> int:
-    most = max(1, min(shape) // len(max_ranks))
-    return sum(min(rank, most) for rank in max_ranks)

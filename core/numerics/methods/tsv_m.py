@@ -9,7 +9,14 @@ from ..method import ExpertParameters, SpectralMethod
 from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, svd_elements, svd_flops
 from ..svd.delta_sum import noise_share, singular_noise
-from ..svd.singular_directions import CollectingParameters, DirectionSet, collected_elements, is_exactly_zero
+from ..svd.singular_directions import (
+    CollectingParameters,
+    DirectionSet,
+    collected_elements,
+    count_collected,
+    directions_per_expert,
+    is_exactly_zero,
+)
 from ..task_vectors import LowRank, TaskVectors, noise_of
 
 
@@ -41,7 +48,7 @@ class TsvM(SpectralMethod[CollectingParameters, ExpertParameters]):
     def decompose(self, task_vectors: TaskVectors, parameters: CollectingParameters) -> Spectrum:
         """Collect and orthonormalize the triplets. Cost: one pass, N SVDs, two polar factors of N d rows."""
         shape, num_experts = task_vectors.shape, task_vectors.num_experts
-        per_expert = _count_per_expert(shape, num_experts)
+        per_expert = directions_per_expert(shape, num_experts)
         collected = DirectionSet()
         info: dict[str, object] = {}
         for index, vector in enumerate(task_vectors):
@@ -58,21 +65,12 @@ class TsvM(SpectralMethod[CollectingParameters, ExpertParameters]):
         return Factors({"left": parameters.scale * spectrum.values}, spectrum.num_directions)
 
     def flops(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> float:
-        num_kept = _count_collected(shape, max_ranks)
+        num_kept = count_collected(shape, max_ranks)
         each = sum(svd_flops(shape, rank if all_low_rank else None) for rank in max_ranks)
         return each + 4.0 * num_kept**2 * sum(shape) + 18.0 * num_kept**3
 
     def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
-        num_kept = _count_collected(shape, max_ranks)
+        num_kept = count_collected(shape, max_ranks)
         one_expert = svd_elements(shape, max(max_ranks) if all_low_rank else None)
         held = num_kept * sum(shape)
         return max(held + one_expert, collected_elements(shape, num_kept), held * 3 + shape[0] * shape[1])
-
-
-def _count_per_expert(shape: tuple[int, int], num_experts: int) -> int:
-    return max(1, min(shape) // num_experts)
-
-
-def _count_collected(shape: tuple[int, int], max_ranks: Sequence[int]) -> int:
-    per_expert = _count_per_expert(shape, len(max_ranks))
-    return sum(min(rank, per_expert) for rank in max_ranks)

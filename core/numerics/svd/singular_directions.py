@@ -5,7 +5,7 @@ Shapes: M = out features, K = in features, R = number of directions, N = experts
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -95,6 +95,17 @@ class DirectionSet:
 def is_exactly_zero(vector: torch.Tensor | LowRank) -> bool:
     """Return True for a dense expert that is 0 in every entry; factors that are 0 have no directions."""
     return not isinstance(vector, LowRank) and not bool(vector.any())
+
+
+def directions_per_expert(shape: tuple[int, int], num_experts: int) -> int:
+    """Return min(M, K) // N, at least 1: the directions of each expert, as all experts share min(M, K)."""
+    return max(1, min(shape) // num_experts)
+
+
+def count_collected(shape: tuple[int, int], max_ranks: Sequence[int]) -> int:
+    """Return how many directions are collected from experts of these ranks at most."""
+    per_expert = directions_per_expert(shape, len(max_ranks))
+    return sum(min(rank, per_expert) for rank in max_ranks)
 
 
 def collected_elements(shape: tuple[int, int], num_directions: int) -> int:
