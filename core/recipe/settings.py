@@ -134,6 +134,9 @@ def accept_value(adapter: TypeAdapter[Any], value: Any) -> Any:
     ValueError : the value is invalid; one line
     """
     try:
-        return adapter.validate_python(value)
+        accepted = adapter.validate_python(value)
     except ValidationError as error:
         raise ValueError(f"is {value!r}: {error.errors()[0]['msg']}") from None
+    if isinstance(value, bool) and not isinstance(accepted, bool):  # `yes` in YAML, which pydantic takes for 1
+        raise ValueError(f"is {value!r}: expected a number")
+    return accepted

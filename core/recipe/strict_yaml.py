@@ -6,6 +6,7 @@ graph, before values are built. Messages do not quote the text, because a recipe
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -16,6 +17,7 @@ MAX_TEXT_BYTES = 16 * 2**20  # a recipe of 1000 experts is about 100 kB
 MAX_VALUES = 2_000_000  # after expanding aliases, against "billion laughs" documents
 MAX_DEPTH = 60
 
+_OTHER_BASE = re.compile(r"[-+]?(0_*[0-7][0-7_]*$|[0-9_]+:)")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is installed
 
 
@@ -107,7 +109,9 @@ def _check_nodes(root: yaml.Node, origin: str) -> None:
             raise RecipeError(f"{origin}: is nested too deeply; at most {MAX_DEPTH} levels")
         open_nodes.add(key)
         total = 1
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, yaml.ScalarNode):
+            _check_number(node, f"{origin}: {path}")
+        elif isinstance(node, yaml.MappingNode):
             seen: dict[str, int] = {}
             for key_node, value_node in node.value:
                 name = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
@@ -129,6 +133,16 @@ def _check_nodes(root: yaml.Node, origin: str) -> None:
         return total
 
     count_values(root, "", 0)
+
+
+def _check_number(node: yaml.ScalarNode, place: str) -> None:
+    """Refuse a number that YAML 1.1 reads to the base 60 (1:30 is 90) or 8 (010 is 8)."""
+    is_number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    if is_number and _OTHER_BASE.match(node.value):
+        raise RecipeError(
+            f"{place}: YAML reads a number with a colon to base 60 and one with a leading 0 to base 8; write a decimal"
+            " number, or text in quotes"
+        )
 
 
 def _describe(error: yaml.YAMLError) -> str:

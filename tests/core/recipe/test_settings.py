@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, Field, TypeAdapter
 
 from eigenmerge.core.errors import suggestion
-from eigenmerge.core.recipe.settings import MISSING, check_values, evaluate, parse_setting, type_adapters
+from eigenmerge.core.recipe.settings import MISSING, accept_value, check_values, evaluate, parse_setting, type_adapters
 
 NUMBER: TypeAdapter[Any] = TypeAdapter(float)
 WORD: TypeAdapter[Any] = TypeAdapter(str)
@@ -93,3 +93,10 @@ def test_suggestions() -> None:
     assert suggestion("wieght", ["weight", "density"]) == "; did you mean 'weight'?"
     assert suggestion("zzz", ["weight"]) == "; known: weight"
     assert suggestion("zzz", [str(number) for number in range(100)]) == ""
+
+
+def test_true_is_no_number() -> None:
+    with pytest.raises(ValueError, match="is True: expected a number"):
+        accept_value(TypeAdapter(float), True)
+    assert accept_value(TypeAdapter(bool), True) is True
+    assert accept_value(TypeAdapter(float), 1) == 1.0

@@ -23,6 +23,18 @@ def test_aliases_and_merge_keys_work() -> None:
     assert parse_yaml_mapping(text, "recipe")["two"] == {"weight": 1, "density": 2}
 
 
+@pytest.mark.parametrize("number", ["1:30", "10:20:30.5", "010", "-017"])
+def test_a_number_to_another_base_is_refused(number: str) -> None:
+    with pytest.raises(RecipeError, match=r"recipe: a\.b: YAML reads") as caught:
+        parse_yaml_mapping(f"a: {{b: {number}}}", "recipe")
+    assert number not in str(caught.value)  # it may be a password
+
+
+def test_other_forms_of_numbers_and_text_with_colons_are_read() -> None:
+    text = "[0, 0.5, -1, 1_000, 0x10, '010', 08, 'a:1', 1.0e-5]"
+    assert parse_yaml_mapping(f"a: {text}", "recipe")["a"] == [0, 0.5, -1, 1000, 16, "010", "08", "a:1", 1e-5]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
