@@ -14,9 +14,8 @@ from eigenmerge import plan
 from eigenmerge.core import merge_task_vectors
 from eigenmerge.core.numerics.method import SpectralMethod
 from eigenmerge.core.numerics.registry import get_method
-from eigenmerge.core.numerics.task_vectors import LowRank
 
-from ..core.numerics.conditioning import merge_tolerance, rounding_bound
+from ..core.numerics.conditioning import merge_tolerance, random_experts, random_factors, rounding_bound
 from .test_every_method import DIRECT, NUM_EXPERTS, PARAMETERS, SPECTRAL, recipe_of
 
 pytestmark = [
@@ -40,10 +39,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_agrees_with_the_cpu(name: str, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(5)
-    count = NUM_EXPERTS.get(name, 3)
-    base = torch.randn((40, 56), generator=generator, dtype=torch.float64)
-    vectors = [torch.randn((40, 56), generator=generator, dtype=torch.float64) / 10 for _ in range(count)]
+    base, vectors = random_experts(NUM_EXPERTS.get(name, 3))
     given = PARAMETERS.get(name, {})
     expected = merge_task_vectors(vectors, name, base=base, **given)
     found = merge_task_vectors([v.to("cuda", dtype) for v in vectors], name, base=base.to("cuda", dtype), **given)
@@ -58,14 +54,7 @@ def test_a_method_agrees_with_the_cpu(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_factors_agree_with_the_cpu(name: str) -> None:
-    generator = torch.Generator().manual_seed(6)
-    factors = [
-        LowRank(
-            torch.randn((40, 4), generator=generator, dtype=torch.float64) / 10,
-            torch.randn((4, 56), generator=generator, dtype=torch.float64),
-        )
-        for _ in range(3)
-    ]
+    factors = random_factors()
     given = PARAMETERS.get(name, {})
     expected = merge_task_vectors(factors, name, **given)
     found = merge_task_vectors([f.to("cuda", torch.float64) for f in factors], name, **given)

@@ -10,7 +10,7 @@ import torch
 from eigenmerge.core import merge_task_vectors
 from eigenmerge.core.numerics.task_vectors import LowRank
 
-from ..core.numerics.conditioning import merge_tolerance, rounding_bound
+from ..core.numerics.conditioning import merge_tolerance, random_experts, random_factors, rounding_bound
 from ..integration.test_every_method import DIRECT, NUM_EXPERTS, PARAMETERS, SPECTRAL
 from .device_tensor import DeviceTensor
 from .mode import pretended_device
@@ -24,11 +24,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("calibration", [None, {"svc": {"alpha": 0.5}}], ids=["", "svc"])
 @pytest.mark.parametrize("name", sorted((*SPECTRAL, *DIRECT)))
 def test_dense_task_vectors(name: str, calibration: dict[str, Any] | None) -> None:
-    generator = torch.Generator().manual_seed(5)
-    base = torch.randn((40, 56), generator=generator, dtype=torch.float64)
-    vectors = [
-        torch.randn((40, 56), generator=generator, dtype=torch.float64) / 10 for _ in range(NUM_EXPERTS.get(name, 3))
-    ]
+    base, vectors = random_experts(NUM_EXPERTS.get(name, 3))
     given = {**PARAMETERS.get(name, {}), "calibration": calibration}
     expected = merge_task_vectors(vectors, name, base=base, **given)
     with pretended_device():
@@ -40,14 +36,7 @@ def test_dense_task_vectors(name: str, calibration: dict[str, Any] | None) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", SPECTRAL)
 def test_factors(name: str, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(6)
-    factors = [
-        LowRank(
-            torch.randn((40, 4), generator=generator, dtype=torch.float64) / 10,
-            torch.randn((4, 56), generator=generator, dtype=torch.float64),
-        )
-        for _ in range(3)
-    ]
+    factors = random_factors()
     given = PARAMETERS.get(name, {})
     expected = merge_task_vectors(factors, name, **given)
     with pretended_device():

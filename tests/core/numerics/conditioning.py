@@ -149,3 +149,22 @@ def _recorded_polar_rows() -> Iterator[list[torch.Tensor]]:
         patch.object(cover_space, "polar_decomposition", record_both),
     ):
         yield seen
+
+
+def random_experts(count: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return a base, (40, 56), and task vectors a tenth of its size, to compare devices."""
+    generator = torch.Generator().manual_seed(5)
+    base = torch.randn((40, 56), generator=generator, dtype=torch.float64)
+    return base, [torch.randn((40, 56), generator=generator, dtype=torch.float64) / 10 for _ in range(count)]
+
+
+def random_factors() -> list[LowRank]:
+    """Return three task vectors of rank 4, (40, 56), as factors, to compare devices."""
+    generator = torch.Generator().manual_seed(6)
+    return [
+        LowRank(
+            torch.randn((40, 4), generator=generator, dtype=torch.float64) / 10,
+            torch.randn((4, 56), generator=generator, dtype=torch.float64),
+        )
+        for _ in range(3)
+    ]
