@@ -175,8 +175,8 @@ def prefect_api(server: EmbeddedServer | None = None) -> Generator[None]:
     address = server.url()
     # Also set in the environment, where worker processes of Dask and Ray read it; without it each would start a
     # server of its own. No heartbeat: the server ends with the run, and at its end a flow waits up to a second for
-    # the thread that sends heartbeats. Nothing is asked that is known: the server has the version of this process and
-    # no tokens against forged requests.
+    # the thread that sends heartbeats. The client does not ask for the server's version, which is that of this process,
+    # nor for tokens against forged requests, which this server does not use.
     environment = {**loopback_without_proxy(), "PREFECT_API_URL": address}
     with (
         _changed_environment(environment),

@@ -30,7 +30,7 @@ class BlockElection:
     def add(self, block: torch.Tensor, weight: float) -> None:
         """Take the entries of an expert, flat, which are overwritten, and multiply them by its weight."""
         block.mul_(weight)
-        # Sums begin at 0.0, so that they are never -0.0, whose sign bit would be a vote.
+        # Sums begin at 0.0, so that they are never -0.0, whose sign bit would count as negative.
         self._votes = block + 0.0 if self._votes is None else self._votes.add_(block)
         self._experts.append((block, weight))
 
@@ -49,7 +49,7 @@ class BlockElection:
         votes = self._votes
         assert votes is not None, "an election has experts"
         integer = integer_dtype(votes)
-        minus = votes.view(integer).bitwise_and_(torch.iinfo(integer).min)  # the sign bit of -, of negative votes
+        minus = votes.view(integer).bitwise_and_(torch.iinfo(integer).min)  # the sign bit where the sum is negative
         total = torch.zeros_like(votes)
         weights = torch.zeros_like(votes) if self._with_weights else None
         for block, weight in self._experts:

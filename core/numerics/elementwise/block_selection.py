@@ -202,12 +202,12 @@ def _unpacked(bits: Bytes, start: int, count: int) -> Bytes:
 class KeepMagnitudes(BlockSelection):
     """The entries at positions [first, last) in the order of magnitudes, the largest first.
 
-    Of entries that tie at a threshold the first ones in the tensor, or those that torch's argsort puts first where
-    sparsify.py takes these.
+    Of entries that tie at a threshold the same are kept as in sparsify.py: the first ones in the tensor, or those that
+    torch's argsort puts first.
 
     Parameters
     ----------
-    descending : whether sparsify.py means an argsort of descending magnitudes; it decides between ties
+    descending : whether that argsort is of descending magnitudes; this decides which ties are kept
     """
 
     def __init__(self, num_elements: int, element_bytes: int, first: int, last: int, *, descending: bool) -> None:

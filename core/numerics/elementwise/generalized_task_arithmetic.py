@@ -55,7 +55,7 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
     """Abstract base class: a method implements `keep` and sets `elects_signs`."""
 
     elects_signs: ClassVar[bool]
-    num_thresholds: ClassVar[int] = 0  # of magnitude, for which `keep` may follow a sort (see tie_order.py)
+    num_thresholds: ClassVar[int] = 0  # of magnitude that `keep` searches; tie_order.py may choose between ties
 
     @abstractmethod
     def keep(self, delta: torch.Tensor, expert: E, generator: torch.Generator) -> torch.Tensor | None:
@@ -170,5 +170,5 @@ class GeneralizedTaskArithmetic(DirectMethod[P, E]):
 
     def peak_elements(self, num_elements: int, num_experts: int) -> int:
         peak = super().peak_elements(num_elements, num_experts)
-        spared = max(0, num_elements - LARGEST_SORT)  # of tensors too large for that
+        spared = max(0, num_elements - LARGEST_SORT)  # elements of tensors whose ties are not ordered
         return peak - int(TIE_TENSORS * spared) if self.num_thresholds else peak

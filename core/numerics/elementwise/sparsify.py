@@ -5,8 +5,9 @@ entries. Thresholds of magnitude are found by counting bit patterns, without a s
 core; argsort takes 36 to 93 ns.
 
 Of entries with equal magnitude at the threshold, mergekit keeps those that an unstable `argsort` puts first; torch does
-not define which. The same are chosen here in small tensors, by the argsort itself, and where few entries tie, as in
-float32 checkpoints (tie_order.py). Where many tie, as in bfloat16 checkpoints, the first ones in the tensor are kept.
+not define which. Here the same entries are kept in small tensors, by `argsort` itself, and where few entries tie, as
+in float32 checkpoints, by tie_order.py. Where many tie, as in bfloat16 checkpoints, the first ones in the tensor are
+kept.
 
 References
 ----------

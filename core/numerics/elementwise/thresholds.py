@@ -13,7 +13,7 @@ from .blocks import blocks
 if TYPE_CHECKING:
     from .bracket import Bracket  # imports NumPy, which plans do not need
 
-LARGEST_SORT = 1 << 24  # most elements of which ties follow a sort; its work space is then 300 MiB
+LARGEST_SORT = 1 << 24  # most elements of a tensor whose ties tie_order.py chooses; it needs 300 MiB then
 LARGEST_SHARE = 1 / 16  # of the entries that are collected between the bounds of a sample (bracket.py)
 _DIGIT_BITS = 16
 _FEW_TIES = 10_000  # ties are few when at most one entry in 10 000 ties

@@ -5,7 +5,7 @@ three entries, continue in both parts, and sort parts of at most 16 entries by i
 not depend on the other. So its first `count` positions follow from partitioning only the part that contains position
 `count`: 2 partitioned entries for each entry of the tensor in the mean, instead of log2 of their number.
 
-Of the entries themselves only those that tie are followed; the others are kept or dropped by their magnitude.
+Only the positions of tied entries are tracked. The other entries are kept or dropped by their magnitude.
 
 References
 ----------
