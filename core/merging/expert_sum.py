@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ..numerics.interference.summed_task_vectors import SummedTaskVectors
+from ..numerics.products.matrix_product import add_product
 from ..numerics.task_vectors import LowRank, TaskVectors, WrappedTaskVectors
 
 
@@ -70,5 +71,5 @@ class _Recorded(WrappedTaskVectors):
 
 def _add(total: torch.Tensor | None, vector: torch.Tensor | LowRank) -> torch.Tensor:
     if isinstance(vector, LowRank):
-        return vector.dense() if total is None else total.addmm_(vector.left, vector.right)
+        return vector.dense() if total is None else add_product(total, vector.left, vector.right)
     return vector.clone() if total is None else total.add_(vector)

@@ -14,7 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .lazy_torch import torch
+from .products.matrix_product import add_product, product
 from .spectrum import Spectrum
+
+_ROWS = 2048  # outputs at a time: limits the work space
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,28 +37,49 @@ class Factors:
 def apply_factors(spectrum: Spectrum, factors: Factors) -> torch.Tensor:
     """Return the merged delta, anchor + sum_k (sum_b g_bk left_bk) right_k^T.
 
-    Cost: 2 R M K flops; R M + M K elements beyond the spectrum.
+    Cost: 2 R M K flops; M K + 2048 R elements beyond the spectrum.
 
     Returns
     -------
     Tensor, (M, K), the spectrum's dtype and device
     """
-    left, right = low_rank_form(spectrum, factors)
-    return left @ right if factors.anchor is None else factors.anchor().addmm_(left, right)
+    kept = _kept_directions(spectrum, factors)
+    rows, columns = spectrum.shape
+    right = spectrum.right[kept]
+    step = max(1, rows) if right.is_cuda else _ROWS
+    if factors.anchor is None and rows <= step:
+        return product(_combined_left(spectrum, factors, kept, slice(None)).T, right)
+    delta = right.new_zeros((rows, columns)) if factors.anchor is None else factors.anchor()
+    for start in range(0, rows, step):
+        outputs = slice(start, start + step)
+        add_product(delta[outputs], _combined_left(spectrum, factors, kept, outputs).T, right)
+    return delta
 
 
 def low_rank_form(spectrum: Spectrum, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the merged delta without its anchor as two factors (M, R') and (R', K), no direction with weights 0."""
+    kept = _kept_directions(spectrum, factors)
+    right = spectrum.right[kept]
+    # A part of a larger matrix would keep all of it in memory.
+    right = right.clone() if right.untyped_storage().nbytes() > right.nbytes else right
+    return _combined_left(spectrum, factors, kept, slice(None)).T, right
+
+
+def _kept_directions(spectrum: Spectrum, factors: Factors) -> slice | torch.Tensor:
+    """Return the directions with a weight that is not 0; a slice where these are the first ones, as nearly always."""
     keep = torch.zeros(spectrum.num_directions, dtype=torch.bool, device=spectrum.values.device)
     for weight in factors.weights.values():
         keep |= weight != 0
     index = keep.nonzero().squeeze(1)
     count = len(index)
-    # A filter nearly always keeps the first directions, whose vectors are used where they are.
-    kept = slice(count) if count and int(index[-1]) == count - 1 else index
-    left = torch.zeros((count, spectrum.shape[0]), dtype=spectrum.right.dtype, device=spectrum.right.device)
+    return slice(count) if count == 0 or int(index[-1]) == count - 1 else index
+
+
+def _combined_left(spectrum: Spectrum, factors: Factors, kept: slice | torch.Tensor, outputs: slice) -> torch.Tensor:
+    """Return sum_b g_bk left_bk of the kept directions, (R', M'), for some of the M outputs."""
+    like = spectrum.right
+    count = len(spectrum.values[kept])
+    left = torch.zeros((count, len(range(spectrum.shape[0])[outputs])), dtype=like.dtype, device=like.device)
     for name, weight in factors.weights.items():
-        left.addcmul_(spectrum.left[name][kept], weight[kept].to(left.dtype).unsqueeze(1))
-    right = spectrum.right[kept]
-    # A part of a larger matrix would keep all of it in memory.
-    return left.T, right.clone() if right.untyped_storage().nbytes() > right.nbytes else right
+        left.addcmul_(spectrum.left[name][kept][:, outputs], weight[kept].to(left.dtype).unsqueeze(1))
+    return left

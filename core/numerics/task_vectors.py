@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 from ..errors import ShapeError
 from .lazy_torch import torch
 from .noise.storage_noise import StorageNoise
+from .products.matrix_product import product
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class LowRank:
 
     def dense(self) -> torch.Tensor:
         """Return the product, (M, K)."""
-        return self.left @ self.right
+        return product(self.left, self.right)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LowRank:
         """Return the factors on a device and in a dtype."""

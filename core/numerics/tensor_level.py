@@ -5,6 +5,7 @@ Shapes: M = out features (D1), K = in features (D2), N = experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast, get_args, overload
@@ -153,7 +154,7 @@ def merge_task_vectors(
         else:
             merged = _merge_direct(chosen, settings, experts, stacked, own_base, seed, svc)
         result = round_once(merged, result_dtype)
-        if not bool(torch.isfinite(result).all()):
+        if _count_nonfinite(result):
             raise NonFiniteError(f"{chosen.name}: the merged values do not fit {result_dtype}, or {TOO_LARGE}")
         return result.numpy() if returns_array else result
 
@@ -321,9 +322,15 @@ def _find_common_dtype(vectors: list[torch.Tensor | LowRank]) -> torch.dtype:
 
 def _check_finite(index: int, vector: torch.Tensor | LowRank) -> None:
     tensors = (vector.left, vector.right) if isinstance(vector, LowRank) else (vector,)
-    bad = sum(tensor.numel() - int(torch.isfinite(tensor).sum()) for tensor in tensors)
+    bad = sum(map(_count_nonfinite, tensors))
     if bad:
         raise NonFiniteError(f"task vector {index} holds {bad} NaN or Inf values; expected finite numbers")
+
+
+def _count_nonfinite(tensor: torch.Tensor) -> int:
+    if math.isfinite(tensor.sum().item()):  # a sum is Inf or NaN if any term is; needs no work space
+        return 0
+    return tensor.numel() - int(torch.isfinite(tensor).sum())
 
 
 def _parse_calibration(calibration: Mapping[str, Mapping[str, Any]] | None) -> _Svc | None:

@@ -27,6 +27,9 @@ from .plan import (
 
 # Increase when the bytes of a part change although no method changes (rounding of the cast, order of the sums).
 PART_VERSION = 1
+# The same for matrix products, of which spectra, their sums and parts are made. 2 multiplies by oneDNN on some
+# processors, and does not divide the experts by their norms before the product for D.
+_PRODUCT_VERSION = 2
 # The same for sums of plain task vectors, from which means of 1-D tensors are computed.
 SUM_VERSION = 1
 # The same for the cast of float64 to shorter dtypes. 1 rounded twice, through float32.
@@ -62,6 +65,7 @@ def spectrum_key(
     tf32 : `RunSettings.uses_tf32`
     """
     content: list[object] = ["spectrum", dict(decomposition), algorithm_version, arithmetic, inputs, matrix]
+    content.append({"products": _PRODUCT_VERSION})
     if incremental:
         content.append("incremental")
     if package is not None:
@@ -153,7 +157,7 @@ def sums_key(
     members : identify each expert's tensor and its weight, in any order
     tf32 : `RunSettings.uses_tf32`
     """
-    content: list[object] = ["sums", algorithm_version, arithmetic, base, matrix]
+    content: list[object] = ["sums", algorithm_version, arithmetic, base, matrix, {"products": _PRODUCT_VERSION}]
     shared = hash_json([*content, "tf32"] if tf32 else content)
     return f"{SUMS}{shared[:2]}/{shared}/{len(members):06d}-{hash_json(sorted(members))}.safetensors"
 
@@ -221,7 +225,7 @@ def part_key(identities: Sequence[tuple[str, str]], settings: RunSettings) -> st
     ----------
     identities : (output name, `tensor_identity`) in the order of the part
     """
-    content: list[object] = ["part", PART_VERSION, settings.arithmetic, identities]
+    content: list[object] = ["part", PART_VERSION, settings.arithmetic, identities, {"products": _PRODUCT_VERSION}]
     if settings.arithmetic == "float64":
         content.append({"rounding": _ROUNDING_VERSION})
     if settings.allow_nonfinite:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from eigenmerge.core.numerics.interference.half_products import gram
+from eigenmerge.core.numerics.products.half_product import gram
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -66,6 +66,7 @@ FOLDERS = {
     "core/numerics/methods": "merge methods, one file per published method or close family",
     "core/numerics/interference": "decompositions of the WUDI family",
     "core/numerics/noise": "the rounding of stored weights as noise of known size, and shrinkage under known noise",
+    "core/numerics/products": "matrix products by the faster of the libraries in torch, and symmetric ones by halves",
     "core/numerics/svd": "singular value decompositions in the space of the data",
     "core/numerics/elementwise": "building blocks of methods that treat each entry by itself",
     "core/formats": "dtypes, digests, safetensors headers, bounded JSON, names",

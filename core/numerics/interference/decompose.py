@@ -93,9 +93,9 @@ def decomposition_elements(shape: tuple[int, int], max_ranks: Sequence[int], rou
     rows, columns = shape
     matrix, square = rows * columns, columns * columns
     if route == "gram":
-        accumulating = 5 * matrix + 2 * square  # C, D, S; one expert, normalized; its Gram matrix
+        accumulating = 4 * matrix + 2 * square  # C, D, S; one expert, and its transpose on a GPU; its Gram matrix
         decomposing = 2 * matrix + 5 * square  # C, D, S; eigenvectors and LAPACK's work space
-        projecting = 5 * matrix + 3 * square  # C, D, S, eigenvectors, right, two left blocks, packed operands
+        projecting = 4 * matrix + 3 * square  # two left blocks and right, and their resolved rows; packed operands
         return max(accumulating, decomposing, projecting)
     stacked = sum(max_ranks)
     order = min(stacked, columns)

@@ -13,6 +13,7 @@ from ..lazy_torch import torch
 from ..linear_algebra import eigh
 from ..noise.combined import describe_noise
 from ..noise.storage_noise import StorageNoise
+from ..products.matrix_product import product
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
 from .operator import InterferenceOperator
@@ -32,7 +33,8 @@ def spectrum_of_operator(
     otherwise: filters that divide by the
     eigenvalue must not pass them.
 
-    Cost: about 10 K^3 + 4 M K^2 flops; 4 K^2 + 2 M K elements beyond the operator.
+    Cost: about 10 K^3 + 4 M K^2 flops; 4 K^2 + 2 M K elements, and the operator, of which C, S and D are freed in this
+    order as soon as they are used, if the caller does not hold it.
 
     Parameters
     ----------
@@ -53,23 +55,26 @@ def spectrum_of_operator(
     rows, columns = operator.shape
     if operator.num_nonzero == 0:
         return empty_spectrum(kind, operator.shape, operator.norms, operator.S)
-    ascending, vectors = eigh(operator.C)
+    C, D, S, norms, noise = operator.C, operator.D, operator.S, operator.norms, operator.noise
+    one_expert, num_experts = operator.num_nonzero == 1, operator.num_experts
+    del operator
+    epsilon = arithmetic_epsilon(C.dtype)
+    ascending, vectors = eigh(C)
+    del C
     largest, smallest = float(ascending[-1]), float(ascending[0])
-    epsilon = arithmetic_epsilon(operator.C.dtype)
     cut = eigenvalue_cut(largest, smallest, columns, epsilon)
-    noise = operator.noise
     level = 0.0 if noise is None else noise.floor(ascending.clamp(min=0.0).sqrt()) ** 2
     values = ascending.flip(0)
     # values below one rounding of the largest, or below the noise that a negative eigenvalue measures, count as 0
     values[values <= max(epsilon * largest, -smallest)] = 0.0
     right = vectors.T.flip(0)
     del vectors
-    total = right @ operator.S.T
-    if one_expert_is_solution and operator.num_nonzero == 1:
-        # D = v C = S C: computed from S, the result is that expert up to rounding, whatever its spectrum
-        target = total * values.unsqueeze(1)
-    else:
-        target = right @ operator.D.T
+    total = product(right, S.T)
+    del S
+    # of one expert D = v C = S C: computed from S, the result is that expert up to rounding, whatever its spectrum
+    is_solution = one_expert_is_solution and one_expert
+    target = total * values.unsqueeze(1) if is_solution else product(right, D.T)
+    del D
 
     target_energy, sum_energy = row_energies(target), row_energies(total)
     resolved = values > max(cut, level)
@@ -80,7 +85,7 @@ def spectrum_of_operator(
     return Spectrum(
         kind=kind,
         shape=(rows, columns),
-        num_experts=operator.num_experts,
+        num_experts=num_experts,
         values=values,
         right=right,
         left={"target": target, "sum": total},
@@ -92,7 +97,7 @@ def spectrum_of_operator(
         },
         info={
             "route": "gram",
-            "expert_norms": [float(norm) for norm in operator.norms],
+            "expert_norms": [float(norm) for norm in norms],
             "value_cut": max(cut, level),
             "num_resolved": int(resolved.sum()),
             **_noise_facts(noise, level, largest),
@@ -109,9 +114,9 @@ def expert_energies(spectrum: Spectrum, task_vectors: TaskVectors) -> torch.Tens
     shares = torch.zeros((spectrum.num_directions, task_vectors.num_experts), dtype=torch.float64)
     for index, task_vector in enumerate(task_vectors):
         if isinstance(task_vector, LowRank):
-            projected = (spectrum.right @ task_vector.right.T) @ task_vector.left.T
+            projected = product(product(spectrum.right, task_vector.right.T), task_vector.left.T)
         else:
-            projected = spectrum.right @ task_vector.T
+            projected = product(spectrum.right, task_vector.T)
         if norms[index] > 0:
             shares[:, index] = (row_energies(projected) / norms[index] ** 2).cpu()
     return shares.to(spectrum.values.device)

@@ -14,6 +14,7 @@ import math
 from ..apply_filter import Factors
 from ..lazy_torch import torch
 from ..linear_algebra import svd
+from ..products.matrix_product import add_product
 from ..spectrum import Spectrum
 from .operator import InterferenceOperator
 
@@ -47,7 +48,7 @@ def adam_displacement(
     moved, gradient = torch.zeros_like(residual), torch.empty_like(residual)
     first, second = torch.zeros_like(residual), torch.zeros_like(residual)
     for step in range(1, iterations + 1):
-        torch.addmm(residual, moved, C, beta=-2.0, alpha=2.0, out=gradient)
+        add_product(gradient.copy_(residual), moved, C, beta=-2.0, alpha=2.0)
         first.lerp_(gradient, 1.0 - _BETA1)
         second.mul_(_BETA2).addcmul_(gradient, gradient, value=1.0 - _BETA2)
         torch.sqrt(second, out=gradient)
@@ -79,7 +80,7 @@ def spectrum_of_iterate(
         if one_expert_is_solution and operator.num_nonzero == 1:
             residual = operator.D * (1.0 - anchor_factor)
         else:
-            residual = torch.addmm(operator.D, theta, operator.C, alpha=-1.0)
+            residual = add_product(operator.D.clone(), theta, operator.C, alpha=-1.0)
         theta += adam_displacement(operator.C, residual, iterations=iterations, learning_rate=learning_rate)
     left, sigma, right = svd(theta)
     kept = int((sigma > 0).sum())

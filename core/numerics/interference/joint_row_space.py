@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ..lazy_torch import torch
 from ..linear_algebra import qr
 from ..noise.storage_noise import StorageNoise
+from ..products.matrix_product import product
 from ..task_vectors import LowRank, TaskVectors, noise_of
 
 
@@ -51,9 +52,9 @@ class ProjectedTaskVectors:
     def __iter__(self) -> Iterator[torch.Tensor | LowRank]:
         for v in self.full:
             if isinstance(v, LowRank):
-                yield LowRank(v.left, v.right @ self.basis.T)
+                yield LowRank(v.left, product(v.right, self.basis.T))
             else:
-                yield v @ self.basis.T
+                yield product(v, self.basis.T)
 
 
 def project_to_row_space(task_vectors: TaskVectors) -> ProjectedTaskVectors:

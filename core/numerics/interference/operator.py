@@ -18,8 +18,9 @@ from ..lazy_torch import torch
 from ..linear_algebra import qr
 from ..noise.combined import on_top
 from ..noise.storage_noise import StorageNoise
+from ..products.half_product import add_gram_lower, gram, mirror_lower_triangle
+from ..products.matrix_product import add_product, product
 from ..task_vectors import LowRank, TaskVectors, noise_of
-from .half_products import add_gram_lower, gram, mirror_lower_triangle
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ def factor_orthonormal(task_vector: LowRank) -> tuple[torch.Tensor, torch.Tensor
     Then ||v q|| = ||F q|| for every q.
     """
     columns, triangle = qr(task_vector.left)
-    return columns, triangle @ task_vector.right
+    return columns, product(triangle, task_vector.right)
 
 
 def _add_dense(C: torch.Tensor, D: torch.Tensor, S: torch.Tensor, v: torch.Tensor) -> float:
@@ -169,15 +170,14 @@ def _add_dense(C: torch.Tensor, D: torch.Tensor, S: torch.Tensor, v: torch.Tenso
     if norm == 0.0:
         return 0.0
     # normalized before squaring: squares of small task vectors would underflow
-    unit = v / norm
     rows, columns = v.shape
     if 2 * rows < columns:
-        add_gram_lower(C, unit)
-        D.addmm_(gram(unit.T), unit, alpha=norm)
+        add_gram_lower(C, v, norm)
+        add_product(D, gram(v.T, norm), v)
     else:
-        squared = gram(unit)
+        squared = gram(v, norm)
         C.add_(squared)
-        D.addmm_(unit, squared, alpha=norm)
+        add_product(D, v, squared)
     S.add_(v)
     return norm
 
@@ -189,6 +189,6 @@ def _add_low_rank(C: torch.Tensor, D: torch.Tensor, S: torch.Tensor, v: LowRank)
         return 0.0
     unit = factor / norm
     add_gram_lower(C, unit)
-    D.addmm_(columns, (unit @ unit.T) @ unit, alpha=norm)
-    S.addmm_(columns, factor)
+    add_product(D, columns, product(product(unit, unit.T), unit), alpha=norm)
+    add_product(S, columns, factor)
     return norm

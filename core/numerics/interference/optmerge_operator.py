@@ -19,6 +19,7 @@ from ..linear_algebra import svd
 from ..noise.combined import centered
 from ..noise.shrinkage import shrink_singular_values
 from ..noise.storage_noise import StorageNoise
+from ..products.matrix_product import add_product, product
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors, noises_of
 from .gram_route import spectrum_of_operator
@@ -60,13 +61,13 @@ def optmerge_operator(task_vectors: TaskVectors, variant: Variant, rank: int) ->
             continue
         left, sigma, right = _truncated_svd(v / norm, rank, None if noise is None else noise.times(1.0 / norm))
         weighted = right.T * sigma**2
-        C.addmm_(weighted, right)
+        add_product(C, weighted, right)
         if variant == "lora":
             projected = left * (sigma**3 * norm)  # tau V_K S_K^2
         else:
             own_left, own_sigma, own_right = _truncated_svd(v - mean, rank, centered(noises, index))
-            projected = (own_left * own_sigma) @ (own_right @ weighted) + mean @ weighted
-        D.addmm_(projected, right)
+            projected = product(own_left * own_sigma, product(own_right, weighted)) + product(mean, weighted)
+        add_product(D, projected, right)
     return InterferenceOperator(C, D, total, torch.tensor(norms, dtype=torch.float64))
 
 
@@ -76,13 +77,15 @@ def optmerge_spectrum(task_vectors: TaskVectors, variant: Variant) -> Spectrum:
     rank = truncation_rank(shape, task_vectors.num_experts)
     one_expert = task_vectors.num_experts == 1  # nothing is truncated, and D = v C
     if sum(task_vectors.max_ranks) >= shape[1]:
-        operator = optmerge_operator(task_vectors, variant, rank)
-        return spectrum_of_operator(operator, kind="optmerge", one_expert_is_solution=one_expert)
+        return spectrum_of_operator(
+            optmerge_operator(task_vectors, variant, rank), kind="optmerge", one_expert_is_solution=one_expert
+        )
     projected = project_to_row_space(task_vectors)
-    operator = optmerge_operator(projected, variant, rank)
-    small = spectrum_of_operator(operator, kind="optmerge", one_expert_is_solution=one_expert)
+    small = spectrum_of_operator(
+        optmerge_operator(projected, variant, rank), kind="optmerge", one_expert_is_solution=one_expert
+    )
     return dataclasses.replace(
-        small, shape=shape, right=small.right @ projected.basis, info={**small.info, "route": "row_space"}
+        small, shape=shape, right=product(small.right, projected.basis), info={**small.info, "route": "row_space"}
     )
 
 

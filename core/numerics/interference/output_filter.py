@@ -12,6 +12,7 @@ import dataclasses
 from ..energies import frobenius_norm
 from ..lazy_torch import torch
 from ..linear_algebra import eigh
+from ..products.matrix_product import add_product, product
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors
 from .operator import factor_orthonormal
@@ -32,7 +33,7 @@ def filter_outputs(spectrum: Spectrum, task_vectors: TaskVectors, output_exp_tim
         return spectrum
     sigma, basis = eigh(_output_gram(task_vectors, spectrum))
     passed = -torch.expm1(-output_exp_time * sigma.clamp(min=0))
-    left = {name: (block @ basis * passed) @ basis.T for name, block in spectrum.left.items()}
+    left = {name: product(product(block, basis) * passed, basis.T) for name, block in spectrum.left.items()}
     return dataclasses.replace(spectrum, left=left)
 
 
@@ -45,9 +46,9 @@ def _output_gram(task_vectors: TaskVectors, spectrum: Spectrum) -> torch.Tensor:
             columns, factor = factor_orthonormal(task_vector)
             norm = frobenius_norm(factor)
             if norm > 0:
-                gram += columns @ (factor / norm @ (factor / norm).T) @ columns.T
+                gram += product(product(columns, product(factor / norm, (factor / norm).T)), columns.T)
         else:
             norm = frobenius_norm(task_vector)
             if norm > 0:
-                gram.addmm_(task_vector / norm, task_vector.T / norm)
+                add_product(gram, task_vector / norm, task_vector.T / norm)
     return gram

@@ -24,6 +24,7 @@ from ..lazy_torch import torch
 from ..linear_algebra import qr, svd
 from ..noise.combined import describe_noise, on_top
 from ..noise.storage_noise import StorageNoise
+from ..products.matrix_product import add_product, product
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors, noise_of
 from .gram_route import empty_spectrum
@@ -67,7 +68,7 @@ class _LeftVectors:
     def finish(self) -> None:
         """Add what has been collected."""
         if self._rows:
-            self.total.addmm_(torch.cat(self._rows).T, torch.cat(self._columns, dim=1).T)
+            add_product(self.total, torch.cat(self._rows).T, torch.cat(self._columns, dim=1).T)
         self._columns, self._rows = [], []
 
 
@@ -110,7 +111,7 @@ def decompose_row_space(task_vectors: TaskVectors) -> Spectrum:
     num_kept = int((sigma > cut).sum())
     left, sigma = left[:, :num_kept], sigma[:num_kept]
     above = sigma > level  # directions of noise are kept for the anchor, and are not resolved
-    right = coefficients[:num_kept] @ basis.T
+    right = product(coefficients[:num_kept], basis.T)
     del basis, triangle
 
     sums, targets = (_LeftVectors(like.new_zeros((num_kept, shape[0]))) for _ in range(2))
@@ -122,7 +123,7 @@ def decompose_row_space(task_vectors: TaskVectors) -> Spectrum:
         scaled = U_i * (expert.norm * sigma)
         sums.add(expert.columns, scaled)
         if len(active) > 1:
-            targets.add(expert.columns, ((U_i * sigma**2) @ U_i.T) @ scaled)
+            targets.add(expert.columns, product(product(U_i * sigma**2, U_i.T), scaled))
         shares[:, index] = row_energies(U_i.T) * sigma.double() ** 2
     sums.finish()
     targets.finish()

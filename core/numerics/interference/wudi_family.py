@@ -114,8 +114,8 @@ class InterferenceMethod(SpectralMethod[P, ExpertParameters]):
     def peak_elements(self, shape: tuple[int, int], max_ranks: Sequence[int], all_low_rank: bool) -> int:
         route = choose_route(shape, max_ranks)
         directions = shape[1] if route == "gram" else min(sum(max_ranks), shape[1])
-        # the spectrum with two blocks, their combination, its selected rows, and the delta
-        applying = directions * (2 * shape[1] + 4 * shape[0]) + shape[0] * shape[1]
+        # the spectrum with two blocks, its selected rows, their combination for some outputs, and the delta
+        applying = directions * (2 * shape[1] + 3 * shape[0]) + shape[0] * shape[1]
         return max(decomposition_elements(shape, max_ranks, route), applying)
 
 

@@ -10,6 +10,7 @@ from ..apply_filter import Factors
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
 from ..noise.combined import centered
+from ..products.matrix_product import add_product
 from ..spectrum import Spectrum
 from ..svd.compact_svd import (
     compact_svd,
@@ -101,11 +102,11 @@ def cart_delta(task_vectors: TaskVectors, rank: int, coefficient: float) -> torc
         floor = relative_cut(shape) * rms_singular_value(vector)
         difference = _add_scaled(mean.neg(), vector, 1.0)
         svd = compact_svd(difference, cut=0.0, floor=floor, max_directions=rank, noise=centered(noises, index))
-        merged.addmm_(svd.left.T * svd.values, svd.right, alpha=coefficient)
+        add_product(merged, svd.left.T * svd.values, svd.right, alpha=coefficient)
     return merged
 
 
 def _add_scaled(target: torch.Tensor, vector: torch.Tensor | LowRank, factor: float) -> torch.Tensor:
     if isinstance(vector, LowRank):
-        return target.addmm_(vector.left, vector.right, alpha=factor)
+        return add_product(target, vector.left, vector.right, alpha=factor)
     return target.add_(vector, alpha=factor)

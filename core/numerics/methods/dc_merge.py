@@ -11,6 +11,7 @@ from ..apply_filter import Factors
 from ..elementwise.trimmed_consensus import trimmed_consensus
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
+from ..products.matrix_product import product
 from ..spectrum import Spectrum
 from ..svd.compact_svd import CompactSVD, compact_svd, svd_elements, svd_flops
 from ..svd.cover_space import CoverSpace, cover_space
@@ -135,8 +136,8 @@ def _spectrum(space: CoverSpace, merged: torch.Tensor, masked: bool, info: Mappi
     for block in blocks:
         own = compact_svd(merged[block, block], cut=0.0)
         values.append(own.values)
-        left.append(own.left.to(space.left.dtype) @ space.left[block])
-        right.append(own.right.to(space.right.dtype) @ space.right[block])
+        left.append(product(own.left.to(space.left.dtype), space.left[block]))
+        right.append(product(own.right.to(space.right.dtype), space.right[block]))
     all_values = torch.cat(values)
     order = all_values.argsort(descending=True, stable=True)
     owners = torch.cat([torch.full_like(found, float(index)) for index, found in enumerate(values)])

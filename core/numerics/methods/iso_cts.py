@@ -10,6 +10,7 @@ from ..apply_filter import Factors
 from ..lazy_torch import torch
 from ..method import ExpertParameters, SpectralMethod
 from ..noise.storage_noise import StorageNoise
+from ..products.matrix_product import product
 from ..spectrum import Spectrum
 from ..svd.compact_svd import (
     CompactSVD,
@@ -148,5 +149,5 @@ def _residual_noise(own: StorageNoise | None, common: CompactSVD, total: Storage
 def _remove_directions(vector: torch.Tensor | LowRank, left: torch.Tensor) -> torch.Tensor | LowRank:
     """Return (I - U U^T) v; the columns of U are the rows of `left`."""
     if isinstance(vector, LowRank):
-        return LowRank(vector.left - left.T @ (left @ vector.left), vector.right)
-    return vector - left.T @ (left @ vector)
+        return LowRank(vector.left - product(left.T, product(left, vector.left)), vector.right)
+    return vector - product(left.T, product(left, vector))

@@ -12,6 +12,7 @@ from ..elementwise.sign_consensus import trim_elect_average
 from ..lazy_torch import torch
 from ..linear_algebra import qr, svd
 from ..method import ExpertParameters, SpectralMethod, SpectralParameters
+from ..products.matrix_product import product
 from ..spectrum import Spectrum
 from ..svd.compact_svd import compact_svd, lift_svd, relative_cut, stays_low_rank, svd_elements, svd_flops
 from ..svd.core_coordinates import stacked_basis
@@ -86,9 +87,9 @@ class _AlignedExperts:
     def __iter__(self) -> Iterator[torch.Tensor]:
         for vector in self.source:
             if isinstance(vector, LowRank):
-                yield (self.basis @ vector.left) @ vector.right
+                yield product(product(self.basis, vector.left), vector.right)
             else:
-                yield self.basis @ vector
+                yield product(self.basis, vector)
 
 
 def _compute_left_basis(task_vectors: TaskVectors) -> torch.Tensor:

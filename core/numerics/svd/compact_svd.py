@@ -21,6 +21,7 @@ from ..lazy_torch import torch
 from ..linear_algebra import eigh, frobenius, qr, svd
 from ..noise.shrinkage import shrink_singular_values
 from ..noise.storage_noise import StorageNoise
+from ..products.matrix_product import product
 from ..task_vectors import LowRank
 
 #: Epsilon of the data. Checkpoints store float32 or less, so it does not depend on the arithmetic: in float64 the
@@ -127,8 +128,8 @@ def _decompose(vector: torch.Tensor | LowRank, limits: _Limits) -> CompactSVD:
 
 def lift_svd(svd: CompactSVD, left_basis: torch.Tensor | None, right_basis: torch.Tensor | None) -> CompactSVD:
     """Return the SVD of L^T X R from that of X, for bases L and R with orthonormal rows; None is the identity."""
-    left = svd.left if left_basis is None else svd.left @ left_basis
-    right = svd.right if right_basis is None else svd.right @ right_basis
+    left = svd.left if left_basis is None else product(svd.left, left_basis)
+    right = svd.right if right_basis is None else product(svd.right, right_basis)
     return CompactSVD(left, svd.values, right, svd.rank, svd.noise_floor)
 
 

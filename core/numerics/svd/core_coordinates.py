@@ -12,6 +12,7 @@ from ..lazy_torch import torch
 from ..linear_algebra import eigh, frobenius, qr, svd
 from ..noise.combined import on_top, side_by_side
 from ..noise.storage_noise import StorageNoise
+from ..products.matrix_product import product
 from ..task_vectors import LowRank, TaskVectors, noise_of, noises_of
 from .compact_svd import gram, relative_cut, stays_low_rank
 
@@ -55,9 +56,9 @@ class CoreTaskVectors:
     def __iter__(self) -> Iterator[torch.Tensor]:
         for vector in self.source:
             if isinstance(vector, LowRank):
-                yield (self.left @ vector.left) @ (vector.right @ self.right.T)
+                yield product(product(self.left, vector.left), product(vector.right, self.right.T))
             else:
-                yield self.left @ vector @ self.right.T
+                yield product(product(self.left, vector), self.right.T)
 
 
 def core_task_vectors(task_vectors: TaskVectors) -> CoreTaskVectors:

@@ -11,6 +11,7 @@ from typing import cast
 from ..lazy_torch import torch
 from ..noise.combined import describe_noise, sum_of
 from ..noise.storage_noise import StorageNoise
+from ..products.matrix_product import add_product
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors, noises_of
 from .compact_svd import CompactSVD, compact_svd, relative_cut, rms_singular_value
@@ -33,7 +34,7 @@ class DeltaSum:
         if not isinstance(term, LowRank):
             self._make_dense(term).add_(term, alpha=factor)
         elif self._dense is not None:
-            self._dense.addmm_(term.left, term.right, alpha=factor)
+            add_product(self._dense, term.left, term.right, alpha=factor)
         else:
             self._stack.append(LowRank(term.left * factor, term.right))
             if sum(part.rank for part in self._stack) * sum(self._shape) >= self._shape[0] * self._shape[1]:
@@ -58,7 +59,7 @@ class DeltaSum:
         if self._dense is None:
             dense = torch.zeros(self._shape, dtype=like.dtype, device=like.device)
             for part in self._stack:
-                dense.addmm_(part.left, part.right)
+                add_product(dense, part.left, part.right)
             self._stack.clear()
             self._dense = dense
         return self._dense

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..lazy_torch import torch
+from ..products.matrix_product import product
 from ..task_vectors import LowRank, TaskVectors, noise_of
 from .compact_svd import compact_svd
 
@@ -43,4 +44,4 @@ class DenoisedTaskVectors:
                 yield vector
                 continue
             svd = compact_svd(vector, cut=0.0, noise=noise)
-            yield (svd.left.T * svd.values) @ svd.right
+            yield product(svd.left.T * svd.values, svd.right)

@@ -19,6 +19,7 @@ from ..apply_filter import Factors, apply_factors, low_rank_form
 from ..lazy_torch import torch
 from ..linear_algebra import vector_norms
 from ..noise.storage_noise import StorageNoise, allowed_energy
+from ..products.matrix_product import product
 from ..spectrum import Spectrum
 from ..task_vectors import LowRank, TaskVectors, noise_of, noises_of
 from .compact_svd import compact_svd, gram, svd_elements, svd_flops, task_vector_norm
@@ -84,7 +85,7 @@ def svc_of_filtered(spectrum: Spectrum, factors: Factors, task_vectors: TaskVect
         left, right = low_rank_form(spectrum, factors)
         rows, columns = spectrum.shape
         is_smaller = left.shape[1] * (rows + columns) < rows * columns
-        return svc_decompose(LowRank(left, right) if is_smaller else left @ right, task_vectors)
+        return svc_decompose(LowRank(left, right) if is_smaller else product(left, right), task_vectors)
     order = weights.abs().argsort(descending=True, stable=True)
     order = order[: int((weights != 0).sum())]
     sign = weights[order].sign().unsqueeze(1)

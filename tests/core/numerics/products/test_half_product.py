@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eigenmerge.core.numerics.interference.half_products import add_gram_lower, gram
+from eigenmerge.core.numerics.products.half_product import add_gram_lower, gram
 
 from ..conditioning import rounding_bound
 
