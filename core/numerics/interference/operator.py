@@ -103,7 +103,6 @@ class InterferenceOperator:
             norm = _add_low_rank(C, D, S, task_vector)
         else:
             norm = _add_dense(C, D, S, task_vector)
-        mirror_lower_triangle(C)
         norms = torch.cat([self.norms, torch.tensor([norm], dtype=torch.float64)])
         unit_noise = noise.times(1.0 / norm) if noise is not None and norm > 0 else None
         parts = [part for part in (self.noise, unit_noise) if part is not None]
@@ -173,6 +172,7 @@ def _add_dense(C: torch.Tensor, D: torch.Tensor, S: torch.Tensor, v: torch.Tenso
     rows, columns = v.shape
     if 2 * rows < columns:
         add_gram_lower(C, v, norm)
+        mirror_lower_triangle(C)
         add_product(D, gram(v.T, norm), v)
     else:
         squared = gram(v, norm)
@@ -189,6 +189,7 @@ def _add_low_rank(C: torch.Tensor, D: torch.Tensor, S: torch.Tensor, v: LowRank)
         return 0.0
     unit = factor / norm
     add_gram_lower(C, unit)
+    mirror_lower_triangle(C)
     add_product(D, columns, product(product(unit, unit.T), unit), alpha=norm)
     add_product(S, columns, factor)
     return norm
