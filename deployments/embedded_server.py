@@ -29,7 +29,7 @@ from urllib.request import getproxies, proxy_bypass
 from ..core.errors import DeployError
 from ..core.formats.redaction import redact
 from .loopback import loopback_without_proxy
-from .server_database import cached_database, database_file, prepared_database
+from .server_database import cached_databases, database_file, prepared_database
 
 STARTUP_SECONDS = 120.0
 _REACH_SECONDS = 5.0
@@ -265,7 +265,7 @@ def _serve(descriptor: int) -> None:
     class ServerWithLockedStartup(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             file = database_file(_text(PREFECT_API_DATABASE_CONNECTION_URL.value()))
-            with _startup_lock(PREFECT_HOME.value()), prepared_database(file, cached_database()) as is_ready:
+            with _startup_lock(PREFECT_HOME.value()), prepared_database(file, cached_databases()) as is_ready:
                 # The last one: whether the types of blocks have changed, for which Prefect imports its extensions.
                 work = (
                     PREFECT_API_DATABASE_MIGRATE_ON_START,

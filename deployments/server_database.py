@@ -1,8 +1,9 @@
 """Prefect's database of a new home without its migrations, which take ten seconds: a copy of one that was migrated.
 
-A database that was created from nothing by this version of Prefect is copied to the user's cache, before any run is in
-it. A new home gets a copy of it. A database at the version of that copy is not compared with Prefect's migrations
-either, which takes half a second. Whatever is unknown or fails leaves the work to Prefect.
+A database that was created from nothing by this version of Prefect is copied before any run is in it: into the virtual
+environment, or to the user's cache where there is none or it is read-only. A new home gets a copy of it. A database at
+the version of that copy is not compared with Prefect's migrations either, which takes half a second. Whatever is
+unknown or fails leaves the work to Prefect.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 _SUFFIXES = ("", "-wal", "-journal")
 
 
-def cached_database() -> Path:
-    """Return the place of the migrated, empty database of the installed version of Prefect."""
+def cached_databases() -> list[Path]:
+    """Return the places of the migrated, empty database of the installed version of Prefect, in order of preference."""
+    name = f"prefect-{version('prefect')}.db"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "eigenmerge-prefect" / f"prefect-{version('prefect')}.db"
+    places = [cache / "eigenmerge-prefect" / name]
+    if sys.prefix != sys.base_prefix:  # a virtual environment, which belongs to whoever installs into it
+        places.insert(0, Path(sys.prefix) / "share" / "eigenmerge-prefect" / name)
+    return places
 
 
 def database_file(url: str) -> Path | None:
@@ -33,24 +39,25 @@ def database_file(url: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def prepared_database(file: Path | None, cached: Path) -> Generator[bool]:
-    """Create the database from the cached one if there is none, and yield whether it needs no migrations.
+def prepared_database(file: Path | None, places: Sequence[Path]) -> Generator[bool]:
+    """Create the database from a cached one if there is none, and yield whether it needs no migrations.
 
-    After the block, in which Prefect migrates it otherwise, a new database becomes the cached one.
+    After the block, in which Prefect migrates it otherwise, a new one is kept in the first place that can be written.
 
     Parameters
     ----------
     file : of the database; None: not one on this disk, which is left to Prefect
+    places : of cached databases
     """
     is_new = file is not None and not any(Path(f"{file}{suffix}").exists() for suffix in _SUFFIXES)
-    revision = None if file is None else _revision(cached)
-    if file is not None and is_new and revision is not None:
+    known = [] if file is None else [(place, _revision(place)) for place in places]
+    cached = next(((place, revision) for place, revision in known if revision is not None), None)
+    if file is not None and is_new and cached is not None:
         with contextlib.suppress(OSError):
-            _copy_if_absent(cached, file)
-    yield file is not None and revision is not None and _revision(file) == revision
-    if file is not None and is_new and revision is None:
-        with contextlib.suppress(OSError, sqlite3.Error):
-            _keep(file, cached)
+            _copy_if_absent(cached[0], file)
+    yield file is not None and cached is not None and _revision(file) == cached[1]
+    if file is not None and is_new and cached is None:
+        _keep_in_first(file, places)
 
 
 def _revision(file: Path) -> str | None:
@@ -73,6 +80,16 @@ def _copy_if_absent(cached: Path, file: Path) -> None:
         copy.flush()
         with contextlib.suppress(FileExistsError):
             os.link(copy.name, file)
+
+
+def _keep_in_first(file: Path, places: Sequence[Path]) -> None:
+    """Copy a database to the first place that can be written, if there is one."""
+    for place in places:
+        try:
+            _keep(file, place)
+        except (OSError, sqlite3.Error):
+            continue
+        return
 
 
 def _keep(file: Path, cached: Path) -> None:
