@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.read_speed
     python -m tests.benchmarks.read_speed --delay 20
+    python -m tests.benchmarks.read_speed --json       figures by "experts, place" as JSON
 
 Full experts: 4 of 32 MiB. Adapters: 64 of rank 16, two factors of 128 KiB each. The requests pass a proxy of one
 process, which bounds the bandwidth; a delay of 0 shows that bound.
@@ -10,10 +11,11 @@ process, which bounds the bandwidth; a delay of 0 shows that bound.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -62,9 +64,17 @@ def moved(tensor: TensorPlan, root: str) -> TensorPlan:
     return replace(tensor, experts=tuple(experts))
 
 
-def measure(tensor: TensorPlan, options: dict[str, Any] | None, requests: list[Any], repeats: int = 3) -> str:
-    """Read all experts, and describe the fastest of some times."""
-    best, busy, num_bytes, num_requests = float("inf"), 0.0, 0, 0
+def measure(
+    tensor: TensorPlan, options: dict[str, Any] | None, requests: list[Any], repeats: int = 3
+) -> dict[str, float]:
+    """Read all experts, and return the figures of the fastest of some times.
+
+    Returns
+    -------
+    dict
+        wall and cpu in seconds; bytes and requests per second, the latter 0 for a local disk
+    """
+    best: dict[str, float] = {"wall": float("inf")}
     for _ in range(repeats + 1):  # the first one opens connections
         reader, before = TensorReader(options), len(requests)
         stream = ExpertStream(tensor, reader, torch.bfloat16, torch.device("cpu"))
@@ -72,11 +82,16 @@ def measure(tensor: TensorPlan, options: dict[str, Any] | None, requests: list[A
         for _ in stream:
             pass
         seconds = time.perf_counter() - started
-        if seconds < best:
-            best, busy = seconds, time.process_time() - cpu
-        num_bytes, num_requests = reader.bytes_read, len(requests) - before
-    rate = f"{num_requests / best:6.0f} requests/s" if num_requests else ""
-    return f"{best:7.3f} s  {num_bytes / best / 1e6:7.0f} MB/s  {busy:6.3f} CPU s  {rate}"
+        if seconds < best["wall"]:
+            busy = time.process_time() - cpu
+            rates = {"bytes": reader.bytes_read / seconds, "requests": (len(requests) - before) / seconds}
+            best = {"wall": seconds, "cpu": busy, **rates}
+    return best
+
+
+def text(figures: Mapping[str, float]) -> str:
+    rate = f"{figures['requests']:6.0f} requests/s" if figures["requests"] else ""
+    return f"{figures['wall']:7.3f} s  {figures['bytes'] / 1e6:7.0f} MB/s  {figures['cpu']:6.3f} CPU s  {rate}"
 
 
 @contextmanager
@@ -92,25 +107,42 @@ def delayed_s3(folder: Path) -> Iterator[tuple[FaultyProxy, str, str]]:
         yield proxy, root.uri, url
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--delay", type=float, default=5.0, help="of each request, milliseconds")
-    arguments = parser.parse_args()
+def measure_all(delay: float) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """Yield what is read, from where, and the figures.
+
+    Parameters
+    ----------
+    delay : of each request in the last measurements, milliseconds
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cases = {"full experts": full_experts(folder), "adapters": adapters(folder)}
         for title, tensor in cases.items():
-            print(f"{title:14s} local          {measure(tensor, None, [])}")
+            yield title, "local disk", measure(tensor, None, [])
         with delayed_s3(folder) as (proxy, root, url):
             target = fsspec.filesystem("s3", **{k: v for k, v in s3_options(url).items() if k != "region"})
             for path in folder.glob("*.safetensors"):
                 target.put_file(str(path), f"{root}/{path.name}")
             options = s3_options(proxy.endpoint)
-            for delay in (0.0, arguments.delay):
-                proxy.faults.hold = lambda *_, seconds=delay / 1000: time.sleep(seconds)
+            for pause in (0.0, delay):
+                proxy.faults.hold = lambda *_, seconds=pause / 1000: time.sleep(seconds)
+                place = f"S3, {pause:g} ms" if pause else "S3, no delay"
                 for title, tensor in cases.items():
-                    line = measure(moved(tensor, root), options, proxy.requests)
-                    print(f"{title:14s} S3, {delay:4.1f} ms    {line}")
+                    yield title, place, measure(moved(tensor, root), options, proxy.requests)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--delay", type=float, default=5.0, help="of each request, milliseconds")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    found: dict[str, dict[str, float]] = {}
+    for title, place, figures in measure_all(arguments.delay):
+        found[f"{title}, {place}"] = figures
+        if not arguments.json:
+            print(f"{title:14s} {place:14s} {text(figures)}", flush=True)
+    if arguments.json:
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":
