@@ -24,10 +24,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[3])]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from models import Size, write_models  # noqa: E402
-
-from tests.benchmarks.peers.timing import machine, run  # noqa: E402
+from peers.timing import machine, run  # noqa: E402
 
 METHODS = ("linear", "swudi_a")
 EXPERTS = 4

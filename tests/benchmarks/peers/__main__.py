@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the runs here; other rows of the file stay")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the page; needs --json")
     parser.add_argument("--check", type=Path, metavar="FILE", help="compare with the figures of a file")
-    parser.add_argument("--work", type=Path, metavar="FOLDER", help="for models and stores, 12 GB; default: temporary")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="for models and stores, 10 GB; default: temporary")
     given = parser.parse_args(arguments)
     if given.page is not None and given.json is None:
         parser.error("--page needs --json, the figures that it shows")

@@ -20,7 +20,7 @@ def cases() -> Iterator[Case]:
     """Yield the layers; each run is a process of its own with one thread."""
     for rows, columns in SHAPES:
         contenders = {name: partial(_run_layer, name, rows, columns) for name in CONTENDERS}
-        yield Case("layers", f"{rows} x {columns}", contenders, num_runs=3, num_checks=2)
+        yield Case("layers", f"{rows} x {columns}", contenders, num_runs=2, num_checks=2)
 
 
 def _run_layer(contender: str, rows: int, columns: int) -> Figures:

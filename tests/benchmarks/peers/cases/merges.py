@@ -17,7 +17,7 @@ _MOST_EXPERTS = 8
 _RUNS = {
     ("linear", 3): (3, 2),
     ("task_arithmetic", 3): (3, 2),
-    ("dare_ties", 3): (3, 2),
+    ("dare_ties", 3): (2, 1),
     ("ties", 3): (2, 1),
     ("linear", 8): (2, 1),
     ("task_arithmetic", 8): (2, 1),
