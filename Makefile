@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 
-.PHONY: install hooks demo docs experts test lint format types contracts unit slow soak ray bench bench-check growth clean
+.PHONY: install hooks demo docs experts test lint format types contracts unit slow soak ray bench bench-check bench-long clean
 
 install: $(STAMP)
 
@@ -90,7 +90,7 @@ bench-check: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.peers $(addprefix --only ,$(ONLY)) --check $(PEERS)/figures.json
 
 # Longer measurements: the tests that measure, and how merges grow with experts, layers and width.
-growth: $(STAMP)
+bench-long: $(STAMP)
 	$(BIN)/python -m pytest -m benchmark --timeout 3600 -s
 	$(BIN)/python tests/benchmarks/growth/growth.py --json tests/benchmarks/growth/growth.json --page docs/growth.md
 

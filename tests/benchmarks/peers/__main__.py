@@ -58,14 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--check and --json exclude each other")
     mergekit = os.environ.get("MERGEKIT_YAML") or shutil.which("mergekit-yaml")
     reference = read_results(given.check) if given.check is not None else None
-    results = None if given.json is None else _begin(given.json, given.only, mergekit)
+    is_partial = given.only is not None or bool(given.rows)
+    results = (
+        None
+        if given.json is None
+        else begin(given.json, is_partial=is_partial, is_page_alone=given.only == ["none"], mergekit=mergekit)
+    )
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="eigenmerge-peers-", dir=given.work) as name:
-        place = Workplace(Path(name), mergekit)
-        chosen = [group for group in GROUPS if group in (given.only or GROUPS)]
-        if "merges" in chosen and mergekit is None:
-            print("mergekit-yaml is not on the PATH, and MERGEKIT_YAML is not set: no comparison with it", flush=True)
-        for case in (case for group in chosen for case in GROUPS[group](place)):
+        for case in _cases(Workplace(Path(name), mergekit), given.only or list(GROUPS)):
             num_runs = case.num_runs if reference is None else case.num_checks
             is_alone = len(case.contenders) == 1
             if given.rows not in case.label or not num_runs or (reference is not None and is_alone):
@@ -79,9 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reference is None:
         return 0
     worse = worse_ratios(rows, reference)
-    verdict = f"{len(worse)} ratios are worse" if worse else f"no ratio of {len(rows)} rows is worse"
+    verdict = f"rows measured: {len(rows)}; ratios that are 20% worse: {len(worse)}"
     print(*not_compared(rows, reference), *worse, verdict, sep="\n")
     return 1 if worse else 0
+
+
+def _cases(place: Workplace, chosen: Sequence[str]) -> Iterator[Case]:
+    if "merges" in chosen and place.mergekit is None:
+        print("mergekit-yaml is not on the PATH, and MERGEKIT_YAML is not set: no comparison with it", flush=True)
+    for group, cases in GROUPS.items():
+        if group in chosen:
+            yield from cases(place)
 
 
 def _measure(case: Case, num_runs: int) -> Row:
@@ -94,22 +103,24 @@ def _measure(case: Case, num_runs: int) -> Row:
     return row
 
 
-def _begin(file: Path, only: Sequence[str] | None, mergekit: str | None) -> Results:
-    """Return the results of the file, to which rows are added, or empty ones where there is no file.
+def begin(file: Path, *, is_partial: bool, is_page_alone: bool, mergekit: str | None) -> Results:
+    """Return the results to which rows are added: those of the file, or empty ones if all rows are to be measured.
 
     Raises
     ------
-    SystemExit : some groups are to be measured, and the file has the others of another machine
+    SystemExit : some rows are to be measured, and the file has the others of another machine
     """
+    if is_page_alone:
+        return read_results(file)
     known = {name: version(name) for name in ("eigenmerge", "torch")}
     if mergekit is not None:
         known["mergekit"] = mergekit_version(mergekit)
-    before = read_results(file) if file.exists() else Results(machine(), known, [])
-    if only == ["none"]:
-        return before
-    if only is None or before.machine == machine():
-        return Results(machine(), {**before.versions, **known}, before.rows if only is not None else [])
-    raise SystemExit(f"{file} has figures of another machine ({before.machine}); measure all groups, without --only")
+    if not is_partial or not file.exists():
+        return Results(machine(), known, [])
+    before = read_results(file)
+    if before.machine != machine():
+        raise SystemExit(f"{file} has figures of another machine ({before.machine}); measure all of them here")
+    return Results(before.machine, {**before.versions, **known}, before.rows)
 
 
 if __name__ == "__main__":

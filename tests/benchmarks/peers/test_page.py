@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from .__main__ import main
+from .__main__ import begin, main
 from .page import page
 from .results import Figures, Results, Row, read_results, write_results
+from .timing import machine
 
 HERE = Path(__file__).parent
 DATE = "2026-11-30"
@@ -71,6 +72,16 @@ def test_rows_are_replaced_and_read_back(tmp_path: Path) -> None:
     write_results(file, results(first, other).with_row(again))
     assert read_results(file).rows == [again, other]
     assert json.loads(file.read_text())["machine"] == "a machine, 2 cores"
+
+
+def test_some_rows_are_added_to_those_of_the_same_machine(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    other = row("merges", "a", eigenmerge=[{"cpu": 1.0}])
+    write_results(file, Results(machine(), {"mergekit": "0.1.4", "torch": "1.0"}, [other]))
+    some = begin(file, is_partial=True, is_page_alone=False, mergekit=None)
+    assert some.rows == [other] and some.versions["mergekit"] == "0.1.4" and some.versions["torch"] != "1.0"
+    everything = begin(file, is_partial=False, is_page_alone=False, mergekit=None)
+    assert everything.rows == [] and "mergekit" not in everything.versions
 
 
 def test_figures_of_two_machines_are_not_mixed(tmp_path: Path) -> None:
