@@ -31,6 +31,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 # tests/integration/test_own_method.py builds the package of docs/own-method.md.
 TESTED_ELSEWHERE = {"docs/own-method.md"}
 FENCED = re.compile(r'^```(\w*)(?: title="([\w.]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
+RUN_KEY = "3f9a0c12"  # of the merges that the pages show
 IN_MAKE_TEST = {"docs/guides/first-merge.md", "docs/guides/nightly.md"}  # the others: `make slow`
 
 
@@ -91,6 +92,14 @@ FOLLOWED = sorted({block.page for block in COMMANDS if not needs_more(block)} - 
 def arguments_of(block: Block) -> list[str]:
     words = shlex.split(re.sub(r"\$\(.*\)", "COMMAND", block.text), comments=True)
     return words[3:] if words[0] == "python" else words[1:]
+
+
+def with_run_key(arguments: list[str]) -> list[str]:
+    """Return the arguments with the key of the merge in the folder "merged" where a page has the key of its example."""
+    if RUN_KEY not in arguments:
+        return arguments
+    run_key = json.loads(Path("merged/eigenmerge_manifest.json").read_text())["run_key"]
+    return [run_key[: len(RUN_KEY)] if word == RUN_KEY else word for word in arguments]
 
 
 def test_code_is_found_in_the_pages() -> None:
@@ -221,7 +230,7 @@ def test_a_page_can_be_followed(page: str, page_folder: Path, command: Callable[
         (page_folder / "recipe.yml").write_text(text.replace("swudi_a", "swudi"))
     for block in here:
         if block in COMMANDS and not needs_more(block):
-            done = command(*without_cluster(arguments_of(block)))
+            done = command(*with_run_key(without_cluster(arguments_of(block))))
             assert done.code == 0, (str(block), block.text, done.err, done.out)
 
 
@@ -234,15 +243,12 @@ def test_every_command_is_run(page: str) -> None:
 
 def test_commands_run_in_the_order_of_the_pages(work_folder: Path, command: Callable[..., Any]) -> None:
     """Commands of the README, then those of docs/store.md on the same store."""
-    run_key = ""
     for block in ON_THIS_MACHINE:
-        arguments = [run_key[:8] if word == "3f9a0c12" else word for word in arguments_of(block)]
+        arguments = with_run_key(arguments_of(block))
         if "out" in arguments:
             arguments[arguments.index("out")] = "merged"
         done = command(*arguments)
         assert done.code == 0, (str(block), block.text, done.err, done.out)
-        if arguments[0] == "merge" and not run_key:
-            run_key = json.loads(Path("merged/eigenmerge_manifest.json").read_text())["run_key"]
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
