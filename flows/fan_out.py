@@ -128,7 +128,7 @@ class PrefectMap:
             left = [jobs[position] for position in order if jobs[position].shard.index not in reports]
             for job, future in _as_completed(runner, task, left, {**common, "wait": wait}, shards):
                 try:
-                    report = future.result()
+                    report = runner.result(future, shards)
                 except Exception as error:
                     if is_failure_of_prefect(error) and not stop.is_set and failure is None:
                         raise

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
+from concurrent.futures import wait
 from contextlib import nullcontext
 from importlib.metadata import version as installed_version
 from typing import Any, Self
 
 import dask
-from distributed import CancelledError, KilledWorker, Worker, WorkerPlugin
+from distributed import CancelledError, Client, KilledWorker, Worker, WorkerPlugin
 from distributed.client import ClosedClientError
 from distributed.comm import CommClosedError
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_LEVEL
 from prefect.tasks import Task
 from prefect_dask import DaskTaskRunner
 
+from ...core.coordination.stop import StopSignal
 from ...core.errors import EigenmergeError, RecipeError, WorkerError, one_line
 from ..worker_process import prepare_worker
 from .dask_watch import DaskWatch
@@ -27,6 +31,7 @@ from .runner import ShardRunner, workers_died_error
 # after which Dask drops a silent worker.
 _PROFILER_MAY_HANG = sys.version_info < (3, 12)
 _REACH_SECONDS = 10.0
+_POLL_SECONDS = 0.2
 
 # What the client raises where its scheduler ended or cannot be reached any more.
 _SCHEDULER_LOST = (CancelledError, ClosedClientError, CommClosedError)
@@ -106,6 +111,21 @@ class DaskRunner(ShardRunner):
         with dask.annotate(resources=self._resources) if self._resources else nullcontext():
             return super().submit(task, parameters, peak_bytes)
 
+    def result(self, future: PrefectFuture[Any], stop: StopSignal) -> Any:
+        # Until it is fetched, a result is on its worker only. Where that worker dies, Dask computes the shard again,
+        # and `future.result()` would wait for that without a limit.
+        client = self._runner.client
+        fetching = asyncio.run_coroutine_threadsafe(_fetch(client, future), client.loop.asyncio_loop)
+        try:
+            while not wait([fetching], _POLL_SECONDS).done:
+                self.check()
+                stop.check()
+        except BaseException:
+            fetching.cancel()
+            raise
+        found = fetching.result()
+        return found.result() if isinstance(found, State) else found
+
     def check(self) -> None:
         if self._watch is not None:
             self._watch.check()
@@ -184,6 +204,12 @@ class DaskRunner(ShardRunner):
                     f"runner 'dask': worker {worker} does not reach the Prefect server at {api_url} ({unreached});"
                     " start one that all machines reach (`prefect server start --host ...`) and set PREFECT_API_URL"
                 )
+
+
+async def _fetch(client: Client, future: PrefectFuture[Any]) -> Any:
+    """Return what the task of a future returned on its worker."""
+    wrapped: Any = future
+    return await client.gather(wrapped.wrapped_future, asynchronous=True)
 
 
 def _silence_dask() -> dict[logging.Logger, int]:

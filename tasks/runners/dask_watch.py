@@ -14,6 +14,7 @@ from ...core.errors import WorkerError
 #: Workers that a cluster starts in place of dead ones have this time, as has a scheduler that is busy.
 PATIENCE_SECONDS = 45.0
 _ASK_EVERY_SECONDS = 3.0
+_LONGEST_PAUSE_SECONDS = 10.0  # between two checks; a longer one is no patience with the cluster
 
 
 class DaskWatch:
@@ -26,16 +27,20 @@ class DaskWatch:
     def __init__(self, client: Client, address: str, patience: float = PATIENCE_SECONDS) -> None:
         self._client, self._address, self._patience = client, address, patience
         self._question: Future[Any] | None = None
-        self._asked = self._last_answer = self._last_worker = time.monotonic()
+        self._asked = self._checked = self._last_answer = self._last_worker = time.monotonic()
 
     def check(self) -> None:
-        """Raise if there has been no answer, or no worker, for `patience` seconds. Call it often.
+        """Raise if there has been no answer, or no worker, for `patience` seconds. Call it every second or more often.
 
         Raises
         ------
         WorkerError : names the scheduler, and what to do
         """
         now = time.monotonic()
+        if now - self._checked > _LONGEST_PAUSE_SECONDS:  # this process was stopped or busy, and asked nothing
+            self._last_answer += now - self._checked
+            self._last_worker += now - self._checked
+        self._checked = now
         if self._question is not None and self._question.done():
             if not self._question.cancelled() and self._question.exception() is None:
                 self._last_answer = now

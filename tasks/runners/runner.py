@@ -9,6 +9,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import Task
 
 from ...core.choices import RunnerName
+from ...core.coordination.stop import StopSignal
 from ...core.errors import EigenmergeError, RecipeError, WorkerError
 
 
@@ -35,6 +36,16 @@ class ShardRunner:
     def submit(self, task: Task[..., Any], parameters: dict[str, Any], peak_bytes: int) -> PrefectFuture[Any]:
         """Submit the task of a shard that needs `peak_bytes` of memory."""
         return self._runner.submit(task, parameters=parameters)
+
+    def result(self, future: PrefectFuture[Any], stop: StopSignal) -> Any:
+        """Return the result of a task that is done, or raise its error.
+
+        Raises
+        ------
+        InterruptedRunError : `stop` was set before the result arrived
+        WorkerError : as `check`
+        """
+        return future.result()
 
     def check(self) -> None:
         """Raise a WorkerError if the submitted shards will not be computed; called while they are awaited."""

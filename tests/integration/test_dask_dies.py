@@ -10,16 +10,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 distributed = pytest.importorskip("distributed", reason="the dask extra is not installed")
 
-from eigenmerge.core.errors import WorkerError  # noqa: E402
+from eigenmerge.core.coordination.stop import StopSignal  # noqa: E402
+from eigenmerge.core.errors import InterruptedRunError, WorkerError  # noqa: E402
+from eigenmerge.core.steps.collect_garbage import collect_garbage  # noqa: E402
+from eigenmerge.core.storage.store import Store  # noqa: E402
 from eigenmerge.deployments.embedded_server import EmbeddedServer  # noqa: E402
-from eigenmerge.tasks.runners import dask_watch  # noqa: E402
+from eigenmerge.tasks.runners import dask_runner, dask_watch  # noqa: E402
+from eigenmerge.tasks.runners.dask_runner import DaskRunner  # noqa: E402
 from eigenmerge.tasks.runners.dask_watch import DaskWatch  # noqa: E402
 
 from ..conftest import free_port  # noqa: E402
@@ -82,14 +88,14 @@ def merge_arguments(recipe: Path, out: Path, store: Path, address: str) -> list[
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("which", "number", "says", "seconds"),
     [
-        ("scheduler", signal.SIGKILL, "ended, or the connection to it was lost", 30),
-        ("scheduler", signal.SIGTERM, "ended, or the connection to it was lost", 30),
-        ("scheduler", signal.SIGSTOP, "has not answered for 45 s", 150),
-        ("all workers", signal.SIGKILL, "has had no workers for 45 s", 90),
+        ("scheduler", signal.SIGKILL, "ended, or the connection to it was lost", 60),
+        ("scheduler", signal.SIGTERM, "ended, or the connection to it was lost", 60),
+        ("scheduler", signal.SIGSTOP, "has not answered for 45 s", 300),
+        ("all workers", signal.SIGKILL, "has had no workers for 45 s", 200),
     ],
 )
 def test_a_cluster_that_dies(
@@ -109,14 +115,13 @@ def test_a_cluster_that_dies(
             wait_until(lambda: num_parts(store) >= 2, 200, process)
             cluster.signal(which, number)
             killed = time.monotonic()
-            _, errors = process.communicate(timeout=2 * seconds)
+            _, errors = process.communicate(timeout=seconds)
         print(f"ended after {time.monotonic() - killed:.1f} s")
     assert process.returncode == 1, errors
     (line,) = errors.strip().splitlines()
     assert line.startswith(f"eigenmerge: error: the Dask scheduler at {cluster.address} ") and says in line
     assert "finished shards are kept" in line and "run the same command again to resume" in line
-    assert not list(out.glob("*")) and not list(store.rglob("*.partial"))
-    assert time.monotonic() - killed < seconds
+    assert not list(out.glob("*"))
     finished = num_parts(store)
     assert finished >= 2
 
@@ -128,6 +133,8 @@ def test_a_cluster_that_dies(
     pipeline(recipe, tmp_path / "threads", store=str(tmp_path / "other"))
     for name in FILES:
         assert (out / name).read_bytes() == (tmp_path / "threads" / name).read_bytes()
+    collect_garbage(Store(str(store)))
+    assert not list(store.rglob("*.partial")), "what killed workers were writing"
 
 
 @pytest.mark.slow
@@ -146,10 +153,11 @@ def test_a_killed_worker_and_a_killed_prefect_server(
     try:
         url = server.url()
         with dask_cluster(url, tmp_path / "cluster") as cluster:
-            process = start(merge_arguments(recipe, out, store, cluster.address), url)
-            wait_until(lambda: num_parts(store) >= 2, 200, process)
-            server._process.kill()
-            cluster.signal("worker", signal.SIGKILL)
+            with last_shard_claimed(recipe, store):
+                process = start(merge_arguments(recipe, out, store, cluster.address), url)
+                wait_until(lambda: num_parts(store) >= 2, 200, process)
+                server._process.kill()
+                cluster.signal("worker", signal.SIGKILL)
             output, errors = process.communicate(timeout=300)
     finally:
         server.close()
@@ -203,3 +211,34 @@ def test_the_watch_sees_that_the_workers_are_gone(monkeypatch: pytest.MonkeyPatc
         cluster.scale(0)
         with pytest.raises(WorkerError, match="the Dask scheduler at tcp://a has had no workers for 1 s; finished"):
             check_for(30)
+
+
+def test_a_pause_of_this_process_is_no_silence_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_watch, "_LONGEST_PAUSE_SECONDS", 0.2)
+    with distributed.LocalCluster(n_workers=1, dashboard_address=None, processes=False) as cluster:
+        watch = DaskWatch(cluster.get_client(), "tcp://a", patience=0.5)
+        time.sleep(1.0)
+        watch.check()
+
+
+def test_a_result_that_is_lost_with_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard was finished, and its worker died before the result was fetched."""
+    from prefect_dask.task_runners import PrefectDaskFuture
+
+    async def start_worker(address: str) -> Any:
+        return await distributed.Worker(address, nthreads=1)
+
+    monkeypatch.setattr(dask_watch, "_ASK_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(dask_runner, "DaskWatch", partial(DaskWatch, patience=1.0))
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, processes=False) as cluster:
+        worker = cluster.sync(start_worker, cluster.scheduler_address)
+        with DaskRunner(1, cluster.scheduler_address, "cpu") as runner:
+            future = PrefectDaskFuture(uuid4(), runner._runner.client.submit(pow, 2, 3))
+            assert runner.result(future, StopSignal()) == 8
+            cluster.sync(worker.close)
+            stop = StopSignal()
+            stop.stop("SIGTERM")
+            with pytest.raises(InterruptedRunError, match="stopped by SIGTERM"):
+                runner.result(future, stop)
+            with pytest.raises(WorkerError, match="has had no workers for 1 s; finished"):
+                runner.result(future, StopSignal())
