@@ -209,7 +209,8 @@ class DaskRunner(ShardRunner):
 async def _fetch(client: Client, future: PrefectFuture[Any]) -> Any:
     """Return what the task of a future returned on its worker."""
     wrapped: Any = future
-    return await client.gather(wrapped.wrapped_future, asynchronous=True)
+    gathering: Any = client.gather(wrapped.wrapped_future, asynchronous=True)
+    return await gathering
 
 
 def _silence_dask() -> dict[logging.Logger, int]:

@@ -29,6 +29,7 @@ from .generate import fill_tensor_bytes, tensor_seed
 from .shapes import LORA_RANK, Llama, parse_model
 
 _SMALL_READS = threading.Lock()
+_LARGE_BYTES = 2**20
 MAX_FILE_BYTES = 5_000_000_000
 _MEMBER = re.compile(r"base|(expert|lora)(\d{1,4})")
 _LISTED = ["base", *(f"expert{i}" for i in range(8)), *(f"lora{i}" for i in range(8))]
@@ -50,13 +51,13 @@ class SyntheticFile:
     size: int
     regions: tuple[Region, ...]
 
-    def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes, without a second copy of a large range."""
+    def read(self, start: int, stop: int) -> bytes | bytearray:
+        """Return the bytes, without a second copy of a large range, which would be measured as memory of a merge."""
         # Threads that generate small pieces at once would only pass the interpreter's lock to each other.
-        with _SMALL_READS if stop - start < 2**20 else nullcontext():
+        with _SMALL_READS if stop - start < _LARGE_BYTES else nullcontext():
             return self._generate(start, stop)
 
-    def _generate(self, start: int, stop: int) -> bytes:
+    def _generate(self, start: int, stop: int) -> bytes | bytearray:
         out = bytearray(stop - start)
         view = np.frombuffer(out, dtype=np.uint8)
         for region in self.regions:
@@ -68,7 +69,7 @@ class SyntheticFile:
                 target[:] = np.frombuffer(region.content, np.uint8)[low - region.start : high - region.start]
             else:
                 fill_tensor_bytes(target, low - region.start, region.base_seed, region.expert_seed)
-        return bytes(out)
+        return bytes(out) if len(out) < _LARGE_BYTES else out
 
 
 def _content_file(content: bytes) -> SyntheticFile:
@@ -193,7 +194,7 @@ class SyntheticFileSystem(AbstractFileSystem):
         entries = [self.info(f"{path}/{name}") for name in names]
         return entries if detail else [entry["name"] for entry in entries]
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> Any:
         file = self._file(path)
         if file is None:
             raise FileNotFoundError(path)

@@ -9,12 +9,17 @@ nearly orthogonal to those of other experts.
 from __future__ import annotations
 
 import hashlib
+import os
+from queue import SimpleQueue
 
 import numpy as np
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK64 = (1 << 64) - 1
 _CHUNK = 1 << 15  # words: three arrays of 256 KiB fit in the second-level cache
+_BUFFERS: SimpleQueue[np.ndarray] = SimpleQueue()
+for _ in range(os.cpu_count() or 1):
+    _BUFFERS.put(np.empty((3, _CHUNK), dtype=np.uint64))
 _STEPS = np.arange(_CHUNK, dtype=np.uint64) * np.uint64(_GOLDEN)
 _SIGN_EXPONENT_MANTISSA = np.uint64(0x81F8_81F8_81F8_81F8)  # sign, two bits of the exponent, four of the mantissa
 _SMALLEST = np.uint64(0x3B00_3B00_3B00_3B00)  # 2^-9 in bf16
@@ -41,14 +46,22 @@ def _splitmix64(words: np.ndarray, scratch: np.ndarray, seed: int, first_word: i
 def fill_tensor_bytes(out: np.ndarray, start: int, base_seed: int, expert_seed: int | None) -> None:
     """Write the bytes [start, start + len(out)) of a tensor into `out`, uint8.
 
-    Cost: 256 KiB chunks; no memory beyond three of them.
+    Waits where as many threads as there are cores generate already: what the C library keeps for each thread would be
+    measured as memory of a merge.
     """
-    size = min(_CHUNK, len(out) // 8 + 2)
-    words, other, scratch = (np.empty(size, dtype=np.uint64) for _ in range(3))
+    buffers = _BUFFERS.get()
+    try:
+        _fill(out, start, base_seed, expert_seed, buffers)
+    finally:
+        _BUFFERS.put(buffers)
+
+
+def _fill(out: np.ndarray, start: int, base_seed: int, expert_seed: int | None, buffers: np.ndarray) -> None:
+    words, other, scratch = buffers
     done = 0
     while done < len(out):
         first_word, skip = divmod(start + done, 8)
-        count = min(size, -(-(skip + len(out) - done) // 8))
+        count = min(_CHUNK, -(-(skip + len(out) - done) // 8))
         chunk = words[:count]
         _splitmix64(chunk, scratch[:count], base_seed, first_word)
         np.bitwise_and(chunk, _SIGN_EXPONENT_MANTISSA, out=chunk)
