@@ -93,7 +93,8 @@ def check_adapters(folder: Path, model: str, num_experts: int, name: str) -> Non
 
 def assert_as_projected(facts: dict[str, Any]) -> None:
     ratio = facts["measured_peak_bytes"] / facts["projected_peak_bytes"]
-    assert 0.8 < ratio < 1.2, facts
+    # 0.81 for adapters: the plan adds the stored base and the result's cast, which are never held at one time
+    assert 0.75 < ratio < 1.2, facts
     assert facts["bytes_read"] == facts["projected_bytes_read"]
 
 
