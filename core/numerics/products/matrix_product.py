@@ -9,35 +9,37 @@ Shapes: M = rows and K = columns of the product, R = the dimension that is summe
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
 from ..lazy_torch import torch
 
-_SMALLEST = 1 << 21  # multiplications; the calls of oneDNN take longer than those of MKL
-_ROWS = 256  # of the left matrix at a time where a product is added: limits the work space
+_SMALLEST = 1 << 22  # multiplications; the calls of oneDNN take longer than those of MKL
+
+# oneDNN generates code for every combination of sizes and keeps it, 0.7 MB each. So there are few sizes: of the rows of
+# the product, of the dimension that is summed over, and of the columns. What is left over is torch's.
+_ROWS = (256, 128)
+_SUMMED = (1024, 512, 256, 128)
+_COLUMNS = (2048, 1024, 512, 256, 128)
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Return left @ right, (M, K), of matrices (M, R) and (R, K) with the same dtype and device."""
     if not _by_onednn(left, right):
         return left @ right
-    return _multiplied(_packed(left), _packed(right.T))
+    return _add(left.new_zeros((left.shape[0], right.shape[1])), left, right, 1.0)
 
 
 def add_product(
     total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, alpha: float = 1.0, beta: float = 1.0
 ) -> torch.Tensor:
-    """Replace total (M, K) by beta total + alpha left @ right, and return it; 256 K elements of work space."""
+    """Replace total (M, K) by beta total + alpha left @ right, and return it; work space for parts of the product."""
     if not _by_onednn(left, right):
         return total.addmm_(left, right, alpha=alpha, beta=beta)
-    weights = _packed(right.T)
-    for start in range(0, left.shape[0], _ROWS):
-        rows = slice(start, start + _ROWS)
-        part = total[rows] if beta == 1.0 else total[rows].mul_(beta)
-        part.add_(_multiplied(_packed(left[rows]), weights), alpha=alpha)
-    return total
+    return _add(total if beta == 1.0 else total.mul_(beta), left, right, alpha)
 
 
 def uses_onednn(matrix: torch.Tensor) -> bool:
@@ -55,19 +57,57 @@ def uses_onednn(matrix: torch.Tensor) -> bool:
 
 
 def _by_onednn(left: torch.Tensor, right: torch.Tensor) -> bool:
-    size = left.shape[0] * left.shape[1] * right.shape[1]
-    return size >= _SMALLEST and uses_onednn(left) and uses_onednn(right)
+    sizes = left.shape[0], left.shape[1], right.shape[1]
+    is_large = min(sizes) >= _ROWS[-1] and math.prod(sizes) >= _SMALLEST
+    return is_large and uses_onednn(left) and uses_onednn(right)
 
 
-def _multiplied(left: torch.Tensor, right_t: torch.Tensor) -> torch.Tensor:
-    """Return left @ right_t^T by oneDNN, of matrices (M, R) and (K, R) that `_packed` returned."""
-    found = torch.ops.mkldnn._linear_pointwise(left, right_t, None, "none", [], "")
+def _add(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Add alpha left @ right to total (M, K), part by part."""
+    all_rows, all_summed, all_columns = (
+        _parts(length, sizes)
+        for length, sizes in ((left.shape[0], _ROWS), (left.shape[1], _SUMMED), (right.shape[1], _COLUMNS))
+    )
+    for summed in all_summed:
+        for columns in all_columns:
+            weights = _packed(right[summed, columns])
+            for rows in all_rows:
+                part = _multiplied(left[rows, summed].contiguous(), weights)
+                total[rows, columns].add_(part, alpha=alpha)
+    num_rows, num_summed, num_columns = (
+        parts[-1].stop if parts else 0 for parts in (all_rows, all_summed, all_columns)
+    )
+    if num_columns < total.shape[1]:
+        total[:num_rows, num_columns:].addmm_(
+            left[:num_rows, :num_summed], right[:num_summed, num_columns:], alpha=alpha
+        )
+    if num_summed < left.shape[1]:
+        total[:num_rows].addmm_(left[:num_rows, num_summed:], right[num_summed:], alpha=alpha)
+    if num_rows < total.shape[0]:
+        total[num_rows:].addmm_(left[num_rows:], right, alpha=alpha)
+    return total
+
+
+def _parts(length: int, sizes: Sequence[int]) -> list[slice]:
+    """Return slices of these sizes, descending, from the start of a dimension; less than the last is left over."""
+    parts: list[slice] = []
+    start = 0
+    for size in sizes:
+        while length - start >= size:
+            parts.append(slice(start, start + size))
+            start += size
+    return parts
+
+
+def _multiplied(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return left @ right by oneDNN, of a contiguous matrix and one that `_packed` returned."""
+    found = torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
     return cast("torch.Tensor", found)
 
 
 def _packed(matrix: torch.Tensor) -> torch.Tensor:
     """Return a matrix without gaps between its rows or columns. For others oneDNN has a path that takes minutes."""
-    return matrix if matrix.is_contiguous() or matrix.T.is_contiguous() else matrix.contiguous()
+    return matrix.contiguous() if matrix.stride(1) == 1 else matrix.T.contiguous().T
 
 
 @lru_cache(maxsize=1)
