@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if results is not None:
                 results = results.with_row(rows[-1])
                 write_results(given.json, results)
-    if given.page is not None and results is not None:
-        given.page.write_text(page(results))
+    if given.page is not None and given.json is not None:
+        given.page.write_text(page(read_results(given.json)))  # of the file, which holds fewer digits
     if reference is None:
         return 0
     worse = worse_ratios(rows, reference)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from . import __main__ as peers
 from .__main__ import begin, main
+from .case import Case
 from .page import page
 from .results import Figures, Results, Row, read_results, write_results
 from .timing import machine
@@ -89,6 +91,17 @@ def test_figures_of_two_machines_are_not_mixed(tmp_path: Path) -> None:
     write_results(file, results(row("merges", "a", eigenmerge=[{"cpu": 1.0}])))
     with pytest.raises(SystemExit, match="of another machine"):
         main(["--only", "layers", "--json", str(file)])
+
+
+def test_the_page_of_a_measurement_is_that_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file has four digits after the point: 0.390499 is shown as 0.390, and as 0.391 from the file."""
+    figures = {"wall": 0.39046, "cpu": 0.390499, "bytes": 1.5e8, "requests": 45.0}
+    case = Case("reading", "full experts, local disk", {"eigenmerge": lambda: figures}, 1)
+    monkeypatch.setattr(peers, "GROUPS", {"reading": lambda _: iter([case])})
+    measured, again, file = tmp_path / "measured.md", tmp_path / "again.md", tmp_path / "figures.json"
+    main(["--json", str(file), "--page", str(measured)])
+    main(["--only", "none", "--json", str(file), "--page", str(again)])
+    assert measured.read_text() == again.read_text()
 
 
 def test_the_committed_page_is_that_of_the_committed_figures(tmp_path: Path) -> None:
