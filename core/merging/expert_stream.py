@@ -10,6 +10,7 @@ import torch
 from ..errors import NonFiniteError
 from ..formats.dtypes import FLOAT8_DTYPES
 from ..listing import LoraSource, StackedLora, TensorSource
+from ..numerics.cast import count_nonfinite
 from ..numerics.linear_algebra import TOO_LARGE
 from ..numerics.noise.storage_noise import StorageNoise, is_noise, storage_noise
 from ..numerics.task_vectors import LowRank, may_overflow
@@ -337,11 +338,9 @@ class ExpertStream:
     def _checked(self, stored: torch.Tensor, source: TensorSource) -> torch.Tensor:
         """Return the tensor in the arithmetic dtype, after a check that all values are finite."""
         tensor = stored.to(self.device).to(self.dtype)  # in this order: a copy to a GPU moves the stored bytes
-        # A sum is Inf or NaN if any term is. Only then the terms are checked one by one.
-        if tensor.numel() and not bool(torch.isfinite(tensor.sum())):
-            bad = int(tensor.numel() - torch.isfinite(tensor).sum())
-            if bad:
-                raise nonfinite_input(source, self.tensor.name, bad, tensor.numel())
+        bad = count_nonfinite(tensor)
+        if bad:
+            raise nonfinite_input(source, self.tensor.name, bad, tensor.numel())
         return tensor
 
 

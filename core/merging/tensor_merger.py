@@ -15,7 +15,7 @@ from ..cache.spectra.kept_spectra import KeptSpectra
 from ..cache.spectra.table_file import TableRow
 from ..errors import NonFiniteError
 from ..formats.digest import hash_bytes
-from ..numerics.cast import round_once
+from ..numerics.cast import count_nonfinite, round_once
 from ..numerics.interference.expert_probes import Measures, rounded
 from ..numerics.linear_algebra import overflow_refused
 from ..numerics.method import DirectMethod
@@ -351,10 +351,9 @@ def _cast(result: torch.Tensor, entry: OutputEntry, name: str, check: bool) -> t
     """
     assert tuple(result.shape) == entry.shape, (entry.name, result.shape, entry.shape)
     merged = round_once(result, torch_dtype(entry.dtype))
-    if check and merged.numel() and merged.is_floating_point() and not bool(torch.isfinite(merged.float().sum())):
-        bad = int(merged.numel() - torch.isfinite(merged).sum())
-        if bad:
-            raise does_not_fit(name, bad, float(result.abs().max()), entry.dtype)
+    bad = count_nonfinite(merged) if check and merged.is_floating_point() else 0
+    if bad:
+        raise does_not_fit(name, bad, float(result.abs().max()), entry.dtype)
     return merged
 
 

@@ -1,4 +1,4 @@
-"""Cast the result of a merge to its output dtype with one rounding."""
+"""Cast the result of a merge to its output dtype with one rounding, and count values that are not finite."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ def round_once(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         span = slice(start, start + _BLOCK)
         target[span] = _round_to_odd(source[span]).to(dtype)
     return result
+
+
+def count_nonfinite(tensor: torch.Tensor) -> int:
+    """Return the number of NaN and Inf in a floating point tensor; needs work space only if there may be one."""
+    # A sum is Inf or NaN if any term is. Only then the terms are checked one by one.
+    dtype = torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype
+    if bool(torch.isfinite(tensor.sum(dtype=dtype))):
+        return 0
+    return tensor.numel() - int(torch.isfinite(tensor).sum())
 
 
 def _round_to_odd(values: torch.Tensor) -> torch.Tensor:

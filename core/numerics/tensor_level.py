@@ -5,7 +5,6 @@ Shapes: M = out features (D1), K = in features (D2), N = experts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast, get_args, overload
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import CheckpointError, NonFiniteError, RecipeError, ShapeError
 from .apply_filter import apply_factors
-from .cast import round_once
+from .cast import count_nonfinite, round_once
 from .lazy_torch import torch
 from .linear_algebra import TOO_LARGE, overflow_refused
 from .method import AnyMethod, DirectMethod, ExpertParameters, MethodParameters, Side, SpectralMethod
@@ -154,7 +153,7 @@ def merge_task_vectors(
         else:
             merged = _merge_direct(chosen, settings, experts, stacked, own_base, seed, svc)
         result = round_once(merged, result_dtype)
-        if _count_nonfinite(result):
+        if count_nonfinite(result):
             raise NonFiniteError(f"{chosen.name}: the merged values do not fit {result_dtype}, or {TOO_LARGE}")
         return result.numpy() if returns_array else result
 
@@ -322,15 +321,9 @@ def _find_common_dtype(vectors: list[torch.Tensor | LowRank]) -> torch.dtype:
 
 def _check_finite(index: int, vector: torch.Tensor | LowRank) -> None:
     tensors = (vector.left, vector.right) if isinstance(vector, LowRank) else (vector,)
-    bad = sum(map(_count_nonfinite, tensors))
+    bad = sum(map(count_nonfinite, tensors))
     if bad:
         raise NonFiniteError(f"task vector {index} holds {bad} NaN or Inf values; expected finite numbers")
-
-
-def _count_nonfinite(tensor: torch.Tensor) -> int:
-    if math.isfinite(tensor.sum().item()):  # a sum is Inf or NaN if any term is; needs no work space
-        return 0
-    return tensor.numel() - int(torch.isfinite(tensor).sum())
 
 
 def _parse_calibration(calibration: Mapping[str, Mapping[str, Any]] | None) -> _Svc | None:
