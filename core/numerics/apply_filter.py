@@ -81,5 +81,5 @@ def _combined_left(spectrum: Spectrum, factors: Factors, kept: slice | torch.Ten
     count = len(spectrum.values[kept])
     left = torch.zeros((count, len(range(spectrum.shape[0])[outputs])), dtype=like.dtype, device=like.device)
     for name, weight in factors.weights.items():
-        left.addcmul_(spectrum.left[name][kept][:, outputs], weight[kept].to(left.dtype).unsqueeze(1))
+        left.addcmul_(spectrum.left[name][:, outputs][kept], weight[kept].to(left.dtype).unsqueeze(1))
     return left

@@ -48,7 +48,7 @@ def adam_displacement(
     moved, gradient = torch.zeros_like(residual), torch.empty_like(residual)
     first, second = torch.zeros_like(residual), torch.zeros_like(residual)
     for step in range(1, iterations + 1):
-        add_product(gradient.copy_(residual), moved, C, beta=-2.0, alpha=2.0)
+        add_product(torch.mul(residual, -2.0, out=gradient), moved, C, alpha=2.0)
         first.lerp_(gradient, 1.0 - _BETA1)
         second.mul_(_BETA2).addcmul_(gradient, gradient, value=1.0 - _BETA2)
         torch.sqrt(second, out=gradient)

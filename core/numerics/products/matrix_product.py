@@ -2,7 +2,7 @@
 
 torch multiplies matrices of float32 with MKL, which uses AVX-512 on processors of Intel only. oneDNN, a part of torch
 for the layers of neural networks, uses it on those of AMD too, and takes less than half of the time there
-(docs/decisions/016-products.md). Everything else, float64, GPUs and small matrices among it, is left to torch.mm.
+(docs/decisions/016-products.md). Everything else, float64, GPUs and small matrices included, is left to torch.mm.
 
 Shapes: M = rows and K = columns of the product, R = the dimension that is summed over.
 """
@@ -17,10 +17,10 @@ from typing import cast
 
 from ..lazy_torch import torch
 
-_SMALLEST = 1 << 22  # multiplications; the calls of oneDNN take longer than those of MKL
+_SMALLEST = 1 << 22  # multiplications; below that, a call of oneDNN takes longer than one of MKL
 
-# oneDNN generates code for every combination of sizes and keeps it, 0.7 MB each. So there are few sizes: of the rows of
-# the product, of the dimension that is summed over, and of the columns. What is left over is torch's.
+# oneDNN generates code for every combination of sizes, and keeps it: 0.7 MB each. So a product is divided into parts of
+# few sizes: these numbers of rows, of terms that are summed, and of columns. torch.mm computes what remains.
 _ROWS = (256, 128)
 _SUMMED = (1024, 512, 256, 128)
 _COLUMNS = (2048, 1024, 512, 256, 128)
@@ -33,13 +33,11 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return _add(left.new_zeros((left.shape[0], right.shape[1])), left, right, 1.0)
 
 
-def add_product(
-    total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, alpha: float = 1.0, beta: float = 1.0
-) -> torch.Tensor:
-    """Replace total (M, K) by beta total + alpha left @ right, and return it; work space for parts of the product."""
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, alpha: float = 1.0) -> torch.Tensor:
+    """Add alpha left @ right to total (M, K) in place, and return it; needs work space for a part of the product."""
     if not _by_onednn(left, right):
-        return total.addmm_(left, right, alpha=alpha, beta=beta)
-    return _add(total if beta == 1.0 else total.mul_(beta), left, right, alpha)
+        return total.addmm_(left, right, alpha=alpha)
+    return _add(total, left, right, alpha)
 
 
 def uses_onednn(matrix: torch.Tensor) -> bool:
@@ -112,7 +110,7 @@ def _packed(matrix: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def _is_faster() -> bool:
-    """Return whether oneDNN is faster than MKL on this processor: one with AVX-512 that Intel did not make."""
+    """Return whether oneDNN is faster than MKL on this processor: one of AMD with AVX-512."""
     return (
         torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
