@@ -49,14 +49,16 @@ def prepared_database(file: Path | None, places: Sequence[Path]) -> Generator[bo
     file : of the database; None: not one on this disk, which is left to Prefect
     places : of cached databases
     """
-    is_new = file is not None and not any(Path(f"{file}{suffix}").exists() for suffix in _SUFFIXES)
-    known = [] if file is None else [(place, _revision(place)) for place in places]
-    cached = next(((place, revision) for place, revision in known if revision is not None), None)
-    if file is not None and is_new and cached is not None:
+    if file is None:
+        yield False
+        return
+    is_new = not any(Path(f"{file}{suffix}").exists() for suffix in _SUFFIXES)
+    cached = next((place for place in places if _revision(place) is not None), None)
+    if is_new and cached is not None:
         with contextlib.suppress(OSError):
-            _copy_if_absent(cached[0], file)
-    yield file is not None and cached is not None and _revision(file) == cached[1]
-    if file is not None and is_new and cached is None:
+            _copy_if_absent(cached, file)
+    yield cached is not None and _revision(file) == _revision(cached)
+    if is_new and cached is None:
         _keep_in_first(file, places)
 
 
