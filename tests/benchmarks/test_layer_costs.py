@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -12,17 +11,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from layer_costs import LAYERS_70B, free_bytes, measure_rates, planned_layer, predicted_seconds, run_layer
 
+from tests.resident_memory import reset_peak, resident
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-def resident(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-def start_high_water_mark() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -57,7 +48,7 @@ def test_70b_layers_on_a_cpu(name: str, shape: tuple[int, int], num_experts: int
     if projected > 0.9 * free_bytes("cpu"):
         pytest.skip(f"{name} needs {projected / 1e9:.0f} GB of memory")
     torch.linalg.eigh(torch.eye(256))  # loads the library
-    start_high_water_mark()
+    reset_peak()
     before = resident("VmRSS")
     seconds = run_layer(shape, num_experts, None, "cpu")
     peak = resident("VmHWM") - before

@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from models import Size, write_models  # noqa: E402
-from peers.timing import machine, run  # noqa: E402
+from peers.timing import EIGENMERGE, machine, run  # noqa: E402
 
 METHODS = ("linear", "swudi_a")
 EXPERTS = 4
@@ -79,7 +79,7 @@ def merge(work: Path, recipe: dict[str, Any], *options: str, keep_store: bool = 
     text.write_text(json.dumps({"dtype": "bfloat16", **recipe}))
     for folder in (out,) if keep_store else (out, store):
         shutil.rmtree(folder, ignore_errors=True)
-    command = [str(Path(sys.executable).parent / "eigenmerge"), "merge", str(text), str(out), "--store", str(store)]
+    command = [EIGENMERGE, "merge", str(text), str(out), "--store", str(store)]
     return run([*command, "--quiet", "--no-prefect", *options], environment())
 
 

@@ -68,28 +68,33 @@ def page(results: Results) -> str:
 
 def _merges(rows: Sequence[Row]) -> Iterator[str]:
     yield _MERGES
-    heads = [f"{what}: {who}" for what in ("CPU s", "wall s", "GB") for who in ("ours", "mergekit", "ratio")]
-    lines: list[list[str]] = []
-    for row in rows:
-        cells = [row.label]
-        for figure, digits, unit in (("cpu", 1, 1.0), ("wall", 1, 1.0), ("memory", 2, _GB)):
-            cells += [show(row, who, figure, digits, unit) for who in ("eigenmerge", "mergekit")]
-            cells.append(_number(ratio(row, figure), 2))
-        lines.append(cells)
-    yield from _table(["merge", *heads], lines)
+    figures = (("CPU s", "cpu", 1, 1.0), ("wall s", "wall", 1, 1.0), ("GB", "memory", 2, _GB))
+    yield from _comparison(rows, "merge", "mergekit", figures)
 
 
 def _layers(rows: Sequence[Row]) -> Iterator[str]:
     yield _LAYERS
-    heads = [f"{what}: {who}" for what in ("CPU s", "GB") for who in ("ours", "published", "ratio")]
+    yield from _comparison(rows, "out x in", "published", (("CPU s", "cpu", 2, 1.0), ("GB", "memory", 3, _GB)))
+
+
+def _comparison(
+    rows: Sequence[Row], title: str, other: str, figures: Sequence[tuple[str, str, int, float]]
+) -> Iterator[str]:
+    """Yield a table of ours, the other's and their ratio.
+
+    Parameters
+    ----------
+    figures : of each its head, its name in the rows, the digits that are shown, and its unit
+    """
+    heads = [f"{head}: {who}" for head, *_ in figures for who in ("ours", other, "ratio")]
     lines: list[list[str]] = []
     for row in rows:
         cells = [row.label]
-        for figure, digits, unit in (("cpu", 2, 1.0), ("memory", 3, _GB)):
-            cells += [show(row, who, figure, digits, unit) for who in ("eigenmerge", "published")]
-            cells.append(_number(ratio(row, figure, other="published"), 2))
+        for _, figure, digits, unit in figures:
+            cells += [show(row, who, figure, digits, unit) for who in ("eigenmerge", other)]
+            cells.append(_number(ratio(row, figure, other=other), 2))
         lines.append(cells)
-    yield from _table(["out x in", *heads], lines)
+    yield from _table([title, *heads], lines)
 
 
 def _kept(rows: Sequence[Row]) -> Iterator[str]:

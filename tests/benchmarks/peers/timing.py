@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
+#: The command of this package in the environment that runs the measurement.
+EIGENMERGE = str(Path(sys.executable).parent / "eigenmerge")
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float, float, float]:

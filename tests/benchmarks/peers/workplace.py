@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .results import Figures
-from .timing import ROOT, run
+from .timing import EIGENMERGE, ROOT, program, run
 
 _DENSITY = {"ties": 0.3, "dare_ties": 0.5}
 _MB = 2**20
@@ -41,15 +40,7 @@ class Workplace:
             if (found / f"expert{num_experts - 1}").exists():
                 target = found
         if not target.exists():
-            writer = [
-                sys.executable,
-                "-m",
-                "tests.benchmarks.peers.programs.llama",
-                str(target),
-                size,
-                str(num_experts),
-            ]
-            run(writer, os.environ)
+            run(program("llama", str(target), size, str(num_experts)), os.environ)
         return target
 
     def recipe(self, models: Path, method: str, num_experts: int, **keys: object) -> Path:
@@ -68,7 +59,7 @@ class Workplace:
     ) -> Figures:
         """Merge with this package into an empty folder, from an empty store unless `keep_store`."""
         self.remove("out", *([] if keep_store else [store]))
-        command = [str(Path(sys.executable).parent / "eigenmerge"), "merge", str(recipe), str(self.folder / "out")]
+        command = [EIGENMERGE, "merge", str(recipe), str(self.folder / "out")]
         command += ["--store", str(self.folder / store), "--quiet", *options]
         return command_figures(command, environment or all_cores())
 

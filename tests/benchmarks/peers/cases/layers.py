@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from functools import partial
 
 from ..case import Case
 from ..results import Figures
-from ..timing import run_with_output
+from ..timing import program, run_with_output
 from ..workplace import one_core
 
 SHAPES = ((8192, 2048), (2048, 2048), (1024, 4096))
@@ -24,5 +23,5 @@ def cases() -> Iterator[Case]:
 
 
 def _run_layer(contender: str, rows: int, columns: int) -> Figures:
-    command = [sys.executable, "-m", "tests.benchmarks.peers.programs.one_layer", contender, str(rows), str(columns)]
+    command = program("one_layer", contender, str(rows), str(columns))
     return json.loads(run_with_output(command, one_core())[3])

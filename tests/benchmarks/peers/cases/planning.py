@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..case import Case
 from ..results import Figures
-from ..timing import run
+from ..timing import EIGENMERGE, program, run
 from ..workplace import Workplace, all_cores, command_figures
 
 NUM_PARENTS = 3
@@ -21,19 +20,11 @@ def cases(place: Workplace) -> Iterator[Case]:
     def plan() -> Figures:
         models = place.folder / "headers"
         if not models.exists():
-            writer = [
-                sys.executable,
-                "-m",
-                "tests.benchmarks.peers.programs.headers",
-                str(models),
-                str(NUM_PARENTS + 1),
-            ]
-            run(writer, all_cores())
+            run(program("headers", str(models), str(NUM_PARENTS + 1)), all_cores())
         names = [str(models / f"model{index}") for index in range(NUM_PARENTS + 1)]
         recipe = place.folder / "plan.json"
         recipe.write_text(json.dumps({"merge_method": "swudi_a", "base_model": names[0], "models": names[1:]}))
-        eigenmerge = str(Path(sys.executable).parent / "eigenmerge")
-        figures = command_figures([eigenmerge, "plan", str(recipe)], all_cores())
+        figures = command_figures([EIGENMERGE, "plan", str(recipe)], all_cores())
         return figures | {"tensors": _num_tensors(models / "model0")}
 
     # The first plan fills the page cache: a hole is slower to read than a file that is in it.

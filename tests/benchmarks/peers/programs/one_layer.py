@@ -9,15 +9,14 @@ the peak of resident memory during the merge minus that before it, when the expe
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from eigenmerge import merge_task_vectors
+from tests.resident_memory import reset_peak, resident
 
 from .published import published_swudi
 
@@ -33,19 +32,12 @@ def merge_layer(contender: str, task_vectors: Sequence[torch.Tensor]) -> torch.T
     return merge_task_vectors(task_vectors, "swudi", exp_time=EXP_TIME, rank_ratio=RANK_RATIO)
 
 
-def resident(field: str) -> int:
-    """Return VmRSS or VmHWM in bytes."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
-
-
 def main(contender: str, rows: int, columns: int) -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     task_vectors = [torch.randn(rows, columns, generator=generator).mul_(1e-3) for _ in range(NUM_EXPERTS)]
     merge_layer(contender, [one[:64, :64].contiguous() for one in task_vectors])  # loads modules and libraries
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    reset_peak()
     before, started, cpu = resident("VmRSS"), time.monotonic(), time.process_time()
     merged = merge_layer(contender, task_vectors)
     figures = {"cpu": time.process_time() - cpu, "wall": time.monotonic() - started}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from time import process_time
 from timeit import repeat
 
@@ -13,6 +12,7 @@ import torch
 from eigenmerge.core.numerics.products import matrix_product
 from eigenmerge.core.numerics.products.half_product import gram
 from eigenmerge.core.numerics.products.matrix_product import add_product, product, uses_onednn
+from tests.resident_memory import resident
 
 from ..conditioning import rounding_bound
 
@@ -62,8 +62,8 @@ def test_every_layout(onednn: None, shape: tuple[int, int, int], left_layout: st
     assert found.shape == (rows, columns) and found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=bound)
 
-    total = torch.ones(rows, 2 * columns)[:, :columns]  # a part of a larger matrix, as the blocks of C are
-    assert add_product(total, left, right, alpha=-2.0, beta=3.0) is total
+    total = torch.full((rows, 2 * columns), 3.0)[:, :columns]  # a part of a larger matrix, as the blocks of C are
+    assert add_product(total, left, right, alpha=-2.0) is total
     torch.testing.assert_close(total.double(), 3.0 - 2.0 * expected, rtol=0, atol=3 * bound + 1e-6)
 
 
@@ -118,10 +118,6 @@ def test_the_processor_decides(monkeypatch: pytest.MonkeyPatch, vendor: str, cap
 
 def test_memory_does_not_grow_with_the_number_of_sizes(onednn: None) -> None:
     """oneDNN keeps 0.7 MB of code for every combination of sizes that it meets."""
-    status = Path("/proc/self/status")
-
-    def resident_mb() -> float:
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS")) / 1024
 
     def multiply(columns: range) -> None:
         for count in columns:
@@ -129,6 +125,6 @@ def test_memory_does_not_grow_with_the_number_of_sizes(onednn: None) -> None:
 
     left, right = torch.ones(256, 700), torch.ones(700, 700)
     multiply(range(690, 700))
-    before = resident_mb()
+    before = resident("VmRSS")
     multiply(range(300, 690))
-    assert resident_mb() - before < 60
+    assert resident("VmRSS") - before < 60 * 2**20
