@@ -27,8 +27,8 @@ from .plan import (
 
 # Increase when the bytes of a part change although no method changes (rounding of the cast, order of the sums).
 PART_VERSION = 1
-# The same for matrix products, of which spectra, their sums and parts are made. 2 multiplies by oneDNN on some
-# processors, and does not divide the experts by their norms before the product for D.
+# The same for matrix products, by which spectra, kept sums and parts are computed. Since 2, oneDNN multiplies on some
+# processors, and experts are not divided by their norms before the product for D.
 _PRODUCT_VERSION = 2
 # The same for sums of plain task vectors, from which means of 1-D tensors are computed.
 SUM_VERSION = 1

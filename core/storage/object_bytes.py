@@ -15,7 +15,7 @@ from .store import Store
 _REQUEST_BYTES = 8 * 2**20  # long enough that bandwidth dominates latency, short enough to repeat after a failure
 _PARALLEL_REQUESTS = 8
 
-_LARGE_BYTES = 2**20  # above the work buffers of a merge by blocks; the last request of a tensor may be small
+_LARGE_BYTES = 2**20  # larger than the work buffers of a merge by blocks, smaller than most requests
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 

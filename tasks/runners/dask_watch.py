@@ -14,7 +14,7 @@ from ...core.errors import WorkerError
 #: Workers that a cluster starts in place of dead ones have this time, as has a scheduler that is busy.
 PATIENCE_SECONDS = 45.0
 _ASK_EVERY_SECONDS = 3.0
-_LONGEST_PAUSE_SECONDS = 10.0  # between two checks; a longer one is no patience with the cluster
+_LONGEST_PAUSE_SECONDS = 10.0  # between two checks; a longer pause of this process is no silence of the cluster
 
 
 class DaskWatch:

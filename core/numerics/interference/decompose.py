@@ -95,7 +95,7 @@ def decomposition_elements(shape: tuple[int, int], max_ranks: Sequence[int], rou
     if route == "gram":
         accumulating = 4 * matrix + 2 * square  # C, D, S; one expert, and its transpose on a GPU; its Gram matrix
         decomposing = 2 * matrix + 5 * square  # C, D, S; eigenvectors and LAPACK's work space
-        projecting = 4 * matrix + 3 * square  # two left blocks and right, and their resolved rows; packed operands
+        projecting = 4 * matrix + 3 * square  # two left blocks and right, and copies of their resolved rows
         return max(accumulating, decomposing, projecting)
     stacked = sum(max_ranks)
     order = min(stacked, columns)

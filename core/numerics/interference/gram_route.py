@@ -71,7 +71,7 @@ def spectrum_of_operator(
     del vectors
     total = product(right, S.T)
     del S
-    # of one expert D = v C = S C: computed from S, the result is that expert up to rounding, whatever its spectrum
+    # With one expert D = v C = S C. Computed from S, the result is that expert up to rounding, whatever its spectrum.
     is_solution = one_expert_is_solution and one_expert
     target = total * values.unsqueeze(1) if is_solution else product(right, D.T)
     del D
